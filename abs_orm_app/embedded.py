@@ -277,9 +277,7 @@ def _cluster(directory: Path, tools: Programs) -> Path:
 
 
 def _settled(data: Path) -> Postmaster | None:
-    """The server in `data` after waiting for one that is starting or stopping."""
-    import psutil  # only here: a heavy import, and it comes with the wheel
-
+    """The server in `data`, after waiting for one that is starting or stopping."""
     pid_file = data / "postmaster.pid"
     deadline = time.monotonic() + DEADLINE
     while time.monotonic() < deadline:
@@ -287,16 +285,26 @@ def _settled(data: Path) -> Postmaster | None:
             return server
         try:
             pid = int(pid_file.read_text().split("\n")[0])
-            alive = Path(psutil.Process(pid).cwd()) == data
-        except (OSError, ValueError, psutil.NoSuchProcess):
-            break
-        except psutil.AccessDenied:
-            alive = False
-        if not alive:  # the number belongs to another process now
-            pid_file.unlink(missing_ok=True)
-            break
+        except (OSError, ValueError):
+            return None
+        if not _works_in(pid, data):
+            return None
         time.sleep(0.02)
     return None
+
+
+def _works_in(pid: int, data: Path) -> bool:
+    """Whether a process is the postmaster of `data`; removes the file of one that is not."""
+    import psutil  # here because it is slow to import; it comes with the wheel
+
+    with suppress(psutil.Error):
+        if Path(psutil.Process(pid).cwd()) == data:
+            return True
+    # PostgreSQL itself takes care of the file of a process that is gone. But the number may have
+    # been given to another process, or nobody has collected the dead one.
+    if psutil.pid_exists(pid):
+        (data / "postmaster.pid").unlink()
+    return False
 
 
 def _socket_dir(data: Path, tools: Programs) -> Path:

@@ -1,0 +1,35 @@
+"""The suite's own PostgreSQL, and no pool: `DB_POOL_MODE=null` opens a fresh connection each time.
+
+So the tests of several developers, and of several processes, neither meet on one server nor
+exhaust it. A test of the pool opts in, with a server of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.servers import Server
+
+# pytest-django reads the settings after this file: what they depend on is set here.
+_server = Server().__enter__()
+for name in [name for name in os.environ if name.startswith(("DB_", "DATABASE_URL"))]:
+    del os.environ[name]
+os.environ |= {
+    "DJANGO_SETTINGS_MODULE": "abs_project.settings",
+    "DATABASE_URL": _server.url,
+    "DB_POOL_MODE": "null",
+}
+
+
+def pytest_unconfigure() -> None:
+    _server.__exit__(None, None, None)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A PostgreSQL of the test's own, to do anything to."""
+    with Server() as own:
+        yield own

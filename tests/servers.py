@@ -1,0 +1,339 @@
+"""Throw-away PostgreSQL servers that a test may restart, kill, suspend and reconfigure.
+
+    with Server(settings={"max_connections": "20"}) as server:
+        with server.admin() as admin:
+            admin.execute("select 1")
+        server.kill()
+        server.start()
+
+A server is a copy of a cluster that is made once per session, and starts in about 0.1 s.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import random
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+import psutil
+import psycopg
+from psycopg.rows import TupleRow
+
+from abs_orm_app.embedded import Programs, programs, running
+
+PREFIX = "abs_orm_app-test-"
+DEADLINE = 20.0  # seconds, for anything a server is waited for
+SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+# Outside the range from which the kernel gives ports to outgoing connections.
+PORTS = range(20000, 32000)
+# A crash of the operating system may corrupt it: then the test is over, too.
+FAST = {"fsync": "off", "full_page_writes": "off", "shared_buffers": "16MB"}
+FAST |= {"dynamic_shared_memory_type": "mmap"}  # files that go with the directory
+
+
+class Server:
+    """A PostgreSQL 18 on a Unix socket and on a TCP port of 127.0.0.1; superuser `postgres`.
+
+    settings: parameters of postgresql.conf, used at each start.
+    hba: the lines of pg_hba.conf; None trusts everybody.
+
+    It knows no TLS, because the wheel is built without.
+    """
+
+    def __init__(
+        self,
+        settings: Mapping[str, str] | None = None,
+        *,
+        hba: str | None = None,
+    ) -> None:
+        self.settings = dict(settings or {})
+        self.port = 0
+        self._hba = hba
+        self._programs = _programs()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.socket_dir = _new_directory()
+        self._data = self.socket_dir / "data"
+        subprocess.run(["cp", "-a", _template() / "data", self._data], check=True)
+        if self._hba is not None:
+            self._write_hba(self._hba)
+        try:
+            self._start_on_a_free_port()
+        except BaseException:
+            _remove(self.socket_dir)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end()
+        _remove(self.socket_dir)
+
+    # Addresses
+
+    @property
+    def conninfo(self) -> str:
+        """libpq connection string for the Unix socket."""
+        return f"host={self.socket_dir} port={self.port} user=postgres dbname=postgres"
+
+    @property
+    def tcp_conninfo(self) -> str:
+        """libpq connection string for the TCP port."""
+        return f"host=127.0.0.1 port={self.port} user=postgres dbname=postgres"
+
+    @property
+    def url(self) -> str:
+        """DATABASE_URL for the Unix socket."""
+        host = str(self.socket_dir).replace("/", "%2F")
+        return f"postgresql://postgres@{host}:{self.port}/postgres"
+
+    @property
+    def tcp_url(self) -> str:
+        """DATABASE_URL for the TCP port."""
+        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+
+    @property
+    def log(self) -> str:
+        return (self.socket_dir / "log").read_text()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the postmaster; its children are the backends."""
+        assert self._process is not None, "the server is not running"
+        return self._process.pid
+
+    # Faults
+
+    def start(self) -> None:
+        """Start with `settings` and return when the server is ready."""
+        assert self._process is None, "the server is running"
+        options = FAST | {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self.port),
+            "unix_socket_directories": str(self.socket_dir),
+        }
+        with (self.socket_dir / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    self._programs.bin / "postgres",
+                    f"-D{self._data}",
+                    *(f"--{name}={value}" for name, value in (options | self.settings).items()),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                start_new_session=True,  # Ctrl-C is for the tests
+                **self._programs.process,
+            )
+        try:
+            wait_until(self._is_up, "the server to be ready")
+        except BaseException:
+            self._end()
+            raise
+
+    def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
+        """Stop, and return when no process is left: `fast` ends every session with a message,
+        `immediate` drops them, `smart` waits until they end.
+        """
+        os.kill(self.pid, SIGNALS[mode])
+        self._wait_for_the_end()
+
+    def restart(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
+        """Stop and start, on the same port and socket."""
+        self.stop(mode)
+        self.start()
+
+    def kill(self) -> None:
+        """Crash: SIGKILL to the postmaster and all backends, suspended or not."""
+        backends = self._signal(signal.SIGKILL)[1:]
+        self._wait_for_the_end()
+        wait_until(lambda: not any(map(_lives, backends)), "the backends to die")
+
+    def suspend(self) -> None:
+        """Freeze the server: the kernel still accepts connections for it, but nobody answers."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Undo `suspend` and `suspend_backend`."""
+        self._signal(signal.SIGCONT)
+
+    def suspend_backend(self, pid: int) -> None:
+        """Freeze the server process of one session, see `pg_backend_pid()`."""
+        assert pid in [process.pid for process in _family(self.pid)], f"no process {pid} here"
+        os.kill(pid, signal.SIGSTOP)
+
+    def reload(self, hba: str | None = None) -> None:
+        """Read the configuration again, with other lines in pg_hba.conf if given."""
+        if hba is not None:
+            self._write_hba(hba)
+        with self.admin() as admin:
+            admin.execute("select pg_reload_conf()")
+
+    # What the server says
+
+    @contextmanager
+    def admin(self, dbname: str = "postgres") -> Iterator[psycopg.Connection[TupleRow]]:
+        """A superuser's session in autocommit mode, with application_name `admin`."""
+        with psycopg.connect(
+            self.conninfo,
+            autocommit=True,
+            dbname=dbname,
+            application_name="admin",
+            connect_timeout=int(DEADLINE),
+        ) as connection:
+            yield connection
+
+    def sessions(self, application_name: str | None = None) -> int:
+        """Number of clients' sessions on the server: those of one name, or all but `admin`'s."""
+        return self._count("select count(*)", application_name)
+
+    def terminate(self, application_name: str | None = None) -> int:
+        """End the sessions that `sessions` counts, each with a message; returns their number."""
+        return self._count("select count(pg_terminate_backend(pid, 5000))", application_name)
+
+    def _count(self, select: str, application_name: str | None) -> int:
+        with self.admin() as admin:
+            row = admin.execute(
+                f"{select} from pg_stat_activity where backend_type = 'client backend'"
+                " and application_name = coalesce(%(name)s, application_name)"
+                " and pid <> pg_backend_pid()"
+                " and (%(name)s::text is not null or application_name <> 'admin')",
+                {"name": application_name},
+            ).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    # Inside
+
+    def _signal(self, number: signal.Signals) -> list[psutil.Process]:
+        """Send a signal to the postmaster, then to the backends, and return them all."""
+        # A postmaster that has stopped first cannot start more backends.
+        os.kill(self.pid, signal.SIGSTOP)
+        family = _family(self.pid)
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+        return family
+
+    def _wait_for_the_end(self) -> None:
+        assert self._process is not None
+        self._process.wait(DEADLINE)
+        self._process = None
+
+    def _write_hba(self, lines: str) -> None:
+        (self._data / "pg_hba.conf").write_text(lines)
+
+    def _is_up(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise RuntimeError(f"the server did not start:\n{self.log[-2000:]}")
+        return running(self._data) is not None
+
+    def _start_on_a_free_port(self) -> None:
+        for _ in range(9):
+            self.port = random.choice(PORTS)  # noqa: S311
+            try:
+                return self.start()
+            except RuntimeError:
+                if "could not bind" not in self.log:
+                    raise
+        raise RuntimeError("found no free TCP port")
+
+    def _end(self) -> None:
+        """Leave no process, whatever state the server is in."""
+        if self._process is None:
+            return
+        if self._process.poll() is None:
+            self.kill()
+        self._process = None
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = DEADLINE) -> None:
+    """Return when the condition holds; TimeoutError after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {seconds:.1f} s for {what}")
+        time.sleep(0.005)
+
+
+@functools.cache
+def _programs() -> Programs:
+    return programs()
+
+
+@functools.cache
+def _template() -> Path:
+    """A directory with a new cluster in `data`, for this process to copy."""
+    _sweep()
+    directory = _new_directory()
+    _programs().initdb(directory, "data")
+    atexit.register(_remove_if_mine, directory, os.getpid())
+    return directory
+
+
+def _remove_if_mine(directory: Path, owner: int) -> None:
+    if os.getpid() == owner:  # and not a fork of it
+        shutil.rmtree(directory)
+
+
+def _new_directory() -> Path:
+    """A directory that servers can enter; it bears the number of this process, for `_sweep`."""
+    return _programs().own(Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-")))
+
+
+def _sweep() -> None:
+    """Remove what test processes left behind that were killed before they could."""
+    for directory in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
+        owner = int(directory.name.removeprefix(PREFIX).partition("-")[0])
+        if psutil.pid_exists(owner):
+            continue
+        if server := running(directory / "data"):
+            _kill(_family(server.pid))
+        with suppress(OSError):  # another user's
+            _remove(directory)
+
+
+def _family(postmaster: int) -> list[psutil.Process]:
+    """A postmaster, and its backends."""
+    process = psutil.Process(postmaster)
+    return [process, *process.children()]
+
+
+def _lives(process: psutil.Process) -> bool:
+    # Who reaps an orphan may take its time.
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _kill(family: list[psutil.Process]) -> None:
+    for process in family:
+        with suppress(psutil.Error):
+            process.kill()
+
+
+def _remove(directory: Path) -> None:
+    """Remove a server's directory and the shared memory that only a killed one leaves behind."""
+    with suppress(FileNotFoundError):
+        lines = (directory / "data" / "postmaster.pid").read_text().splitlines()
+        if len(lines) > 6 and lines[6]:
+            subprocess.run(["ipcrm", "-m", lines[6].split()[1]], check=False, capture_output=True)
+    shutil.rmtree(directory)
