@@ -1,0 +1,255 @@
+"""The DB_* variables, as PoolSettings and as one entry of DATABASES. `docs/settings.md` lists them.
+
+DATABASES = {"default": database_from_env()}
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from abs_orm_app.address import (
+    DATABASE_URL,
+    DB_PASSWORD_PROVIDER,
+    PARTS,
+    read_address,
+    running,
+    with_default_options,
+)
+from abs_orm_app.variables import (
+    Reader,
+    SettingsError,
+    Variable,
+    one_of,
+    read_env_file,
+    seconds,
+    true_or_false,
+    whole_number,
+)
+
+__all__ = [
+    "PLACEHOLDER_PASSWORDS",
+    "VARIABLES",
+    "Mode",
+    "PoolSettings",
+    "SettingsError",
+    "database_from_env",
+    "pool_processes",
+    "read_env_file",
+    "unknown_pool_variables",
+]
+
+Mode = Literal["pool", "persistent", "pgbouncer", "null"]
+
+MOST_CONNECTIONS = 262143  # PostgreSQL's own upper bound of max_connections
+DAY = 86400.0  # seconds
+PLACEHOLDER_PASSWORDS = frozenset({"change-me"})  # what .env.example puts where a secret belongs
+
+
+def _mode(text: str) -> Mode:
+    return cast(Mode, one_of(*get_args(Mode))(text))
+
+
+def _recycle(text: str) -> int:
+    if text.strip() == "-1":
+        return -1
+    try:
+        return whole_number(1, 2**31 - 1)(text)
+    except ValueError:
+        raise ValueError("is not a whole number of seconds, 1 or more, or -1 for never") from None
+
+
+DB_POOL_MODE = Variable[Mode](name="DB_POOL_MODE", parse=_mode, default="pool")
+DB_POOL_SIZE = Variable(
+    name="DB_POOL_SIZE",
+    parse=whole_number(1, MOST_CONNECTIONS),
+    default=20,
+    refused={
+        "0": "SQLAlchemy takes it as no limit; set 1 or more, or DB_POOL_MODE=null for no pool"
+    },
+)
+DB_MAX_OVERFLOW = Variable(
+    name="DB_MAX_OVERFLOW",
+    parse=whole_number(0, MOST_CONNECTIONS),
+    default=10,
+    refused={
+        "-1": "without a limit (SQLAlchemy's meaning) one burst takes every connection the server"
+        " has, from other applications as well; set how many it can spare"
+    },
+)
+DB_POOL_PRE_PING = Variable(name="DB_POOL_PRE_PING", parse=true_or_false, default=True)
+DB_POOL_RECYCLE = Variable(
+    name="DB_POOL_RECYCLE",
+    parse=_recycle,
+    default=3600,
+    refused={"0": "no connection would be used twice; set DB_POOL_MODE=null if that is meant"},
+)
+DB_POOL_TIMEOUT = Variable(name="DB_POOL_TIMEOUT", parse=seconds(DAY), default=30.0)
+DB_POOL_LEAK_SECONDS = Variable[float | None](
+    name="DB_POOL_LEAK_SECONDS", parse=seconds(DAY), default=None
+)
+DB_POOL_PROCESSES = Variable[int | None](
+    name="DB_POOL_PROCESSES", parse=whole_number(1, MOST_CONNECTIONS), default=None
+)
+DB_DISABLE_SERVER_SIDE_CURSORS = Variable[bool | None](
+    name="DB_DISABLE_SERVER_SIDE_CURSORS", parse=true_or_false, default=None
+)
+
+_ALL: tuple[Variable[Any], ...] = (
+    DATABASE_URL,
+    *PARTS.values(),
+    DB_PASSWORD_PROVIDER,
+    DB_POOL_MODE,
+    DB_POOL_SIZE,
+    DB_MAX_OVERFLOW,
+    DB_POOL_PRE_PING,
+    DB_POOL_RECYCLE,
+    DB_POOL_TIMEOUT,
+    DB_POOL_LEAK_SECONDS,
+    DB_POOL_PROCESSES,
+    DB_DISABLE_SERVER_SIDE_CURSORS,
+)
+VARIABLES = {variable.name: variable for variable in _ALL}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolSettings:
+    """The five settings and the mode; the defaults are those of the variables."""
+
+    mode: Mode = DB_POOL_MODE.default
+    size: int = DB_POOL_SIZE.default  # connections kept open, 1 or more
+    overflow: int = DB_MAX_OVERFLOW.default  # connections opened beyond the size, 0 or more
+    pre_ping: bool = DB_POOL_PRE_PING.default  # a connection is checked before it is handed out
+    recycle: int = DB_POOL_RECYCLE.default  # seconds that a connection is used at most; -1: no end
+    timeout: float = DB_POOL_TIMEOUT.default  # seconds to wait for a connection at most
+
+    @classmethod
+    def from_env(cls, prefix: str = "", environ: Mapping[str, str] | None = None) -> PoolSettings:
+        """Read the settings. Raises SettingsError with everything that is wrong with them."""
+        reader = Reader(environ, prefix)
+        settings = cls.read(reader)
+        reader.stop_if_wrong()
+        return settings
+
+    @classmethod
+    def read(cls, reader: Reader) -> PoolSettings:
+        """Read the settings; what is wrong is noted in the reader, and has its default here."""
+        return cls(
+            mode=reader.read(DB_POOL_MODE),
+            size=reader.read(DB_POOL_SIZE),
+            overflow=reader.read(DB_MAX_OVERFLOW),
+            pre_ping=reader.read(DB_POOL_PRE_PING),
+            recycle=reader.read(DB_POOL_RECYCLE),
+            timeout=reader.read(DB_POOL_TIMEOUT),
+        )
+
+    def pool_options(self) -> dict[str, Any]:
+        """Give OPTIONS["pool"] of a DATABASES entry: parameters of psycopg_pool."""
+        return {
+            "min_size": self.size,
+            "max_size": self.size + self.overflow,
+            "max_lifetime": float("inf") if self.recycle == -1 else float(self.recycle),
+            "timeout": self.timeout,
+        }
+
+    def conn_max_age(self) -> int | None:
+        """Give CONN_MAX_AGE of a DATABASES entry; only `persistent` leaves the age to Django."""
+        if self.mode != "persistent":
+            return 0
+        return None if self.recycle == -1 else self.recycle
+
+
+def database_from_env(
+    prefix: str = "",
+    *,
+    default: str | None = None,
+    base_dir: str | os.PathLike[str] = "",
+    environ: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """One entry of DATABASES, from variables that begin with `prefix` ("REPLICA_").
+
+    A pool setting that is not set with the prefix is taken from the variable without it; the
+    address is not. `default` is the URL to use where no address is set; without one, that is an
+    error. `embedded:///DIR` is a directory relative to `base_dir`, or else to the current one, and
+    its server is started if it does not run. `environ` takes the place of os.environ.
+
+    The entry is plain Django. Beyond that, its key ABS_ORM_APP, which Django ignores, says how the
+    entry came about; `docs/settings.md` lists what is in it.
+
+    Raises SettingsError (an ImproperlyConfigured) that names every variable that is wrong.
+    """
+    reader = Reader(environ, prefix)
+    settings = PoolSettings.read(reader)
+    leak_seconds = reader.read(DB_POOL_LEAK_SECONDS)
+    no_cursors = reader.read(DB_DISABLE_SERVER_SIDE_CURSORS)
+    reader.read(DB_POOL_PROCESSES)
+    given = read_address(reader, default)
+    reader.stop_if_wrong()
+    address = given
+    if given.embedded:
+        address = running(given, Path(base_dir), reader.variables[DATABASE_URL.name])
+    options: dict[str, Any] = with_default_options(address.options, reader.environ)
+    if settings.mode == "pool":
+        options["pool"] = settings.pool_options()
+    return {
+        "ENGINE": address.engine,
+        "NAME": address.name,
+        "USER": address.user,
+        "PASSWORD": address.password,
+        "HOST": address.host,
+        "PORT": address.port,
+        "CONN_MAX_AGE": settings.conn_max_age(),
+        "CONN_HEALTH_CHECKS": settings.pre_ping,
+        "DISABLE_SERVER_SIDE_CURSORS": (
+            settings.mode == "pgbouncer" if no_cursors is None else no_cursors
+        ),
+        "OPTIONS": options,
+        "ABS_ORM_APP": {
+            "mode": settings.mode,
+            "prefix": prefix,
+            "sources": reader.sources,
+            "variables": reader.variables,
+            "leak_seconds": leak_seconds,
+            "embedded": given.embedded,
+            "password_file": reader.secret_file("DB_PASSWORD"),
+            "password_provider": reader.read(DB_PASSWORD_PROVIDER) or None,
+        },
+    }
+
+
+def pool_processes(environ: Mapping[str, str] | None = None) -> int:
+    """How many processes have these pools: DB_POOL_PROCESSES, else WEB_CONCURRENCY, else 1.
+
+    WEB_CONCURRENCY belongs to the web server, which judges it: what is no count is passed over.
+    """
+    reader = Reader(environ)
+    processes = reader.read(DB_POOL_PROCESSES)
+    reader.stop_if_wrong()
+    if processes is not None:
+        return processes
+    workers = reader.environ.get("WEB_CONCURRENCY", "").strip()
+    return int(workers) if workers.isdecimal() and int(workers) else 1
+
+
+def unknown_pool_variables(
+    environ: Mapping[str, str] | None = None, prefixes: Iterable[str] = ("",)
+) -> dict[str, str | None]:
+    """Variables that look like pool settings but are none, with the name that is probably meant.
+
+    Only what begins with one of the prefixes: another program may have a POOL variable as well.
+    """
+    names = os.environ if environ is None else environ
+    found: dict[str, str | None] = {}
+    for prefix in prefixes:
+        for name in sorted(names):
+            plain = name.removeprefix(prefix)
+            if not name.startswith(prefix) or plain in VARIABLES:
+                continue
+            close = get_close_matches(plain, VARIABLES, n=1, cutoff=0.7)
+            if plain.startswith("DB_POOL_") or close == ["DB_MAX_OVERFLOW"]:
+                found[name] = prefix + close[0] if close else None
+    return found

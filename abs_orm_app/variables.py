@@ -1,0 +1,235 @@
+"""Environment variables, read strictly: everything that is wrong with them is said at once."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from types import TracebackType
+from typing import Generic, NoReturn, TypeVar
+
+import environ  # type: ignore[import-untyped]
+from django.core.exceptions import ImproperlyConfigured
+
+T = TypeVar("T")
+
+TRUE = environ.Env.BOOLEAN_TRUE_STRINGS
+FALSE = ("false", "off", "n", "no", "0")
+
+_from_env_file: dict[str, str] = {}  # what the .env files of this process say
+
+
+class SettingsError(ImproperlyConfigured):
+    """The environment holds something that cannot be used; the message names each variable.
+
+    Where nobody catches it, the message is printed without a traceback, unless the command line
+    holds `--traceback`: the way through the settings module tells nothing about a wrong variable.
+    """
+
+
+def refuse(problems: list[str]) -> NoReturn:
+    """Raise SettingsError with all problems: sentences that name their variable."""
+    _print_settings_errors_plainly()
+    if len(problems) == 1:
+        raise SettingsError(problems[0])
+    raise SettingsError("\n  ".join([f"{len(problems)} settings cannot be used.", *problems]))
+
+
+def _print_settings_errors_plainly() -> None:
+    # Django's command line prints a clean message only for commands of its own: with broken
+    # settings it does not find any other, and lets the error through.
+    previous = sys.excepthook
+
+    def hook(
+        kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, SettingsError) and "--traceback" not in sys.argv:
+            sys.stderr.write(f"{kind.__name__}: {error}\n")
+        else:
+            previous(kind, error, traceback)
+
+    sys.excepthook = hook
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variable(Generic[T]):
+    """What one environment variable may hold, and what counts while it is not set."""
+
+    name: str  # without the prefix of a database
+    parse: Callable[[str], T]  # raises ValueError: the end of a sentence that begins with the name
+    default: T
+    refused: Mapping[str, str] = field(default_factory=dict)  # a value -> why, and what to set
+    secret: bool = False  # never shown; may also come from the file that NAME_FILE names
+    shared: bool = True  # with a prefix: while that variable is not set, the one without it counts
+
+
+class Reader:
+    """Reads the variables of one database; keeps where each came from and what is wrong."""
+
+    def __init__(self, environ: Mapping[str, str] | None = None, prefix: str = "") -> None:
+        self.environ: Mapping[str, str] = os.environ if environ is None else environ
+        self.prefix = prefix
+        self.problems: list[str] = []
+        self.sources: dict[str, str] = {}  # by plain name: "environment", ".env" or "default"
+        self.variables: dict[str, str] = {}  # by plain name: the variable that was looked at
+
+    def read(self, variable: Variable[T]) -> T:
+        """The value; the default, with the problem noted, where it cannot be used."""
+        name = self._name(variable)
+        try:
+            if variable.secret and f"{name}_FILE" in self.environ:
+                text = self._read_secret(name)
+                name = f"{name}_FILE"
+            elif name in self.environ:
+                text = self.environ[name]
+            else:
+                self._note(variable, name, "default")
+                return variable.default
+            self._note(variable, name, self._source(name))
+            return _parsed(variable, name, text)
+        except ValueError as error:
+            self.problems.append(str(error))
+            return variable.default
+
+    def secret_file(self, name: str) -> str | None:
+        """The file that a secret comes from, as an absolute path; None where it has none."""
+        path = self.environ.get(f"{self.prefix}{name}_FILE")
+        return str(Path(path).absolute()) if path else None
+
+    def stop_if_wrong(self) -> None:
+        """Raise SettingsError if any variable read so far cannot be used."""
+        if self.problems:
+            refuse(self.problems)
+
+    def _name(self, variable: Variable[T]) -> str:
+        prefixed = self.prefix + variable.name
+        return variable.name if variable.shared and prefixed not in self.environ else prefixed
+
+    def _note(self, variable: Variable[T], name: str, source: str) -> None:
+        self.variables[variable.name] = name
+        self.sources[variable.name] = source
+
+    def _source(self, name: str) -> str:
+        # Compared by value, because a child process (runserver's reloader) inherits what its parent
+        # took from the file.
+        ours = self.environ is os.environ and _from_env_file.get(name) == self.environ[name]
+        return ".env" if ours else "environment"
+
+    def _read_secret(self, name: str) -> str:
+        if name in self.environ:
+            raise ValueError(f"{name} and {name}_FILE are both set: unset one of them.")
+        return read_secret_file(self.environ[f"{name}_FILE"], f"{name}_FILE")
+
+
+def _parsed(variable: Variable[T], name: str, text: str) -> T:
+    shown = name if variable.secret else f"{name}={text[:80]!r}"
+    if not text.strip():
+        raise ValueError(f"{name} is empty: give it a value, or unset it.")
+    if reason := variable.refused.get(text.strip()):
+        raise ValueError(f"{shown} is refused: {reason}.")
+    try:
+        return variable.parse(text)
+    except ValueError as error:
+        raise ValueError(f"{shown} {error}.") from None
+
+
+def read_secret_file(path: str, variable: str) -> str:
+    """The secret in a file, without the line break at its end; `variable` names the file.
+
+    Raises ValueError, one sentence, where there is none.
+    """
+    try:
+        secret = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+    except OSError as error:
+        raise ValueError(f"{variable}={path!r} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{variable}={path!r} does not hold UTF-8 text.") from None
+    if not secret:
+        raise ValueError(f"{variable}={path!r} names an empty file.")
+    return secret
+
+
+def read_env_file(path: str | os.PathLike[str]) -> None:
+    """Set the variables of a .env file that are not set yet; no such file: nothing happens.
+
+    A line is `NAME=value`, a comment or empty; there are no comments after a value, because a
+    password may hold a `#`. Raises SettingsError for any other line, by its number.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        refuse([f"{path} cannot be read: {reason}."])
+    content = {
+        number: line.strip()
+        for number, line in enumerate(lines, start=1)
+        if line.strip() and not line.strip().startswith("#")
+    }
+    # django-environ skips such a line, after logging it with what may be a secret.
+    if problems := [
+        f"{path}, line {number}, is not NAME=value (mind spaces before the =)."
+        for number, line in content.items()
+        if not re.match(r"(export )?[A-Za-z_0-9]+=", line)
+    ]:
+        refuse(problems)
+
+    class File(environ.Env):  # type: ignore[misc]
+        ENVIRON: dict[str, str] = {}  # noqa: RUF012
+
+    File.read_env(io.StringIO("\n".join(content.values())))
+    _from_env_file.update(File.ENVIRON)
+    for name, value in File.ENVIRON.items():
+        os.environ.setdefault(name, value)
+
+
+def whole_number(least: int, most: int) -> Callable[[str], int]:
+    """Parser of a whole number from `least` to `most`."""
+
+    def parse(text: str) -> int:
+        if re.fullmatch(r"-?[0-9]{1,18}", text.strip()) and least <= int(text) <= most:
+            return int(text)
+        raise ValueError(f"is not a whole number from {least} to {most}")
+
+    return parse
+
+
+def seconds(most: float) -> Callable[[str], float]:
+    """Parser of a time in seconds above 0."""
+
+    def parse(text: str) -> float:
+        if re.fullmatch(r"[0-9]*\.?[0-9]+", text.strip()) and 0 < float(text) <= most:
+            return float(text)
+        raise ValueError(f"is not a number of seconds above 0, up to {most:g}")
+
+    return parse
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    """Parser of one word among several, in lower or upper case."""
+
+    def parse(text: str) -> str:
+        if (word := text.strip().lower()) in words:
+            return word
+        raise ValueError(f"is not one of {', '.join(words)}{did_you_mean(word, words)}")
+
+    return parse
+
+
+def true_or_false(text: str) -> bool:
+    """Parse a boolean; also on/off, yes/no and 1/0, as django-environ does, but nothing else."""
+    if (word := text.strip().lower()) in (*TRUE, *FALSE):
+        return word in TRUE
+    raise ValueError(f"is not true or false{did_you_mean(word, ('true', 'false'))}")
+
+
+def did_you_mean(given: str, known: tuple[str, ...]) -> str:
+    """`; did you mean 'x'?` where something known is like what was given; else nothing."""
+    close = get_close_matches(given, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,12 @@
+"""URLs of the sample project."""
+
+from django.contrib import admin
+from django.urls import path
+
+from abs_project import views
+
+urlpatterns = [
+    path("", views.index),
+    path("slow/", views.slow),
+    path("admin/", admin.site.urls),
+]

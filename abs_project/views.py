@@ -1,0 +1,28 @@
+"""Pages that do one query each, for demos, tests and benchmarks."""
+
+from django.db import connection
+from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, JsonResponse
+
+LONGEST = 60_000  # milliseconds
+
+
+def index(_request: HttpRequest) -> HttpResponse:
+    """Which server process answered: `{"pid": 4711}`."""
+    return _answer(milliseconds=0)
+
+
+def slow(request: HttpRequest) -> HttpResponse:
+    """The same after a query that takes `?ms=20` (the default) milliseconds."""
+    text = request.GET.get("ms", "20")
+    if not text.isdecimal() or int(text) > LONGEST:
+        return HttpResponseBadRequest(f"ms is not a whole number from 0 to {LONGEST}.")
+    return _answer(milliseconds=int(text))
+
+
+def _answer(milliseconds: int) -> JsonResponse:
+    with connection.cursor() as cursor:
+        if milliseconds:
+            cursor.execute("SELECT pg_backend_pid(), pg_sleep(%s)", [milliseconds / 1000])
+        else:
+            cursor.execute("SELECT pg_backend_pid()")
+        return JsonResponse({"pid": cursor.fetchone()[0]})
