@@ -14,6 +14,7 @@ import os
 import pwd
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -277,34 +278,47 @@ def _cluster(directory: Path, tools: Programs) -> Path:
 
 
 def _settled(data: Path) -> Postmaster | None:
-    """The server in `data`, after waiting for one that is starting or stopping."""
-    pid_file = data / "postmaster.pid"
+    """The server in `data`, after waiting for one that is starting or stopping.
+
+    None means that no process works in `data`, and that it is ready for a new server.
+    """
     deadline = time.monotonic() + DEADLINE
-    while time.monotonic() < deadline:
+    while processes := _processes(data):
         if server := running(data):
             return server
-        try:
-            pid = int(pid_file.read_text().split("\n")[0])
-        except (OSError, ValueError):
-            return None
-        if not _works_in(pid, data):
-            return None
+        if time.monotonic() > deadline:
+            raise EmbeddedError(
+                f"{data}: process {processes[0]} has neither started nor stopped"
+                f" in {DEADLINE:.0f} s; end it and try again."
+            )
+        if _named_pid(data) not in processes:
+            # Backends of a postmaster that was killed, or a server whose directory was removed.
+            for pid in processes:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
+    # PostgreSQL respects these files when their process is alive. But nobody may have collected
+    # the dead one yet, or its number may have been given to another.
+    for name in ("postmaster.pid", f".s.PGSQL.{PORT}.lock"):
+        (data / name).unlink(missing_ok=True)
     return None
 
 
-def _works_in(pid: int, data: Path) -> bool:
-    """Whether a process is the postmaster of `data`; removes the file of one that is not."""
+def _named_pid(data: Path) -> int | None:
+    with suppress(OSError, ValueError):
+        return int((data / "postmaster.pid").read_text().split("\n")[0])
+    return None
+
+
+def _processes(data: Path) -> list[int]:
+    """The processes of PostgreSQL that work in `data`."""
     import psutil  # here because it is slow to import; it comes with the wheel
 
-    with suppress(psutil.Error):
-        if Path(psutil.Process(pid).cwd()) == data:
-            return True
-    # PostgreSQL itself takes care of the file of a process that is gone. But the number may have
-    # been given to another process, or nobody has collected the dead one.
-    if psutil.pid_exists(pid):
-        (data / "postmaster.pid").unlink()
-    return False
+    return [
+        process.pid
+        for process in psutil.process_iter(["name", "cwd"])
+        if process.info["name"] == "postgres" and process.info["cwd"] == str(data)
+    ]
 
 
 def _socket_dir(data: Path, tools: Programs) -> Path:
