@@ -27,8 +27,9 @@ CHUNK = 65536
 
 
 class Proxy:
-    """Forwards TCP connections to `target`, a port of this machine, each way at least `delay` seconds late.
+    """Forwards TCP connections to `target`, a port of this machine.
 
+    delay: seconds to hold back what arrives, each way; a few 0.1 ms come on top.
     port: where it listens; the same after `refuse` and `resume`.
     client_messages: how often clients have sent something, which is once per flush of libpq.
     """
