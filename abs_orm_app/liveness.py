@@ -1,0 +1,67 @@
+"""Is this idle connection alive? A look at its socket, and a ping that cannot hang."""
+
+from __future__ import annotations
+
+import select
+from time import monotonic
+from typing import Any
+
+import psycopg
+from psycopg.pq import TransactionStatus
+
+# After so many reads that each brought something, a peer that only talks is taken for dead.
+MAX_READS = 100
+
+
+def make_poller(conn: psycopg.Connection[Any]) -> select.poll:
+    """Return a poller for what the server sends on `conn`; `poller.poll(0)` costs a microsecond.
+
+    Each connection keeps its own, since making one costs more than asking it.
+    """
+    poller = select.poll()
+    poller.register(conn.pgconn.socket, select.POLLIN)
+    return poller
+
+
+def has_ended(conn: psycopg.Connection[Any], poller: select.poll) -> bool:
+    """Read what an idle connection was sent; True if the server has closed it. Never waits."""
+    try:
+        for _ in range(MAX_READS):
+            if not poller.poll(0):
+                return False
+            conn.pgconn.consume_input()
+    except psycopg.Error:
+        return True
+    return True
+
+
+def answers(conn: psycopg.Connection[Any], timeout: float) -> bool:
+    """Ping the server with an empty query; True if it answers within `timeout` seconds.
+
+    The empty query is the cheapest that the protocol has: no parsing, no snapshot, no transaction.
+    It goes through libpq's non-blocking calls, so that a server that has stopped, or a network that
+    swallows what it is given, costs no more than the timeout. After a False the connection is of
+    no use: the answer may still come.
+    """
+    pgconn = conn.pgconn
+    deadline = monotonic() + timeout
+    try:
+        pgconn.send_query(b"")
+        while pgconn.flush():
+            _wait(pgconn.socket, select.POLLIN | select.POLLOUT, deadline)
+            pgconn.consume_input()
+        while True:
+            while pgconn.is_busy():
+                _wait(pgconn.socket, select.POLLIN, deadline)
+                pgconn.consume_input()
+            if pgconn.get_result() is None:
+                return pgconn.transaction_status == TransactionStatus.IDLE
+    except (psycopg.Error, TimeoutError):
+        return False
+
+
+def _wait(fd: int, events: int, deadline: float) -> None:
+    poller = select.poll()
+    poller.register(fd, events)
+    if not poller.poll(max(0.0, deadline - monotonic()) * 1000):
+        raise TimeoutError

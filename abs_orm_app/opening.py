@@ -1,0 +1,228 @@
+"""How the pool opens connections: many at a time, and again for as long as somebody waits.
+
+The state and its lock are described in `pool.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from time import monotonic
+from typing import Any
+from weakref import WeakSet
+
+from psycopg import Connection, ProgrammingError
+from psycopg.pq import TransactionStatus
+from psycopg_pool import ConnectionPool
+from psycopg_pool.pool import WaitingClient
+
+from abs_orm_app import messages
+from abs_orm_app.faults import Fault, again, is_permanent
+from abs_orm_app.slots import Holder, Slot
+
+logger = logging.getLogger("abs_orm_app.pool")
+
+AnyConnection = Connection[Any]
+
+RETRY_INTERVAL = 0.2  # seconds between attempts to connect while somebody waits
+PARALLEL_CONNECTS = 8  # `num_workers`: connections opened at the same time
+
+
+class Attempt:
+    """A slot taken for a connection that is being opened.
+
+    It counts for as long as somebody refers to it: an attempt that was interrupted before its
+    thread began (KeyboardInterrupt, a soft time limit) gives its slot back by itself.
+    """
+
+
+class OpeningPool(ConnectionPool[AnyConnection]):
+    """A pool that opens connections in threads of their own, which end when nothing is missing."""
+
+    def __init__(self, *args: Any, num_workers: int = PARALLEL_CONNECTS, **kwargs: Any) -> None:
+        self._slots: dict[int, Slot] = {}
+        self._attempts: WeakSet[Attempt] = WeakSet()
+        self._lost: deque[Slot] = deque()
+        self._attempted_at = float("-inf")
+        self._fault: Fault | None = None
+        self._used_seconds = 0.0
+        super().__init__(*args, num_workers=num_workers, **kwargs)
+        self._lock = threading.RLock()
+
+    @property
+    def _nconns(self) -> int:
+        return len(self._slots) + len(self._attempts)
+
+    @_nconns.setter
+    def _nconns(self, value: int) -> None:
+        """psycopg_pool keeps a counter, and sets it once; here the count cannot be wrong."""
+
+    def _reserve(self, now: float) -> list[Attempt]:
+        """Take slots for the connections that are missing. Call with the lock held.
+
+        Missing are those that somebody waits for, and those up to the pool size. After a fault, and
+        when an attempt takes long, one more is made at each interval: the network may be back for
+        the new one while the old one still hangs.
+        """
+        if self._closed:
+            return []
+        opening = len(self._attempts)
+        missing = max(len(self._waiting) - opening, self._min_size - self._nconns)
+        at_once = 0 if self._fault else self.num_workers - opening
+        awaited = bool(self._waiting or self._pool_full_event)
+        if awaited and now - self._attempted_at >= RETRY_INTERVAL:
+            missing, at_once = max(missing, 1), max(at_once, 1)
+        attempts = [Attempt() for _ in range(min(missing, at_once, self._max_size - self._nconns))]
+        if attempts:
+            self._attempts.update(attempts)
+            self._attempted_at = now
+        return attempts
+
+    def _start_connectors(self, attempts: list[Attempt]) -> None:
+        """Start a thread for each attempt. Call without the lock."""
+        if attempts:
+            self._keep_timer_alive()
+        while attempts:
+            attempt = attempts.pop()
+            thread = threading.Thread(
+                target=self._run_connector,
+                args=(attempt,),
+                name=f"{self.name}-connector",
+                daemon=True,
+            )
+            try:
+                thread.start()
+            except RuntimeError as error:  # the process is out of threads, or about to end
+                self._connect_failed(attempt, error)
+
+    def _run_connector(self, attempt: Attempt) -> None:
+        """Open connections for as long as any is missing."""
+        attempts = [attempt]
+        while attempts:
+            attempt = attempts.pop()
+            self._start_connectors(attempts)
+            try:
+                conn = self._connect()
+            except Exception as error:
+                self._connect_failed(attempt, error)
+                return
+            self._admit(attempt, conn)
+            with self._lock:
+                attempts = self._reserve(monotonic())
+
+    def _connect(self, timeout: float | None = None) -> AnyConnection:
+        """Return a new, configured connection; `timeout` (seconds) replaces `connect_timeout`."""
+        began = monotonic()
+        try:
+            conninfo = self.conninfo() if callable(self.conninfo) else self.conninfo
+            kwargs = dict(self.kwargs() if callable(self.kwargs) else self.kwargs or {})
+            if timeout is not None:
+                kwargs["connect_timeout"] = max(round(timeout), 1)
+            conn = self.connection_class.connect(conninfo, **kwargs)
+        except BaseException:
+            with self._lock:
+                self._stats[self._CONNECTIONS_NUM] += 1
+                self._stats[self._CONNECTIONS_ERRORS] += 1
+            raise
+        with self._lock:
+            self._stats[self._CONNECTIONS_NUM] += 1
+            self._stats[self._CONNECTIONS_MS] += round(1000 * (monotonic() - began))
+        try:
+            self._prepare(conn)
+        except BaseException:
+            self._close_connection(conn)
+            raise
+        return conn
+
+    def _prepare(self, conn: AnyConnection) -> None:
+        conn._pool = self
+        if self._configure:
+            self._configure(conn)
+        if conn.pgconn.transaction_status != TransactionStatus.IDLE:
+            raise ProgrammingError(messages.left_in_transaction(self.name))
+        self._set_connection_expiry_date(conn)
+
+    def _admit(self, attempt: Attempt, conn: AnyConnection) -> None:
+        """Give a new connection its slot, and the pool the connection."""
+        slot = Slot(conn, self._lost)
+        with self._lock:
+            self._attempts.discard(attempt)
+            self._slots[slot.key] = slot
+            fault, self._fault = self._fault, None
+        if fault:
+            logger.warning(messages.connected_again(self.name, monotonic() - fault.since))
+        self._add_to_pool(conn)
+
+    def _connect_failed(self, attempt: Attempt, error: Exception) -> None:
+        """Give the slot back. Tell those who wait, if waiting is of no use."""
+        now = monotonic()
+        doomed: list[WaitingClient[AnyConnection]] = []
+        with self._lock:
+            self._attempts.discard(attempt)
+            known = self._fault
+            since = known.since if known else now
+            fault = self._fault = Fault(error, is_permanent(error), since, now)
+            if fault.permanent and not self._in_use():
+                doomed.extend(self._waiting)
+                self._waiting.clear()
+                if self._pool_full_event:
+                    self._pool_full_event.set()
+        if known is None or str(known.error) != str(fault.error):
+            logger.warning(messages.cannot_connect(self.name, fault))
+        for client in doomed:
+            client.fail(again(fault.error))
+        if known and known.at - since < self.reconnect_timeout <= now - since:
+            self.reconnect_failed()
+
+    def _reclaim_lost(self) -> None:
+        """Take back the slots of connections that were garbage-collected while checked out."""
+        while self._lost:
+            slot = self._lost.popleft()
+            with self._lock:
+                known = self._slots.get(slot.key) is slot
+                if known:
+                    del self._slots[slot.key]
+                    self._stats[self._CONNECTIONS_LOST] += 1
+            if known:
+                logger.warning(messages.connection_lost(self.name, slot.holder()))
+
+    def _start_workers(self) -> None:
+        name = f"{self.name}-timer"
+        self._sched_runner = threading.Thread(target=self._sched.run, name=name, daemon=True)
+        self._sched_runner.start()
+
+    def _keep_timer_alive(self) -> None:
+        """Start psycopg_pool's timer thread again if it has died.
+
+        It closes overflow that is not needed, and there is none without a new connection: where one
+        is opened is the place where its absence would matter.
+        """
+        with self._lock:
+            timer = self._sched_runner
+            died = timer is not None and not timer.is_alive() and not self._closed
+            if died:
+                self._start_workers()
+        if died:
+            logger.warning(messages.timer_died(self.name))
+
+    def _in_use(self) -> int:
+        return len(self._slots) - len(self._pool)
+
+    def holders(self) -> list[Holder]:
+        """Who has a connection checked out, the longest first."""
+        with self._lock:
+            holders = [slot.holder() for slot in self._slots.values() if slot.taken_at]
+        return sorted(holders, key=lambda holder: holder.seconds, reverse=True)
+
+    def get_stats(self) -> dict[str, int]:
+        """Return psycopg_pool's statistics; `usage_ms` counts `getconn`/`putconn` too."""
+        with self._lock:
+            return {**super().get_stats(), self._USAGE_MS: round(1000 * self._used_seconds)}
+
+    def pop_stats(self) -> dict[str, int]:
+        """Return the statistics and set the counters to zero."""
+        with self._lock:
+            stats = {**super().pop_stats(), self._USAGE_MS: round(1000 * self._used_seconds)}
+            self._used_seconds = 0.0
+            return stats
