@@ -1,0 +1,43 @@
+# Each target sets up $(VENV) first, and again only when a requirement has changed.
+# Others than the defaults: make test PYTHON=python3.13 VENV=.venv313 DJANGO='django~=6.1.0'
+
+PYTHON = python3
+VENV = .venv
+DJANGO = django
+BIN = $(VENV)/bin
+READY = $(VENV)/.ready
+
+.PHONY: install check_pool test lint stop clean
+
+check_pool: $(READY)
+	$(BIN)/python manage.py check_pool
+
+install: $(READY)
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+# The type checker reads the settings; a database named here is not started for that.
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	DATABASE_URL=postgresql:///unused $(BIN)/python -m mypy
+
+# The embedded PostgreSQL goes on running between commands.
+stop: $(READY)
+	$(BIN)/python -m abs_orm_app.embedded stop .pgdata
+
+clean: stop
+	rm -rf .pgdata $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(READY): pyproject.toml requirements.txt | $(BIN)/pip
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet \
+	    --requirement requirements.txt '$(DJANGO)'
+	@touch $@
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "$(PYTHON) is not Python 3.11 or newer; name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2> /dev/null || { \
+	    echo "$(PYTHON) lacks the module venv; on Debian: apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
