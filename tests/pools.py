@@ -1,0 +1,98 @@
+"""Pools for the tests of the engine: ours, and Django's stock one to compare with."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any, TypeVar
+
+import pytest
+from psycopg import Connection
+from psycopg_pool import ConnectionPool
+
+from abs_orm_app.pool import HardenedPool
+
+APP = "pool-under-test"  # application_name, to count sessions by
+
+AnyPool = ConnectionPool[Any]
+MakePool = Callable[..., AnyPool]
+T = TypeVar("T")
+
+
+def ours(conninfo: str, **options: Any) -> AnyPool:
+    kwargs = {"autocommit": True, "application_name": APP, **options.pop("kwargs", {})}
+    return HardenedPool(conninfo, kwargs=kwargs, name="under test", **options)
+
+
+def stock(conninfo: str, **options: Any) -> AnyPool:
+    """As Django's own engine builds it with CONN_HEALTH_CHECKS."""
+    kwargs = {"autocommit": True, "application_name": APP, **options.pop("kwargs", {})}
+    check = ConnectionPool.check_connection
+    return ConnectionPool(conninfo, kwargs=kwargs, check=check, open=False, **options)
+
+
+def compared_with_stock(reason: str) -> pytest.MarkDecorator:
+    """Run the test with our pool, and with the stock pool to show that it fails there: `reason`."""
+    return pytest.mark.parametrize(
+        "make",
+        [
+            pytest.param(ours, id="ours"),
+            pytest.param(stock, id="stock", marks=pytest.mark.xfail(strict=True, reason=reason)),
+        ],
+    )
+
+
+@contextmanager
+def opened(make: MakePool, conninfo: str, **options: Any) -> Iterator[AnyPool]:
+    """A pool that is filled to its size; closed, without waiting for what hangs, at the end."""
+    pool = make(conninfo, **options)
+    pool.open(wait=True, timeout=20)
+    try:
+        yield pool
+    finally:
+        pool.close(timeout=0.2)
+
+
+class Call(threading.Thread):
+    """Runs `function` in a thread that the test need not wait for: it may hang for good."""
+
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+        super().__init__(daemon=True)
+        self.function, self.args = function, args
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self.ended_at = float("inf")
+        self.began_at = monotonic()
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.value = self.function(*self.args)
+        except BaseException as error:  # noqa: BLE001 - the test looks at it
+            self.error = error
+        self.ended_at = monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return self.ended_at - self.began_at
+
+    def result(self, within: float) -> Any:
+        """Return what the function returned, raise what it raised; fail if it takes longer."""
+        self.join(within)
+        assert not self.is_alive(), f"no answer within {within} s"
+        if self.error:
+            raise self.error
+        return self.value
+
+
+def use(pool: AnyPool, query: str = "SELECT 1", timeout: float | None = None) -> int:
+    """Check out, query, return; the backend's pid."""
+    with pool.connection(timeout) as conn:
+        conn.execute(query)
+        return conn.info.backend_pid
+
+
+def pid(conn: Connection[Any]) -> int:
+    return conn.info.backend_pid
