@@ -1,0 +1,123 @@
+"""How many connections all the processes may open, and how many the server has for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from abs_orm_app.server import ServerFacts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """What one alias may open in each process."""
+
+    alias: str
+    size: int
+    overflow: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """The most connections that some group of aliases can have."""
+
+    group: tuple[str, ...]  # aliases with the same group share the limit
+    connections: int
+    why: str  # completes the sentence "..., but WHY"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The demands on one limit."""
+
+    processes: int
+    demands: tuple[Demand, ...]
+    limit: Limit
+
+    @property
+    def at_rest(self) -> int:
+        """Connections when every pool has its pool size."""
+        return self.processes * sum(demand.size for demand in self.demands)
+
+    @property
+    def at_peak(self) -> int:
+        """Connections when every pool uses its overflow, too."""
+        return self.processes * sum(demand.size + demand.overflow for demand in self.demands)
+
+    @property
+    def per_process(self) -> int:
+        """Connections that each process may have at most, so that all of them fit."""
+        return self.limit.connections // self.processes
+
+    @property
+    def arithmetic(self) -> str:
+        """As in "2 processes x (20 + 10) for 'default' = 60 connections"."""
+        parts = [f"({d.size} + {d.overflow}) for {d.alias!r}" for d in self.demands]
+        total = parts[0] if len(parts) == 1 else f"({' + '.join(parts)})"
+        noun = "process" if self.processes == 1 else "processes"
+        return f"{self.processes} {noun} x {total} = {self.at_peak} connections"
+
+
+def limits(server: ServerFacts) -> list[Limit]:
+    """What bounds the connections of this role to this database, each on its own."""
+    found = [_limit_of_server(server)]
+    if server.superuser:  # PostgreSQL lets a superuser pass the two below
+        return found
+    if server.role_limit is not None:
+        found.append(
+            Limit(
+                group=(server.identity, "role", server.role),
+                connections=server.role_limit,
+                why=f"role {server.role!r} may open {server.role_limit} (its CONNECTION LIMIT)",
+            )
+        )
+    if server.database_limit is not None:
+        found.append(
+            Limit(
+                group=(server.identity, "database", server.database),
+                connections=server.database_limit,
+                why=f"database {server.database!r} takes {server.database_limit}"
+                " (its CONNECTION LIMIT)",
+            )
+        )
+    return found
+
+
+def _limit_of_server(server: ServerFacts) -> Limit:
+    kept_back = 0 if server.superuser else server.superuser_reserved
+    if not (server.superuser or server.may_use_reserved):
+        kept_back += server.reserved
+    connections = server.max_connections - kept_back
+    detail = f"max_connections {server.max_connections}"
+    detail += f" - {kept_back} reserved" if kept_back else ", a superuser" * server.superuser
+    return Limit(
+        group=(server.identity,),
+        connections=connections,
+        why=f"this role may open {connections} ({detail})",
+    )
+
+
+def allowance(server: ServerFacts) -> Limit:
+    """The tightest of the limits."""
+    return min(limits(server), key=lambda limit: limit.connections)
+
+
+def budgets(demands: Iterable[tuple[Demand, ServerFacts]], processes: int) -> list[Budget]:
+    """One budget for each limit, with all the demands on it.
+
+    Where two roles see the limit of a server differently, the lower one counts.
+    """
+    groups: dict[tuple[str, ...], tuple[list[Demand], list[Limit]]] = {}
+    for demand, server in demands:
+        for limit in limits(server):
+            members, told = groups.setdefault(limit.group, ([], []))
+            members.append(demand)
+            told.append(limit)
+    return [
+        Budget(
+            processes=processes,
+            demands=tuple(members),
+            limit=min(told, key=lambda limit: limit.connections),
+        )
+        for members, told in groups.values()
+    ]
