@@ -1,0 +1,98 @@
+"""Why a database could not be used: the cause in one sentence without secrets, and what to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from abs_orm_app.messages import first_line
+
+# What PostgreSQL, libpq and PgBouncer say -> what to do. The first that matches counts.
+_HINTS = (
+    (
+        r"Connection refused|No such file or directory",
+        "Is PostgreSQL running there? Start it, or correct the host and port.",
+    ),
+    (
+        r"resolve host|could not translate host name|not known",
+        "Correct the host; it must be a name that this machine can look up.",
+    ),
+    (r"authentication failed|no password supplied", "Correct the user or the password."),
+    (
+        r'role ".*" does not exist|no such user',
+        "Correct the user, or create the role on the server.",
+    ),
+    (
+        r'database ".*" does not exist|no such database',
+        "Correct the database name, or create the database.",
+    ),
+    (
+        r"too many clients|connection slots|too many connections|no more connections allowed",
+        "Lower DB_POOL_SIZE + DB_MAX_OVERFLOW or the number of processes, or raise the limit.",
+    ),
+    (
+        r"pg_hba\.conf",
+        "The server does not accept this user, database, address and TLS together: "
+        "see its pg_hba.conf.",
+    ),
+    (
+        r"SSL|certificate",
+        "Compare sslmode and sslrootcert with what the server offers.",
+    ),
+    (
+        r"starting up|shutting down|recovery|not yet accepting",
+        "Wait until the server is ready, and try again.",
+    ),
+    (
+        r"time(?:d )?out|no answer|Network is unreachable|No route to host",
+        "Is the server's machine up, and is the port open in the firewalls between?",
+    ),
+    (
+        r"(?:invalid|unrecognized) .*(?:option|parameter|value|number)|definition of service",
+        "Correct this option of the database's settings.",
+    ),
+)
+_GENERAL_HINT = "Look into the server's log: it may say more than a client is told."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Something did not work; both texts are fit to be shown."""
+
+    cause: str
+    hint: str
+
+
+def explain(error: BaseException, secrets: Iterable[str] = ()) -> Failure:
+    """Put an error in one sentence, without the secrets in any spelling, and add what to do."""
+    cause = scrub(_sentence(error), secrets)
+    for pattern, hint in _HINTS:
+        if re.search(pattern, cause):
+            return Failure(cause=cause, hint=hint)
+    return Failure(cause=cause, hint=_GENERAL_HINT)
+
+
+def _sentence(error: BaseException) -> str:
+    line = re.sub(r"^connection (?:failed|is bad): ", "", first_line(error))
+    # A role or a host may be named so that a terminal would obey it.
+    printable = "".join(char if char.isprintable() else " " for char in line)
+    return " ".join(printable.split())
+
+
+def scrub(text: str, secrets: Iterable[str]) -> str:
+    """Replace each secret by ***: as it is, URL-encoded, or with backslashes."""
+    for secret in sorted(set(secrets), key=len, reverse=True):
+        if secret:
+            text = re.sub("".join(map(_spellings, secret)), "***", text)
+    return text
+
+
+def _spellings(char: str) -> str:
+    """A pattern for the ways to write a character."""
+    literal, encoded = re.escape(char), quote(char, safe="")
+    if not encoded.startswith("%"):
+        encoded = "".join(f"%{byte:02X}" for byte in char.encode())
+    plus = r"|\+" if char == " " else ""
+    return rf"(?:\\?{literal}|(?i:{encoded}){plus})"

@@ -1,0 +1,210 @@
+"""What one alias is: as configured, as active here, as its server sees it, as it answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from threading import Thread, get_native_id
+from time import monotonic, perf_counter
+from typing import Any, TypeVar
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
+
+from abs_orm_app.configured import NEVER, Configured
+from abs_orm_app.failure import Failure, explain
+from abs_orm_app.server import ServerFacts, read_server
+
+T = TypeVar("T")
+
+MARGIN = 5.0  # seconds for all that comes after connecting
+CONNECT_TIMEOUT = 10.0  # seconds, where the settings give none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Active:
+    """The pool object of this process."""
+
+    pool_class: str
+    size: int
+    overflow: int
+    pre_ping: bool
+    recycle: float  # seconds; -1: never
+    timeout: float  # seconds
+    opened: bool  # False: nothing has needed it yet in this process
+    connections: int
+    idle: int
+    waiting: int
+
+    def differs(self, configured: Configured) -> tuple[str, ...]:
+        """The fields that are not as configured."""
+        fields = ("size", "overflow", "pre_ping", "recycle", "timeout")
+        return tuple(name for name in fields if getattr(self, name) != configured.value(name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectionTest:
+    """How the database answers; a time is None where it was not reached, or there is no pool."""
+
+    connect_ms: float | None = None  # a new connection
+    query_ms: float | None = None  # SELECT 1
+    checkout_ms: float | None = None  # a connection from a pool that has one
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All about one alias. A Failure stands where there are no facts; None: does not apply."""
+
+    configured: Configured
+    active: Active | Failure | None
+    server: ServerFacts | Failure | None
+    test: ConnectionTest | None
+
+    @property
+    def failed(self) -> bool:
+        """True if the alias cannot be used as it is configured."""
+        test_failed = self.test is not None and self.test.failure is not None
+        return test_failed or isinstance(self.active, Failure) or bool(self.configured.error)
+
+
+def report(configured: Configured) -> Report:
+    """Gather all about one alias. Ends by a deadline; what fails is part of the report.
+
+    It takes one connection at a time, never one of the project's own pool.
+    """
+    pool, server, test = active(configured), None, None
+    if configured.vendor == "postgresql":
+        seconds = (configured.connect_timeout or CONNECT_TIMEOUT) + MARGIN
+        server, test = probe(configured, seconds, check_out=isinstance(pool, Active))
+    return Report(configured=configured, active=pool, server=server, test=test)
+
+
+def active(configured: Configured) -> Active | Failure | None:
+    """Read the pool object of this process; None if the alias has no pool."""
+    if not configured.pools:
+        return None
+    try:
+        pool = _wrapper(configured).pool
+    except (ImproperlyConfigured, ImportError, TypeError, ValueError) as error:
+        return explain(error, configured.secrets)
+    stats = {} if pool.closed else pool.get_stats()
+    return Active(
+        pool_class=f"{type(pool).__module__}.{type(pool).__qualname__}",
+        size=pool.min_size,
+        overflow=pool.max_size - pool.min_size,
+        # psycopg_pool keeps to itself whether it checks; Django lets it check where this is set.
+        pre_ping=getattr(pool, "pre_ping", configured.health_checks),
+        recycle=NEVER if pool.max_lifetime == math.inf else pool.max_lifetime,
+        timeout=pool.timeout,
+        opened=not pool.closed,
+        connections=stats.get("pool_size", 0),
+        idle=stats.get("pool_available", 0),
+        waiting=stats.get("requests_waiting", 0),
+    )
+
+
+def probe(
+    configured: Configured, seconds: float, *, check_out: bool
+) -> tuple[ServerFacts | Failure | None, ConnectionTest]:
+    """Connect, ask the server about itself, time a query and, if wanted, a checkout; in time."""
+    deadline = monotonic() + seconds
+    server: ServerFacts | Failure | None = None
+    failure: Failure | None = None
+    connect_ms = query_ms = checkout_ms = None
+    try:
+        server, connect_ms, query_ms = within(seconds, lambda: _ask(configured))
+        if check_out:
+            left = max(deadline - monotonic(), 0.1)
+            checkout_ms = within(left, lambda: _check_out(configured, left))
+    except _errors(configured) as error:
+        failure = explain(error, configured.secrets)
+    test = ConnectionTest(
+        connect_ms=connect_ms, query_ms=query_ms, checkout_ms=checkout_ms, failure=failure
+    )
+    return server, test
+
+
+def _wrapper(configured: Configured) -> Any:
+    """Django's connection of this thread; what is asked of it here, only PostgreSQL's has."""
+    return connections[configured.alias]
+
+
+def _errors(configured: Configured) -> tuple[type[Exception], ...]:
+    """What a wrong setting or an unwilling server raises."""
+    driver = _wrapper(configured).Database
+    return (driver.Error, ImproperlyConfigured, ImportError, OSError, TypeError, ValueError)
+
+
+def within(seconds: float, work: Callable[[], T]) -> T:
+    """The result of `work`; TimeoutError if a server, a network or a look-up holds it up longer.
+
+    Work that is late goes on in a daemon thread, and its result is dropped.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, name="check_pool", daemon=True).start()
+    try:
+        return future.result(seconds)
+    except TimeoutError as error:
+        if future.done():
+            raise
+        raise TimeoutError(f"no answer within {seconds:g} seconds") from error
+
+
+def _ask(configured: Configured) -> tuple[ServerFacts | Failure, float, float]:
+    """The server's facts, and how many ms connecting and a query took."""
+    wrapper = _wrapper(configured)
+    parameters = wrapper.get_connection_params()
+    began = perf_counter()
+    connection = wrapper.Database.connect(**parameters)
+    try:
+        connect_ms = _ms_since(began)
+        connection.autocommit = True
+        server: ServerFacts | Failure
+        try:
+            server = read_server(connection)
+        except wrapper.Database.Error as error:
+            server = explain(error, configured.secrets)
+        began = perf_counter()
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+            cursor.fetchone()
+        return server, connect_ms, _ms_since(began)
+    finally:
+        connection.close()
+
+
+def _check_out(configured: Configured, seconds: float) -> float:
+    """How many ms a checkout takes, from a pool like the alias's own, but of one connection."""
+    wrapper = _wrapper(configured)
+    options = wrapper.settings_dict["OPTIONS"]
+    given = {} if options["pool"] is True else options["pool"]
+    entry = {
+        **wrapper.settings_dict,
+        "OPTIONS": {**options, "pool": {**given, "min_size": 1, "max_size": 1}},
+    }
+    trial = type(wrapper)(entry, alias=f"{configured.alias} (check_pool {get_native_id()})")
+    pool = trial.pool
+    try:
+        pool.open()
+        pool.putconn(pool.getconn(timeout=seconds))
+        began = perf_counter()
+        connection = pool.getconn(timeout=seconds)
+        checkout_ms = _ms_since(began)
+        pool.putconn(connection)
+        return checkout_ms
+    finally:
+        trial.close_pool()
+
+
+def _ms_since(began: float) -> float:
+    return (perf_counter() - began) * 1000.0
