@@ -1,0 +1,13 @@
+"""The app: no models, no URLs; what it brings to a project are checks and commands."""
+
+from django.apps import AppConfig
+
+
+class AbsOrmAppConfig(AppConfig):
+    name = "abs_orm_app"
+    verbose_name = "Connection pool"
+
+    def ready(self) -> None:
+        from abs_orm_app.checks import register_checks
+
+        register_checks()

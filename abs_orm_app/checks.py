@@ -1,0 +1,127 @@
+"""The findings, gathered: for Django's system checks and for whoever else shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import django
+from django.conf import settings
+from django.core.checks import CheckMessage, Tags, register
+
+from abs_orm_app import findings
+from abs_orm_app.budget import Demand, budgets
+from abs_orm_app.configured import Configured, configured_databases, pool_parameters
+from abs_orm_app.environment import SettingsError, pool_processes, unknown_pool_variables
+from abs_orm_app.failure import Failure
+from abs_orm_app.findings import Finding
+from abs_orm_app.report import Report, probe
+from abs_orm_app.server import ServerFacts
+
+TAG = "abs_orm_app"
+SERVER_TIMEOUT = 5.0  # seconds for each server that a check asks
+
+
+def register_checks() -> None:
+    register(check_settings, TAG)
+    register(check_deployment, TAG, deploy=True)
+    # Without TAG: Django 6.1 would run it, and connect, for `check --tag abs_orm_app`.
+    register(check_servers, Tags.database)
+
+
+def check_settings(**_: Any) -> list[CheckMessage]:
+    return _messages(settings_findings(configured_databases()))
+
+
+def check_deployment(**_: Any) -> list[CheckMessage]:
+    return _messages(findings.deploy_findings(configured_databases()))
+
+
+def check_servers(databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
+    """Ask the servers of these aliases, as `check --database` and `migrate` want it."""
+    answers = []
+    unanswered = []
+    for database in configured_databases(databases or ()):
+        if database.pools:
+            server, test = probe(database, SERVER_TIMEOUT, check_out=False)
+            failure = server if isinstance(server, Failure) else test.failure
+            if isinstance(server, ServerFacts):
+                answers.append((database, server))
+            elif failure:
+                unanswered.append(findings.server_not_asked(database.alias, failure))
+    return _messages([*unanswered, *server_findings(answers)])
+
+
+def all_findings(reports: Sequence[Report]) -> list[Finding]:
+    """What the checks would find, from reports that are there already, without what is silenced.
+
+    Those of `check --deploy` are for production: they are in it where DEBUG is off.
+    """
+    databases = [report.configured for report in reports]
+    answers = [
+        (report.configured, report.server)
+        for report in reports
+        if isinstance(report.server, ServerFacts)
+    ]
+    found = settings_findings(databases)
+    if not settings.DEBUG:
+        found += findings.deploy_findings(databases)
+    found += server_findings(answers)
+    return [finding for finding in found if finding.id not in settings.SILENCED_SYSTEM_CHECKS]
+
+
+def settings_findings(databases: Sequence[Configured]) -> list[Finding]:
+    """What the settings and the environment give away by themselves."""
+    prefixes = {"", *(database.prefix for database in databases)}
+    found = findings.unknown_variables(unknown_pool_variables(prefixes=sorted(prefixes)))
+    if any(database.pool for database in databases):
+        found += findings.static_findings(databases, _installed())
+    try:
+        pool_processes()
+    except SettingsError as error:
+        found.append(findings.wrong_processes(str(error)))
+    return found
+
+
+def server_findings(answers: Iterable[tuple[Configured, ServerFacts]]) -> list[Finding]:
+    """What the settings of the aliases with a pool mean to the servers that answered."""
+    demands = [  # an alias without a pool has no size
+        (Demand(alias=database.alias, size=size, overflow=overflow), server)
+        for database, server in answers
+        if isinstance(size := database.value("size"), int)
+        and isinstance(overflow := database.value("overflow"), int)
+    ]
+    try:
+        processes = pool_processes()
+    except SettingsError:
+        return []  # `settings_findings` has it
+    return findings.budget_findings(budgets(demands, processes))
+
+
+def _installed() -> findings.Installed:
+    return findings.Installed(
+        psycopg=_version("psycopg"),
+        psycopg_pool=_version("psycopg_pool"),
+        pool_parameters=tuple(pool_parameters()),
+        check_is_free=django.VERSION >= (6, 1),
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return str(__import__(package).__version__)
+    except ImportError:
+        return None
+
+
+def _messages(found: Iterable[Finding]) -> list[CheckMessage]:
+    return [
+        CheckMessage(
+            finding.level,
+            finding.message,
+            hint=f"{finding.hint} ({finding.guide})",
+            obj=f"DATABASES[{finding.alias!r}]" if finding.alias else None,
+            id=finding.id,
+        )
+        for finding in found
+    ]
