@@ -1,0 +1,141 @@
+"""`manage.py check_pool`: what is configured, what is active, and what the server says to it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from typing import Any
+
+from django.core import checks
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.base import BaseCommand, CommandError
+from django.db import connections
+
+from abs_orm_app import machine, text
+from abs_orm_app.checks import all_findings
+from abs_orm_app.configured import Configured, configured_databases
+from abs_orm_app.findings import Finding
+from abs_orm_app.profiles import Compared, Profile, compare, profiles
+from abs_orm_app.report import Report, report
+from abs_orm_app.variables import did_you_mean
+
+
+class Command(BaseCommand):
+    help = (
+        "Shows the connection pool of each database as configured, as active and as its server "
+        "sees it, and tests a connection. Exits with 1 on a failed connection, a finding of the "
+        "fail level or a difference from the profile, and with 2 on bad arguments."
+    )
+    requires_system_checks = ()  # what they would stop at is shown
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--database",
+            nargs="+",
+            action="extend",
+            metavar="ALIAS",
+            help="Only these aliases of DATABASES; all without it.",
+        )
+        parser.add_argument(
+            "--compare", metavar="PROFILE", help="Also compare with these reference settings."
+        )
+        parser.add_argument("--format", choices=("text", "json"), default="text")
+        parser.add_argument(
+            "--fail-level",
+            choices=("CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG"),
+            default="ERROR",
+            help="Exit with 1 on a finding of this level or above. Default: ERROR.",
+        )
+
+    def handle(self, *_: Any, **options: Any) -> None:
+        databases = configured_databases(_known_aliases(options["database"]))
+        profile = _profile(options["compare"])
+        try:
+            code = self._run(databases, profile, options)
+            self.stdout.flush()
+        except BrokenPipeError:
+            # The reader has left (`check_pool | head`); Python would complain about that at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(1) from None
+        if code:
+            raise SystemExit(code)
+
+    def _run(
+        self, databases: Sequence[Configured], profile: Profile | None, options: dict[str, Any]
+    ) -> int:
+        in_text = options["format"] == "text"
+        reports = [self._report(database, in_text) for database in databases]
+        findings = all_findings(reports)
+        compared = _compared(databases, profile)
+        code = _exit_code(reports, findings, compared, getattr(checks, options["fail_level"]))
+        if not in_text:
+            comparison = None if compared is None else (options["compare"], compared)
+            self.stdout.write(machine.as_json(reports, findings, comparison, code))
+            return code
+        blocks = [text.findings_section(findings, self.style)]
+        if compared is not None:
+            blocks.append(text.comparison_section(options["compare"], compared, self.style))
+        self.stdout.write("\n\n".join(blocks))
+        return code
+
+    def _report(self, database: Configured, in_text: bool) -> Report:
+        if in_text:  # at once: a server that is down may take its time
+            self.stdout.write(text.configured_section(database, self.style) + "\n\n")
+            self.stdout.flush()
+        gathered = report(database)
+        if in_text and database.vendor == "postgresql":
+            self.stdout.write(text.answer_sections(gathered, self.style) + "\n\n")
+        return gathered
+
+
+def _known_aliases(names: Sequence[str] | None) -> list[str]:
+    known = tuple(connections)
+    for name in names or ():
+        if name not in known:
+            raise CommandError(
+                f"DATABASES has no alias {name!r}{did_you_mean(name, known)}; "
+                f"it has {', '.join(known)}.",
+                returncode=2,
+            )
+    return list(dict.fromkeys(names or known))
+
+
+def _profile(name: str | None) -> Profile | None:
+    if name is None:
+        return None
+    try:
+        known = profiles()
+    except ImproperlyConfigured as error:
+        raise CommandError(str(error), returncode=2) from None
+    if name not in known:
+        raise CommandError(
+            f"There is no profile {name!r}{did_you_mean(name, tuple(known))}; "
+            f"there is {', '.join(known)}.",
+            returncode=2,
+        )
+    return known[name]
+
+
+def _compared(databases: Sequence[Configured], profile: Profile | None) -> list[Compared] | None:
+    if profile is None:
+        return None
+    return [
+        row
+        for database in databases
+        if database.vendor == "postgresql"
+        for row in compare(database, profile)
+    ]
+
+
+def _exit_code(
+    reports: Sequence[Report],
+    findings: Sequence[Finding],
+    compared: Sequence[Compared] | None,
+    fail_level: int,
+) -> int:
+    failed = any(report.failed for report in reports)
+    found = any(finding.level >= fail_level for finding in findings)
+    differs = compared is not None and not (compared and all(row.matches for row in compared))
+    return 1 if failed or found or differs else 0
