@@ -71,12 +71,25 @@ class PooledMixin(Base):
             kwargs=lambda: {**template.get_connection_params(), "autocommit": True},
             name=self.alias,
             open=False,
-            configure=template._configure_connection,
+            configure=template._configure_for_pool,
             pre_ping=self.settings_dict["CONN_HEALTH_CHECKS"],
             leak_seconds=extra.get("leak_seconds"),
             database=self.settings_dict["NAME"],
             **options,
         )
+
+    def _configure_for_pool(self, connection: AnyConnection) -> None:
+        """Set the time zone and the role, in a thread of the pool.
+
+        Through a wrapper that has this connection: to compose its SQL, Django asks the wrapper for
+        one, and would wait for the pool that waits for this.
+        """
+        wrapper = self.copy()
+        wrapper.connection = connection
+        try:
+            wrapper._configure_connection(connection)
+        finally:
+            wrapper.connection = None
 
     def close_pool(self) -> None:
         """Close this process's pool for the alias, if there is one; the next use builds another."""
