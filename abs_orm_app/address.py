@@ -66,6 +66,7 @@ class Address:
     port: str = ""
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
     embedded: str = ""  # the directory of the embedded server; the rest is not known before it runs
+    password_provider: str = ""  # dotted path of the function that gives the password
 
 
 def parse_url(url: str) -> Address:
@@ -87,15 +88,13 @@ def parse_url(url: str) -> Address:
     if fragment or "@" in path + query:
         raise ValueError(f"cannot be taken apart: {ENCODE}")
     user_info, _, hosts = authority.rpartition("@")
-    given = _given_in_query(query)
-    # Without the hosts, which dj-database-url cannot read when there are several, and which it
-    # turns to lower case: wrong for a directory of Unix sockets.
-    parsed = dj_database_url.parse(
-        f"{scheme}://{quote(user_info, safe=':%')}@{quote(path, safe='/%')}?{query}"
-    )
-    # The values as they were written: dj-database-url turns "007" into 7 and "true" into True.
-    options = {name: given.get(name, value) for name, value in parsed.get("OPTIONS", {}).items()}
+    options = _options(query)
     host, port = _hosts(hosts)
+    # Without the hosts, which dj-database-url cannot read when there are several and turns to lower
+    # case (wrong for a directory of Unix sockets); without the query, where it takes "007" for 7.
+    parsed = dj_database_url.parse(
+        f"{scheme}://{quote(user_info, safe=':%')}@{quote(path, safe='/%')}"
+    )
     address = Address(
         engine=SCHEMES[scheme],
         name=_one("dbname", parsed["NAME"], options),
@@ -103,9 +102,9 @@ def parse_url(url: str) -> Address:
         password=_one("password", parsed["PASSWORD"], options),
         host=_one("host", host, options),
         port=_one("port", port, options),
-        options=_checked(_with_tls_mode(options)),
+        options=options,
     )
-    texts = [address.name, address.user, address.password, address.host, *address.options.values()]
+    texts = [address.name, address.user, address.password, address.host, *options.values()]
     if any("\0" in text or "\N{REPLACEMENT CHARACTER}" in text for text in texts):
         raise ValueError("holds a percent-encoding that is not UTF-8 text")
     return address
@@ -118,16 +117,42 @@ def _embedded(authority: str, path: str, rest: str) -> Address:
     return Address(embedded=directory)
 
 
-def _given_in_query(query: str) -> dict[str, str]:
+def _options(query: str) -> dict[str, str]:
+    """Connection parameters as they are written in a query, each known to libpq or to Django."""
     pairs = parse_qsl(query, keep_blank_values=True)
-    given = dict(pairs)
-    if len(given) < len(pairs):
+    options = dict(pairs)
+    if len(options) < len(pairs):
         raise ValueError("gives a parameter twice")
     if empty := [name for name, value in pairs if not value]:
         raise ValueError(f"gives no value for its parameter {', '.join(empty)}")
-    if "currentSchema" in given and "options" in given:
+    if "currentSchema" in options and "options" in options:
         raise ValueError("gives both currentSchema and options: put search_path into the options")
-    return given
+    dj_database_url.apply_current_schema({"OPTIONS": options})
+    _translate_tls(options)
+    known = (*libpq_parameters(), *DJANGO_OPTIONS)
+    if unknown := [name for name in options if name not in known]:
+        names = ", ".join(name + did_you_mean(name, known) for name in unknown)
+        raise ValueError(
+            f"has parameters that libpq does not know: {names}. Remove them;"
+            " those of asyncpg, SQLAlchemy or another framework have no meaning here"
+        )
+    for name in (*DEFAULT_OPTIONS, "port"):
+        if not re.fullmatch(r"-?[0-9,]+", options.get(name, "0")):
+            raise ValueError(f"gives {name}={options[name]!r}, which is not a whole number")
+    return options
+
+
+def _translate_tls(options: dict[str, str]) -> None:
+    """Turn asyncpg's `ssl` into libpq's `sslmode`; true and false as libpq reads JDBC's URLs."""
+    if "ssl" in options:
+        if "sslmode" in options:
+            raise ValueError("gives both ssl and sslmode: keep sslmode")
+        ssl = options.pop("ssl")
+        options["sslmode"] = {"true": "require", "false": "disable"}.get(ssl.lower(), ssl)
+    mode = options.get("sslmode", TLS_MODES[0])
+    if mode not in TLS_MODES:
+        accepted = ", ".join(TLS_MODES) + did_you_mean(mode, TLS_MODES)
+        raise ValueError(f"asks for sslmode {mode!r}, which is not one of {accepted}")
 
 
 def _hosts(text: str) -> tuple[str, str]:
@@ -148,36 +173,8 @@ def _one(parameter: str, value: str, options: dict[str, str]) -> str:
     """The value from the authority or path of a URL, or from its query; not two values."""
     second = options.pop(parameter, "")
     if value and second not in ("", value):
-        raise ValueError(f"gives two different values for its {parameter}")
+        raise ValueError(f"gives two values for its {parameter}")
     return value or second
-
-
-def _with_tls_mode(options: dict[str, str]) -> dict[str, str]:
-    """Turn asyncpg's `ssl` into libpq's `sslmode`; true and false as libpq reads JDBC's URLs."""
-    if "ssl" in options:
-        if "sslmode" in options:
-            raise ValueError("gives both ssl and sslmode: keep sslmode")
-        ssl = options.pop("ssl")
-        options["sslmode"] = {"true": "require", "false": "disable"}.get(ssl.lower(), ssl)
-    mode = options.get("sslmode", TLS_MODES[0])
-    if mode not in TLS_MODES:
-        accepted = ", ".join(TLS_MODES) + did_you_mean(mode, TLS_MODES)
-        raise ValueError(f"asks for sslmode {mode!r}, which is not one of {accepted}")
-    return options
-
-
-def _checked(options: dict[str, str]) -> dict[str, str]:
-    known = (*libpq_parameters(), *DJANGO_OPTIONS)
-    if unknown := [name for name in options if name not in known]:
-        names = ", ".join(name + did_you_mean(name, known) for name in unknown)
-        raise ValueError(
-            f"has parameters that libpq does not know: {names}. Remove them;"
-            " those of asyncpg, SQLAlchemy or another framework have no meaning here"
-        )
-    for name in DEFAULT_OPTIONS.keys() & options.keys():
-        if not re.fullmatch(r"-?[0-9]+", options[name]):
-            raise ValueError(f"gives {name}={options[name]!r}, which is not a whole number")
-    return options
 
 
 @cache
@@ -186,19 +183,11 @@ def libpq_parameters() -> dict[str, str]:
     try:
         from psycopg import pq  # only here, so that the reason for its absence can be told
     except ImportError:
-        refuse(["psycopg finds no libpq here: pip install 'psycopg[binary]'."])
+        refuse(["psycopg finds no libpq: pip install 'psycopg[binary]', or install libpq."])
     return {
         option.keyword.decode(): (option.envvar or b"").decode()
         for option in pq.Conninfo.get_defaults()
     }
-
-
-def secret_parameters() -> frozenset[str]:
-    """Name the parameters that libpq itself would not show: secrets, and those for debugging."""
-    from psycopg import pq
-
-    defaults = pq.Conninfo.get_defaults()
-    return frozenset(option.keyword.decode() for option in defaults if option.dispchar)
 
 
 def with_default_options(options: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
@@ -244,64 +233,76 @@ def read_address(reader: Reader, default_url: str | None) -> Address:
     counts only where none of the variables is set.
     """
     problems = len(reader.problems)
-    from_url = reader.read(DATABASE_URL)
-    parts = {name: reader.read(part) for name, part in PARTS.items()}
+    url = reader.read(DATABASE_URL)
+    parts = {name: text for name, part in PARTS.items() if (text := reader.read(part))}
     provider = reader.read(DB_PASSWORD_PROVIDER)
     if len(reader.problems) > problems:
         return Address()
-    if from_url is None and not any(parts.values()) and default_url is not None:
+    if url is None and not parts and default_url is not None:
         try:
-            from_url = parse_url(default_url)
+            url = parse_url(default_url)
         except ValueError as error:
-            reader.problems.append(f"The default URL of database_from_env {error}.")
+            reader.problems.append(f"The default URL {error}.")
             return Address()
-    address = _completed(from_url or Address(), parts, reader)
-    password = reader.variables["DB_PASSWORD"]
-    if provider and address.password:
-        reader.problems.append(
-            f"{reader.variables['DB_PASSWORD_PROVIDER']} is set, and so is a password"
-            f" (in {reader.variables['DATABASE_URL']} or {password}): keep one of them."
-        )
+    if url and url.embedded:
+        reader.problems += [
+            f"{_variable(name, reader)} has no meaning for the embedded server of"
+            f" {reader.variables['DATABASE_URL']}: unset it."
+            for name in parts
+        ]
+        return url
+    reader.problems += _contradictions(url or Address(), parts, reader)
+    given = {name: text for name, text in parts.items() if not getattr(url, name, "")}
+    address = replace(url or Address(), password_provider=provider, **given)  # type: ignore[arg-type]
+    reader.problems += _gaps(address, url, parts, reader)
     return address
 
 
-def _completed(address: Address, parts: Mapping[str, str], reader: Reader) -> Address:
-    """Fill in from the parts what the URL leaves out; note contradictions and gaps."""
-    names = reader.variables
-    url = names["DATABASE_URL"]
-    both = {name: part for name, part in parts.items() if part and getattr(address, name)}
-    reader.problems += [
-        f"{url} and {names[PARTS[name].name]} contradict each other"
-        + ("" if name == "password" else f" ({getattr(address, name)!r} and {part!r})")
-        + ": unset one of them."
-        for name, part in both.items()
-        if part != getattr(address, name)
-    ]
-    only_parts = {name: part for name, part in parts.items() if part and name not in both}
-    if address.embedded:
-        reader.problems += [
-            f"{names[PARTS[name].name]} has no meaning for the embedded server of {url}: unset it."
-            for name in only_parts
-        ]
-        return address
-    complete = replace(address, **only_parts)  # type: ignore[arg-type]
-    if not complete.name and "service" not in complete.options:
-        prefix = reader.prefix
-        reader.problems.append(
-            f"{url} names no database: add /NAME to it."
-            if address != Address()
-            else f"{prefix}DB_NAME is not set: which database?"
-            if only_parts
-            else f"Neither {prefix}DATABASE_URL nor {prefix}DB_NAME is set: set"
-            f" {prefix}DATABASE_URL={EXAMPLE}, or {prefix}DB_HOST, {prefix}DB_NAME, {prefix}DB_USER"
-            f" and {prefix}DB_PASSWORD."
+def _variable(part: str, reader: Reader) -> str:
+    return reader.variables[PARTS[part].name]
+
+
+def _contradictions(url: Address, parts: Mapping[str, str], reader: Reader) -> list[str]:
+    found = []
+    for name, text in parts.items():
+        in_url = getattr(url, name)
+        if in_url and in_url != text:
+            values = "" if PARTS[name].secret else f" ({in_url!r} and {text!r})"
+            both = " and ".join(
+                f"{reader.variables[plain]} (from {reader.sources[plain]})"
+                for plain in ("DATABASE_URL", PARTS[name].name)
+            )
+            found.append(f"{both} contradict each other{values}: unset one of them.")
+    return found
+
+
+def _gaps(
+    address: Address, url: Address | None, parts: Mapping[str, str], reader: Reader
+) -> list[str]:
+    """What is missing in a whole address, or one too many."""
+    found = []
+    prefix, hosts, ports = reader.prefix, address.host.split(","), address.port.split(",")
+    if not address.name and "service" not in address.options:
+        if url:
+            found.append(f"{reader.variables['DATABASE_URL']} names no database: add /NAME to it.")
+        elif parts:
+            found.append(f"{prefix}DB_NAME is not set: give it the name of the database.")
+        else:
+            found.append(
+                f"No database is set: set {prefix}DATABASE_URL={EXAMPLE}, or {prefix}DB_HOST,"
+                f" {prefix}DB_NAME, {prefix}DB_USER and {prefix}DB_PASSWORD."
+            )
+    if len(ports) > 1 and len(ports) != len(hosts):
+        found.append(
+            f"{len(ports)} ports ({address.port}) do not go with {len(hosts)} hosts"
+            f" ({address.host}): give one port for all, or one for each."
         )
-    if "," in complete.port and complete.port.count(",") != complete.host.count(","):
-        reader.problems.append(
-            f"{names['DB_PORT']}={complete.port!r} does not give one port for each host of"
-            f" {complete.host!r}."
+    if address.password_provider and address.password:
+        found.append(
+            f"{prefix}{DB_PASSWORD_PROVIDER.name} is set, and so is a password"
+            f" ({_variable('password', reader)} or the URL): unset one of them."
         )
-    return complete
+    return found
 
 
 def running(address: Address, base_dir: Path, variable: str) -> Address:

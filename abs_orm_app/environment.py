@@ -216,7 +216,7 @@ def database_from_env(
             "leak_seconds": leak_seconds,
             "embedded": given.embedded,
             "password_file": reader.secret_file("DB_PASSWORD"),
-            "password_provider": reader.read(DB_PASSWORD_PROVIDER) or None,
+            "password_provider": given.password_provider or None,
         },
     }
 
@@ -249,7 +249,7 @@ def unknown_pool_variables(
             plain = name.removeprefix(prefix)
             if not name.startswith(prefix) or plain in VARIABLES:
                 continue
-            close = get_close_matches(plain, VARIABLES, n=1, cutoff=0.7)
+            close = get_close_matches(plain, VARIABLES, n=1, cutoff=0.75)
             if plain.startswith("DB_POOL_") or close == ["DB_MAX_OVERFLOW"]:
                 found[name] = prefix + close[0] if close else None
     return found

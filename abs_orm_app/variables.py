@@ -130,12 +130,23 @@ def _parsed(variable: Variable[T], name: str, text: str) -> T:
     shown = name if variable.secret else f"{name}={text[:80]!r}"
     if not text.strip():
         raise ValueError(f"{name} is empty: give it a value, or unset it.")
+    if "\0" in text or not _is_utf8(text):
+        raise ValueError(f"{name} holds what is not UTF-8 text.")
     if reason := variable.refused.get(text.strip()):
         raise ValueError(f"{shown} is refused: {reason}.")
     try:
         return variable.parse(text)
     except ValueError as error:
         raise ValueError(f"{shown} {error}.") from None
+
+
+def _is_utf8(text: str) -> bool:
+    """False for the surrogates that stand for bytes Python could not decode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_secret_file(path: str, variable: str) -> str:

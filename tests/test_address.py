@@ -1,0 +1,216 @@
+"""Database URLs and their parts."""
+
+from collections.abc import Iterator
+from urllib.parse import quote
+
+import dj_database_url
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from psycopg import pq
+
+from abs_orm_app.address import POSTGIS, POSTGRESQL, Address, parse_url
+
+CHARACTERS = st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\ufffd")
+TEXT = st.text(CHARACTERS, min_size=1, max_size=12)
+HOST = st.one_of(
+    st.from_regex(r"[a-zA-Z][a-zA-Z0-9.-]{0,8}", fullmatch=True),
+    st.from_regex(r"/[a-zA-Z_ ]{1,8}(/[a-zA-Z%:@,?#]{1,4})?", fullmatch=True).filter(
+        lambda path: "," not in path
+    ),
+    st.sampled_from(["::1", "fe80::1%eth0", "10.0.0.1"]),
+)
+PORT = st.integers(1, 65535).map(str)
+
+
+@st.composite
+def urls(draw: st.DrawFn) -> str:
+    """A URL as somebody writes who encodes what must be encoded."""
+
+    def host() -> str:
+        text = draw(HOST)
+        text = f"[{quote(text, safe=':')}]" if ":" in text and text[0] != "/" else quote(text, "")
+        return f"{text}:{draw(PORT)}" if with_ports else text
+
+    with_ports = draw(st.booleans())
+    hosts = ",".join(host() for _ in range(draw(st.integers(1, 3))))
+    user, password, name = (quote(draw(TEXT), safe="") for _ in range(3))
+    query = draw(st.dictionaries(st.sampled_from(["application_name", "options"]), TEXT))
+    tail = "&".join(f"{key}={quote(text, safe='')}" for key, text in query.items())
+    return f"postgresql://{user}:{password}@{hosts}/{name}" + (f"?{tail}" if tail else "")
+
+
+def by_libpq(url: str) -> dict[str, str]:
+    options = pq.Conninfo.parse(url.encode())
+    words = {option.keyword.decode(): option.val.decode() for option in options if option.val}
+    if not words.get("port", "").strip(","):  # as many empty ports as there are hosts
+        words.pop("port", None)
+    return words
+
+
+def in_libpqs_words(address: Address) -> dict[str, str]:
+    words = {
+        "dbname": address.name,
+        "user": address.user,
+        "password": address.password,
+        "host": address.host,
+        "port": address.port,
+    }
+    return {key: text for key, text in {**words, **address.options}.items() if text}
+
+
+@settings(deadline=None)
+@given(urls())
+@example("postgresql://u:p@%2Ftmp%2FSockets:5433/db")
+@example("postgresql://u:p@H1:1,[::1]:2,h3:3/db?sslmode=require&target_session_attrs=any")
+@example("postgresql://u@/db?host=%2Ftmp&port=5433")
+@example("postgresql://%C3%A9:%40%3A%2F%3F%23%25%5B%5D@h/db?application_name=007")
+@example("postgresql:///?service=reports")
+@example("postgresql://h/db?user=u&password=p&connect_timeout=3")
+def test_a_url_means_what_it_means_to_libpq(url: str) -> None:
+    assert in_libpqs_words(parse_url(url)) == by_libpq(url)
+
+
+# No letter of these is in a message of ours.
+@settings(deadline=None)
+@given(st.text("ZQX:/?#@%[]&=,5 ", min_size=1, max_size=12))
+@example("Z#Q")
+@example("5/Q")
+@example("5?Q")
+@example("5#Q")
+@example("@Z/Q")
+@example("Z@Q?X")
+@example("@Z:Q")
+@example("[Z")
+@example("%5Z%")
+def test_a_password_that_is_not_encoded_is_read_whole_or_refused_without_a_word_of_it(
+    password: str,
+) -> None:
+    try:
+        address = parse_url(f"postgresql://user:{password}@host/name")
+    except ValueError as error:
+        assert not set(str(error)) & set("ZQX")  # noqa: PT017
+    else:
+        assert (address.user, address.host, address.name) == ("user", "host", "name")
+    assert "Z" not in repr(Address(password=password))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "engine"),
+    [
+        ("postgres", POSTGRESQL),
+        ("postgresql", POSTGRESQL),
+        ("PostgreSQL", POSTGRESQL),
+        ("pgsql", POSTGRESQL),
+        ("psql", POSTGRESQL),
+        ("postgresql+asyncpg", POSTGRESQL),
+        ("postgresql+psycopg", POSTGRESQL),
+        ("postgresql+psycopg2", POSTGRESQL),
+        ("postgres+asyncpg", POSTGRESQL),
+        ("postgis", POSTGIS),
+    ],
+)
+def test_the_schemes_of_django_and_sqlalchemy_name_one_of_two_engines(
+    scheme: str, engine: str
+) -> None:
+    address = parse_url(f"{scheme}://u:p%40@h:1/n?currentSchema=app")
+    assert address == Address(
+        engine=engine,
+        user="u",
+        password="p@",
+        host="h",
+        port="1",
+        name="n",
+        options={"options": "-c search_path=app"},
+    )
+
+
+def test_what_else_uses_dj_database_url_is_not_changed() -> None:
+    for scheme in ("postgres", "postgresql", "pgsql", "postgresql+asyncpg"):
+        engine = dj_database_url.parse(f"{scheme}://h/n")["ENGINE"]
+        assert engine == "django.db.backends.postgresql"
+    assert dj_database_url.parse("postgis://h/n")["ENGINE"].startswith("django.contrib.gis.")
+
+
+@pytest.fixture
+def postgres_of_another_app() -> Iterator[None]:
+    before = dj_database_url.ENGINE_SCHEMES["postgres"]
+    dj_database_url.register("postgres", "another.app")
+    yield
+    dj_database_url.ENGINE_SCHEMES["postgres"] = before
+
+
+@pytest.mark.usefixtures("postgres_of_another_app")
+def test_a_scheme_that_the_project_gave_to_another_engine_is_ours_here() -> None:
+    assert parse_url("postgres://h/n").engine == POSTGRESQL
+
+
+@pytest.mark.parametrize(
+    ("ssl", "sslmode"),
+    [
+        ("ssl=true", "require"),
+        ("ssl=True", "require"),
+        ("ssl=false", "disable"),
+        *((f"ssl={mode}", mode) for mode in ("require", "verify-full", "prefer", "disable")),
+        ("sslmode=verify-ca", "verify-ca"),
+    ],
+)
+def test_asyncpgs_ssl_becomes_libpqs_sslmode(ssl: str, sslmode: str) -> None:
+    assert parse_url(f"postgresql+asyncpg://h/n?{ssl}").options == {"sslmode": sslmode}
+
+
+def test_values_of_the_query_stay_as_they_are_written() -> None:
+    url = "postgres://h/n?application_name=007&options=-c%20a%3Dtrue&assume_role=true"
+    assert parse_url(url).options == {
+        "application_name": "007",
+        "options": "-c a=true",
+        "assume_role": "true",
+    }
+
+
+def test_a_port_for_some_hosts_leaves_the_usual_one_to_the_others() -> None:
+    assert parse_url("postgres://a,b:6000/n").port == "5432,6000"
+
+
+def test_an_embedded_server_is_named_by_its_directory() -> None:
+    assert parse_url("embedded:///.pgdata") == Address(embedded=".pgdata")
+    assert parse_url("embedded:////srv/My%20data") == Address(embedded="/srv/My data")
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("host=h dbname=n", "is not a URL like postgresql://USER:PASSWORD@HOST:PORT/NAME"),
+        ('"postgres://h/n"', "is not a URL like postgresql://USER:PASSWORD@HOST:PORT/NAME"),
+        ("mysql://h/n", "begins with mysql://; what this app can pool begins with: postgres,"),
+        ("postgres://h:x/n", "has a host or port that cannot be read: percent-encode"),
+        ("postgres://h:0/n", "has a host or port that cannot be read"),
+        ("postgres://h:65536/n", "has a host or port that cannot be read"),
+        ("postgres://h:" + "9" * 5000 + "/n", "has a host or port that cannot be read"),
+        ("postgres://::1/n", "has a host or port that cannot be read"),
+        ("postgres://[::1/n", "has a host or port that cannot be read"),
+        ("postgres://h/n?port=x", "gives port='x', which is not a whole number"),
+        ("postgres://h/n?connect_timeout=1s", "gives connect_timeout='1s', which is not a whole"),
+        ("postgres://u:p#w@h/n", "cannot be taken apart: percent-encode what its user name or"),
+        ("postgres://h/n?sslmod=require", "libpq does not know: sslmod (did you mean 'sslmode'?)."),
+        ("postgres://h/n?pool_size=3&x=1", "has parameters that libpq does not know: pool_size, x"),
+        ("postgres://h/n?sslmode=requires", "asks for sslmode 'requires', which is not one of"),
+        ("postgres://h/n?ssl=ture", "asks for sslmode 'ture', which is not one of disable,"),
+        ("postgres://h/n?ssl=true&sslmode=require", "gives both ssl and sslmode"),
+        ("postgres://h/n?sslmode=", "gives no value for its parameter sslmode"),
+        ("postgres://h/n?sslmode=allow&sslmode=require", "gives a parameter twice"),
+        ("postgres://h/n?host=i", "gives two values for its host"),
+        ("postgres://u:a@h/n?password=b", "gives two values for its password"),
+        ("postgres://h/n?options=-cx&currentSchema=y", "gives both currentSchema and options"),
+        ("postgres://u:%FF@h/n", "holds a percent-encoding that is not UTF-8 text"),
+        ("postgres://u:a%00b@h/n", "holds a percent-encoding that is not UTF-8 text"),
+        ("embedded://pgdata", "is not like embedded:///RELATIVE/DIR or embedded:////ABSOLUTE/DIR"),
+        ("embedded:///", "is not like embedded:///RELATIVE/DIR"),
+        ("embedded:///pgdata?x=1", "is not like embedded:///RELATIVE/DIR"),
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused_in_one_sentence(url: str, message: str) -> None:
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        parse_url(url)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
