@@ -1,5 +1,6 @@
 """Settings of the sample project, and a model of how a project embeds the app."""
 
+import os
 from pathlib import Path
 
 import environ  # type: ignore[import-untyped]
@@ -7,13 +8,13 @@ import environ  # type: ignore[import-untyped]
 from abs_orm_app.environment import database_from_env, read_env_file
 
 BASE_DIR = Path(__file__).resolve().parent.parent
-read_env_file(BASE_DIR / ".env")
+read_env_file(os.environ.get("ENV_FILE", BASE_DIR / ".env"))
 env = environ.Env()
 
 DATABASES = {"default": database_from_env(default="embedded:///.pgdata", base_dir=BASE_DIR)}
 
 DEBUG = env.bool("DEBUG", default=True)
-SECRET_KEY = env.str("SECRET_KEY", default="django-insecure-for-development-only")
+SECRET_KEY = os.environ.get("SECRET_KEY", "django-insecure-for-development-only")
 ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
 
 INSTALLED_APPS = [
