@@ -1,0 +1,496 @@
+"""PoolSettings and database_from_env: from variables to one entry of DATABASES."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.utils import ConnectionHandler
+from pytest_django import DjangoDbBlocker
+
+from abs_orm_app import embedded
+from abs_orm_app.environment import (
+    PLACEHOLDER_PASSWORDS,
+    VARIABLES,
+    PoolSettings,
+    SettingsError,
+    database_from_env,
+    pool_processes,
+    read_env_file,
+    unknown_pool_variables,
+)
+from tests.servers import Server
+
+ROOT = Path(__file__).resolve().parent.parent
+URL = "postgresql://app:s3cret@db.example:5433/shop"
+DEFAULTS = {
+    "connect_timeout": "10",
+    "keepalives": "1",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "60000",
+    "application_name": "shop",
+}
+
+
+def entry(prefix: str = "", **variables: str) -> dict[str, Any]:
+    return database_from_env(
+        prefix,
+        environ={"DATABASE_URL": URL, "DJANGO_SETTINGS_MODULE": "shop.settings", **variables},
+    )
+
+
+def problem(**variables: str) -> str:
+    with pytest.raises(SettingsError) as error:
+        database_from_env(environ={"DATABASE_URL": URL, **variables})
+    assert "s3cret" not in str(error.value)
+    return str(error.value)
+
+
+# The pool
+
+
+def test_the_settings_have_the_defaults_that_sqlalchemy_projects_use() -> None:
+    settings = PoolSettings.from_env(environ={})
+    assert settings == PoolSettings()
+    assert settings == PoolSettings(
+        mode="pool", size=20, overflow=10, pre_ping=True, recycle=3600, timeout=30.0
+    )
+
+
+def test_the_settings_are_read_from_the_environment() -> None:
+    settings = PoolSettings.from_env(
+        environ={
+            "DB_POOL_MODE": "Persistent",
+            "DB_POOL_SIZE": "5",
+            "DB_MAX_OVERFLOW": "0",
+            "DB_POOL_PRE_PING": "off",
+            "DB_POOL_RECYCLE": "-1",
+            "DB_POOL_TIMEOUT": " .5 ",
+        }
+    )
+    assert settings == PoolSettings(
+        mode="persistent", size=5, overflow=0, pre_ping=False, recycle=-1, timeout=0.5
+    )
+
+
+def test_pool_mode_writes_psycopg_pools_parameters_and_nothing_else_into_the_pool() -> None:
+    database = entry()
+    extra = database.pop("ABS_ORM_APP")
+    assert database == {
+        "ENGINE": "abs_orm_app.backends.postgresql",
+        "NAME": "shop",
+        "USER": "app",
+        "PASSWORD": "s3cret",
+        "HOST": "db.example",
+        "PORT": "5433",
+        "CONN_MAX_AGE": 0,
+        "CONN_HEALTH_CHECKS": True,
+        "DISABLE_SERVER_SIDE_CURSORS": False,
+        "OPTIONS": {
+            **DEFAULTS,
+            "pool": {"min_size": 20, "max_size": 30, "max_lifetime": 3600.0, "timeout": 30.0},
+        },
+    }
+    assert extra["sources"].keys() == extra["variables"].keys() == VARIABLES.keys()
+    assert (extra["mode"], extra["prefix"], extra["embedded"]) == ("pool", "", "")
+    assert extra["leak_seconds"] is extra["password_file"] is extra["password_provider"] is None
+
+
+@pytest.mark.parametrize(
+    ("mode", "recycle", "max_age", "no_cursors"),
+    [
+        ("persistent", "60", 60, False),
+        ("persistent", "-1", None, False),
+        ("pgbouncer", "60", 0, True),
+        ("null", "60", 0, False),
+    ],
+)
+def test_the_other_modes_have_no_pool(
+    mode: str, recycle: str, max_age: int | None, no_cursors: bool
+) -> None:
+    database = entry(DB_POOL_MODE=mode, DB_POOL_RECYCLE=recycle)
+    assert database["OPTIONS"] == DEFAULTS
+    assert database["CONN_MAX_AGE"] == max_age
+    assert database["DISABLE_SERVER_SIDE_CURSORS"] is no_cursors
+    assert database["CONN_HEALTH_CHECKS"] is True
+    assert database["ABS_ORM_APP"]["mode"] == mode
+
+
+def test_recycle_never_is_an_infinite_lifetime_in_a_pool() -> None:
+    assert entry(DB_POOL_RECYCLE="-1")["OPTIONS"]["pool"]["max_lifetime"] == float("inf")
+
+
+def test_server_side_cursors_can_be_switched_in_every_mode() -> None:
+    database = entry(DB_POOL_MODE="pgbouncer", DB_DISABLE_SERVER_SIDE_CURSORS="false")
+    assert database["DISABLE_SERVER_SIDE_CURSORS"] is False
+    assert entry(DB_DISABLE_SERVER_SIDE_CURSORS="true")["DISABLE_SERVER_SIDE_CURSORS"] is True
+
+
+def test_leak_tracing_is_for_this_apps_engine_alone() -> None:
+    database = entry(DB_POOL_LEAK_SECONDS="2.5")
+    assert database["ABS_ORM_APP"]["leak_seconds"] == 2.5
+    assert "leak_seconds" not in database["OPTIONS"]["pool"]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "reason"),
+    [
+        ("DB_POOL_SIZE", ["abc", "1.5", "-1", "1_0", "٣", "262144", "1e1", "9" * 5000], "is not a"),
+        ("DB_POOL_SIZE", ["0"], "is refused: SQLAlchemy takes it as no limit"),
+        ("DB_MAX_OVERFLOW", ["1.5", "-2"], "is not a whole number from 0 to 262143."),
+        ("DB_MAX_OVERFLOW", ["-1"], "is refused: without a limit (SQLAlchemy's meaning) one burst"),
+        ("DB_POOL_PRE_PING", ["ture"], "is not true or false (did you mean 'true'?)."),
+        ("DB_POOL_PRE_PING", ["2", "None"], "is not true or false."),
+        ("DB_POOL_RECYCLE", ["-2", "60.5", "1h"], "1 or more, or -1 for never."),
+        ("DB_POOL_RECYCLE", ["0"], "is refused: no connection would be used twice"),
+        ("DB_POOL_TIMEOUT", ["0", "-1", "30s", "inf", "nan", "1e300", "86401"], "above 0, up to"),
+        ("DB_POOL_MODE", ["pol"], "persistent, pgbouncer, null (did you mean 'pool'?)."),
+        ("DB_POOL_LEAK_SECONDS", ["0", "soon"], "is not a number of seconds above 0, up to 86400."),
+        ("DB_POOL_PROCESSES", ["0", "many"], "is not a whole number from 1 to 262143."),
+        ("DB_DISABLE_SERVER_SIDE_CURSORS", ["maybe"], "is not true or false."),
+        ("DB_PASSWORD_PROVIDER", ["token", "a.b()", "a..b"], "is not the dotted path of a fun"),
+        ("DB_PORT", ["0", "65536", "x", "1,,2"], "is not a whole number from 1 to 65535."),
+    ],
+)
+def test_a_value_that_is_not_accepted_is_named_with_what_is(
+    name: str, values: list[str], reason: str
+) -> None:
+    for value in values:
+        text = problem(**{name: value})
+        assert text.startswith(f"{name}={value[:80]!r} is ")
+        assert reason in text
+
+
+def test_an_empty_value_is_a_mistake_everywhere() -> None:
+    lines = problem(**dict.fromkeys(VARIABLES, "")).splitlines()[1:]
+    reason = "is empty: give it a value, or unset it."
+    assert sorted(lines) == sorted(f"  {name} {reason}" for name in VARIABLES)
+
+
+def test_everything_that_is_wrong_is_said_at_once() -> None:
+    text = problem(DATABASE_URL="s3cret", DB_POOL_SIZE="abc", DB_PASSWORD_FILE="/nowhere")
+    assert text == (
+        "3 settings cannot be used.\n"
+        "  DB_POOL_SIZE='abc' is not a whole number from 1 to 262143.\n"
+        "  DATABASE_URL is not a URL like postgresql://USER:PASSWORD@HOST:PORT/NAME.\n"
+        "  DB_PASSWORD_FILE='/nowhere' cannot be read: No such file or directory."
+    )
+
+
+# The address
+
+
+def test_the_address_may_be_given_in_parts() -> None:
+    database = database_from_env(
+        environ={"DB_HOST": "a,b", "DB_PORT": "1,2", "DB_NAME": "n", "DB_USER": "u@x"}
+    )
+    given = {key: database[key] for key in ("HOST", "PORT", "NAME", "USER", "PASSWORD")}
+    assert given == {"HOST": "a,b", "PORT": "1,2", "NAME": "n", "USER": "u@x", "PASSWORD": ""}
+
+
+def test_the_parts_fill_in_what_the_url_leaves_out() -> None:
+    database = entry(DATABASE_URL="postgis://app@db.example/shop", DB_PASSWORD="$p#w", DB_PORT="1")
+    assert (database["PASSWORD"], database["PORT"]) == ("$p#w", "1")
+    assert database["ENGINE"] == "abs_orm_app.backends.postgis"
+
+
+def test_parts_that_say_the_same_as_the_url_are_no_contradiction() -> None:
+    assert entry(DB_HOST="db.example", DB_PASSWORD="s3cret") | {"ABS_ORM_APP": 0} == entry() | {
+        "ABS_ORM_APP": 0
+    }
+
+
+def test_a_url_and_parts_that_contradict_it_are_refused() -> None:
+    text = problem(DB_HOST="other", DB_PASSWORD="s3cret2")
+    assert text.splitlines()[1:] == [
+        "  DATABASE_URL (from environment) and DB_HOST (from environment) contradict each other"
+        " ('db.example' and 'other'): unset one of them.",
+        "  DATABASE_URL (from environment) and DB_PASSWORD (from environment) contradict each"
+        " other: unset one of them.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({}, "No database is set: set DATABASE_URL=postgresql://USER:PASSWORD@HOST:PORT/NAME, or"),
+        ({"DB_HOST": "h"}, "DB_NAME is not set: give it the name of the database."),
+        ({"DATABASE_URL": "postgres://h"}, "DATABASE_URL names no database: add /NAME to it."),
+        (
+            {"DB_NAME": "n", "DB_HOST": "a,b,c", "DB_PORT": "1,2"},
+            "2 ports (1,2) do not go with 3 hosts (a,b,c): give one port for all, or one for each.",
+        ),
+        (
+            {"DATABASE_URL": "embedded:///x", "DB_PASSWORD": "p"},
+            "DB_PASSWORD has no meaning for the embedded server of DATABASE_URL: unset it.",
+        ),
+        (
+            {"DB_NAME": "n", "DB_PASSWORD": "p", "DB_PASSWORD_PROVIDER": "a.b"},
+            "DB_PASSWORD_PROVIDER is set, and so is a password (DB_PASSWORD or the URL): unset one",
+        ),
+    ],
+)
+def test_an_address_with_a_gap_is_refused(variables: dict[str, str], message: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match=re.escape(message)):
+        database_from_env(environ=variables)
+
+
+def test_a_service_of_libpq_needs_no_name() -> None:
+    assert entry(DATABASE_URL="postgresql:///?service=shop")["OPTIONS"]["service"] == "shop"
+
+
+def test_the_default_url_counts_only_where_no_address_is_set() -> None:
+    default = "postgresql://h/default"
+    assert database_from_env(default=default, environ={})["NAME"] == "default"
+    assert database_from_env(default=default, environ={"DB_NAME": "n"})["HOST"] == ""
+    with pytest.raises(SettingsError, match="The default URL begins with mysql://"):
+        database_from_env(default="mysql://h/n", environ={})
+
+
+def test_the_provider_of_passwords_is_passed_on() -> None:
+    database = entry(DATABASE_URL="postgres://h/n", DB_PASSWORD_PROVIDER="shop.iam.token")
+    assert database["ABS_ORM_APP"]["password_provider"] == "shop.iam.token"
+    assert database["PASSWORD"] == ""
+
+
+def test_the_url_and_libpqs_own_variables_override_the_default_options() -> None:
+    url = f"{URL}?connect_timeout=3&sslmode=require"
+    options = entry(DATABASE_URL=url, PGAPPNAME="worker", DB_POOL_MODE="null")["OPTIONS"]
+    assert options.pop("connect_timeout") == "3"
+    assert options.pop("sslmode") == "require"
+    assert options == {
+        key: value
+        for key, value in DEFAULTS.items()
+        if key not in ("connect_timeout", "application_name")
+    }
+
+
+# Several databases
+
+
+def test_a_prefix_falls_back_to_the_plain_pool_setting_but_not_to_the_plain_address() -> None:
+    database = entry(
+        "REPLICA_",
+        REPLICA_DATABASE_URL="postgres://replica/shop",
+        DB_PASSWORD="s3cret",
+        DB_POOL_SIZE="4",
+        DB_MAX_OVERFLOW="1",
+        REPLICA_DB_MAX_OVERFLOW="2",
+    )
+    assert (database["HOST"], database["PASSWORD"]) == ("replica", "")
+    assert database["OPTIONS"]["pool"]["min_size"] == 4
+    assert database["OPTIONS"]["pool"]["max_size"] == 6
+    extra = database["ABS_ORM_APP"]
+    assert extra["prefix"] == "REPLICA_"
+    assert extra["variables"]["DB_POOL_SIZE"] == "DB_POOL_SIZE"
+    assert extra["variables"]["DB_MAX_OVERFLOW"] == "REPLICA_DB_MAX_OVERFLOW"
+
+
+def test_with_a_prefix_an_error_names_the_variable_that_was_read() -> None:
+    with pytest.raises(SettingsError) as error:
+        entry("REPLICA_", REPLICA_DB_POOL_SIZE="x", DB_MAX_OVERFLOW="y")
+    assert [line.split()[0] for line in str(error.value).splitlines()[1:]] == [
+        "REPLICA_DB_POOL_SIZE='x'",
+        "DB_MAX_OVERFLOW='y'",
+        "No",
+    ]
+    assert "set REPLICA_DATABASE_URL=" in str(error.value)
+
+
+# On a server
+
+
+Connect = Callable[[dict[str, Any]], BaseDatabaseWrapper]
+
+
+@pytest.fixture
+def connect(django_db_blocker: DjangoDbBlocker) -> Iterator[Connect]:
+    """Connects to what an entry says, with an engine's wrapper of the test's own."""
+    with django_db_blocker.unblock(), ExitStack() as end:
+
+        def connect(database: dict[str, Any]) -> BaseDatabaseWrapper:
+            wrapper = ConnectionHandler({"default": database})["default"]
+            end.callback(getattr(wrapper, "close_pool", bool))
+            end.callback(wrapper.close)
+            wrapper.ensure_connection()
+            return wrapper
+
+        yield connect
+
+
+@pytest.mark.parametrize("mode", ["pool", "persistent", "pgbouncer", "null"])
+@pytest.mark.parametrize(
+    "engine", ["abs_orm_app.backends.postgresql", "django.db.backends.postgresql"]
+)
+def test_the_entry_works_with_our_engine_and_with_djangos_own(
+    server: Server, connect: Connect, mode: str, engine: str
+) -> None:
+    database = entry(
+        DATABASE_URL=f"{server.url}?currentSchema=pg_catalog", DB_POOL_MODE=mode, DB_POOL_SIZE="1"
+    )
+    with connect({**database, "ENGINE": engine}).cursor() as cursor:
+        cursor.execute("select current_setting('application_name'), current_setting('search_path')")
+        assert cursor.fetchone() == ("shop", "pg_catalog")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="TCP_USER_TIMEOUT is Linux's")
+def test_a_peer_that_is_gone_is_noticed_within_a_minute(server: Server, connect: Connect) -> None:
+    wrapper = connect(entry(DATABASE_URL=server.tcp_url, DB_POOL_MODE="null"))
+    tcp = socket.socket(fileno=os.dup(wrapper.connection.fileno()))
+    with tcp:
+        assert tcp.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert [
+            tcp.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (
+                socket.TCP_KEEPIDLE,
+                socket.TCP_KEEPINTVL,
+                socket.TCP_KEEPCNT,
+                socket.TCP_USER_TIMEOUT,
+            )
+        ] == [30, 10, 3, 60_000]
+
+
+def test_an_embedded_server_is_started_in_a_directory_relative_to_the_base(
+    tmp_path: Path, connect: Connect
+) -> None:
+    (tmp_path / "base").mkdir()
+    variables = {"DATABASE_URL": "embedded:///data/pg", "DB_POOL_MODE": "null"}
+    try:
+        database = database_from_env(base_dir=tmp_path / "base", environ=variables)
+        assert database["ABS_ORM_APP"]["embedded"] == "data/pg"
+        assert connect(database).is_usable()
+    finally:
+        assert embedded.stop(tmp_path / "base/data/pg")
+
+
+def test_nothing_is_started_while_a_variable_is_wrong(tmp_path: Path) -> None:
+    variables = {"DATABASE_URL": "embedded:///pg", "DB_POOL_SIZE": "x"}
+    with pytest.raises(SettingsError):
+        database_from_env(base_dir=tmp_path, environ=variables)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_embedded_server_that_cannot_start_is_a_settings_error(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("")
+    with pytest.raises(SettingsError, match=r"^DATABASE_URL: .* holds other files"):
+        database_from_env(
+            environ={"DATABASE_URL": f"embedded:///{tmp_path}", "DB_POOL_MODE": "null"}
+        )
+
+
+def test_production_never_imports_the_embedded_server() -> None:
+    code = (
+        "import sys\n"
+        "from abs_orm_app.environment import database_from_env\n"
+        f"database_from_env(environ={{'DATABASE_URL': {URL!r}}})\n"
+        "sys.exit('abs_orm_app.embedded' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=True)
+
+
+# Beside the entry
+
+
+@pytest.mark.parametrize(
+    ("variables", "count"),
+    [
+        ({}, 1),
+        ({"WEB_CONCURRENCY": "4"}, 4),
+        ({"WEB_CONCURRENCY": "auto"}, 1),
+        ({"WEB_CONCURRENCY": "0"}, 1),
+        ({"WEB_CONCURRENCY": "4", "DB_POOL_PROCESSES": "9"}, 9),
+    ],
+)
+def test_the_processes_are_those_of_the_web_server_unless_they_are_set(
+    variables: dict[str, str], count: int
+) -> None:
+    assert pool_processes(variables) == count
+
+
+def test_a_wrong_number_of_processes_is_refused() -> None:
+    with pytest.raises(SettingsError, match="DB_POOL_PROCESSES='0' is not a whole number"):
+        pool_processes({"DB_POOL_PROCESSES": "0"})
+
+
+def test_a_pool_variable_that_nobody_knows_is_found_with_what_was_meant() -> None:
+    names = [
+        *("DB_POOL_SISE", "DB_POOL_MAX_OVERFLOW", "DB_MAX_OVERFLOWS", "DB_POOL_QUUX", "DB_HOSTS"),
+        *("REPLICA_DB_POOL_RECICLE", "KC_DB_POOL_MIN_SIZE", "DB_POOL_SIZE", "DATABASE_URL_FILE"),
+    ]
+    environ = dict.fromkeys(names, "1")
+    assert unknown_pool_variables(environ, ["", "REPLICA_"]) == {
+        "DB_POOL_SISE": "DB_POOL_SIZE",
+        "DB_POOL_MAX_OVERFLOW": "DB_MAX_OVERFLOW",
+        "DB_MAX_OVERFLOWS": "DB_MAX_OVERFLOW",
+        "DB_POOL_QUUX": None,
+        "REPLICA_DB_POOL_RECICLE": "REPLICA_DB_POOL_RECYCLE",
+    }
+
+
+# The documentation
+
+OF_THE_SAMPLE_PROJECT = {"DEBUG", "SECRET_KEY", "ALLOWED_HOSTS"}
+DEFAULTS_IN_WORDS = {
+    "DB_POOL_PROCESSES": "WEB_CONCURRENCY, else 1",
+    "DB_DISABLE_SERVER_SIDE_CURSORS": "true in pgbouncer mode, else false",
+}
+
+
+def documented_defaults() -> dict[str, str]:
+    """The default of each variable as it is to be written; empty: none."""
+    defaults = {}
+    for name, variable in VARIABLES.items():
+        value = variable.default
+        text = f"{value:g}" if isinstance(value, float) else str(value or 0).lower()
+        defaults[name] = DEFAULTS_IN_WORDS.get(name, text if value not in ("", None) else "")
+        if variable.secret:
+            defaults[f"{name}_FILE"] = ""
+    return defaults
+
+
+def test_env_example_explains_every_variable_and_nothing_else() -> None:
+    text = (ROOT / ".env.example").read_text()
+    found = re.findall(r"^# (.+)\n#? ?([A-Z_]+)=(.*)$", text, re.MULTILINE)
+    names = [name for _, name, _ in found]
+    assert len(names) == len(set(names)) == len(re.findall(r"^#? ?[A-Z_]+=", text, re.MULTILINE))
+    assert set(names) == documented_defaults().keys() | OF_THE_SAMPLE_PROJECT
+    for explanation, name, value in found:
+        default = documented_defaults().get(name)
+        if default:
+            assert default in (value, *re.findall(r"Default: (.*)\.$", explanation)), name
+        assert not explanation.isspace()
+
+
+def test_env_example_can_be_copied_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own: dict[str, str] = {}
+    monkeypatch.setattr("os.environ", own)
+    read_env_file(ROOT / ".env.example")
+    assert PoolSettings.from_env() == PoolSettings()
+    assert not own.keys() & {"DATABASE_URL", "DB_NAME"}
+
+
+def test_every_credential_in_env_example_is_known_as_a_placeholder() -> None:
+    text = (ROOT / ".env.example").read_text()
+    password = re.findall(r"^# DB_PASSWORD=(.*)$", text, re.MULTILINE)
+    in_url = re.findall(r"://\w+:(.*?)@", text)
+    assert {*password, *in_url} == PLACEHOLDER_PASSWORDS
+
+
+def test_the_page_of_settings_lists_every_variable_with_its_default() -> None:
+    text = (ROOT / "docs/settings.md").read_text()
+    # Tables whose second column is the default.
+    tables = re.findall(r"^\| variable \| default \|.*\n((?:\|.*\n)+)", text, re.MULTILINE)
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (?:`(.*?)`|-) \|", "".join(tables), re.MULTILINE)
+    assert dict(rows) == documented_defaults()
