@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import django
 import pytest
 
 from tests.servers import Server
@@ -22,6 +23,7 @@ os.environ |= {
     "DATABASE_URL": _server.url,
     "DB_POOL_MODE": "null",
 }
+django.setup()
 
 
 def pytest_unconfigure() -> None:

@@ -70,7 +70,7 @@ class Call(threading.Thread):
     def run(self) -> None:
         try:
             self.value = self.function(*self.args)
-        except BaseException as error:  # noqa: BLE001 - the test looks at it
+        except BaseException as error:
             self.error = error
         self.ended_at = monotonic()
 
@@ -91,7 +91,7 @@ def use(pool: AnyPool, query: str = "SELECT 1", timeout: float | None = None) ->
     """Check out, query, return; the backend's pid."""
     with pool.connection(timeout) as conn:
         conn.execute(query)
-        return conn.info.backend_pid
+        return pid(conn)
 
 
 def pid(conn: Connection[Any]) -> int:
