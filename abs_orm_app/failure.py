@@ -5,9 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from urllib.parse import quote
-
-from abs_orm_app.messages import first_line
 
 # What PostgreSQL, libpq and PgBouncer say -> what to do. The first that matches counts.
 _HINTS = (
@@ -38,7 +35,7 @@ _HINTS = (
         "see its pg_hba.conf.",
     ),
     (
-        r"SSL|certificate",
+        r"SSL|sslmode|certificate",
         "Compare sslmode and sslrootcert with what the server offers.",
     ),
     (
@@ -67,22 +64,25 @@ class Failure:
 
 def explain(error: BaseException, secrets: Iterable[str] = ()) -> Failure:
     """Put an error in one sentence, without the secrets in any spelling, and add what to do."""
-    cause = scrub(_sentence(error), secrets)
+    # Without the secrets first: what follows might change their spelling, or cut one in two.
+    cause = _sentence(scrub(str(error), secrets) or type(error).__name__)
     for pattern, hint in _HINTS:
         if re.search(pattern, cause):
             return Failure(cause=cause, hint=hint)
     return Failure(cause=cause, hint=_GENERAL_HINT)
 
 
-def _sentence(error: BaseException) -> str:
-    line = re.sub(r"^connection (?:failed|is bad): ", "", first_line(error))
+def _sentence(text: str) -> str:
+    """The first line, with a full stop."""
+    line = text.strip().partition("\n")[0].rstrip(".")
+    line = re.sub(r"^connection (?:failed|is bad): ", "", line)
     # A role or a host may be named so that a terminal would obey it.
     printable = "".join(char if char.isprintable() else " " for char in line)
-    return " ".join(printable.split())
+    return f"{' '.join(printable.split())}."
 
 
 def scrub(text: str, secrets: Iterable[str]) -> str:
-    """Replace each secret by ***: as it is, URL-encoded, or with backslashes."""
+    """Replace each secret by ***: as it is, URL-encoded, or escaped by Python or libpq."""
     for secret in sorted(set(secrets), key=len, reverse=True):
         if secret:
             text = re.sub("".join(map(_spellings, secret)), "***", text)
@@ -91,8 +91,6 @@ def scrub(text: str, secrets: Iterable[str]) -> str:
 
 def _spellings(char: str) -> str:
     """A pattern for the ways to write a character."""
-    literal, encoded = re.escape(char), quote(char, safe="")
-    if not encoded.startswith("%"):
-        encoded = "".join(f"%{byte:02X}" for byte in char.encode())
-    plus = r"|\+" if char == " " else ""
-    return rf"(?:\\?{literal}|(?i:{encoded}){plus})"
+    encoded = "".join(f"%{byte:02X}" for byte in char.encode(errors="surrogateescape"))
+    spellings = [re.escape(form) for form in (f"\\{char}", repr(char)[1:-1], char)]
+    return f"(?:{'|'.join(spellings)}|(?i:{encoded}){'|[+]' * (char == ' ')})"

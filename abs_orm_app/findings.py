@@ -177,7 +177,7 @@ def _seconds(most: float) -> Callable[[object], bool]:
 
 _ACCEPTED = {
     "min_size": ("a whole number, 0 or more", _whole(0)),
-    "max_size": ("a whole number, 1 or more", _whole(1)),
+    "max_size": ("a whole number, 1 or more", _whole(0)),  # 0: see size_above_maximum
     "max_waiting": ("a whole number, 0 or more", _whole(0)),
     "num_workers": ("a whole number, 1 or more", _whole(1)),
     # More is too much for a lock's timeout.
@@ -202,13 +202,15 @@ def impossible_values(database: Configured, _: Installed) -> Iterator[Finding]:
 
 
 def size_above_maximum(database: Configured, _: Installed) -> Iterator[Finding]:
-    overflow = database.value("overflow") if database.pools else None
-    if isinstance(overflow, int) and overflow < 0:
-        size = database.value("size")
+    size, overflow = database.value("size"), database.value("overflow")
+    if not (database.pools and isinstance(size, int) and isinstance(overflow, int)):
+        return
+    most = size + overflow
+    if 0 <= most < max(size, 1):
         yield _finding(
             "E005",
-            f"The pool's min_size is {size}, and its max_size {int(size or 0) + overflow} is less.",
-            "max_size is the pool size and the overflow together: make it min_size or more.",
+            f"The pool's min_size is {size}, and its max_size is {most}.",
+            "max_size is pool size and overflow together: make it min_size or more, at least 1.",
             database.alias,
         )
 

@@ -1,0 +1,104 @@
+"""Failures in one sentence, with a hint and without secrets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from urllib.parse import quote, quote_plus
+
+import psycopg
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from abs_orm_app.failure import explain, scrub
+from tests.servers import Server
+
+HBA = """
+local all postgres trust
+host  all postgres 127.0.0.1/32 trust
+host  all app      127.0.0.1/32 scram-sha-256
+"""
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Server]:
+    limits = {"max_connections": "8", "superuser_reserved_connections": "2"}
+    with Server(limits, hba=HBA) as server:
+        with server.admin() as admin:
+            admin.execute("CREATE ROLE app LOGIN PASSWORD 'right'")
+        yield server
+
+
+def refusal(conninfo: str) -> Exception:
+    with pytest.raises(psycopg.Error) as raised:
+        psycopg.connect(conninfo, connect_timeout=10).close()
+    return raised.value
+
+
+def test_nobody_listens() -> None:
+    failure = explain(refusal("host=127.0.0.1 port=1 user=app"))
+    assert failure.cause == (
+        'connection to server at "127.0.0.1", port 1 failed: Connection refused.'
+    )
+    assert failure.hint == "Is PostgreSQL running there? Start it, or correct the host and port."
+
+
+@pytest.mark.parametrize(
+    ("conninfo", "cause", "hint"),
+    [
+        ("user=app password=wrong", "password authentication failed", "or the password"),
+        ("user=app", "no password supplied", "or the password"),
+        ("dbname=shop", 'database "shop" does not exist', "create the database"),
+        ("user=nobody", "no pg_hba.conf entry", "pg_hba.conf"),
+        ("sslmode=require", "server does not support SSL", "sslmode"),
+        ("sslmode=always", 'invalid sslmode value: "always"', "sslmode"),
+        ("host=no.such.host.invalid", "failed to resolve host", "look up"),
+        ("options='-c no_such=1'", "unrecognized configuration parameter", "option"),
+    ],
+)
+def test_what_the_server_refuses_has_a_hint(
+    shared: Server, conninfo: str, cause: str, hint: str
+) -> None:
+    failure = explain(refusal(f"{shared.tcp_conninfo} {conninfo}"))
+    assert cause in failure.cause
+    assert hint in failure.hint
+
+
+def test_too_many_clients_has_a_hint_about_the_pool(shared: Server) -> None:
+    held = [psycopg.connect(shared.conninfo) for _ in range(8)]
+    try:
+        failure = explain(refusal(shared.conninfo))
+    finally:
+        for connection in held:
+            connection.close()
+    assert "too many clients" in failure.cause
+    assert "DB_POOL_SIZE" in failure.hint
+
+
+def test_a_name_that_would_command_the_terminal_is_harmless(shared: Server) -> None:
+    failure = explain(refusal(f"{shared.conninfo} user='a\x1b[31m\nb'"))
+    assert failure.cause.isprintable()
+
+
+def test_an_error_of_several_lines_is_one_sentence() -> None:
+    assert explain(ValueError("first\n\tsecond\nthird")).cause == "first."
+
+
+@given(st.text(min_size=1), st.sampled_from([str, quote, quote_plus, repr]))
+def test_a_secret_is_gone_however_it_is_written(secret: str, write: type) -> None:
+    assume(secret not in "before *** after")
+    written = write(secret)
+    assume("'" not in secret or write is not repr)
+    assert scrub(f"before {written} after", [secret]) in (
+        "before *** after",
+        "before '***' after",
+    )
+
+
+@pytest.mark.parametrize("secret", ["p%40ss", "back\\slash", "it's", "a+b c", "ü€", "x" * 1000])
+def test_a_secret_is_gone_in_lower_case_encoding_too(secret: str) -> None:
+    assert scrub(f"<{quote(secret, safe='').lower()}>", [secret.lower()]) == "<***>"
+
+
+def test_the_longer_of_two_secrets_is_removed_whole() -> None:
+    assert scrub("abcdef", ["abc", "abcdef", ""]) == "***"
