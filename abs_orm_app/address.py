@@ -136,9 +136,14 @@ def _options(query: str) -> dict[str, str]:
             f"has parameters that libpq does not know: {names}. Remove them;"
             " those of asyncpg, SQLAlchemy or another framework have no meaning here"
         )
-    for name in (*DEFAULT_OPTIONS, "port"):
-        if not re.fullmatch(r"-?[0-9,]+", options.get(name, "0")):
+    for name in DEFAULT_OPTIONS.keys() & options.keys():
+        if not re.fullmatch(r"-?[0-9]+", options[name]):
             raise ValueError(f"gives {name}={options[name]!r}, which is not a whole number")
+    if "port" in options:
+        try:
+            _ports(options["port"])
+        except ValueError as error:
+            raise ValueError(f"gives port={options['port']!r}, which {error}") from None
     return options
 
 
@@ -169,6 +174,11 @@ def _hosts(text: str) -> tuple[str, str]:
     return ",".join(hosts), ",".join(ports) if any(ports) else ""
 
 
+def _ports(text: str) -> str:
+    """Parse a port, or one for each of several hosts."""
+    return ",".join(str(whole_number(1, 65535)(port)) for port in text.split(","))
+
+
 def _one(parameter: str, value: str, options: dict[str, str]) -> str:
     """The value from the authority or path of a URL, or from its query; not two values."""
     second = options.pop(parameter, "")
@@ -182,8 +192,9 @@ def libpq_parameters() -> dict[str, str]:
     """What libpq takes as a connection parameter, with the environment variable it looks at."""
     try:
         from psycopg import pq  # only here, so that the reason for its absence can be told
-    except ImportError:
-        refuse(["psycopg finds no libpq: pip install 'psycopg[binary]', or install libpq."])
+    except ImportError as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        refuse([f"psycopg does not work here ({reason}): pip install 'psycopg[binary]'."])
     return {
         option.keyword.decode(): (option.envvar or b"").decode()
         for option in pq.Conninfo.get_defaults()
@@ -197,11 +208,6 @@ def with_default_options(options: Mapping[str, str], environ: Mapping[str, str])
     defaults = {**DEFAULT_OPTIONS, "application_name": project}
     unset = {name: text for name, text in defaults.items() if variables.get(name) not in environ}
     return {**unset, **options}
-
-
-def _ports(text: str) -> str:
-    """Parse a port, or one for each of several hosts."""
-    return ",".join(str(whole_number(1, 65535)(port)) for port in text.split(","))
 
 
 def _dotted_path(text: str) -> str:

@@ -231,8 +231,10 @@ def pool_processes(environ: Mapping[str, str] | None = None) -> int:
     reader.stop_if_wrong()
     if processes is not None:
         return processes
-    workers = reader.environ.get("WEB_CONCURRENCY", "").strip()
-    return int(workers) if workers.isdecimal() and int(workers) else 1
+    try:
+        return whole_number(1, MOST_CONNECTIONS)(reader.environ.get("WEB_CONCURRENCY", ""))
+    except ValueError:
+        return 1
 
 
 def unknown_pool_variables(

@@ -3,6 +3,8 @@
 from django.db import connection
 from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, JsonResponse
 
+from abs_orm_app.variables import whole_number
+
 LONGEST = 60_000  # milliseconds
 
 
@@ -13,10 +15,11 @@ def index(_request: HttpRequest) -> HttpResponse:
 
 def slow(request: HttpRequest) -> HttpResponse:
     """The same after a query that takes `?ms=20` (the default) milliseconds."""
-    text = request.GET.get("ms", "20")
-    if not text.isdecimal() or int(text) > LONGEST:
-        return HttpResponseBadRequest(f"ms is not a whole number from 0 to {LONGEST}.")
-    return _answer(milliseconds=int(text))
+    try:
+        milliseconds = whole_number(0, LONGEST)(request.GET.get("ms", "20"))
+    except ValueError as error:
+        return HttpResponseBadRequest(f"ms {error}.")
+    return _answer(milliseconds)
 
 
 def _answer(milliseconds: int) -> JsonResponse:

@@ -189,7 +189,7 @@ def test_an_embedded_server_is_named_by_its_directory() -> None:
         ("postgres://h:" + "9" * 5000 + "/n", "has a host or port that cannot be read"),
         ("postgres://::1/n", "has a host or port that cannot be read"),
         ("postgres://[::1/n", "has a host or port that cannot be read"),
-        ("postgres://h/n?port=x", "gives port='x', which is not a whole number"),
+        ("postgres://h/n?port=x", "gives port='x', which is not a whole number from 1 to"),
         ("postgres://h/n?connect_timeout=1s", "gives connect_timeout='1s', which is not a whole"),
         ("postgres://u:p#w@h/n", "cannot be taken apart: percent-encode what its user name or"),
         ("postgres://h/n?sslmod=require", "libpq does not know: sslmod (did you mean 'sslmode'?)."),

@@ -162,3 +162,10 @@ def test_another_error_keeps_its_traceback() -> None:
     done = run("-c", code, DB_POOL_SIZE="abc")
     assert done.stderr.startswith("Traceback")
     assert done.stderr.endswith("ZeroDivisionError: division by zero\n")
+
+
+def test_a_psycopg_that_cannot_work_is_told_with_what_to_install() -> None:
+    done = run("manage.py", "check", PSYCOPG_IMPL="missing")
+    assert done.returncode == 1
+    assert done.stderr.startswith("SettingsError: psycopg does not work here (")
+    assert done.stderr.endswith("): pip install 'psycopg[binary]'.\n")
