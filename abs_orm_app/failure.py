@@ -93,4 +93,5 @@ def _spellings(char: str) -> str:
     """A pattern for the ways to write a character."""
     encoded = "".join(f"%{byte:02X}" for byte in char.encode(errors="surrogateescape"))
     spellings = [re.escape(form) for form in (f"\\{char}", repr(char)[1:-1], char)]
-    return f"(?:{'|'.join(spellings)}|(?i:{encoded}){'|[+]' * (char == ' ')})"
+    # The longest first: a percent sign is also what an encoded one begins with.
+    return f"(?:(?i:{encoded})|{'|'.join(spellings)}{'|[+]' * (char == ' ')})"

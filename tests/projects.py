@@ -22,7 +22,7 @@ SQLITE = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
 @contextmanager
 def database(entry: dict[str, Any], alias: str = "other") -> Iterator[str]:
     """Have one more alias in DATABASES; it and its pool are gone at the end."""
-    connections.settings[alias] = connections.configure_settings({"default": entry})["default"]
+    connections.settings[alias] = connections.configure_settings({"default": {**entry}})["default"]
     try:
         yield alias
     finally:
