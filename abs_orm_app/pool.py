@@ -281,8 +281,12 @@ class HardenedPool(WaitingPool):
 
         Waits up to `timeout` seconds for connections that are just being opened.
         """
-        deadline = monotonic() + timeout
         super().close(timeout)
+        self.settle(timeout)
+
+    def settle(self, timeout: float) -> None:
+        """Wait up to `timeout` seconds for connections that are just being opened."""
+        deadline = monotonic() + timeout
         while self._attempts and monotonic() < deadline:
             sleep(0.005)
 
@@ -299,6 +303,7 @@ class HardenedPool(WaitingPool):
             self._close_connection(conn)
         self._pool.clear()
         self._waiting.clear()
+        self._attempts.clear()
 
     def _start_initial_tasks(self) -> None:
         self.schedule_task(ShrinkPool(self), self.max_idle)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
 
     class Base(DjangoWrapper):
         def _configure_connection(self, connection: AnyConnection) -> bool: ...
+        def _close(self) -> None: ...
 else:
     Base = object
 
-EXIT_TIMEOUT = 1.0  # seconds that the end of the process waits for connections being opened
+# Seconds to wait for connections that are being opened, before the end of the process, or a fork.
+SETTLE_TIMEOUT = 1.0
 
 
 class PooledMixin(Base):
@@ -43,8 +46,7 @@ class PooledMixin(Base):
         options = self.settings_dict["OPTIONS"].get("pool")
         if not options or self.alias == NO_DB_ALIAS:
             return None
-        if _pid != os.getpid():
-            _start_clean()
+        _notice_fork()
         pool = self._connection_pools.get(self.alias)
         if pool is not None and pool.database == self.settings_dict["NAME"]:
             return pool
@@ -55,6 +57,7 @@ class PooledMixin(Base):
                 if pool is not None:
                     pool.close()
                 pool = self._build_pool({} if options is True else options)
+                _close_at_exit()
                 self._connection_pools[self.alias] = pool
         return pool
 
@@ -96,34 +99,83 @@ class PooledMixin(Base):
         if pool := self._connection_pools.pop(self.alias, None):
             pool.close()
 
+    def ensure_connection(self) -> None:
+        _notice_fork()
+        super().ensure_connection()
+
+    def _close(self) -> None:
+        _notice_fork()
+        super()._close()
+
+    def _hang_up(self) -> None:
+        """Close the connection, if it is a pool's, and leave the atomic block that was its.
+
+        Neither returns it nor rolls back: that would wait for a server that may be hung.
+        """
+        if getattr(self.connection, "_pool", None) is not None:
+            self.connection.close()
+            self.connection = None
+            self.in_atomic_block = False
+            self.run_on_commit = []
+
 
 _pid = os.getpid()
+_closes_at_exit = False
+_fork_lock = threading.Lock()
+
+
+def _notice_fork() -> None:
+    """Look whether this is a child that was forked without Python's knowledge, as uWSGI does."""
+    if _pid != os.getpid():
+        with _fork_lock:  # its threads may come here together
+            if _pid != os.getpid():
+                _start_clean()
+
+
+def _settle() -> None:
+    """Before a fork: leave no connection half open.
+
+    With gevent the child has its parent's greenlets, too: both would talk on the same socket.
+    """
+    _notice_fork()
+    for pool in list(every_pool):
+        pool.settle(SETTLE_TIMEOUT)
 
 
 def _start_clean() -> None:
     """In a forked child: leave the parent's pools and connections to the parent."""
-    global _pid
-    _pid = os.getpid()
+    global _pid, _closes_at_exit
+    _closes_at_exit = False
     PooledMixin._build_lock = threading.Lock()
     PooledMixin._connection_pools.clear()
-    inherited = [pool for pool in list(every_pool) if not pool.closed]
-    for pool in inherited:
+    for pool in list(every_pool):
         pool.abandon()
     for wrapper in connections.all(initialized_only=True):
-        raw = wrapper.connection
-        if raw is not None and getattr(raw, "_pool", None) in inherited:
-            wrapper.close()
+        if isinstance(wrapper, PooledMixin):
+            wrapper._hang_up()
+    _pid = os.getpid()
+
+
+def _close_at_exit() -> None:
+    """See to it that this process, once it has a pool, closes it at its end."""
+    global _closes_at_exit
+    if _closes_at_exit:
+        return
+    _closes_at_exit = True
+    atexit.register(_close_all)
+    if util := sys.modules.get("multiprocessing.util"):
+        # Its children, and Celery's, run no atexit handlers. Last: other finalizers may query.
+        util.Finalize(None, _close_all, exitpriority=-100)
 
 
 def _close_all() -> None:
     """At the end of the process: say goodbye to the server, so that it logs no lost client."""
-    if _pid == os.getpid():
-        for wrapper in connections.all(initialized_only=True):
-            if isinstance(wrapper, PooledMixin) and wrapper.pool:
-                wrapper.close()
+    _notice_fork()
     for pool in list(every_pool):
-        pool.close(EXIT_TIMEOUT)
+        pool.close(SETTLE_TIMEOUT)
+    for wrapper in connections.all(initialized_only=True):
+        if isinstance(wrapper, PooledMixin):
+            wrapper._hang_up()
 
 
-os.register_at_fork(after_in_child=_start_clean)
-atexit.register(_close_all)
+os.register_at_fork(before=_settle, after_in_child=_start_clean)
