@@ -131,7 +131,7 @@ class OpeningPool(ConnectionPool[AnyConnection]):
         try:
             self._prepare(conn)
         except BaseException:
-            self._close_connection(conn)
+            self._hang_up(conn)
             raise
         return conn
 
@@ -142,6 +142,10 @@ class OpeningPool(ConnectionPool[AnyConnection]):
         if conn.pgconn.transaction_status != TransactionStatus.IDLE:
             raise ProgrammingError(messages.left_in_transaction(self.name))
         self._set_connection_expiry_date(conn)
+
+    def _hang_up(self, conn: AnyConnection) -> None:
+        conn._pool = None
+        conn.close()
 
     def _admit(self, attempt: Attempt, conn: AnyConnection) -> None:
         """Give a new connection its slot, and the pool the connection."""

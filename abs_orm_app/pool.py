@@ -73,7 +73,7 @@ class HardenedPool(WaitingPool):
         self.pre_ping = pre_ping
         self.leak_seconds = leak_seconds
         self.database = database
-        self._drained_at = float("-inf")
+        self._refresh_before = float("-inf")
         super().__init__(*args, open=False, **kwargs)
         every_pool.add(self)
         if open:
@@ -104,7 +104,7 @@ class HardenedPool(WaitingPool):
 
     def _is_fit(self, conn: AnyConnection, slot: Slot, now: float, deadline: float) -> bool:
         """Tell if `conn` may be handed out; if not, it is closed, and those that share its fate."""
-        if conn._expire_at <= now or slot.opened_at <= self._drained_at:
+        if conn._expire_at <= now or slot.opened_at <= self._refresh_before:
             self._discard([conn])
             return False
         if not self.pre_ping:
@@ -178,7 +178,7 @@ class HardenedPool(WaitingPool):
             if (
                 not self._closed
                 and conn._expire_at > now
-                and slot.opened_at > self._drained_at
+                and slot.opened_at > self._refresh_before
                 and len(self._slots) <= self._max_size
             ):
                 while self._waiting:
@@ -195,7 +195,7 @@ class HardenedPool(WaitingPool):
         if not conns:
             return
         for conn in conns:
-            self._close_connection(conn)
+            self._hang_up(conn)
         with self._lock:
             for conn in conns:
                 self._slots.pop(id(conn)).forget()
@@ -260,7 +260,7 @@ class HardenedPool(WaitingPool):
     def drain(self) -> None:
         """Replace each connection by a new one: the idle now, those in use when they come back."""
         with self._lock:
-            self._drained_at = monotonic()
+            self._refresh_before = monotonic()
             conns = list(self._pool)
             self._pool.clear()
         self._discard(conns)
@@ -300,7 +300,7 @@ class HardenedPool(WaitingPool):
         for slot in self._slots.values():
             slot.detach()
         for conn in self._pool:
-            self._close_connection(conn)
+            self._hang_up(conn)
         self._pool.clear()
         self._waiting.clear()
         self._attempts.clear()
