@@ -12,6 +12,8 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
+from abs_orm_app.environment import PoolSettings
+
 Value = int | float | str | bool | None
 
 # The settings that reports and profiles speak of: fields of PoolSettings, and their variables.
@@ -133,6 +135,21 @@ def configured(alias: str) -> Configured:
         embedded=bool(extra.get("embedded")),
         secrets=secrets_of(entry),
     )
+
+
+def pool_settings(database: Configured) -> PoolSettings:
+    """The five settings of an alias: its pool's, or what the environment says where it has none.
+
+    Raises ValueError, one sentence, for a pool that cannot be.
+    """
+    if database.mode != "pool":
+        return PoolSettings.from_env(database.prefix)
+    values = {name: database.value(name) for name in VARIABLES}
+    if not all(isinstance(value, int | float) for name, value in values.items() if name != "mode"):
+        raise ValueError(
+            f"The pool of DATABASES[{database.alias!r}] is not one: see `manage.py check`."
+        )
+    return PoolSettings(**values)  # type: ignore[arg-type]
 
 
 def secrets_of(entry: Mapping[str, Any]) -> tuple[str, ...]:
