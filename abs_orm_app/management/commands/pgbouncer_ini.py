@@ -1,0 +1,138 @@
+"""`manage.py pgbouncer_ini`: the settings of the project as a configuration of PgBouncer."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.base import BaseCommand, CommandError
+from django.db import connections
+
+from abs_orm_app.configured import Configured, configured_databases
+from abs_orm_app.environment import MOST_CONNECTIONS, pool_processes
+from abs_orm_app.pgbouncer import LISTEN_PORT, POOL_MODES, Plan, Target, target
+from abs_orm_app.pgbouncer_ini import client_urls, pgbouncer_ini, userlist
+from abs_orm_app.variables import did_you_mean, whole_number
+
+
+class Command(BaseCommand):
+    help = (
+        "Writes a pgbouncer.ini that gives a PgBouncer the connections which the DB_* variables "
+        "describe, for all processes together. Run it with the address of the server."
+    )
+    requires_system_checks = ()
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--database",
+            nargs="+",
+            action="extend",
+            metavar="ALIAS",
+            help="Only these aliases of DATABASES; all on PostgreSQL without it.",
+        )
+        parser.add_argument(
+            "--pool-mode",
+            choices=POOL_MODES,
+            default=POOL_MODES[0],
+            help="How long a client keeps a server connection. Default: for a transaction.",
+        )
+        parser.add_argument(
+            "--processes",
+            type=_number(1, MOST_CONNECTIONS),
+            metavar="N",
+            help="Processes that will connect. Default: DB_POOL_PROCESSES, else WEB_CONCURRENCY.",
+        )
+        parser.add_argument(
+            "--listen-addr",
+            metavar="ADDRESS",
+            help="Where PgBouncer listens on TCP, * for everywhere. Default: 127.0.0.1, or only "
+            "the directory of the server's Unix socket where there is no password.",
+        )
+        parser.add_argument(
+            "--listen-port",
+            type=_number(1, 65535),
+            default=LISTEN_PORT,
+            metavar="PORT",
+            help=f"Default: {LISTEN_PORT}.",
+        )
+        parser.add_argument(
+            "--userlist",
+            action="store_true",
+            help="Write userlist.txt, the names and passwords of clients, in place of the ini.",
+        )
+        parser.add_argument(
+            "--with-password",
+            action="store_true",
+            help="Write the passwords, too.",
+        )
+
+    def handle(self, *_: Any, **options: Any) -> None:
+        try:
+            targets = [
+                target(database, connections[database.alias].settings_dict, os.environ)
+                for database in _databases(options["database"])
+            ]
+            plan = _plan(targets, options)
+            write = userlist if options["userlist"] else pgbouncer_ini
+            text = write(targets, plan)
+        except (ImproperlyConfigured, ValueError) as error:
+            raise CommandError(str(error)) from None
+        self.stdout.write(text)
+        if not options["userlist"]:
+            urls = "\n".join(f"  {url}" for url in client_urls(targets, plan))
+            self.stderr.write(
+                f"Through this PgBouncer: DB_POOL_MODE=pgbouncer and\n{urls}", lambda line: line
+            )
+
+
+def _databases(names: Sequence[str] | None) -> list[Configured]:
+    known = tuple(connections)
+    for name in names or ():
+        if name not in known:
+            raise CommandError(
+                f"DATABASES has no alias {name!r}{did_you_mean(name, known)}; "
+                f"it has {', '.join(known)}.",
+                returncode=2,
+            )
+    databases = configured_databases(dict.fromkeys(names or known))
+    if names:
+        return databases
+    found = [database for database in databases if database.vendor == "postgresql"]
+    if not found:
+        raise CommandError("DATABASES has no PostgreSQL, and PgBouncer is for that alone.")
+    return found
+
+
+def _plan(targets: Sequence[Target], options: dict[str, Any]) -> Plan:
+    return Plan(
+        pool_mode=options["pool_mode"],
+        listen_addr=options["listen_addr"],
+        listen_port=options["listen_port"],
+        processes=options["processes"] or pool_processes(),
+        account=_account(targets) if os.geteuid() == 0 else None,
+        with_password=options["with_password"],
+    )
+
+
+def _account(targets: Sequence[Target]) -> str:
+    """Who root's PgBouncer should be: one who can reach the server's socket, and not root."""
+    for each in targets:
+        if os.path.isdir(each.host) and (owner := os.stat(each.host).st_uid):
+            return pwd.getpwuid(owner).pw_name
+    return "nobody"
+
+
+def _number(least: int, most: int) -> Callable[[str], int]:
+    parse = whole_number(least, most)
+
+    def convert(text: str) -> int:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise ArgumentTypeError(f"{text!r} {error}") from None
+
+    return convert
