@@ -65,6 +65,7 @@ def in_libpqs_words(address: Address) -> dict[str, str]:
 @example("postgresql://u:p@H1:1,[::1]:2,h3:3/db?sslmode=require&target_session_attrs=any")
 @example("postgresql://u@/db?host=%2Ftmp&port=5433")
 @example("postgresql://%C3%A9:%40%3A%2F%3F%23%25%5B%5D@h/db?application_name=007")
+@example("postgresql://h/db?ssl=true")
 @example("postgresql:///?service=reports")
 @example("postgresql://h/db?user=u&password=p&connect_timeout=3")
 def test_a_url_means_what_it_means_to_libpq(url: str) -> None:
