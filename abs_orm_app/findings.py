@@ -180,10 +180,10 @@ _ACCEPTED = {
     "max_size": ("a whole number, 1 or more", _whole(0)),  # 0: see size_above_maximum
     "max_waiting": ("a whole number, 0 or more", _whole(0)),
     "num_workers": ("a whole number, 1 or more", _whole(1)),
-    # More is too much for a lock's timeout.
+    # Threads wait for so long, which infinity would end with an OverflowError.
     "timeout": ("a number of seconds above 0, up to a day", _seconds(86400)),
+    "max_idle": ("a number of seconds above 0, up to a year", _seconds(365 * 86400)),
     "max_lifetime": ("a number of seconds above 0", _seconds(math.inf)),
-    "max_idle": ("a number of seconds above 0", _seconds(math.inf)),
     "reconnect_timeout": ("a number of seconds above 0", _seconds(math.inf)),
 }
 

@@ -186,7 +186,8 @@ def findings_section(findings: Sequence[Finding], style: Style) -> str:
         lines += [
             INDENT + paint(f"{LEVELS[finding.level]} {finding.id}{alias}"),
             *_wrap(finding.message, 2),
-            *_wrap(f"{finding.hint} See {finding.guide}", 2),
+            *_wrap(finding.hint, 2),
+            INDENT * 2 + finding.guide,
         ]
     return _lines(lines)
 

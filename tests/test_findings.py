@@ -126,6 +126,7 @@ def test_without_psycopg_pool_its_parameters_are_not_judged() -> None:
         ("timeout", None),
         ("max_lifetime", 0),
         ("max_idle", "600"),
+        ("max_idle", float("inf")),
         ("max_waiting", -1),
         ("num_workers", 0),
         ("reconnect_timeout", 0),
