@@ -19,7 +19,7 @@ from django.test import override_settings
 
 from abs_orm_app.profiles import SETTING
 from tests.projects import OURS, ROOT, SQLITE, STOCK, database, entry, manage
-from tests.servers import Server
+from tests.servers import Server, wait_until
 
 POOL = {"pool": {"min_size": 20, "max_size": 30, "timeout": 30.0, "max_lifetime": 3600.0}}
 SECTIONS = ["Configured", "Active", "Server", "Connection test", "Findings"]
@@ -137,7 +137,7 @@ def test_a_pool_that_nothing_has_needed_stays_closed(shared: Server) -> None:
         ran = Ran(database=[alias])
         pool: Any = connections[alias].pool  # type: ignore[attr-defined]
         assert pool.closed
-        assert shared.sessions() == 0
+        wait_until(lambda: shared.sessions() == 0, "the sessions to end")
     assert "not opened yet" in line(ran.out, "now")
 
 

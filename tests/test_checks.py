@@ -17,7 +17,7 @@ from django.test import override_settings
 
 from abs_orm_app.checks import TAG
 from tests.projects import OURS, SQLITE, STOCK, database, entry, manage
-from tests.servers import Server
+from tests.servers import Server, wait_until
 
 POOL = {"pool": {"min_size": 20, "max_size": 30}}
 
@@ -132,7 +132,7 @@ def test_aliases_on_one_server_are_added_up(
 def test_no_session_is_left_on_the_server(shared: Server) -> None:
     with database(entry(shared.conninfo, OPTIONS=POOL)) as alias:
         found(databases=[alias])
-        assert shared.sessions() == 0
+        wait_until(lambda: shared.sessions() == 0, "the session to end")
 
 
 def test_aliases_without_a_pool_are_not_connected_to() -> None:
