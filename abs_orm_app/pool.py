@@ -290,6 +290,17 @@ class HardenedPool(WaitingPool):
         while self._attempts and monotonic() < deadline:
             sleep(0.005)
 
+    def close_for_good(self, timeout: float) -> None:
+        """At the end of the process: close, in `timeout` seconds, and keep the lock.
+
+        Daemon threads run on for a moment. One that asks for a connection waits, and ends with the
+        process; an error would only make it complain.
+        """
+        self._min_size = 0  # opens no more
+        self.settle(timeout)
+        if self._lock.acquire(timeout=timeout):
+            super().close(timeout)
+
     def abandon(self) -> None:
         """In a forked child: forget the parent's connections without a byte on its sockets.
 

@@ -12,6 +12,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.db.backends.base.base import NO_DB_ALIAS
 
+from abs_orm_app.credentials import current_password, is_rotating
 from abs_orm_app.opening import AnyConnection
 from abs_orm_app.pool import HardenedPool, every_pool
 
@@ -26,6 +27,7 @@ else:
 
 # Seconds to wait for connections that are being opened, before the end of the process, or a fork.
 SETTLE_TIMEOUT = 1.0
+LAST = -100  # priority of what ends a child, after finalizers that may query
 
 
 class PooledMixin(Base):
@@ -57,7 +59,7 @@ class PooledMixin(Base):
                 if pool is not None:
                     pool.close()
                 pool = self._build_pool({} if options is True else options)
-                _close_at_exit()
+                _close_at_childs_end()
                 self._connection_pools[self.alias] = pool
         return pool
 
@@ -71,15 +73,30 @@ class PooledMixin(Base):
         template.get_connection_params()
         extra = self.settings_dict.get("ABS_ORM_APP", {})
         return HardenedPool(
-            kwargs=lambda: {**template.get_connection_params(), "autocommit": True},
+            kwargs=template._params_for_pool,
             name=self.alias,
             open=False,
             configure=template._configure_for_pool,
             pre_ping=self.settings_dict["CONN_HEALTH_CHECKS"],
             leak_seconds=extra.get("leak_seconds"),
+            rotating=is_rotating(extra),
             database=self.settings_dict["NAME"],
             **options,
         )
+
+    def get_new_connection(self, conn_params: dict[str, Any]) -> AnyConnection:
+        if self.pool is None:
+            conn_params = self._with_current_password(conn_params)
+        return super().get_new_connection(conn_params)
+
+    def _with_current_password(self, params: dict[str, Any]) -> dict[str, Any]:
+        password = current_password(self.settings_dict.get("ABS_ORM_APP", {}), params)
+        return params if password is None else {**params, "password": password}
+
+    def _params_for_pool(self) -> dict[str, Any]:
+        """libpq's parameters for one connection of the pool, in a thread of the pool."""
+        params = self._with_current_password(self.get_connection_params())
+        return {**params, "autocommit": True}  # Django sets its own at checkout
 
     def _configure_for_pool(self, connection: AnyConnection) -> None:
         """Set the time zone and the role, in a thread of the pool.
@@ -120,7 +137,7 @@ class PooledMixin(Base):
 
 
 _pid = os.getpid()
-_closes_at_exit = False
+_closes_at_end = True
 _fork_lock = threading.Lock()
 
 
@@ -144,8 +161,8 @@ def _settle() -> None:
 
 def _start_clean() -> None:
     """In a forked child: leave the parent's pools and connections to the parent."""
-    global _pid, _closes_at_exit
-    _closes_at_exit = False
+    global _pid, _closes_at_end
+    _closes_at_end = False
     PooledMixin._build_lock = threading.Lock()
     PooledMixin._connection_pools.clear()
     for pool in list(every_pool):
@@ -156,26 +173,27 @@ def _start_clean() -> None:
     _pid = os.getpid()
 
 
-def _close_at_exit() -> None:
-    """See to it that this process, once it has a pool, closes it at its end."""
-    global _closes_at_exit
-    if _closes_at_exit:
-        return
-    _closes_at_exit = True
-    atexit.register(_close_all)
-    if util := sys.modules.get("multiprocessing.util"):
-        # Its children, and Celery's, run no atexit handlers. Last: other finalizers may query.
-        util.Finalize(None, _close_all, exitpriority=-100)
+def _close_at_childs_end() -> None:
+    """In a forked child with its first pool: see to it that the pool is closed at the end.
+
+    The children of multiprocessing and of Celery run no atexit handlers; this is what they run.
+    """
+    global _closes_at_end
+    util = sys.modules.get("multiprocessing.util")
+    if util and not _closes_at_end:
+        _closes_at_end = True
+        util.Finalize(None, _close_all, exitpriority=LAST)
 
 
 def _close_all() -> None:
     """At the end of the process: say goodbye to the server, so that it logs no lost client."""
     _notice_fork()
     for pool in list(every_pool):
-        pool.close(SETTLE_TIMEOUT)
+        pool.close_for_good(SETTLE_TIMEOUT)
     for wrapper in connections.all(initialized_only=True):
         if isinstance(wrapper, PooledMixin):
             wrapper._hang_up()
 
 
 os.register_at_fork(before=_settle, after_in_child=_start_clean)
+atexit.register(_close_all)
