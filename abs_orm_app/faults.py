@@ -45,6 +45,11 @@ class Fault:
     at: float
 
 
+def is_about_credentials(error: Exception) -> bool:
+    """True if the server did not like the password."""
+    return "authentication failed" in str(error)
+
+
 def is_permanent(error: Exception) -> bool:
     """Tell a fault that only a person can mend, as a wrong password, from one that may pass.
 

@@ -18,8 +18,9 @@ from psycopg_pool import ConnectionPool
 from psycopg_pool.pool import WaitingClient
 
 from abs_orm_app import messages
-from abs_orm_app.faults import Fault, again, is_permanent
+from abs_orm_app.faults import Fault, again, is_about_credentials, is_permanent
 from abs_orm_app.slots import Holder, Slot
+from abs_orm_app.timings import Histogram
 
 logger = logging.getLogger("abs_orm_app.pool")
 
@@ -40,13 +41,22 @@ class Attempt:
 class OpeningPool(ConnectionPool[AnyConnection]):
     """A pool that opens connections in threads of their own, which end when nothing is missing."""
 
-    def __init__(self, *args: Any, num_workers: int = PARALLEL_CONNECTS, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        num_workers: int = PARALLEL_CONNECTS,
+        rotating: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.rotating = rotating
         self._slots: dict[int, Slot] = {}
         self._attempts: WeakSet[Attempt] = WeakSet()
         self._lost: deque[Slot] = deque()
         self._attempted_at = float("-inf")
         self._fault: Fault | None = None
-        self._used_seconds = 0.0
+        self._has_connected = False
+        self._usage_popped = 0.0
+        self.wait_times, self.use_times, self.create_times = Histogram(), Histogram(), Histogram()
         super().__init__(*args, num_workers=num_workers, **kwargs)
         self._lock = threading.RLock()
 
@@ -127,7 +137,9 @@ class OpeningPool(ConnectionPool[AnyConnection]):
             raise
         with self._lock:
             self._stats[self._CONNECTIONS_NUM] += 1
-            self._stats[self._CONNECTIONS_MS] += round(1000 * (monotonic() - began))
+            took = monotonic() - began
+            self._stats[self._CONNECTIONS_MS] += round(1000 * took)
+            self.create_times.add(took)
         try:
             self._prepare(conn)
         except BaseException:
@@ -153,6 +165,7 @@ class OpeningPool(ConnectionPool[AnyConnection]):
         with self._lock:
             self._attempts.discard(attempt)
             self._slots[slot.key] = slot
+            self._has_connected = True
             fault, self._fault = self._fault, None
         if fault:
             logger.warning(messages.connected_again(self.name, monotonic() - fault.since))
@@ -166,7 +179,8 @@ class OpeningPool(ConnectionPool[AnyConnection]):
             self._attempts.discard(attempt)
             known = self._fault
             since = known.since if known else now
-            fault = self._fault = Fault(error, is_permanent(error), since, now)
+            permanent = is_permanent(error) and not self._may_be_rotating(error)
+            fault = self._fault = Fault(error, permanent, since, now)
             if fault.permanent and not self._in_use():
                 doomed.extend(self._waiting)
                 self._waiting.clear()
@@ -178,6 +192,10 @@ class OpeningPool(ConnectionPool[AnyConnection]):
             client.fail(again(fault.error))
         if known and known.at - since < self.reconnect_timeout <= now - since:
             self.reconnect_failed()
+
+    def _may_be_rotating(self, error: Exception) -> bool:
+        """True if a password that has worked is just being changed, here or on the server."""
+        return self.rotating and self._has_connected and is_about_credentials(error)
 
     def _reclaim_lost(self) -> None:
         """Take back the slots of connections that were garbage-collected while checked out."""
@@ -222,11 +240,14 @@ class OpeningPool(ConnectionPool[AnyConnection]):
     def get_stats(self) -> dict[str, int]:
         """Return psycopg_pool's statistics; `usage_ms` counts `getconn`/`putconn` too."""
         with self._lock:
-            return {**super().get_stats(), self._USAGE_MS: round(1000 * self._used_seconds)}
+            return {**super().get_stats(), self._USAGE_MS: self._usage_ms()}
 
     def pop_stats(self) -> dict[str, int]:
         """Return the statistics and set the counters to zero."""
         with self._lock:
-            stats = {**super().pop_stats(), self._USAGE_MS: round(1000 * self._used_seconds)}
-            self._used_seconds = 0.0
+            stats = {**super().pop_stats(), self._USAGE_MS: self._usage_ms()}
+            self._usage_popped = self.use_times.total
             return stats
+
+    def _usage_ms(self) -> int:
+        return round(1000 * (self.use_times.total - self._usage_popped))

@@ -54,6 +54,8 @@ class HardenedPool(WaitingPool):
     `leak_seconds`: warn about a connection held longer, with the stack that took it; None: off, and
     no stack is recorded.
     `database`: the name of the database, for the one who keeps the pool.
+    `rotating`: the password may change while the pool lives; once one has worked, a server that
+    refuses it is asked again, with the one that is valid then.
     `num_workers`: how many connections are opened at a time; the threads live only that long.
 
     `getconn` raises `PoolTimeout` at the deadline, with the last fault as its cause;
@@ -163,9 +165,11 @@ class HardenedPool(WaitingPool):
         if conn.pgconn.transaction_status != TransactionStatus.UNKNOWN:
             self._add_to_pool(conn)
             return
+        held = self._slots[id(conn)].release(monotonic())
         self._discard([conn])
         with self._lock:
             self._stats[self._RETURNS_BAD] += 1
+            self.use_times.add(held)
 
     def _add_to_pool(self, conn: AnyConnection) -> None:
         """Hand `conn` to the client that has waited longest, or keep it idle, or let it go."""
@@ -174,7 +178,8 @@ class HardenedPool(WaitingPool):
         slot = self._slots[id(conn)]
         held = slot.release(now)
         with self._lock:
-            self._used_seconds += held
+            if held:
+                self.use_times.add(held)
             if (
                 not self._closed
                 and conn._expire_at > now

@@ -18,6 +18,7 @@ from abs_orm_app.opening import RETRY_INTERVAL, AnyConnection, OpeningPool
 
 COLLECT_INTERVAL = 30.0  # seconds between looks for garbage that holds connections
 ORPHAN_INTERVAL = 1.0  # the same, when a thread is known to have ended with a connection in hand
+TIMEOUTS = "requests_timeouts"  # a counter beside psycopg_pool's: errors that were timeouts
 
 
 class WaitingPool(OpeningPool):
@@ -68,7 +69,9 @@ class WaitingPool(OpeningPool):
             raise
         finally:
             with self._lock:
-                self._stats[self._REQUESTS_WAIT_MS] += round(1000 * (monotonic() - began))
+                waited = monotonic() - began
+                self._stats[self._REQUESTS_WAIT_MS] += round(1000 * waited)
+                self.wait_times.add(waited)
 
     def _refuse_if_hopeless(self, now: float, deadline: float) -> None:
         """Raise instead of waiting, where waiting is of no use. Call with the lock held."""
@@ -112,6 +115,7 @@ class WaitingPool(OpeningPool):
 
     def _timeout_error(self, began: float, deadline: float) -> PoolTimeout:
         with self._lock:
+            self._stats[TIMEOUTS] += 1
             fault = self._fault
             text = messages.pool_timeout(
                 self.name,

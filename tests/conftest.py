@@ -22,6 +22,7 @@ os.environ |= {
     "DJANGO_SETTINGS_MODULE": "abs_project.settings",
     "DATABASE_URL": _server.url,
     "DB_POOL_MODE": "null",
+    "ENV_FILE": os.devnull,
 }
 django.setup()
 

@@ -87,7 +87,12 @@ class PoolMachine(RuleBasedStateMachine):
                 sleep(0.005)
                 self.pool.putconn(conn)
 
-        for call in [Call(use) for _ in range(8)]:
+        allowed = max(self.limit, len(self.held))
+        calls = [Call(use) for _ in range(8)]
+        while any(call.is_alive() for call in calls):
+            assert self.pool.get_stats()["pool_size"] <= allowed
+            assert self.server.sessions(APP) <= allowed
+        for call in calls:
             call.result(within=TIMEOUT + 2)
 
     @precondition(lambda self: self.up)
@@ -115,6 +120,7 @@ class PoolMachine(RuleBasedStateMachine):
     def resize(self, size: int, overflow: int) -> None:
         self.pool.resize(size, size + overflow)
         self.limit = size + overflow
+        self.the_server_counts_no_more_than_the_limit()
 
     @precondition(lambda self: self.up)
     @rule(crash=st.booleans())

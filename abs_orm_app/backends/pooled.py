@@ -87,7 +87,8 @@ class PooledMixin(Base):
     def get_new_connection(self, conn_params: dict[str, Any]) -> AnyConnection:
         if self.pool is None:
             conn_params = self._with_current_password(conn_params)
-        return super().get_new_connection(conn_params)
+        connection: AnyConnection = super().get_new_connection(conn_params)
+        return connection
 
     def _with_current_password(self, params: dict[str, Any]) -> dict[str, Any]:
         password = current_password(self.settings_dict.get("ABS_ORM_APP", {}), params)
