@@ -8,5 +8,6 @@ from abs_project import views
 urlpatterns = [
     path("", views.index),
     path("slow/", views.slow),
+    path("async/", views.slow_async),
     path("admin/", admin.site.urls),
 ]

@@ -1,5 +1,6 @@
 """Pages that do one query each, for demos, tests and benchmarks."""
 
+from asgiref.sync import sync_to_async
 from django.db import connection
 from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, JsonResponse
 
@@ -20,6 +21,11 @@ def slow(request: HttpRequest) -> HttpResponse:
     except ValueError as error:
         return HttpResponseBadRequest(f"ms {error}.")
     return _answer(milliseconds)
+
+
+async def slow_async(request: HttpRequest) -> HttpResponse:
+    """`slow` in a coroutine, which asks the database in a thread."""
+    return await sync_to_async(slow)(request)
 
 
 def _answer(milliseconds: int) -> JsonResponse:

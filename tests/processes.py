@@ -44,7 +44,7 @@ class Result:
     status: int  # exit status; -15 if SIGTERM killed it
     output: str
     errors: str  # what it wrote to stderr
-    seconds: float  # from the signal, or else from the start, to the end
+    ended_at: float  # time.monotonic(), which all processes share
 
 
 class Program:
@@ -52,7 +52,6 @@ class Program:
 
     def __init__(self, command: Sequence[str], environ: Mapping[str, str], directory: Path) -> None:
         self._output, self._errors = directory / "output", directory / "errors"
-        self._began = time.monotonic()
         with self._output.open("wb") as output, self._errors.open("wb") as errors:
             self._process = subprocess.Popen(
                 command,
@@ -78,7 +77,6 @@ class Program:
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> Result:
         """Send a signal, and wait for the end."""
-        self._began = time.monotonic()
         self._process.send_signal(number)
         return self.wait()
 
@@ -88,7 +86,7 @@ class Program:
             status = self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still running: {self.output}\n{self.errors}") from None
-        return Result(status, self.output, self.errors, time.monotonic() - self._began)
+        return Result(status, self.output, self.errors, time.monotonic())
 
     def clear_away(self) -> None:
         """Kill what is left of the process and its children."""
@@ -120,6 +118,7 @@ def start(
 ) -> Iterator[Program]:
     """Start a function of a test module in an interpreter with these options; Django is set up.
 
+    When it returns, the time (`time.monotonic()`) is the last line of the output.
     TEST_ENGINE="django.db.backends.postgresql" gives it Django's own pool.
     """
     name = (function.__module__, function.__qualname__)
@@ -275,7 +274,10 @@ def _main(module: str, function: str, *arguments: str) -> None:
     if engine := os.environ.get("TEST_ENGINE"):
         settings.DATABASES["default"]["ENGINE"] = engine
     django.setup()
-    getattr(import_module(module), function)(*arguments)
+    try:
+        getattr(import_module(module), function)(*arguments)
+    finally:
+        sys.stdout.write(f"{time.monotonic()}\n")
 
 
 if __name__ == "__main__":
