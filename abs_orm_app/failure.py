@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from django.core.exceptions import ImproperlyConfigured
+
 # What PostgreSQL, libpq and PgBouncer say -> what to do. The first that matches counts.
 _HINTS = (
     (
@@ -43,6 +45,19 @@ _HINTS = (
         "Wait until the server is ready, and try again.",
     ),
     (
+        r"query_wait_timeout",
+        "PgBouncer had no server connection to give: find what holds them (check_pool, SHOW POOLS), "
+        "or raise default_pool_size.",
+    ),
+    (
+        r"unsupported startup parameter",
+        "PgBouncer does not know what the options set: `manage.py pgbouncer_ini` has it done.",
+    ),
+    (
+        r"server_login_retry",
+        "PgBouncer cannot connect to its server: is that running, and does it accept PgBouncer?",
+    ),
+    (
         r"time(?:d )?out|no answer|Network is unreachable|No route to host",
         "Is the server's machine up, and is the port open in the firewalls between?",
     ),
@@ -51,7 +66,8 @@ _HINTS = (
         "Correct this option of the database's settings.",
     ),
 )
-_GENERAL_HINT = "Look into the server's log: it may say more than a client is told."
+_HINT_ON_SETTINGS = "Correct the settings of this database."
+_HINT_ON_SERVER = "Look into the server's log: it may say more than a client is told."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +85,8 @@ def explain(error: BaseException, secrets: Iterable[str] = ()) -> Failure:
     for pattern, hint in _HINTS:
         if re.search(pattern, cause):
             return Failure(cause=cause, hint=hint)
-    return Failure(cause=cause, hint=_GENERAL_HINT)
+    ours = isinstance(error, ImproperlyConfigured | TypeError | ValueError)
+    return Failure(cause=cause, hint=_HINT_ON_SETTINGS if ours else _HINT_ON_SERVER)
 
 
 def _sentence(text: str) -> str:

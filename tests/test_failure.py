@@ -84,6 +84,14 @@ def test_an_error_of_several_lines_is_one_sentence() -> None:
     assert explain(ValueError("first\n\tsecond\nthird")).cause == "first."
 
 
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [(TypeError("what?"), "the settings"), (psycopg.OperationalError("what?"), "the server's log")],
+)
+def test_who_raised_an_unknown_error_says_where_to_look(error: Exception, hint: str) -> None:
+    assert hint in explain(error).hint
+
+
 @given(st.text(min_size=1), st.sampled_from([str, quote, quote_plus, repr]))
 def test_a_secret_is_gone_however_it_is_written(secret: str, write: type) -> None:
     assume(secret not in "before *** after")
