@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -58,12 +58,33 @@ class Outcome:
     seconds: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Drilled:
+    """What the drill of one alias came to."""
+
+    alias: str
+    outcomes: tuple[Outcome, ...] = ()
+    refused: Failure | None = None  # why there are no outcomes
+    has_pool: bool = True
+
+    @property
+    def ok(self) -> bool | None:
+        """True if no promise was broken; None for an alias without a pool, which gives none."""
+        if not self.has_pool:
+            return None
+        return not self.refused and all(o.verdict != "broken" for o in self.outcomes)
+
+
 class Refused(Exception):  # noqa: N818 - nothing went wrong
     """The drill cannot be done, or should not be; the failure says why, and what to do."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(f"{failure.cause} {failure.hint}")
         self.failure = failure
+
+
+class NoPool(Refused):
+    """There is no pool to drill."""
 
 
 class _Stuck(Exception):  # noqa: N818 - it ends the drill
@@ -75,15 +96,16 @@ def drill(
     *,
     take_most: bool = False,
     announce: Callable[[str], None] = lambda _: None,
-) -> Iterator[Outcome]:
-    """Look at one promise after the other, in pools like that of an alias that has one.
+) -> Generator[Outcome]:
+    """Look at one promise after the other, in pools like that of the alias.
 
     take_most: take also more than half of the connections that the server has left for this role.
     announce: is told each promise before it is looked at.
 
-    Raises Refused, but only before the first outcome. Closing the iterator closes all connections.
+    Raises Refused, but only before the first outcome. Closing the generator closes all connections.
     Meanwhile the pools log nothing: the faults are of the drill's own making.
     """
+    _refuse_without_pool(configured)
     with suppress(_Stuck), _silent_logs(), ExitStack() as stack:
         stage = partial(_stage, configured, stack.enter_context(_watch(configured, take_most)))
         with stage() as whole:
@@ -148,6 +170,17 @@ def _pool(configured: Configured, name: str, **parameters: Any) -> Iterator[AnyP
 
 
 # Before the first promise
+
+
+def _refuse_without_pool(configured: Configured) -> None:
+    if configured.error:
+        hint = "Correct ENGINE, or install what it needs."
+        raise Refused(Failure(cause=configured.error, hint=hint))
+    if configured.vendor != "postgresql":
+        raise NoPool(Failure(cause="It is not PostgreSQL: there is nothing to drill.", hint=""))
+    if not configured.pools:
+        cause = f"In {configured.mode} mode this process has no pool: there is nothing to drill."
+        raise NoPool(Failure(cause=cause, hint="DB_POOL_MODE=pool makes one."))
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from abs_orm_app.budget import allowance
 from abs_orm_app.configured import Configured
@@ -17,6 +17,9 @@ from abs_orm_app.report import Active, Report
 from abs_orm_app.server import ServerFacts
 from abs_orm_app.text import LEVELS
 
+if TYPE_CHECKING:
+    from abs_orm_app.drill import Drilled
+
 SCHEMA = 1  # changes when something is renamed or removed, not when something is added
 
 
@@ -24,6 +27,7 @@ def as_json(
     reports: Iterable[Report],
     findings: Iterable[Finding],
     comparison: tuple[str, Sequence[Compared]] | None,
+    drills: Sequence[Drilled] | None,
     exit_code: int,
 ) -> str:
     """One JSON document, without NaN or infinity: those are null."""
@@ -33,6 +37,7 @@ def as_json(
         "databases": [_database(report) for report in reports],
         "findings": [_finding(finding) for finding in findings],
         "comparison": _comparison(*comparison) if comparison else None,
+        "drills": None if drills is None else [_drilled(drilled) for drilled in drills],
     }
     return json.dumps(_finite(document), indent=2, allow_nan=False)
 
@@ -101,6 +106,18 @@ def _comparison(profile: str, rows: Sequence[Compared]) -> dict[str, Any]:
         "profile": profile,
         "matches": bool(rows) and all(row.matches for row in rows),
         "rows": [{**asdict(row), "matches": row.matches} for row in rows],
+    }
+
+
+def _drilled(drilled: Drilled) -> dict[str, Any]:
+    return {
+        "alias": drilled.alias,
+        "ok": drilled.ok,
+        "refused": drilled.refused and asdict(drilled.refused),
+        "promises": [
+            {**asdict(outcome), "seconds": round(outcome.seconds, 3)}
+            for outcome in drilled.outcomes
+        ],
     }
 
 

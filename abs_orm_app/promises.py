@@ -317,7 +317,9 @@ def reclaims_dropped(stage: Stage) -> Seen:
     thread.start()
     thread.join()
     checkout = stage.check_out(FAULT_TIMEOUT)
-    return _judged(not checkout.error, f"a thread dropped the only one; the next {checkout}")
+    return _judged(
+        not checkout.error, f"a thread dropped the only one; the next checkout {checkout}"
+    )
 
 
 def _drop_one(pool: AnyPool) -> None:

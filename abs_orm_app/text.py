@@ -12,6 +12,7 @@ from abs_orm_app.budget import allowance
 from abs_orm_app.configured import NEVER, Configured, Setting, Value
 from abs_orm_app.failure import Failure
 from abs_orm_app.findings import Finding
+from abs_orm_app.pooler import PoolerFacts
 from abs_orm_app.profiles import Compared
 from abs_orm_app.report import Active, ConnectionTest, Report
 from abs_orm_app.server import ServerFacts
@@ -29,12 +30,12 @@ def configured_section(database: Configured, style: Style) -> str:
     """The head of an alias, and what is configured."""
     head = [
         style.MIGRATE_HEADING(f"{database.alias}: {database.address}"),
-        *_wrap(f"Engine {database.engine}; address from {database.address_source}."),
+        *wrap(f"Engine {database.engine}; address from {database.address_source}."),
     ]
     if database.error:
-        return _lines([*head, *_wrap(f"The engine cannot be loaded: {database.error}")])
+        return _lines([*head, *wrap(f"The engine cannot be loaded: {database.error}")])
     if database.vendor != "postgresql":
-        return _lines([*head, *_wrap("It is not PostgreSQL: there is nothing here to check.")])
+        return _lines([*head, *wrap("It is not PostgreSQL: there is nothing here to check.")])
     rows = [
         (row.name, _shown(row.field, row.value), row.source, _became(row, database.mode))
         for row in database.settings
@@ -72,7 +73,7 @@ _WITHOUT_POOL = {
 
 def _active(active: Active | Failure | None, database: Configured, style: Style) -> list[str]:
     if active is None:
-        return _wrap(_WITHOUT_POOL.get(database.mode, "No pool."))
+        return wrap(_WITHOUT_POOL.get(database.mode, "No pool."))
     if isinstance(active, Failure):
         return _failure(active, style)
     differs = active.differs(database)
@@ -106,7 +107,7 @@ def _active(active: Active | Failure | None, database: Configured, style: Style)
 
 def _server(server: ServerFacts | Failure | None, style: Style) -> list[str]:
     if server is None:
-        return _wrap("Not reached.")
+        return wrap("Not reached.")
     if isinstance(server, Failure):
         return _failure(server, style)
     tls = f"{server.tls_version or 'on'} {server.tls_cipher or ''}" if server.tls else "off"
@@ -122,6 +123,7 @@ def _server(server: ServerFacts | Failure | None, style: Style) -> list[str]:
             ("role", role),
             ("state", state),
             ("TLS", tls.strip()),
+            *_pooler(server.pooler),
             ("limit", allowance(server).why),
             (
                 "in use",
@@ -132,6 +134,27 @@ def _server(server: ServerFacts | Failure | None, style: Style) -> list[str]:
             ("keepalive", _keepalive(server)),
         ]
     )
+
+
+def _pooler(pooler: PoolerFacts | None) -> list[tuple[str, str]]:
+    if pooler is None:
+        return []
+    console = pooler.console
+    version = f" {console.version}" if console else ""
+    mode = f"{pooler.pool_mode} pooling" if pooler.pool_mode else "pool mode unknown"
+    rows = [("pooler", f"{pooler.software}{version}, {mode}")]
+    if console:
+        wait = f", for {console.longest_wait:.3g} s" if console.clients_waiting else ""
+        rows += [
+            (
+                "its pool",
+                f"{console.servers_active} server connections in use, {console.servers_idle} idle, "
+                f"up to {console.pool_size} + {console.reserve_pool}; "
+                f"{console.clients_active} clients active, {console.clients_waiting} waiting{wait}",
+            ),
+            ("its config", ", ".join(f"{name} {text}" for name, text in console.config.items())),
+        ]
+    return rows
 
 
 def _timeouts(server: ServerFacts) -> str:
@@ -172,7 +195,7 @@ def _connection_test(test: ConnectionTest, database: Configured, style: Style) -
 
 
 def _failure(failure: Failure, style: Style) -> list[str]:
-    return [style.ERROR(line) for line in _wrap(f"Failed: {failure.cause}")] + _wrap(failure.hint)
+    return [style.ERROR(line) for line in wrap(f"Failed: {failure.cause}")] + wrap(failure.hint)
 
 
 def findings_section(findings: Sequence[Finding], style: Style) -> str:
@@ -185,8 +208,8 @@ def findings_section(findings: Sequence[Finding], style: Style) -> str:
         alias = f" {finding.alias}" if finding.alias else ""
         lines += [
             INDENT + paint(f"{LEVELS[finding.level]} {finding.id}{alias}"),
-            *_wrap(finding.message, 2),
-            *_wrap(finding.hint, 2),
+            *wrap(finding.message, 2),
+            *wrap(finding.hint, 2),
             INDENT * 2 + finding.guide,
         ]
     return _lines(lines)
@@ -196,7 +219,7 @@ def comparison_section(profile: str, rows: Sequence[Compared], style: Style) -> 
     """The settings of each alias beside the profile's, and the verdict."""
     heading = style.MIGRATE_LABEL(f"Comparison with {profile}")
     if not rows:
-        return _lines([heading, *_wrap("There is no PostgreSQL alias to compare.")])
+        return _lines([heading, *wrap("There is no PostgreSQL alias to compare.")])
     blocks = []
     for alias in dict.fromkeys(row.alias for row in rows):
         compared = [row for row in rows if row.alias == alias]
@@ -221,7 +244,7 @@ def _verdict(profile: str, alias: str, rows: Iterable[Compared], style: Style) -
     if not names:
         return f"{INDENT}{style.SUCCESS(f'{alias} matches {profile}.')}"
     differs = f"{alias} differs from {profile} in {', '.join(names)}."
-    return _lines(style.ERROR(line) for line in _wrap(differs))
+    return _lines(style.ERROR(line) for line in wrap(differs))
 
 
 def _shown(field: str, value: Value) -> str:
@@ -271,7 +294,7 @@ def _hang(name: str, value: str) -> Iterator[str]:
     ) or [margin.rstrip()]
 
 
-def _wrap(text: str, depth: int = 1) -> list[str]:
+def wrap(text: str, depth: int = 1) -> list[str]:
     indent = INDENT * depth
     return textwrap.wrap(
         text,

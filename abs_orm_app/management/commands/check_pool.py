@@ -6,7 +6,7 @@ import os
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
@@ -21,12 +21,16 @@ from abs_orm_app.profiles import Compared, Profile, compare, profiles
 from abs_orm_app.report import Report, report
 from abs_orm_app.variables import did_you_mean
 
+if TYPE_CHECKING:
+    from abs_orm_app.drill import Drilled
+
 
 class Command(BaseCommand):
     help = (
         "Shows the connection pool of each database as configured, as active and as its server "
         "sees it, and tests a connection. Exits with 1 on a failed connection, a finding of the "
-        "fail level or a difference from the profile, and with 2 on bad arguments."
+        "fail level, a difference from the profile or a broken promise, and with 2 on bad "
+        "arguments."
     )
     requires_system_checks = ()  # what they would stop at is shown
 
@@ -40,6 +44,16 @@ class Command(BaseCommand):
         )
         parser.add_argument(
             "--compare", metavar="PROFILE", help="Also compare with these reference settings."
+        )
+        parser.add_argument(
+            "--drill",
+            action="store_true",
+            help="Also prove on the live database, in pools of its own, what the pool promises.",
+        )
+        parser.add_argument(
+            "--yes",
+            action="store_true",
+            help="Let the drill take more than half of the connections that are free.",
         )
         parser.add_argument("--format", choices=("text", "json"), default="text")
         parser.add_argument(
@@ -55,6 +69,9 @@ class Command(BaseCommand):
         try:
             code = self._run(databases, profile, options)
             self.stdout.flush()
+        except KeyboardInterrupt:
+            self.stderr.write("Interrupted; all connections are closed.")
+            raise SystemExit(130) from None
         except BrokenPipeError:
             # The reader has left (`check_pool | head`); Python would complain about that at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -66,13 +83,19 @@ class Command(BaseCommand):
         self, databases: Sequence[Configured], profile: Profile | None, options: dict[str, Any]
     ) -> int:
         in_text = options["format"] == "text"
-        reports = [self._report(database, in_text) for database in databases]
+        reports: list[Report] = []
+        drills: list[Drilled] | None = [] if options["drill"] else None
+        for database in databases:
+            reports.append(self._report(database, in_text))
+            if drills is not None:
+                drills.append(self._drill(reports[-1], in_text, options["yes"]))
         findings = all_findings(reports)
         compared = _compared(databases, profile)
-        code = _exit_code(reports, findings, compared, getattr(checks, options["fail_level"]))
+        level = getattr(checks, options["fail_level"])
+        code = _exit_code(reports, findings, compared, drills, level)
         if not in_text:
             comparison = None if compared is None else (options["compare"], compared)
-            self.stdout.write(machine.as_json(reports, findings, comparison, code))
+            self.stdout.write(machine.as_json(reports, findings, comparison, drills, code))
             return code
         blocks = [text.findings_section(findings, self.style)]
         if compared is not None:
@@ -88,6 +111,20 @@ class Command(BaseCommand):
         if in_text and database.vendor == "postgresql":
             self.stdout.write(text.answer_sections(gathered, self.style) + "\n\n")
         return gathered
+
+    def _drill(self, gathered: Report, in_text: bool, take_most: bool) -> Drilled:
+        try:
+            from abs_orm_app.drill_text import run_drill
+        except ImportError as error:
+            wanted = "pip install 'psycopg[binary,pool]'"
+            raise CommandError(f"--drill cannot be done: {error}. {wanted}") from error
+        out = self.stdout if in_text else None
+        drilled = run_drill(
+            gathered, take_most=take_most, out=out, progress=self.stderr, style=self.style
+        )
+        if in_text:
+            self.stdout.write("\n")
+        return drilled
 
 
 def _known_aliases(names: Sequence[str] | None) -> list[str]:
@@ -133,9 +170,12 @@ def _exit_code(
     reports: Sequence[Report],
     findings: Sequence[Finding],
     compared: Sequence[Compared] | None,
+    drills: Sequence[Drilled] | None,
     fail_level: int,
 ) -> int:
     failed = any(report.failed for report in reports)
     found = any(finding.level >= fail_level for finding in findings)
     differs = compared is not None and not (compared and all(row.matches for row in compared))
-    return 1 if failed or found or differs else 0
+    verdicts = {drilled.ok for drilled in drills or ()} - {None}  # of the aliases with a pool
+    unproven = drills is not None and verdicts != {True}
+    return 1 if failed or found or differs or unproven else 0
