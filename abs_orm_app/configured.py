@@ -73,6 +73,8 @@ class Configured:
     conn_max_age: float | None  # seconds; None: for ever
     health_checks: bool
     settings: tuple[Setting, ...]
+    server_side_cursors: bool
+    prepares: bool  # psycopg prepares statements
 
     address: str
     address_source: str
@@ -125,6 +127,8 @@ def configured(alias: str) -> Configured:
         conn_max_age=entry["CONN_MAX_AGE"],
         health_checks=bool(entry["CONN_HEALTH_CHECKS"]),
         settings=_settings(entry, extra, mode),
+        server_side_cursors=not entry.get("DISABLE_SERVER_SIDE_CURSORS", False),
+        prepares=options.get("prepare_threshold") is not None,
         address=_address(entry, extra),
         address_source=_address_source(extra),
         prefix=extra.get("prefix", ""),

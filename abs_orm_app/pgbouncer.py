@@ -100,7 +100,7 @@ def target(database: Configured, entry: Mapping[str, Any], environ: Mapping[str,
         },
         options=_options(where, known.get("options", "")),
         role=str(given.get("assume_role") or ""),
-        prepares=given.get("prepare_threshold") is not None,
+        prepares=database.prepares,
         settings=pool_settings(database),
     )
 
@@ -139,7 +139,14 @@ def _port(where: str, port: str) -> int:
 
 
 def _options(where: str, text: str) -> dict[str, str]:
-    """Read what `-c name=value`, in all its spellings, sets."""
+    try:
+        return session_options(text)
+    except ValueError as error:
+        raise ValueError(f"{where} has options that are {error}.") from None
+
+
+def session_options(text: str) -> dict[str, str]:
+    """Read libpq's `options`: what `-c NAME=VALUE`, in all its spellings, sets in a session."""
     words = [re.sub(r"\\(.)", r"\1", word) for word in re.findall(r"(?:\\.|[^\s\\])+", text)]
     found = {}
     while words:
@@ -147,6 +154,6 @@ def _options(where: str, text: str) -> dict[str, str]:
         setting = words.pop(0) if word == "-c" and words else re.sub("^(-c|--)", "", word)
         name, equals, value = setting.partition("=")
         if setting == word or not equals:
-            raise ValueError(f"{where} has options that are not all like -c NAME=VALUE.")
-        found[name.strip().replace("-", "_")] = value
+            raise ValueError("not all like -c NAME=VALUE")
+        found[name.replace("-", "_")] = value
     return found

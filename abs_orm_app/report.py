@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass
-from threading import Thread, get_native_id
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from threading import get_native_id
 from time import monotonic, perf_counter
-from typing import Any, TypeVar
+from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
 from abs_orm_app.configured import NEVER, Configured
+from abs_orm_app.deadline import within as within
 from abs_orm_app.failure import Failure, explain
+from abs_orm_app.pgbouncer import session_options
+from abs_orm_app.pooler import PoolerFacts, read_pooler
 from abs_orm_app.server import ServerFacts, read_server
-
-T = TypeVar("T")
 
 MARGIN = 5.0  # seconds for all that comes after connecting
 CONNECT_TIMEOUT = 10.0  # seconds, where the settings give none
@@ -138,28 +139,6 @@ def _errors(configured: Configured) -> tuple[type[Exception], ...]:
     return (driver.Error, ImproperlyConfigured, ImportError, OSError, TypeError, ValueError)
 
 
-def within(seconds: float, work: Callable[[], T]) -> T:
-    """The result of `work`; TimeoutError if a server, a network or a look-up holds it up longer.
-
-    Work that is late goes on in a daemon thread, and its result is dropped.
-    """
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    Thread(target=run, name="check_pool", daemon=True).start()
-    try:
-        return future.result(seconds)
-    except TimeoutError as error:
-        if future.done():
-            raise
-        raise TimeoutError(f"no answer within {seconds:g} seconds") from error
-
-
 def _ask(configured: Configured) -> tuple[ServerFacts | Failure, float, float]:
     """The server's facts, and how many ms connecting and a query took."""
     wrapper = _wrapper(configured)
@@ -178,9 +157,24 @@ def _ask(configured: Configured) -> tuple[ServerFacts | Failure, float, float]:
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
             cursor.fetchone()
-        return server, connect_ms, _ms_since(began)
+        query_ms = _ms_since(began)
+        if isinstance(server, ServerFacts):
+            server = replace(server, pooler=_pooler(wrapper, connection, parameters))
+        return server, connect_ms, query_ms
     finally:
         connection.close()
+
+
+def _pooler(wrapper: Any, connection: Any, parameters: Mapping[str, Any]) -> PoolerFacts | None:
+    def connect(**changes: Any) -> Any:
+        return wrapper.Database.connect(**{**parameters, **changes})
+
+    wanted: dict[str, str] = {}
+    with suppress(ValueError):  # not in a form that anybody else than the server can read
+        wanted |= session_options(connection.info.options)
+    if role := wrapper.settings_dict["OPTIONS"].get("assume_role"):
+        wanted["role"] = role
+    return read_pooler(connection, connect, wanted)
 
 
 def _check_out(configured: Configured, seconds: float) -> float:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from abs_orm_app.pooler import PoolerFacts
+
 # One round trip, and nothing that a role without privileges may not read. Of another role's session
 # such a role sees that it is there, but not its type; hence the coalesce.
 # The postmaster's start and port tell servers apart, and are the same over TCP and sockets; the
@@ -86,6 +88,8 @@ class ServerFacts:
     # By PostgreSQL's names, as this session has them: times in seconds, 0 is off.
     # A name that this version of the server does not know is not there.
     settings: Mapping[str, float]
+
+    pooler: PoolerFacts | None = None  # None: there is none in between
 
 
 def read_server(connection: Any) -> ServerFacts:
