@@ -7,14 +7,20 @@ from typing import Any
 
 import django
 from django.conf import settings
-from django.core.checks import CheckMessage, Tags, register
+from django.core.checks import INFO, CheckMessage, Tags, register
 
 from abs_orm_app import findings
 from abs_orm_app.budget import Demand, budgets
-from abs_orm_app.configured import Configured, configured_databases, pool_parameters
+from abs_orm_app.configured import (
+    Configured,
+    configured_databases,
+    pool_parameters,
+    pool_settings,
+)
 from abs_orm_app.environment import SettingsError, pool_processes, unknown_pool_variables
 from abs_orm_app.failure import Failure
 from abs_orm_app.findings import Finding
+from abs_orm_app.pooler_findings import Through, no_pooler, pooler_findings
 from abs_orm_app.report import Report, probe
 from abs_orm_app.server import ServerFacts
 
@@ -42,14 +48,16 @@ def check_servers(databases: Sequence[str] | None = None, **_: Any) -> list[Chec
     answers = []
     unanswered = []
     for database in configured_databases(databases or ()):
-        if database.pools:
+        if database.pools or database.mode == "pgbouncer":
             server, test = probe(database, SERVER_TIMEOUT, check_out=False)
             failure = server if isinstance(server, Failure) else test.failure
             if isinstance(server, ServerFacts):
                 answers.append((database, server))
             elif failure:
                 unanswered.append(findings.server_not_asked(database.alias, failure))
-    return _messages([*unanswered, *server_findings(answers)])
+    # What is only to be known is for check_pool, not for every `migrate`.
+    serious = [finding for finding in server_findings(answers) if finding.level > INFO]
+    return _messages([*unanswered, *serious])
 
 
 def all_findings(reports: Sequence[Report]) -> list[Finding]:
@@ -83,12 +91,17 @@ def settings_findings(databases: Sequence[Configured]) -> list[Finding]:
     return found
 
 
-def server_findings(answers: Iterable[tuple[Configured, ServerFacts]]) -> list[Finding]:
-    """What the settings of the aliases with a pool mean to the servers that answered."""
+def server_findings(answers: Sequence[tuple[Configured, ServerFacts]]) -> list[Finding]:
+    """What the settings of the aliases mean to the servers, and the poolers, that answered."""
+    return [*_budget_findings(answers), *_pooler_findings(answers)]
+
+
+def _budget_findings(answers: Iterable[tuple[Configured, ServerFacts]]) -> list[Finding]:
     demands = [  # an alias without a pool has no size
         (Demand(alias=database.alias, size=size, overflow=overflow), server)
         for database, server in answers
-        if isinstance(size := database.value("size"), int)
+        if _has_one_for_each(server)
+        and isinstance(size := database.value("size"), int)
         and isinstance(overflow := database.value("overflow"), int)
     ]
     try:
@@ -96,6 +109,31 @@ def server_findings(answers: Iterable[tuple[Configured, ServerFacts]]) -> list[F
     except SettingsError:
         return []  # `settings_findings` has it
     return findings.budget_findings(budgets(demands, processes))
+
+
+def _has_one_for_each(server: ServerFacts) -> bool:
+    """True if the server has one connection for each of ours; a pooler may make do with fewer."""
+    return server.pooler is None or server.pooler.pool_mode == "session"
+
+
+def _pooler_findings(answers: Iterable[tuple[Configured, ServerFacts]]) -> list[Finding]:
+    through, found = [], []
+    for database, server in answers:
+        if server.pooler:
+            timeout = _timeout(database)
+            through.append(
+                Through(database=database, pooler=server.pooler, server=server, timeout=timeout)
+            )
+        elif database.mode == "pgbouncer":
+            found.append(no_pooler(database))
+    return [*found, *pooler_findings(through)]
+
+
+def _timeout(database: Configured) -> float | None:
+    try:
+        return pool_settings(database).timeout
+    except (SettingsError, ValueError):
+        return None
 
 
 def _installed() -> findings.Installed:

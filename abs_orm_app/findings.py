@@ -38,7 +38,8 @@ class Finding:
         return f"{GUIDE}#{self.id.rpartition('.')[2]}"
 
 
-def _finding(number: str, message: str, hint: str, alias: str | None = None) -> Finding:
+def new_finding(number: str, message: str, hint: str, alias: str | None = None) -> Finding:
+    """Make a finding; the number's letter gives the level."""
     level = {"E": ERROR, "W": WARNING, "I": INFO}[number[0]]
     return Finding(id=f"abs_orm_app.{number}", level=level, message=message, hint=hint, alias=alias)
 
@@ -79,7 +80,7 @@ def static_findings(databases: Iterable[Configured], installed: Installed) -> li
 
 def engine_without_pool(database: Configured, _: Installed) -> Iterator[Finding]:
     if not (database.can_pool or database.error):
-        yield _finding(
+        yield new_finding(
             "E006",
             f"OPTIONS['pool'] is set, but the engine {database.engine} has no pool.",
             "Remove it, or use an engine that pools, such as abs_orm_app.backends.postgresql.",
@@ -89,7 +90,7 @@ def engine_without_pool(database: Configured, _: Installed) -> Iterator[Finding]
 
 def max_age_with_pool(database: Configured, _: Installed) -> Iterator[Finding]:
     if database.can_pool and database.conn_max_age != 0:
-        yield _finding(
+        yield new_finding(
             "E001",
             f"CONN_MAX_AGE={database.conn_max_age} and a pool are both set; Django refuses that.",
             "Remove CONN_MAX_AGE; how old a connection may get is the pool's max_lifetime.",
@@ -108,7 +109,7 @@ def driver_missing_or_old(database: Configured, installed: Installed) -> Iterato
         if version is None or _as_tuple(version) < least:
             have = f"has {version}" if version else "has none"
             wanted = ".".join(map(str, least))
-            yield _finding(
+            yield new_finding(
                 number,
                 f"A pool needs {package} {wanted} or newer; this environment {have}.",
                 "pip install --upgrade 'psycopg[binary,pool]'",
@@ -123,7 +124,7 @@ def _as_tuple(version: str) -> tuple[int, ...]:
 
 def pool_is_no_dict(database: Configured, _: Installed) -> Iterator[Finding]:
     if database.pools and database.pool is not True and not isinstance(database.pool, dict):
-        yield _finding(
+        yield new_finding(
             "E005",
             f"OPTIONS['pool'] is a {type(database.pool).__name__}; it must be a dict or True.",
             "Give psycopg_pool's parameters, such as {'min_size': 4, 'max_size': 20}.",
@@ -140,7 +141,7 @@ def unknown_parameters(database: Configured, installed: Installed) -> Iterator[F
     known = installed.pool_parameters
     for name in map(str, _parameters(database)):
         if known and name not in known:
-            yield _finding(
+            yield new_finding(
                 "E004",
                 f"psycopg_pool has no parameter {name!r}{did_you_mean(name, known)}.",
                 "Correct or remove it in OPTIONS['pool'].",
@@ -159,7 +160,7 @@ def parameters_set_by_engine(database: Configured, installed: Installed) -> Iter
     if database.hardened or not installed.check_is_free:
         taken["check"] = "set CONN_HEALTH_CHECKS to check connections"
     for name in taken.keys() & _parameters(database).keys():
-        yield _finding(
+        yield new_finding(
             "E007",
             f"OPTIONS['pool'] gives {name!r}, which the engine sets itself: {taken[name]}.",
             "Remove it from OPTIONS['pool'].",
@@ -193,7 +194,7 @@ def impossible_values(database: Configured, _: Installed) -> Iterator[Finding]:
         accepted, is_accepted = _ACCEPTED.get(name, ("", lambda _: True))
         if not is_accepted(value) and not (name == "max_size" and value is None):
             shown = value if isinstance(value, int | float) else f"a {type(value).__name__}"
-            yield _finding(
+            yield new_finding(
                 "E005",
                 f"OPTIONS['pool']['{name}'] is {shown}; it must be {accepted}.",
                 "Correct it; without it, psycopg_pool's default counts.",
@@ -207,7 +208,7 @@ def size_above_maximum(database: Configured, _: Installed) -> Iterator[Finding]:
         return
     most = size + overflow
     if 0 <= most < max(size, 1):
-        yield _finding(
+        yield new_finding(
             "E005",
             f"The pool's min_size is {size}, and its max_size is {most}.",
             "max_size is pool size and overflow together: make it min_size or more, at least 1.",
@@ -218,7 +219,7 @@ def size_above_maximum(database: Configured, _: Installed) -> Iterator[Finding]:
 def unknown_variables(names: Mapping[str, str | None]) -> list[Finding]:
     """One for each variable that looks like a setting of the pool, with the name that was meant."""
     return [
-        _finding(
+        new_finding(
             "W001",
             f"Nothing reads the environment variable {name}"
             + (f"; did you mean {meant}?" if meant else "."),
@@ -230,7 +231,9 @@ def unknown_variables(names: Mapping[str, str | None]) -> list[Finding]:
 
 def wrong_processes(reason: str) -> Finding:
     """The number of processes cannot be read from the environment."""
-    return _finding("E008", reason, "Set it to how many processes have these pools, or unset it.")
+    return new_finding(
+        "E008", reason, "Set it to how many processes have these pools, or unset it."
+    )
 
 
 # For production
@@ -257,7 +260,7 @@ def deploy_findings(databases: Iterable[Configured]) -> list[Finding]:
 
 def pooling_off(database: Configured) -> Iterator[Finding]:
     if database.mode == "null":
-        yield _finding(
+        yield new_finding(
             "W011",
             "Every request opens a connection of its own.",
             "Set DB_POOL_MODE=pool; or pgbouncer, if a PgBouncer does the pooling.",
@@ -267,7 +270,7 @@ def pooling_off(database: Configured) -> Iterator[Finding]:
 
 def pre_ping_off(database: Configured) -> Iterator[Finding]:
     if database.mode in ("pool", "persistent") and not database.health_checks:
-        yield _finding(
+        yield new_finding(
             "W012",
             "Pre-ping is off: after a restart of the server, requests get dead connections.",
             "Set DB_POOL_PRE_PING=true (CONN_HEALTH_CHECKS).",
@@ -280,7 +283,7 @@ def recycle_off_or_long(database: Configured) -> Iterator[Finding]:
     if not isinstance(recycle, int | float) or NEVER < recycle <= LONGEST_RECYCLE:
         return
     what = "off" if recycle == NEVER else f"{recycle:g} seconds"
-    yield _finding(
+    yield new_finding(
         "W013",
         f"Recycle is {what}: connections grow old, and so does the memory of their sessions; "
         "after a failover they stay where they are.",
@@ -291,7 +294,7 @@ def recycle_off_or_long(database: Configured) -> Iterator[Finding]:
 
 def embedded_database(database: Configured) -> Iterator[Finding]:
     if database.embedded:
-        yield _finding(
+        yield new_finding(
             "W014",
             "The database is the embedded one, which is for development and tests.",
             "Set DATABASE_URL to a server of your own.",
@@ -303,7 +306,7 @@ def tls_not_required(database: Configured) -> Iterator[Finding]:
     demanding = database.sslmode in ("require", "verify-ca", "verify-full")
     remote = [host for host in database.host.split(",") if not _is_local(host)]
     if remote and not demanding:
-        yield _finding(
+        yield new_finding(
             "W015",
             f"Connections to {', '.join(remote)} may go without TLS: "
             f"sslmode is {database.sslmode or 'prefer'}.",
@@ -323,7 +326,7 @@ def _is_local(host: str) -> bool:
 
 def placeholder_password(database: Configured) -> Iterator[Finding]:
     if database.password in PLACEHOLDER_PASSWORDS:
-        yield _finding(
+        yield new_finding(
             "W016",
             "The password is the placeholder of .env.example.",
             "Change the role's password on the server, and set DB_PASSWORD or DATABASE_URL.",
@@ -345,7 +348,7 @@ def budget_findings(budgets: Iterable[Budget]) -> list[Finding]:
 
 
 def pool_size_too_large(budget: Budget) -> Finding:
-    return _finding(
+    return new_finding(
         "E021",
         f"{budget.arithmetic}; {budget.limit.why}. Even without overflow it is {budget.at_rest}.",
         _how_to_fit(budget),
@@ -354,7 +357,7 @@ def pool_size_too_large(budget: Budget) -> Finding:
 
 
 def overflow_too_large(budget: Budget) -> Finding:
-    return _finding(
+    return new_finding(
         "W021",
         f"{budget.arithmetic}; {budget.limit.why}. With all of the overflow in use, "
         "some processes will be refused.",
@@ -379,7 +382,7 @@ def _only_alias(budget: Budget) -> str | None:
 
 def server_not_asked(alias: str, failure: Failure) -> Finding:
     """The server did not answer: no error, because no check may fail for that."""
-    return _finding(
+    return new_finding(
         "I001",
         f"The server could not be asked about its limits: {failure.cause}",
         failure.hint,
