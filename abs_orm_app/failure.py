@@ -46,8 +46,8 @@ _HINTS = (
     ),
     (
         r"query_wait_timeout",
-        "PgBouncer had no server connection to give: find what holds them (check_pool, SHOW POOLS), "
-        "or raise default_pool_size.",
+        "PgBouncer had no server connection to give: see what holds them (SHOW SERVERS on its "
+        "console, pg_stat_activity on the server), or raise default_pool_size.",
     ),
     (
         r"unsupported startup parameter",
