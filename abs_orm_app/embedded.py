@@ -189,7 +189,7 @@ def _settled(data: Path) -> Postmaster | None:
     None means that no process works in `data`, and that it is ready for a new server.
     """
     deadline = time.monotonic() + DEADLINE
-    while processes := _processes(data):
+    while processes := processes_of(data):
         server = _postmaster(data)
         if server is None or server.pid not in processes:
             # Backends whose postmaster was killed, or a server that was moved or removed.
@@ -210,7 +210,7 @@ def _settled(data: Path) -> Postmaster | None:
     return None
 
 
-def _processes(data: Path) -> list[int]:
+def processes_of(data: Path) -> list[int]:
     """The processes of PostgreSQL that work in `data`."""
     import psutil  # here because it is slow to import; it comes with the wheel
 

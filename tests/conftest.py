@@ -7,12 +7,16 @@ exhaust it. A test of the pool opts in, with a server of its own.
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import django
+import psutil
 import pytest
 
-from tests.servers import Server
+from tests.servers import Server, scratch
 
 # pytest-django reads the settings after this file: what they depend on is set here.
 _server = Server().__enter__()
@@ -36,3 +40,18 @@ def server() -> Iterator[Server]:
     """A PostgreSQL of the test's own, to do anything to."""
     with Server() as own:
         yield own
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A directory for embedded servers, which every account can reach, and that none survives.
+
+    `tmp_path` will not do: when root runs the tests, only root can reach it.
+    """
+    path = Path(tempfile.mkdtemp(dir=scratch())).resolve()
+    path.chmod(0o755)
+    yield path
+    for process in psutil.process_iter(["name", "cwd"]):
+        if process.info["name"] == "postgres" and (process.info["cwd"] or "").startswith(str(path)):
+            process.kill()
+    shutil.rmtree(path)
