@@ -116,7 +116,6 @@ class HardenedPool(WaitingPool):
             return True
         if spoken and liveness.has_ended(conn, slot.poller):
             self._discard([conn], lost=True)
-            self._discard_ended()
             return False
         # Half of what is left: a fresh connection, if this one hangs, needs the other half.
         patience = min(PING_TIMEOUT, (deadline - now) / 2)
@@ -126,18 +125,6 @@ class HardenedPool(WaitingPool):
         if patience >= PING_FAIR:
             self._discard_suspects()
         return False
-
-    def _discard_ended(self) -> None:
-        """Drop the idle connections that the server has closed: one restart is paid for once."""
-        with self._lock:
-            spoken = [c for c in self._pool if self._slots[id(c)].poller.poll(0)]
-            for conn in spoken:
-                self._pool.remove(conn)
-        ended = [c for c in spoken if liveness.has_ended(c, self._slots[id(c)].poller)]
-        self._discard(ended, lost=True)
-        for conn in spoken:
-            if conn not in ended:
-                self._add_to_pool(conn)
 
     def _discard_suspects(self) -> None:
         """Drop the idle connections due for a ping: they hang as the one does that was pinged."""

@@ -134,6 +134,16 @@ def test_an_outage_shorter_than_the_timeout_costs_no_error(server: Server) -> No
         assert max(call.ended_at for call in calls) - back < 1
 
 
+def test_a_server_that_is_away_is_not_stormed(server: Server) -> None:
+    with opened(ours, server.conninfo, min_size=8, timeout=2) as pool:
+        server.stop()
+        for call in [Call(use, pool) for _ in range(16)]:
+            with pytest.raises(PoolTimeout):
+                call.result(within=2.5)
+        # A few find out together; after that it is one attempt at a time.
+        assert pool.get_stats()["connections_errors"] <= 8 + 2 / RETRY_INTERVAL
+
+
 def test_the_last_fault_is_the_cause_when_the_timeout_is_over(server: Server) -> None:
     with opened(ours, server.tcp_conninfo, min_size=2, timeout=1) as pool:
         server.stop()
