@@ -40,7 +40,6 @@ logger = logging.getLogger("abs_orm_app.pool")
 
 PING_AFTER = 0.5  # seconds idle; HikariCP's aliveBypassWindow
 PING_TIMEOUT = 5.0  # seconds; HikariCP's validationTimeout
-PING_FAIR = 0.5  # seconds; a ping that had less proves nothing about other connections
 
 every_pool: WeakSet[HardenedPool] = WeakSet()
 
@@ -118,12 +117,10 @@ class HardenedPool(WaitingPool):
             self._discard([conn], lost=True)
             return False
         # Half of what is left: a fresh connection, if this one hangs, needs the other half.
-        patience = min(PING_TIMEOUT, (deadline - now) / 2)
-        if liveness.answers(conn, patience):
+        if liveness.answers(conn, min(PING_TIMEOUT, (deadline - now) / 2)):
             return True
         self._discard([conn], lost=True)
-        if patience >= PING_FAIR:
-            self._discard_suspects()
+        self._discard_suspects()
         return False
 
     def _discard_suspects(self) -> None:

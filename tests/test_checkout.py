@@ -181,14 +181,3 @@ def test_connections_opened_together_do_not_expire_together(shared: Server) -> N
         ends = sorted(conn._expire_at for conn in pool._pool)
         assert ends[-1] - ends[0] > 1
         assert ends[-1] - ends[0] < 3600 * 0.06
-
-
-def test_a_ping_that_had_no_time_does_not_condemn_every_other(shared: Server) -> None:
-    with (
-        Proxy(shared.port, delay=0.05) as proxy,
-        opened(ours, f"{shared.tcp_conninfo} port={proxy.port}", min_size=20) as pool,
-    ):
-        sleep(PING_AFTER + 0.1)
-        with pytest.raises(PoolTimeout):
-            pool.getconn(timeout=0.06)
-        assert pool.get_stats()["connections_lost"] < 20
