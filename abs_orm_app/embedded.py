@@ -165,7 +165,7 @@ def _cluster(directory: Path, tools: Programs, lock: int) -> Path:
     """The real path of the data directory, which is made if it is missing."""
     link = directory / "data"
     if tools.account and not link.is_symlink() and not tools.can_run("/bin/ls", directory):
-        home = root_state(hashlib.sha256(bytes(directory)).hexdigest()[:16])
+        home = root_state(_digest(directory))
         home.mkdir(exist_ok=True)
         link.symlink_to(tools.own(home) / "data")
     data = link.resolve()
@@ -226,7 +226,14 @@ def _socket_dir(data: Path, tools: Programs) -> Path:
     path = bytes(data / f".s.PGSQL.{PORT}")
     if len(path) <= SOCKET_PATH_MAX and b"," not in path:  # a comma separates hosts
         return data
-    return tools.own(Path(tempfile.mkdtemp(prefix="abs_orm_app-")))
+    short = Path(tempfile.gettempdir(), f"abs_orm_app-{_digest(data)}")
+    shutil.rmtree(short, ignore_errors=True)  # a killed server leaves its lock there
+    short.mkdir(mode=0o700)  # fails, as it should, when somebody else has made it
+    return tools.own(short)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(bytes(path)).hexdigest()[:16]
 
 
 def _flags(socket_dir: Path) -> str:
