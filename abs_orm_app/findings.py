@@ -7,14 +7,17 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from django.core.checks import ERROR, INFO, WARNING
 
-from abs_orm_app.budget import Budget
 from abs_orm_app.configured import NEVER, Configured
 from abs_orm_app.environment import PLACEHOLDER_PASSWORDS
-from abs_orm_app.failure import Failure
 from abs_orm_app.variables import did_you_mean
+
+if TYPE_CHECKING:  # every command runs the checks, and most need no server
+    from abs_orm_app.budget import Budget
+    from abs_orm_app.failure import Failure
 
 GUIDE = "docs/checks.md"
 LEAST_PSYCOPG = (3, 2)

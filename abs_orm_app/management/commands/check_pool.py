@@ -14,11 +14,11 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import connections
 
 from abs_orm_app import machine, text
-from abs_orm_app.checks import all_findings
 from abs_orm_app.configured import Configured, configured_databases
 from abs_orm_app.findings import Finding
 from abs_orm_app.profiles import Compared, Profile, compare, profiles
 from abs_orm_app.report import Report, report
+from abs_orm_app.server_checks import all_findings
 from abs_orm_app.variables import did_you_mean
 
 if TYPE_CHECKING:

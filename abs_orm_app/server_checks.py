@@ -1,0 +1,101 @@
+"""What the servers that answered mean to the settings; `checks.py` has what needs no server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from django.conf import settings
+from django.core.checks import INFO
+
+from abs_orm_app import findings
+from abs_orm_app.budget import Demand, budgets
+from abs_orm_app.checks import settings_findings
+from abs_orm_app.configured import Configured, pool_settings
+from abs_orm_app.environment import SettingsError, pool_processes
+from abs_orm_app.failure import Failure
+from abs_orm_app.findings import Finding
+from abs_orm_app.pooler_findings import Through, no_pooler, pooler_findings
+from abs_orm_app.report import Report, probe
+from abs_orm_app.server import ServerFacts
+
+TIMEOUT = 5.0  # seconds for each server that a check asks
+
+
+def ask_servers(databases: Iterable[Configured]) -> list[Finding]:
+    """Ask the server of each, and find; a server that does not answer is only to be known."""
+    answers = []
+    unanswered = []
+    for database in databases:
+        if database.pools or database.mode == "pgbouncer":
+            server, test = probe(database, TIMEOUT, check_out=False)
+            failure = server if isinstance(server, Failure) else test.failure
+            if isinstance(server, ServerFacts):
+                answers.append((database, server))
+            elif failure:
+                unanswered.append(findings.server_not_asked(database.alias, failure))
+    # What is only to be known is for check_pool, not for every `migrate`.
+    serious = [finding for finding in server_findings(answers) if finding.level > INFO]
+    return [*unanswered, *serious]
+
+
+def all_findings(reports: Sequence[Report]) -> list[Finding]:
+    """What the checks would find, from reports that are there already, without what is silenced.
+
+    Those of `check --deploy` are for production: they are in it where DEBUG is off.
+    """
+    databases = [report.configured for report in reports]
+    answers = [
+        (report.configured, report.server)
+        for report in reports
+        if isinstance(report.server, ServerFacts)
+    ]
+    found = settings_findings(databases)
+    if not settings.DEBUG:
+        found += findings.deploy_findings(databases)
+    found += server_findings(answers)
+    return [finding for finding in found if finding.id not in settings.SILENCED_SYSTEM_CHECKS]
+
+
+def server_findings(answers: Sequence[tuple[Configured, ServerFacts]]) -> list[Finding]:
+    """What the settings of the aliases mean to the servers, and the poolers, that answered."""
+    return [*_budget_findings(answers), *_pooler_findings(answers)]
+
+
+def _budget_findings(answers: Iterable[tuple[Configured, ServerFacts]]) -> list[Finding]:
+    demands = [  # an alias without a pool has no size
+        (Demand(alias=database.alias, size=size, overflow=overflow), server)
+        for database, server in answers
+        if _has_one_for_each(server)
+        and isinstance(size := database.value("size"), int)
+        and isinstance(overflow := database.value("overflow"), int)
+    ]
+    try:
+        processes = pool_processes()
+    except SettingsError:
+        return []  # `settings_findings` has it
+    return findings.budget_findings(budgets(demands, processes))
+
+
+def _has_one_for_each(server: ServerFacts) -> bool:
+    """True if the server has one connection for each of ours; a pooler may make do with fewer."""
+    return server.pooler is None or server.pooler.pool_mode == "session"
+
+
+def _pooler_findings(answers: Iterable[tuple[Configured, ServerFacts]]) -> list[Finding]:
+    through, found = [], []
+    for database, server in answers:
+        if server.pooler:
+            timeout = _timeout(database)
+            through.append(
+                Through(database=database, pooler=server.pooler, server=server, timeout=timeout)
+            )
+        elif database.mode == "pgbouncer":
+            found.append(no_pooler(database))
+    return [*found, *pooler_findings(through)]
+
+
+def _timeout(database: Configured) -> float | None:
+    try:
+        return pool_settings(database).timeout
+    except (SettingsError, ValueError):
+        return None
