@@ -1,0 +1,95 @@
+"""Run the benchmark: `make bench`, or `python -m benchmarks [--quick] [--only NAME]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from time import monotonic
+
+from benchmarks import faults, load, memory, present, speed
+from benchmarks.figure import FULL, QUICK, Effort, Figure
+from benchmarks.peers import PEERS, Peer
+from benchmarks.plot import draw
+from benchmarks.targets import targets
+from benchmarks.worker import Worker, WorkerError
+from tests.servers import Server
+
+PAGE = "benchmarks.md"
+PLOT = "benchmarks.png"
+
+FIGURES: Mapping[str, Callable[[Sequence[Peer], Effort], Figure]] = {
+    "checkout": speed.checkouts,
+    "django-checkout": speed.django_checkouts,
+    "request": speed.requests,
+    "distant-request": speed.distant_requests,
+    "messages": speed.messages,
+    "load": load.load,
+    "burst": load.burst,
+    "restart": faults.restart,
+    "restart-threads": faults.restart_under_threads,
+    "outage": faults.outage,
+    "hung-server": faults.hung_server,
+    "hung-sessions": faults.hung_sessions,
+    "memory": memory.memory,
+}
+
+
+def main() -> None:
+    options = _options()
+    effort = QUICK if options.quick else FULL
+    peers, missing = _those_that_run()
+    for line in (present.surroundings(), *present.absences(missing)):
+        print(line, end="\n\n")
+    figures: dict[str, Figure] = {}
+    for name in options.only or FIGURES:
+        began = monotonic()
+        figures[name] = FIGURES[name](peers, effort)
+        print(f"## {figures[name].title}\n\n{present.section(figures[name])}\n", flush=True)
+        print(f"({name}: {monotonic() - began:.0f} s)\n", file=sys.stderr, flush=True)
+    judged = list(targets(figures))
+    if judged:
+        print(f"## Targets\n\n{present.target_table(judged)}")
+    if options.output:
+        page = present.document(figures, judged, missing, _command(options), PLOT)
+        (options.output / PAGE).write_text(page)
+        draw(figures, options.output / PLOT)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few and short rounds, to try it out")
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=list(FIGURES),
+        metavar="NAME",
+        help=f"one figure; may be repeated: {', '.join(FIGURES)}",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help=f"write {PAGE} and {PLOT} into this directory"
+    )
+    return parser.parse_args()
+
+
+def _command(options: argparse.Namespace) -> str:
+    whole = not options.quick and not options.only
+    return "make bench" if whole else " ".join(["python -m benchmarks", *sys.argv[1:]])
+
+
+def _those_that_run() -> tuple[list[Peer], dict[Peer, str]]:
+    """The peers that open a connection here; those that do not, with the reason."""
+    missing: dict[Peer, str] = {}
+    with Server() as server:
+        for peer in PEERS:
+            with Worker(peer, server.url) as worker:
+                try:
+                    worker.call(faults.query_once)
+                except WorkerError as error:
+                    missing[peer] = str(error).splitlines()[-1]
+    return [peer for peer in PEERS if peer not in missing], missing
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Many threads: throughput, fairness and limits, and a burst on a pool that was just opened."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain
+from time import monotonic, sleep
+
+from benchmarks.clients import Client, all_at_once, empty, query
+from benchmarks.figure import (
+    Effort,
+    Figure,
+    column,
+    duration,
+    hundredths,
+    interleaved,
+    times,
+    timings,
+    whole,
+)
+from benchmarks.peers import Peer
+from benchmarks.worker import ROOM, workers
+from tests.servers import Server
+
+THREADS = 200
+QUERY = 0.005  # seconds
+BURST = 60  # threads
+BURST_QUERY = 0.02  # seconds
+SAMPLE_INTERVAL = 0.25  # seconds between counts of sessions
+
+
+@dataclass(frozen=True)
+class Load:
+    """fairness: queries of the slowest thread, relative to the mean of all threads.
+    sessions: the most that the server counted.
+    """
+
+    peer: str = column("")
+    throughput: float = column("queries per second", whole)
+    ratio: float = column("to ours", times)
+    p99: float = column("p99", duration)
+    fairness: float = column("fairness", hundredths)
+    sessions: int = column("sessions at most")
+
+
+def load(peers: Sequence[Peer], effort: Effort) -> Figure:
+    rounds: dict[str, list[Load]] = {peer.name: [] for peer in peers}
+    for _ in range(effort.load_rounds):
+        for peer in peers:
+            rounds[peer.name].append(_one_load(peer, effort.load_seconds))
+    rows = [_middle(measured) for measured in rounds.values()]
+    ours = next(row.throughput for row in rows if row.peer == "ours")
+    return Figure(
+        f"{THREADS} threads",
+        f"Each does a query of {duration(QUERY)}, again and again for"
+        f" {duration(effort.load_seconds)}, in a connection that it takes and gives back each time."
+        " Fairness: queries of the slowest thread, relative to the mean. The server counts the"
+        " sessions.",
+        [replace(row, ratio=row.throughput / ours) for row in rows],
+    )
+
+
+def _one_load(peer: Peer, seconds: float) -> Load:
+    with Server(ROOM) as server, workers([peer], server.url) as (worker,):
+        worker.call(keep_busy, 0.5)
+        with _counted_sessions(server) as counts:
+            took = worker.call(keep_busy, seconds)
+    done = [len(of_one) - 1 for of_one in took]
+    return Load(
+        peer=peer.name,
+        throughput=sum(done) / seconds,
+        ratio=1.0,
+        p99=statistics.quantiles(chain(*took), n=100)[-1],
+        fairness=min(done) / statistics.mean(done),
+        sessions=max(counts),
+    )
+
+
+def _middle(rounds: Sequence[Load]) -> Load:
+    return Load(
+        peer=rounds[0].peer,
+        throughput=statistics.median(each.throughput for each in rounds),
+        ratio=1.0,
+        p99=statistics.median(each.p99 for each in rounds),
+        fairness=statistics.median(each.fairness for each in rounds),
+        sessions=max(each.sessions for each in rounds),
+    )
+
+
+@contextmanager
+def _counted_sessions(server: Server) -> Iterator[list[int]]:
+    counts: list[int] = []
+    over = threading.Event()
+
+    def count() -> None:
+        while not over.wait(SAMPLE_INTERVAL):
+            counts.append(server.sessions())
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    try:
+        yield counts
+    finally:
+        over.set()
+        thread.join()
+
+
+def burst(peers: Sequence[Peer], effort: Effort) -> Figure:
+    # Persistent connections begin as none.
+    starting = [peer for peer in peers if peer.pooled or peer.name == "none"]
+    with Server(ROOM) as server, workers(starting, server.url) as cold:
+        measured = interleaved(cold, effort.few_rounds, lambda worker: worker.call(serve_a_burst))
+    return Figure(
+        f"{BURST} threads at a pool that was just opened",
+        f"From the moment that {BURST} threads each want to do a query of {duration(BURST_QUERY)}"
+        " until the last has done it.",
+        timings(measured),
+    )
+
+
+# In the worker
+
+
+def keep_busy(seconds: float) -> list[list[float]]:
+    """Query from all threads for so many seconds; by thread, the seconds that each query took.
+
+    The last query of each thread ends later than that.
+    """
+
+    def work(client: Client) -> list[float]:
+        took: list[float] = []
+        now = monotonic()
+        end = now + seconds
+        while now < end:
+            began = now
+            query(client, f"SELECT pg_sleep({QUERY})")
+            now = monotonic()
+            took.append(now - began)
+        return took
+
+    return all_at_once(THREADS, work)[1]
+
+
+def serve_a_burst() -> float:
+    empty()
+
+    def work(client: Client) -> float:
+        query(client, f"SELECT pg_sleep({BURST_QUERY})")
+        return monotonic()
+
+    began, ends = all_at_once(BURST, work)
+    sleep(0.2)  # the pool may go on opening connections
+    return max(ends) - began

@@ -1,0 +1,113 @@
+"""Figures and targets as Markdown, which is also what the terminal shows."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+import psycopg
+
+from benchmarks.figure import Figure, cells, headings
+from benchmarks.peers import BY_NAME, Peer
+from benchmarks.targets import Target
+from tests.servers import Server
+
+PACKAGES = (
+    "Django",
+    "psycopg",
+    "psycopg-pool",
+    "django-db-connection-pool",
+    "SQLAlchemy",
+)
+
+
+def document(
+    figures: Mapping[str, Figure],
+    judged: Iterable[Target],
+    missing: Mapping[Peer, str],
+    command: str,
+    plot: str,
+) -> str:
+    """The whole page. missing: peers that do not run here, and why; plot: the picture's name."""
+    parts = [
+        "# Benchmarks",
+        f"Written by `{command}`: every number is of one run, the peers side by side, in turns;"
+        " medians of the turns. Each peer is a process of its own with the sample project, and has"
+        " the default settings: size 20, overflow 10, recycle 3600 s, timeout 30 s. The server is"
+        " a PostgreSQL of the benchmark's own on the same machine.",
+        surroundings(),
+        *(absences(missing)),
+        "## Targets",
+        target_table(judged),
+        f"![The figures as bars]({plot})",
+        *(part for figure in figures.values() for part in (f"## {figure.title}", section(figure))),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def section(figure: Figure) -> str:
+    return f"{figure.method}\n\n{figure_table(figure)}"
+
+
+def figure_table(figure: Figure) -> str:
+    rows = []
+    for row in figure.rows:
+        texts = {**cells(row), "peer": BY_NAME[row.peer].label}
+        bold = "**" if row.peer == "ours" else ""
+        rows.append([f"{bold}{text}{bold}" for text in texts.values()])
+    return _table(headings(type(figure.rows[0])), rows)
+
+
+def target_table(judged: Iterable[Target]) -> str:
+    return _table(
+        ["", "to reach", "measured", ""],
+        [
+            [each.what, each.bound, each.measured, "kept" if each.kept else "**missed**"]
+            for each in judged
+        ],
+    )
+
+
+def surroundings() -> str:
+    with Server() as server, server.admin() as admin:
+        postgresql = admin.info.parameter_status("server_version") or "?"
+    versions = {
+        "Python": platform.python_version(),
+        **{package: _version(package) for package in PACKAGES},
+        "libpq": psycopg.pq.version_pretty(psycopg.pq.version()),
+        "PostgreSQL": postgresql,
+        "CPUs": str(os.cpu_count()),
+    }
+    versions["psycopg"] += f" ({psycopg.pq.__impl__})"
+    return _table(list(versions), [list(versions.values())])
+
+
+def absences(missing: Mapping[Peer, str]) -> list[str]:
+    return [
+        f"Without {peer.label}, which does not run here: `{why}`" for peer, why in missing.items()
+    ]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns are also aligned in the text; numbers to the right."""
+    widths = [max(3, *map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [
+        " | ".join(
+            text.ljust(width) if index == 0 else text.rjust(width)
+            for index, (text, width) in enumerate(zip(cells_, widths, strict=True))
+        )
+        for cells_ in (head, *rows)
+    ]
+    rule = " | ".join(
+        "-" * width if index == 0 else "-" * (width - 1) + ":" for index, width in enumerate(widths)
+    )
+    return "\n".join(f"| {line} |" for line in (lines[0], rule, *lines[1:]))

@@ -1,0 +1,114 @@
+"""What we hold ourselves to, and whether these figures keep it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.figure import Figure, duration, hundredths, times, whole
+
+STOCK = "stock-checks"  # the pool to compare with: Django's, with the same promise of a live one
+
+
+@dataclass(frozen=True)
+class Target:
+    what: str
+    bound: str
+    measured: str
+    kept: bool
+
+
+def targets(figures: Mapping[str, Figure]) -> Iterator[Target]:
+    """The targets of those figures that are there, by their names."""
+    for name, judge in _JUDGES.items():
+        if name in figures:
+            yield from judge({row.peer: row for row in figures[name].rows})
+
+
+Rows = Mapping[str, Any]  # by the name of the peer
+
+
+def _at_most(
+    what: str, value: float, bound: float, written: Callable[[float], str], than: str = ""
+) -> Target:
+    return Target(what, f"≤ {written(bound)}{than}", written(value), value <= bound)
+
+
+def _at_least(
+    what: str, value: float, bound: float, written: Callable[[float], str], than: str = ""
+) -> Target:
+    return Target(what, f"≥ {written(bound)}{than}", written(value), value >= bound)
+
+
+def _checkout(rows: Rows) -> Iterator[Target]:
+    ours = rows["ours"].median
+    than = " Django's pool without checks"
+    yield _at_most("checkout and return", ours, 7e-6, duration)
+    yield _at_most("checkout and return", ours / rows["stock"].median, 1.9, times, than)
+
+
+def _request(rows: Rows) -> Iterator[Target]:
+    ratio = rows["ours"].median / rows[STOCK].median
+    yield _at_most("request, local socket", ratio, 0.85, times, " Django's pool with checks")
+
+
+def _distant_request(rows: Rows) -> Iterator[Target]:
+    ratio = rows["ours"].median / rows["persistent"].median
+    than = " persistent without checks"
+    yield _at_most("request, 1 ms away", ratio, 1.1, times, than)
+
+
+def _messages(rows: Rows) -> Iterator[Target]:
+    yield _at_most("client messages per request", rows["ours"].per_request, 1.0, hundredths)
+
+
+def _restart(rows: Rows) -> Iterator[Target]:
+    yield _at_most("restart, 1 client: all served", rows["ours"].last, 0.05, duration)
+    yield _at_most("restart, 1 client: errors", rows["ours"].errors, 0, whole)
+
+
+def _restart_under_threads(rows: Rows) -> Iterator[Target]:
+    yield _at_most("restart, 8 clients: all served", rows["ours"].last, 0.05, duration)
+    yield _at_most("restart, 8 clients: errors", rows["ours"].errors, 0, whole)
+
+
+def _outage(rows: Rows) -> Iterator[Target]:
+    yield _at_most("outage: first success", rows["ours"].first, 0.5, duration)
+    yield _at_most("outage: errors", rows["ours"].errors, 0, whole)
+
+
+def _load(rows: Rows) -> Iterator[Target]:
+    ours = rows["ours"]
+    ratio = ours.throughput / rows[STOCK].throughput
+    yield _at_most("200 threads: sessions", ours.sessions, 30, whole)
+    yield _at_least("200 threads: fairness", ours.fairness, 0.9, hundredths)
+    yield _at_least("200 threads: throughput", ratio, 1.0, times, " Django's pool with checks")
+
+
+def _burst(rows: Rows) -> Iterator[Target]:
+    ratio = rows["ours"].median / rows[STOCK].median
+    yield _at_most("cold burst of 60 threads", ratio, 0.6, times, " Django's pool with checks")
+
+
+def _hung_server(rows: Rows) -> Iterator[Target]:
+    yield _at_most("stopped server, timeout 3 s", rows["ours"].seconds, 3.3, duration)
+
+
+def _hung_sessions(rows: Rows) -> Iterator[Target]:
+    yield _at_most("stopped connections, timeout 3 s", rows["ours"].seconds, 3.3, duration)
+
+
+_JUDGES: Mapping[str, Callable[[Rows], Iterator[Target]]] = {
+    "checkout": _checkout,
+    "request": _request,
+    "distant-request": _distant_request,
+    "messages": _messages,
+    "restart": _restart,
+    "restart-threads": _restart_under_threads,
+    "outage": _outage,
+    "load": _load,
+    "burst": _burst,
+    "hung-server": _hung_server,
+    "hung-sessions": _hung_sessions,
+}
