@@ -6,8 +6,9 @@ VENV = .venv
 DJANGO = django
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
+BENCH = --output docs
 
-.PHONY: install check_pool test lint stop clean
+.PHONY: install check_pool test bench lint stop clean
 
 check_pool: $(READY)
 	$(BIN)/python manage.py check_pool
@@ -16,6 +17,10 @@ install: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# About eight minutes on an idle machine; less, and into nothing: make bench BENCH=--quick
+bench: $(VENV)/.ready-bench
+	$(BIN)/python -m benchmarks $(BENCH)
 
 # The type checker reads the settings; a database named here is not started for that.
 lint: $(READY)
@@ -34,6 +39,10 @@ clean:
 $(READY): pyproject.toml requirements.txt | $(BIN)/pip
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet \
 	    --requirement requirements.txt '$(DJANGO)'
+	@touch $@
+
+$(VENV)/.ready-bench: $(READY)
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --editable '.[bench]' '$(DJANGO)'
 	@touch $@
 
 $(BIN)/pip:
