@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from threading import Event
 from time import perf_counter
 from typing import Any
 
@@ -87,8 +88,8 @@ class NoPool(Refused):
     """There is no pool to drill."""
 
 
-class _Stuck(Exception):  # noqa: N818 - it ends the drill
-    """Looking came to no end; what still goes on would disturb the next look."""
+class _Lost(Exception):  # noqa: N818 - it ends the drill
+    """The server does not answer any more: there is nothing to be seen."""
 
 
 def drill(
@@ -106,7 +107,7 @@ def drill(
     Meanwhile the pools log nothing: the faults are of the drill's own making.
     """
     _refuse_without_pool(configured)
-    with suppress(_Stuck), _silent_logs(), ExitStack() as stack:
+    with suppress(_Lost), _silent_logs(), ExitStack() as stack:
         stage = partial(_stage, configured, stack.enter_context(_watch(configured, take_most)))
         with stage() as whole:
             yield from _look(IN_CONFIGURED_POOL, whole, announce)
@@ -121,7 +122,7 @@ def _look(
 ) -> Iterator[Outcome]:
     for promise in promises:
         announce(promise.text)
-        stuck = False
+        lost = False
         began = perf_counter()
         try:
             seen = within(3 * stage.patience, partial(promise.look, stage))
@@ -129,7 +130,7 @@ def _look(
             seen = Seen("skipped", f"this role may not: {explain(error).cause}")
         except (psycopg.Error, OSError) as error:
             seen = Seen("broken", explain(error).cause)
-            stuck = isinstance(error, TimeoutError)
+            lost = isinstance(error, TimeoutError) or stage.watch.control.closed
         yield Outcome(
             name=promise.name,
             promise=promise.text,
@@ -137,8 +138,8 @@ def _look(
             seen=scrub(seen.what, stage.configured.secrets),
             seconds=perf_counter() - began,
         )
-        if stuck:
-            raise _Stuck
+        if lost:
+            raise _Lost
 
 
 @contextmanager
@@ -148,7 +149,9 @@ def _stage(configured: Configured, watch: Watch, **parameters: Any) -> Iterator[
         ExitStack() as cleanup,
         _pool(configured, watch.application_name, **parameters) as pool,
     ):
-        yield Stage(configured=configured, watch=watch, pool=pool, cleanup=cleanup)
+        over = Event()
+        cleanup.callback(over.set)
+        yield Stage(configured=configured, watch=watch, pool=pool, cleanup=cleanup, over=over)
 
 
 @contextmanager

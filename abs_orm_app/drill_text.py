@@ -58,7 +58,7 @@ def run_drill(
 
 def _refuse_again(report: Report) -> None:
     """Where the report has failed already, do not wait for the same a second time."""
-    if report.test and report.test.failure:
+    if report.configured.pools and report.test and report.test.failure:
         raise Refused(report.test.failure)
 
 

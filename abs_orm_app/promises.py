@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from time import monotonic, perf_counter, sleep
 from typing import Any, Literal
 
@@ -108,6 +108,7 @@ class Stage:
     watch: Watch
     pool: AnyPool
     cleanup: ExitStack  # for what is to be closed at the end
+    over: Event  # set at the end
     held: list[AnyConnection] = field(default_factory=list)  # checked out
 
     @property
@@ -156,6 +157,7 @@ class Stage:
 
         def check_out() -> None:
             done.put(self.check_out(self.patience))
+            self.over.wait()  # a thread that had ended could not be the holder any more
 
         for number in range(count):
             Thread(target=check_out, name=f"{THREAD} {number + 1}", daemon=True).start()
@@ -231,11 +233,11 @@ def names_holder(stage: Stage) -> Seen:
     holders = stage.pool.holders() if isinstance(stage.pool, HardenedPool) else []
     for holder in holders:
         if repr(holder.thread) in error and str(holder.pid) in error:
-            where = f", taken at {holder.where}" if holder.where else ""
+            traced = ", with the stack that took it" if holder.stack else ""
             return Seen(
                 "kept",
                 f"thread {holder.thread!r}, for {_time(holder.seconds)}"
-                f" (server process {holder.pid}{where})",
+                f" (server process {holder.pid}{traced})",
             )
     return Seen("broken", f"it says no more than: {error}")
 
