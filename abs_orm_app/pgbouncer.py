@@ -96,7 +96,7 @@ def target(database: Configured, entry: Mapping[str, Any], environ: Mapping[str,
         password=str(entry["PASSWORD"] or known.get("password", "")),
         parameters={
             "server_tls_sslmode": "prefer",  # libpq's default; PgBouncer's own is "disable"
-            **{theirs: known[ours] for ours, theirs in PARAMETERS.items() if ours in known},
+            **{name: _number(known[ours]) for ours, name in PARAMETERS.items() if ours in known},
         },
         options=_options(where, known.get("options", "")),
         role=str(given.get("assume_role") or ""),
@@ -136,6 +136,11 @@ def _port(where: str, port: str) -> int:
     if not port.isdecimal():
         raise ValueError(f"{where} has the port {port!r}: give one whole number.")
     return int(port)
+
+
+def _number(text: str) -> str:
+    """PgBouncer takes 010 for 8, and does not know libpq's "negative is 0"."""
+    return str(max(0, int(text))) if re.fullmatch("-?[0-9]+", text) else text
 
 
 def _options(where: str, text: str) -> dict[str, str]:

@@ -112,9 +112,15 @@ def _names(targets: Sequence[Target]) -> dict[str, str]:
     """What each alias's database is called at PgBouncer, where no two may be called the same."""
     names: dict[str, str] = {}
     for each in targets:
-        taken = each.name in names.values() or each.name == "pgbouncer"  # that is its console
-        names[each.alias] = f"{each.name}_{each.alias}" if taken else each.name
+        name = _plain(each.name)
+        taken = name in names.values() or name == "pgbouncer"  # that is its console
+        names[each.alias] = f"{name}_{_plain(each.alias)}" if taken else name
     return names
+
+
+def _plain(name: str) -> str:
+    """A name that the configuration can hold: PgBouncer 1.18 cannot read one in quotes."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
 
 
 def _is_private(targets: Sequence[Target], plan: Plan) -> bool:
@@ -152,8 +158,7 @@ def _database(each: Target, name: str, default: PoolSettings, plan: Plan, privat
     if in_session and plan.pool_mode != "session":
         calls = (f"set_config({_literal(n)}, {_literal(v)}, false)" for n, v in in_session.items())
         pairs["connect_query"] = f"SELECT {', '.join(calls)}"
-    key = name if re.fullmatch(r"\w+", name, re.ASCII) else _quoted(name)
-    return f"{key} = " + " ".join(f"{name}={_value(value)}" for name, value in pairs.items())
+    return f"{name} = " + " ".join(f"{name}={_value(value)}" for name, value in pairs.items())
 
 
 def _clients(targets: Sequence[Target], plan: Plan, private: bool) -> Iterator[str]:
@@ -170,7 +175,8 @@ def _clients(targets: Sequence[Target], plan: Plan, private: bool) -> Iterator[s
     else:
         yield from _block(
             "Where clients connect, and which may. `manage.py pgbouncer_ini --userlist` writes the"
-            " file; it holds passwords, so let PgBouncer's account alone read it.",
+            " file. It holds passwords: let PgBouncer's account alone read it. It is looked for in"
+            " the directory where PgBouncer is started.",
             listen_addr=plan.listen_addr or THIS_MACHINE[1],
             listen_port=plan.listen_port,
             **{"unix_socket_dir": directories[0]} if directories else {},
