@@ -152,6 +152,8 @@ def _ask(configured: Configured) -> tuple[ServerFacts | Failure, float, float]:
         try:
             server = read_server(connection)
         except wrapper.Database.Error as error:
+            if connection.closed:
+                raise  # what comes after that could only say that it is closed
             server = explain(error, configured.secrets)
         began = perf_counter()
         with connection.cursor() as cursor:
