@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -153,7 +154,7 @@ def another_timeout(alias: Through) -> Iterator[Finding]:
     if console is None or alias.timeout is None or "query_wait_timeout" not in console.config:
         return
     theirs = float(console.config["query_wait_timeout"])
-    if theirs != alias.timeout:
+    if not math.isclose(theirs, alias.timeout, rel_tol=1e-4):  # it shows six digits
         wait = f"for {theirs:g} s" if theirs else "without end"
         yield new_finding(
             "W037",

@@ -102,7 +102,7 @@ class PgBouncer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd="/",
+                cwd=self.directory,
                 start_new_session=True,  # Ctrl-C is for the tests
                 **account,
             )
