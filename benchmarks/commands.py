@@ -1,7 +1,8 @@
 """How long the commands take: `python -m benchmarks.commands [ROUNDS]`.
 
-Each run is a process of its own; the variants take turns, and medians are shown. The server is
-the benchmark's own, as the embedded one is: a local PostgreSQL that is running already.
+Each run is a process of its own, and the variants take turns: the medians of the rounds are shown,
+and of the differences within a round. The server is the benchmark's own; like the embedded one, it
+is a PostgreSQL on a local socket that is running already.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
 from time import perf_counter
 
 from tests.servers import Server
 
-ROUNDS = 15
+Times = Mapping[str, Sequence[float]]
+
+ROUNDS = 20
 ROOT = Path(__file__).parent.parent
 CHECK_POOL_TO_REACH = 1500.0  # ms, in all
 CHECK_TO_REACH = 30.0  # ms more than without the app
@@ -87,22 +90,27 @@ def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS
     wall, cpu = measure(rounds)
     print(f"Medians of {rounds} rounds, in ms.\n")
-    print("| command | wall | CPU | ratio of CPU |\n|---|---|---|---|")
+    print("| command | wall | CPU | CPU more than the first | ratio |\n|---|---|---|---|---|")
     for name in COMMANDS:
-        ratio = cpu[name] / cpu[BARE]
-        print(f"| {name} | {wall[name]:.0f} | {cpu[name]:.0f} | {ratio:.2f} |")
-    added = cpu[WITH_APP] - cpu[BARE]
+        more = _more(cpu[name], cpu[BARE])
+        base = statistics.median(cpu[BARE])
+        times = f"{statistics.median(wall[name]):.0f} | {statistics.median(cpu[name]):.0f}"
+        print(f"| {name} | {times} | {more:.0f} | {1 + more / base:.2f} |")
+    added, total = _more(cpu[WITH_APP], cpu[BARE]), statistics.median(wall[CHECK_POOL])
     print(f"\nThe app adds {added:.0f} ms to check: {_verdict(added, CHECK_TO_REACH)}.")
-    total = wall[CHECK_POOL]
     print(f"check_pool takes {total:.0f} ms in all: {_verdict(total, CHECK_POOL_TO_REACH)}.")
+
+
+def _more(times: Sequence[float], base: Sequence[float]) -> float:
+    return statistics.median(a - b for a, b in zip(times, base, strict=True))
 
 
 def _verdict(value: float, most: float) -> str:
     return f"{value / most:.2f} of the {most:.0f} ms to stay below"
 
 
-def measure(rounds: int) -> tuple[Mapping[str, float], Mapping[str, float]]:
-    """Wall-clock and CPU time of each command, in ms: medians."""
+def measure(rounds: int) -> tuple[Times, Times]:
+    """Wall-clock and CPU time of each command in each round, in ms."""
     wall: dict[str, list[float]] = {name: [] for name in COMMANDS}
     cpu: dict[str, list[float]] = {name: [] for name in COMMANDS}
     with tempfile.TemporaryDirectory() as directory, Server() as server:
@@ -115,7 +123,7 @@ def measure(rounds: int) -> tuple[Mapping[str, float], Mapping[str, float]]:
                 if turn:  # the first one writes the bytecode
                     wall[name].append(took[0])
                     cpu[name].append(took[1])
-    return _medians(wall), _medians(cpu)
+    return wall, cpu
 
 
 def run(command: str, settings: str, path: str, url: str) -> tuple[float, float]:
@@ -140,10 +148,6 @@ def run(command: str, settings: str, path: str, url: str) -> tuple[float, float]
 def _cpu() -> float:
     usage = getrusage(RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
-
-
-def _medians(times: Mapping[str, list[float]]) -> dict[str, float]:
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 if __name__ == "__main__":
