@@ -97,6 +97,10 @@ def timer_died(name: str) -> str:
     return f"the timer thread of pool {name!r} had died; it was started again"
 
 
+def observer_failed(name: str) -> str:
+    return f"what watches pool {name!r} failed; the pool goes on, its metrics may be wrong"
+
+
 def first_line(error: BaseException) -> str:
     """The error in one line, ended by a full stop."""
     line = str(error).strip().partition("\n")[0] or type(error).__name__

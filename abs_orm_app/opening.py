@@ -20,12 +20,13 @@ from psycopg_pool.pool import WaitingClient
 from abs_orm_app import messages
 from abs_orm_app.faults import Fault, again, is_about_credentials, is_permanent
 from abs_orm_app.slots import Holder, Slot
-from abs_orm_app.timings import Histogram
+from abs_orm_app.timings import Histogram, Timings
 
 logger = logging.getLogger("abs_orm_app.pool")
 
 AnyConnection = Connection[Any]
 
+POOL_OPENING = "pool_opening"  # a number beside psycopg_pool's: connections being opened
 RETRY_INTERVAL = 0.2  # seconds between attempts to connect while somebody waits
 PARALLEL_CONNECTS = 8  # `num_workers`: connections opened at the same time
 
@@ -238,16 +239,29 @@ class OpeningPool(ConnectionPool[AnyConnection]):
         return sorted(holders, key=lambda holder: holder.seconds, reverse=True)
 
     def get_stats(self) -> dict[str, int]:
-        """Return psycopg_pool's statistics; `usage_ms` counts `getconn`/`putconn` too."""
+        """Return psycopg_pool's statistics, and `pool_opening`: connections being opened.
+
+        `usage_ms` counts `getconn`/`putconn` too.
+        """
         with self._lock:
-            return {**super().get_stats(), self._USAGE_MS: self._usage_ms()}
+            return {**super().get_stats(), **self._own_stats()}
 
     def pop_stats(self) -> dict[str, int]:
         """Return the statistics and set the counters to zero."""
         with self._lock:
-            stats = {**super().pop_stats(), self._USAGE_MS: self._usage_ms()}
+            stats = {**super().pop_stats(), **self._own_stats()}
             self._usage_popped = self.use_times.total
             return stats
 
-    def _usage_ms(self) -> int:
-        return round(1000 * (self.use_times.total - self._usage_popped))
+    def _own_stats(self) -> dict[str, int]:
+        usage = round(1000 * (self.use_times.total - self._usage_popped))
+        return {self._USAGE_MS: usage, POOL_OPENING: len(self._attempts)}
+
+    def timings(self) -> Timings:
+        """How long clients waited and held, and connecting took, since the pool was made."""
+        with self._lock:
+            return Timings(
+                waits=self.wait_times.distribution(),
+                uses=self.use_times.distribution(),
+                creates=self.create_times.distribution(),
+            )

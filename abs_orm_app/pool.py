@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic, sleep
 from typing import Any
@@ -41,7 +41,13 @@ logger = logging.getLogger("abs_orm_app.pool")
 PING_AFTER = 0.5  # seconds idle; HikariCP's aliveBypassWindow
 PING_TIMEOUT = 5.0  # seconds; HikariCP's validationTimeout
 
+TICK = 1.0  # seconds
+
 every_pool: WeakSet[HardenedPool] = WeakSet()
+
+# Each is called with every open pool, each `TICK` seconds in the pool's timer thread, and once with
+# every pool that has just been closed. For those who watch; they must not wait for anything.
+observers: list[Callable[[HardenedPool], None]] = []
 
 
 class HardenedPool(WaitingPool):
@@ -272,6 +278,7 @@ class HardenedPool(WaitingPool):
         """
         super().close(timeout)
         self.settle(timeout)
+        self.tell_observers()
 
     def settle(self, timeout: float) -> None:
         """Wait up to `timeout` seconds for connections that are just being opened."""
@@ -289,6 +296,7 @@ class HardenedPool(WaitingPool):
         self.settle(timeout)
         if self._lock.acquire(timeout=timeout):
             super().close(timeout)
+            self.tell_observers()
 
     def abandon(self) -> None:
         """In a forked child: forget the parent's connections without a byte on its sockets.
@@ -307,6 +315,7 @@ class HardenedPool(WaitingPool):
 
     def _start_initial_tasks(self) -> None:
         self.schedule_task(ShrinkPool(self), self.max_idle)
+        self.schedule_task(Tick(self), TICK)
         if self.leak_seconds is not None:
             self.schedule_task(LeakWatch(self), self.leak_seconds / 2)
 
@@ -331,6 +340,23 @@ class HardenedPool(WaitingPool):
             if self.leak_seconds is not None and holder.seconds >= self.leak_seconds:
                 slot.reported = True
                 logger.warning(messages.held_too_long(self.name, holder))
+
+    def tell_observers(self) -> None:
+        """Call the observers, each in a `try`: whoever watches the pool cannot break it."""
+        for observer in tuple(observers):
+            try:
+                observer(self)
+            except Exception:
+                logger.exception(messages.observer_failed(self.name))
+
+
+class Tick(MaintenanceTask):
+    """Tells the observers, again and again, that time has passed."""
+
+    def _run(self, pool: ConnectionPool[Any]) -> None:
+        if isinstance(pool, HardenedPool):
+            pool.schedule_task(self, TICK)
+            pool.tell_observers()
 
 
 class LeakWatch(MaintenanceTask):

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import ClassVar
 
 # Seconds, from the use for one quick query to the default timeout.
 BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10, 30)
@@ -28,18 +29,31 @@ class Distribution:
         return zip((*BOUNDS, float("inf")), accumulate(self.counts), strict=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """What a pool has timed so far."""
+
+    waits: Distribution  # of the requests that found no idle connection
+    uses: Distribution
+    creates: Distribution
+
+
 class Histogram:
     """Counts durations. Call under the lock of the pool that it belongs to.
 
-    `samples`: the durations themselves, for one who needs each; None, the default, keeps none.
+    `samples`: the durations themselves, for one who needs each and takes them out; None, the
+    default, keeps none.
     """
 
     __slots__ = ("counts", "samples", "total")
 
+    samples_kept: ClassVar[int] = 0  # of the histograms that are made from now on; the last ones
+
     def __init__(self) -> None:
         self.counts = [0] * (len(BOUNDS) + 1)
         self.total = 0.0
-        self.samples: deque[float] | None = None
+        kept = self.samples_kept
+        self.samples: deque[float] | None = deque(maxlen=kept) if kept else None
 
     def add(self, seconds: float) -> None:
         self.counts[bisect_left(BOUNDS, seconds)] += 1

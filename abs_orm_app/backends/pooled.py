@@ -137,6 +137,13 @@ class PooledMixin(Base):
             self.run_on_commit = []
 
 
+def current_pools() -> dict[str, HardenedPool]:
+    """The pools that this process has for aliases of DATABASES, by alias."""
+    _notice_fork()
+    pools = PooledMixin._connection_pools.copy()
+    return {alias: pools[alias] for alias in connections if alias in pools}
+
+
 _pid = os.getpid()
 _closes_at_end = True
 _fork_lock = threading.Lock()
