@@ -108,7 +108,7 @@ def configured(alias: str) -> Configured:
     try:
         wrapper = connections[alias]
         engine, entry = type(wrapper), wrapper.settings_dict
-    except ImproperlyConfigured as problem:
+    except (ImproperlyConfigured, ImportError) as problem:
         error = str(problem).strip().partition("\n")[0]
     options = entry["OPTIONS"]
     pool = options.get("pool") or None
