@@ -12,13 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.processes import GUNICORN, UVICORN, Watch, Web, states, web_server
+from tests.proxy import Proxy
 from tests.servers import Server, wait_until
 
 LIMIT = 30  # the default: 20 and an overflow of 10
 REQUESTS = 200
-QUERY = 0.1  # seconds that each takes
-IDEAL = REQUESTS * QUERY / LIMIT  # seconds for all, if nothing else cost time
-SLOW = f"/slow/?ms={QUERY * 1000:.0f}"
 WITHOUT_QUERY = "/slow/?ms=none"
 
 GTHREAD = ("--worker-class=gthread", "--threads=60")
@@ -38,22 +36,28 @@ def pre_fork(server, worker):
 PRELOAD_GEVENT = "from gevent import monkey; monkey.patch_all()" + PRELOAD
 
 
+def url_through(proxy: Proxy, server: Server) -> str:
+    return server.tcp_url.replace(f":{server.port}/", f":{proxy.port}/")
+
+
 def succeed(answers: list[str]) -> bool:
     return all(answer.startswith("HTTP/1.1 200") for answer in answers)
 
 
-def check_that_all_connections_serve(web: Web, server: Server, path: str = SLOW) -> None:
-    """Twice, since in the second round a connection that was not returned would be missed."""
-    for requests in (REQUESTS, 2 * LIMIT):
-        with Watch(server) as watch:
-            began = time.monotonic()
-            answers = web.get([path] * requests)
-            seconds = time.monotonic() - began
-        assert succeed(answers), set(answers)
-        assert watch.most == LIMIT
-        assert watch.most_active == LIMIT
-        assert seconds < 10 * IDEAL
-        wait_until(lambda: states(server) == {"idle": LIMIT}, "the connections to be returned")
+def check_that_the_connections_serve(web: Web, server: Server, view: str = "slow") -> None:
+    with Watch(server) as watch:
+        began = time.monotonic()
+        answers = web.get([f"/{view}/?ms=100"] * REQUESTS)
+        seconds = time.monotonic() - began
+    assert succeed(answers), set(answers)
+    assert watch.most <= LIMIT
+    assert seconds < REQUESTS * 0.1 / 2, "they were not served at the same time"
+    wait_until(lambda: states(server).keys() == {"idle"}, "the connections to be returned")
+    # If one had not been returned, it would be missing here.
+    with Watch(server) as watch:
+        answers = web.get([f"/{view}/?ms=1000"] * (LIMIT + 5))
+    assert succeed(answers), set(answers)
+    assert watch.most == watch.most_active == LIMIT
 
 
 @pytest.mark.parametrize("worker", [GTHREAD, GEVENT], ids=["gthread", "gevent"])
@@ -61,21 +65,21 @@ def test_under_gunicorn_30_connections_serve_200_requests(
     server: Server, worker: tuple[str, ...]
 ) -> None:
     with web_server(GUNICORN, server, *worker) as web:
-        check_that_all_connections_serve(web, server)
+        check_that_the_connections_serve(web, server)
 
 
-@pytest.mark.parametrize("path", [SLOW, SLOW.replace("slow", "async")], ids=["sync", "async"])
-def test_under_uvicorn_30_connections_serve_200_requests(server: Server, path: str) -> None:
+@pytest.mark.parametrize("view", ["slow", "async"])
+def test_under_uvicorn_30_connections_serve_200_requests(server: Server, view: str) -> None:
     with web_server(UVICORN, server) as web:
-        check_that_all_connections_serve(web, server, path)
+        check_that_the_connections_serve(web, server, view)
 
 
 def test_under_uvicorn_clients_that_hang_up_take_no_connection_with_them(server: Server) -> None:
     with web_server(UVICORN, server) as web:
         for _ in range(3):
-            web.hang_up_on([SLOW] * 2 * LIMIT, after=QUERY)
+            web.hang_up_on(["/slow/?ms=100"] * 2 * LIMIT, after=0.1)
         wait_until(lambda: "active" not in states(server), "the queries to end")
-        check_that_all_connections_serve(web, server)
+        check_that_the_connections_serve(web, server)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +92,12 @@ def test_under_gunicorn_a_pool_opened_before_the_fork_stays_the_masters(
 ) -> None:
     file = tmp_path / "gunicorn.conf.py"
     file.write_text(config)
-    with web_server(GUNICORN, server, *worker, "--workers=2", f"--config={file}") as web:
+    options = (*worker, "--workers=2", f"--config={file}", "--log-level=warning")
+    # The delay lets the master fork while most of its connections are being opened.
+    with (
+        Proxy(server.port, delay=0.03) as proxy,
+        web_server(GUNICORN, server, *options, DATABASE_URL=url_through(proxy, server)) as web,
+    ):
         answers = web.get(["/"] * REQUESTS)
         assert succeed(answers), set(answers)
         theirs = {json.loads(answer.partition("\n")[2])["pid"] for answer in answers}
@@ -96,6 +105,8 @@ def test_under_gunicorn_a_pool_opened_before_the_fork_stays_the_masters(
         assert len(masters) == 1
         assert not theirs & masters
         wait_until(lambda: states(server).keys() == {"idle"}, "the connections to be returned")
+        result = web.program.stop()
+    assert not result.errors, result.errors
 
 
 @contextmanager
@@ -112,7 +123,7 @@ def check_that_others_are_served(web: Web) -> None:
     began = time.monotonic()
     answers = web.get([WITHOUT_QUERY] * 10)
     assert all(answer.startswith("HTTP/1.1 400") for answer in answers), answers
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 5
 
 
 def test_under_gevent_a_checkout_that_waits_lets_others_work(server: Server) -> None:
