@@ -28,7 +28,9 @@ from psycopg.errors import InsufficientPrivilege
 
 from abs_orm_app.budget import Limit, limits
 from abs_orm_app.configured import Configured
+from abs_orm_app.deadline import within
 from abs_orm_app.failure import Failure, explain, scrub
+from abs_orm_app.pooler import is_pooled
 from abs_orm_app.promises import (
     AT_THE_END,
     IN_CONFIGURED_POOL,
@@ -41,7 +43,7 @@ from abs_orm_app.promises import (
     Verdict,
     Watch,
 )
-from abs_orm_app.report import CONNECT_TIMEOUT, MARGIN, within
+from abs_orm_app.report import CONNECT_TIMEOUT, MARGIN
 from abs_orm_app.server import ServerFacts, read_server
 
 WATCHERS = 1  # connections that the drill has besides those of its pool
@@ -197,7 +199,7 @@ def _watch(configured: Configured, take_most: bool) -> Iterator[Watch]:
             control = within(seconds, lambda: _connect(configured, f"{name} control"))
             connect_seconds = perf_counter() - began
             stack.callback(control.close)
-            if within(seconds, lambda: _is_pooled(control)):
+            if within(seconds, lambda: is_pooled(control)):
                 raise Refused(_POOLER)
             with _pool(configured, name) as pool:
                 size, limit = pool.min_size, pool.max_size
@@ -220,12 +222,6 @@ _POOLER = Failure(
     "would count and end are not its own.",
     hint="Point the alias at the server itself for the drill.",
 )
-
-
-def _is_pooled(control: AnyConnection) -> bool:
-    """True if the one who accepted the connection is not the server's process that answers."""
-    (answering,) = control.execute("SELECT pg_backend_pid()").fetchall()[0]
-    return bool(answering != control.info.backend_pid)
 
 
 def _connections_left(control: AnyConnection, size: int, limit: int, take_most: bool) -> int | None:

@@ -13,13 +13,14 @@ from threading import Event, Thread
 from time import monotonic, perf_counter, sleep
 from typing import Any, Literal
 
-from psycopg import Connection, OperationalError
+import psycopg
+from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
 from abs_orm_app.configured import NEVER, Configured
+from abs_orm_app.deadline import within
 from abs_orm_app.messages import first_line
 from abs_orm_app.pool import PING_AFTER, HardenedPool
-from abs_orm_app.report import within
 
 AnyPool = ConnectionPool[Any]
 AnyConnection = Connection[Any]
@@ -144,7 +145,7 @@ class Stage:
             conn = self.pool.getconn(timeout)
             self.cleanup.callback(conn.close)
             conn.execute("SELECT 1")
-        except OperationalError as problem:
+        except psycopg.Error as problem:
             error = first_line(problem)
         seconds = perf_counter() - began
         return Checkout(
