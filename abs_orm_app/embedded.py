@@ -69,9 +69,10 @@ def _one_sentence(directory: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        reason = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else error
+        reason = error.args[1] if isinstance(error, OSError) and error.errno else error
         raise EmbeddedError(
             f"The embedded PostgreSQL in {directory} cannot run: {reason}."
+            " Name another directory with embedded:///DIR, or a server of yours."
         ) from error
 
 
