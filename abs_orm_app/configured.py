@@ -128,7 +128,9 @@ def configured(alias: str) -> Configured:
         health_checks=bool(entry["CONN_HEALTH_CHECKS"]),
         settings=_settings(entry, extra, mode),
         server_side_cursors=not entry.get("DISABLE_SERVER_SIDE_CURSORS", False),
-        prepares=options.get("prepare_threshold") is not None,
+        # psycopg prepares nothing where it puts the parameters into the query itself.
+        prepares=options.get("prepare_threshold") is not None
+        and bool(options.get("server_side_binding")),
         address=_address(entry, extra),
         address_source=_address_source(extra),
         prefix=extra.get("prefix", ""),

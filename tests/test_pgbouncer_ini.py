@@ -147,7 +147,7 @@ def test_what_the_settings_leave_out_comes_from_where_libpq_takes_it(
 
 def test_prepared_statements_are_switched_on_where_they_are_used() -> None:
     assert "max_prepared_statements" not in ini(shop=entry())  # PgBouncer 1.18 would not start
-    prepares = {**entry(), "OPTIONS": {"prepare_threshold": 5}}
+    prepares = {**entry(), "OPTIONS": {"prepare_threshold": 5, "server_side_binding": True}}
     assert ini(shop=prepares)["max_prepared_statements"] == "200"
 
 

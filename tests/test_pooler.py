@@ -229,8 +229,9 @@ def test_server_side_cursors_need_a_session(facts: ServerFacts, engine: str) -> 
 
 
 def test_prepared_statements_need_a_pooler_that_tracks_them(facts: ServerFacts) -> None:
-    prepares = alias(OPTIONS={"prepare_threshold": 5})
+    prepares = alias(OPTIONS={"prepare_threshold": 5, "server_side_binding": True})
     assert found(facts, database=prepares) == ["E032"]
+    assert found(facts, database=alias(OPTIONS={"prepare_threshold": 5})) == []
     assert found(facts, with_config(max_prepared_statements="100"), prepares) == []
     assert found(facts, replace(TRANSACTION, console=None), prepares) == ["W032"]
     assert found(facts, replace(TRANSACTION, pool_mode="session"), prepares) == []
