@@ -37,13 +37,18 @@ class PgBouncer:
     """A PgBouncer on a Unix socket, beside that of the server it is for.
 
     Keyword arguments are settings of PgBouncer's; everyone is let in, as `postgres`.
-    `ini`: a whole configuration instead, used as it is written.
+    `ini`: a whole configuration instead, started as it is written, by whoever runs the tests.
     """
 
     def __init__(self, server: Server, *, ini: str | None = None, **settings: Any) -> None:
         self.directory = server.socket_dir
         # Nothing else listens in this directory but the server, on its own port.
         self.port = int(settings.setdefault("listen_port", 6432))
+        # It refuses to run as root; the directory belongs to the account of the server.
+        self._account: dict[str, Any] = {}
+        if ini is None and os.geteuid() == 0:
+            owner = self.directory.stat()
+            self._account = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
         self._ini = self._written(server, settings) if ini is None else ini
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -89,13 +94,6 @@ class PgBouncer:
         """Start, and return when it accepts connections."""
         assert PROGRAM is not None, "PgBouncer is not installed: apt-get install pgbouncer"
         assert self._process is None, "PgBouncer is running"
-        owner = self.directory.stat()
-        # It refuses to run as root; the directory belongs to the account of the server.
-        account: dict[str, Any] = (
-            {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
-            if os.geteuid() == 0
-            else {}
-        )
         with self._file.with_suffix(".log").open("wb") as log:
             self._process = subprocess.Popen(
                 [PROGRAM, self._file],
@@ -104,7 +102,7 @@ class PgBouncer:
                 stderr=log,
                 cwd=self.directory,
                 start_new_session=True,  # Ctrl-C is for the tests
-                **account,
+                **self._account,
             )
         wait_until(self._is_up, "PgBouncer to be ready")
 
