@@ -1,6 +1,6 @@
 """The app: no models, no URLs; what it brings to a project are checks and commands."""
 
-from django.apps import AppConfig
+from django.apps import AppConfig, apps
 
 
 class AbsOrmAppConfig(AppConfig):
@@ -11,3 +11,7 @@ class AbsOrmAppConfig(AppConfig):
         from abs_orm_app.checks import register_checks
 
         register_checks()
+        if apps.is_installed("django_prometheus"):
+            from abs_orm_app.integrations import prometheus
+
+            prometheus.register()

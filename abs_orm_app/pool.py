@@ -276,9 +276,11 @@ class HardenedPool(WaitingPool):
 
         Waits up to `timeout` seconds for connections that are just being opened.
         """
+        was_open = not self._closed
         super().close(timeout)
         self.settle(timeout)
-        self.tell_observers()
+        if was_open:
+            self.tell_observers()
 
     def settle(self, timeout: float) -> None:
         """Wait up to `timeout` seconds for connections that are just being opened."""
@@ -292,11 +294,13 @@ class HardenedPool(WaitingPool):
         Daemon threads run on for a moment. One that asks for a connection waits, and ends with the
         process; an error would only make it complain.
         """
+        was_open = not self._closed
         self._min_size = 0  # opens no more
         self.settle(timeout)
         if self._lock.acquire(timeout=timeout):
             super().close(timeout)
-            self.tell_observers()
+            if was_open:
+                self.tell_observers()
 
     def abandon(self) -> None:
         """In a forked child: forget the parent's connections without a byte on its sockets.

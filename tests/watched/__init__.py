@@ -1,0 +1,1 @@
+"""A project with all that watches the pool, for real web servers in tests."""

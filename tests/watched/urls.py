@@ -1,0 +1,10 @@
+"""The sample project's URLs, and what else watches."""
+
+from django.contrib.staticfiles.urls import staticfiles_urlpatterns
+from django.urls import include, path
+
+urlpatterns = [
+    path("", include("django_prometheus.urls")),
+    path("", include("abs_project.urls")),
+    *staticfiles_urlpatterns(),  # a WSGI server serves no static files by itself
+]
