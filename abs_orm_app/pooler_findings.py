@@ -131,7 +131,7 @@ def two_pools(alias: Through) -> Iterator[Finding]:
             f"Two pools, one behind the other: this process's, and {alias.name}'s. A request waits"
             " in two queues, and what the pool here counts and recycles are not connections of the"
             " server.",
-            "Set DB_POOL_MODE=pgbouncer, or connect to the server itself.",
+            f"Set DB_POOL_MODE=pgbouncer, or connect to the server itself ({DOCS} compares them).",
             alias.database.alias,
         )
 

@@ -149,8 +149,8 @@ def _pooler(pooler: PoolerFacts | None) -> list[tuple[str, str]]:
             (
                 "its pool",
                 f"{console.servers_active} server connections in use, {console.servers_idle} idle, "
-                f"up to {console.pool_size} + {console.reserve_pool}; "
-                f"{console.clients_active} clients active, {console.clients_waiting} waiting{wait}",
+                f"up to {console.pool_size} + {console.reserve_pool}; clients: "
+                f"{console.clients_active} active, {console.clients_waiting} waiting{wait}",
             ),
             ("its config", ", ".join(f"{name} {text}" for name, text in console.config.items())),
         ]
