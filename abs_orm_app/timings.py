@@ -41,19 +41,23 @@ class Timings:
 class Histogram:
     """Counts durations. Call under the lock of the pool that it belongs to.
 
-    `samples`: the durations themselves, for one who needs each and takes them out; None, the
-    default, keeps none.
+    `samples`: the last durations themselves, for one who needs each and takes them out; None, the
+    default, keeps none. `samples_kept`: how many a new histogram keeps at most.
     """
 
     __slots__ = ("counts", "samples", "total")
 
-    samples_kept: ClassVar[int] = 0  # of the histograms that are made from now on; the last ones
+    samples_kept: ClassVar[int] = 0
 
     def __init__(self) -> None:
         self.counts = [0] * (len(BOUNDS) + 1)
         self.total = 0.0
-        kept = self.samples_kept
-        self.samples: deque[float] | None = deque(maxlen=kept) if kept else None
+        self.samples: deque[float] | None = None
+        if self.samples_kept:
+            self.keep_samples()
+
+    def keep_samples(self) -> None:
+        self.samples = deque(maxlen=self.samples_kept)
 
     def add(self, seconds: float) -> None:
         self.counts[bisect_left(BOUNDS, seconds)] += 1
