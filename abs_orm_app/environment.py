@@ -214,11 +214,23 @@ def database_from_env(
             "sources": reader.sources,
             "variables": reader.variables,
             "leak_seconds": leak_seconds,
+            "project": _project(address.options, options, settings.mode),
             "embedded": given.embedded,
             "password_file": reader.secret_file("DB_PASSWORD"),
             "password_provider": given.password_provider or None,
         },
     }
+
+
+def _project(given: Mapping[str, str], options: Mapping[str, Any], mode: Mode) -> str | None:
+    """The application_name, if it is the default, for the engine to add the process to it.
+
+    Not through PgBouncer: it would tell the server the other name each time that a connection
+    passes from one process to another.
+    """
+    if mode == "pgbouncer" or "application_name" in given:
+        return None
+    return options.get("application_name")
 
 
 def pool_processes(environ: Mapping[str, str] | None = None) -> int:

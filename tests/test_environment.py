@@ -27,6 +27,7 @@ from abs_orm_app.environment import (
     read_env_file,
     unknown_pool_variables,
 )
+from abs_orm_app.naming import process_name
 from tests.servers import Server
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -340,7 +341,21 @@ def test_the_entry_works_with_our_engine_and_with_djangos_own(
     )
     with connect({**database, "ENGINE": engine}).cursor() as cursor:
         cursor.execute("select current_setting('application_name'), current_setting('search_path')")
-        assert cursor.fetchone() == ("shop", "pg_catalog")
+        own = engine.startswith("abs_orm_app") and mode != "pgbouncer"
+        name = process_name("shop") if own else "shop"
+        assert cursor.fetchone() == (name, "pg_catalog")
+
+
+@pytest.mark.parametrize("mode", ["pool", "null"])
+@pytest.mark.parametrize("given", ["shop", "worker"])
+def test_an_application_name_of_the_projects_own_is_left_alone(
+    server: Server, connect: Connect, mode: str, given: str
+) -> None:
+    url = f"{server.url}?application_name={given}"
+    database = entry(DATABASE_URL=url, DB_POOL_MODE=mode, DB_POOL_SIZE="1")
+    with connect(database).cursor() as cursor:
+        cursor.execute("select current_setting('application_name')")
+        assert cursor.fetchone() == (given,)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="TCP_USER_TIMEOUT is Linux's")

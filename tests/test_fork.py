@@ -18,6 +18,7 @@ import pytest
 from django.db import connection, connections, transaction
 
 from abs_orm_app.backends.postgresql.base import DatabaseWrapper
+from abs_orm_app.naming import process_name
 from abs_orm_app.pool import HardenedPool
 from tests.processes import backend, run
 from tests.proxy import Proxy
@@ -92,6 +93,13 @@ def sessions() -> set[int]:
         return {row[0] for row in cursor.fetchall()}
 
 
+def named() -> str:
+    """The application_name of this thread's session."""
+    with connection.cursor() as cursor:
+        cursor.execute("select current_setting('application_name')")
+        return str(cursor.fetchone()[0])
+
+
 def the_wrapper() -> DatabaseWrapper:
     return cast(DatabaseWrapper, connections["default"])
 
@@ -136,6 +144,7 @@ def forks_with_connections(kind: str) -> None:
 
     def child() -> None:
         assert backend() not in all_mine
+        assert named() == process_name("abs_project")
         filled_pool()
         assert len(sessions() - all_mine) == SIZE
         assert the_wrapper().pool is not pool

@@ -13,6 +13,7 @@ from django.db import connections
 from django.db.backends.base.base import NO_DB_ALIAS
 
 from abs_orm_app.credentials import current_password, is_rotating
+from abs_orm_app.naming import process_name
 from abs_orm_app.opening import AnyConnection
 from abs_orm_app.pool import HardenedPool, every_pool
 
@@ -86,17 +87,24 @@ class PooledMixin(Base):
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> AnyConnection:
         if self.pool is None:
-            conn_params = self._with_current_password(conn_params)
+            conn_params = self._for_new_connection(conn_params)
         connection: AnyConnection = super().get_new_connection(conn_params)
         return connection
 
-    def _with_current_password(self, params: dict[str, Any]) -> dict[str, Any]:
-        password = current_password(self.settings_dict.get("ABS_ORM_APP", {}), params)
-        return params if password is None else {**params, "password": password}
+    def _for_new_connection(self, params: dict[str, Any]) -> dict[str, Any]:
+        """With the password of this moment, and named by this process: a fork may have made it."""
+        extra = self.settings_dict.get("ABS_ORM_APP", {})
+        password = current_password(extra, params)
+        if password is not None:
+            params = {**params, "password": password}
+        project = extra.get("project")
+        if project and params.get("application_name") == project:
+            params = {**params, "application_name": process_name(project)}
+        return params
 
     def _params_for_pool(self) -> dict[str, Any]:
         """libpq's parameters for one connection of the pool, in a thread of the pool."""
-        params = self._with_current_password(self.get_connection_params())
+        params = self._for_new_connection(self.get_connection_params())
         return {**params, "autocommit": True}  # Django sets its own at checkout
 
     def _configure_for_pool(self, connection: AnyConnection) -> None:
