@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from abs_orm_app.server import ServerFacts
 
@@ -33,6 +33,12 @@ class Budget:
     processes: int
     demands: tuple[Demand, ...]
     limit: Limit
+    others: int = 0  # connections of other applications now
+
+    @property
+    def room(self) -> int:
+        """Connections that the others leave."""
+        return max(self.limit.connections - self.others, 0)
 
     @property
     def at_rest(self) -> int:
@@ -56,6 +62,40 @@ class Budget:
         total = parts[0] if len(parts) == 1 else f"({' + '.join(parts)})"
         noun = "process" if self.processes == 1 else "processes"
         return f"{self.processes} {noun} x {total} = {self.at_peak} connections"
+
+
+def largest_that_fit(budget: Budget) -> tuple[Demand, ...]:
+    """The largest pools for which there is room, with the same number of processes.
+
+    The pool size comes first: as long as the sizes fit, only the overflow is lowered; else there is
+    none, and the sizes share what there is in their proportion. Empty, if there is not one
+    connection for each pool.
+    """
+    each = budget.room // budget.processes
+    sizes = [demand.size for demand in budget.demands]
+    overflows = [demand.overflow for demand in budget.demands]
+    if each < len(sizes):
+        return ()
+    if sum(sizes) > each:
+        # One for each pool, and the rest in proportion.
+        sizes = [1 + part for part in _share(each - len(sizes), [size - 1 for size in sizes])]
+        overflows = [0 for _ in sizes]
+    elif sum(sizes) + sum(overflows) > each:
+        overflows = _share(each - sum(sizes), overflows)
+    return tuple(
+        replace(demand, size=size, overflow=overflow)
+        for demand, size, overflow in zip(budget.demands, sizes, overflows, strict=True)
+    )
+
+
+def _share(total: int, weights: Sequence[int]) -> list[int]:
+    """Whole numbers in proportion to the weights, and together the total, by largest remainder."""
+    exact = [total * weight / (sum(weights) or 1) for weight in weights]
+    parts = [int(part) for part in exact]
+    by_remainder = sorted(range(len(parts)), key=lambda index: parts[index] - exact[index])
+    for index in by_remainder[: total - sum(parts)]:
+        parts[index] += 1
+    return parts
 
 
 def limits(server: ServerFacts) -> list[Limit]:
@@ -102,22 +142,36 @@ def allowance(server: ServerFacts) -> Limit:
     return min(limits(server), key=lambda limit: limit.connections)
 
 
+def in_use(limit: Limit, server: ServerFacts) -> int:
+    """Connections now that count for the limit."""
+    kinds = {"role": server.used_by_role, "database": server.used_in_database}
+    return kinds.get(limit.group[1], server.used) if len(limit.group) > 1 else server.used
+
+
 def budgets(demands: Iterable[tuple[Demand, ServerFacts]], processes: int) -> list[Budget]:
     """One budget for each limit, with all the demands on it.
 
     Where two roles see the limit of a server differently, the lower one counts.
     """
-    groups: dict[tuple[str, ...], tuple[list[Demand], list[Limit]]] = {}
+    groups: dict[tuple[str, ...], list[tuple[Demand, ServerFacts, Limit]]] = {}
     for demand, server in demands:
         for limit in limits(server):
-            members, told = groups.setdefault(limit.group, ([], []))
-            members.append(demand)
-            told.append(limit)
+            groups.setdefault(limit.group, []).append((demand, server, limit))
     return [
         Budget(
             processes=processes,
-            demands=tuple(members),
-            limit=min(told, key=lambda limit: limit.connections),
+            demands=tuple(demand for demand, _, _ in members),
+            limit=min((limit for *_, limit in members), key=lambda limit: limit.connections),
+            others=_others(members),
         )
-        for members, told in groups.values()
+        for members in groups.values()
     ]
+
+
+def _others(members: Iterable[tuple[Demand, ServerFacts, Limit]]) -> int:
+    """Connections under one limit that are not of this project's processes."""
+    used, ours = 0, {}
+    for _, server, limit in members:
+        used = max(used, in_use(limit, server))
+        ours[server.role, server.database] = server.used_by_project
+    return max(used - sum(ours.values()), 0)

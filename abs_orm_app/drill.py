@@ -26,7 +26,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from psycopg.errors import InsufficientPrivilege
 
-from abs_orm_app.budget import Limit, limits
+from abs_orm_app.budget import Limit, in_use, limits
 from abs_orm_app.configured import Configured
 from abs_orm_app.deadline import within
 from abs_orm_app.failure import Failure, explain, scrub
@@ -256,8 +256,7 @@ _ANYWAY = "With --yes, the drill takes what it needs."
 
 def _free(limit: Limit, server: ServerFacts) -> tuple[int, str]:
     """How many connections one limit leaves, and the arithmetic."""
-    kinds = {"role": server.used_by_role, "database": server.used_in_database}
-    used = kinds.get(limit.group[1], server.used) if len(limit.group) > 1 else server.used
+    used = in_use(limit, server)
     return max(limit.connections - used, 0), f"{limit.why}, and {used} are in use"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from abs_orm_app.naming import OF_PROCESS
 from abs_orm_app.pooler import PoolerFacts
 
 # One round trip, and nothing that a role without privileges may not read. Of another role's session
@@ -34,6 +35,7 @@ SELECT json_build_object(
     'used', a.used,
     'used_by_role', a.used_by_role,
     'used_in_database', a.used_in_database,
+    'used_by_project', a.used_by_project,
     'settings', (
         SELECT json_object_agg(name, CASE unit WHEN 'ms' THEN setting::float / 1000
                                                ELSE setting::float END)
@@ -47,7 +49,12 @@ SELECT json_build_object(
 FROM pg_roles r, pg_database d, (
     SELECT count(*) AS used,
            count(*) FILTER (WHERE usename = session_user) AS used_by_role,
-           count(*) FILTER (WHERE datname = current_database()) AS used_in_database
+           count(*) FILTER (WHERE datname = current_database()) AS used_in_database,
+           count(*) FILTER (WHERE usename = session_user AND datname = current_database()
+                              AND application_name <> ''
+                              AND regexp_replace(application_name, %(of_process)s, '')
+                                  = regexp_replace(current_setting('application_name'),
+                                                   %(of_process)s, '')) AS used_by_project
     FROM pg_stat_activity
     WHERE datid IS NOT NULL AND usesysid IS NOT NULL AND pid <> pg_backend_pid()
       AND coalesce(backend_type, 'client backend') = 'client backend'
@@ -84,6 +91,7 @@ class ServerFacts:
     used: int
     used_by_role: int
     used_in_database: int
+    used_by_project: int  # of these two, those that are named like the one that asks
 
     # By PostgreSQL's names, as this session has them: times in seconds, 0 is off.
     # A name that this version of the server does not know is not there.
@@ -98,7 +106,7 @@ def read_server(connection: Any) -> ServerFacts:
     Raises the driver's `Error` if the server does not know what PostgreSQL 13 knows.
     """
     with connection.cursor() as cursor:
-        cursor.execute(_QUERY)
+        cursor.execute(_QUERY, {"of_process": OF_PROCESS})
         facts = json.loads(cursor.fetchone()[0])
     tls = _uses_tls(connection)
     if not tls:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from abs_orm_app.budget import Demand, allowance, budgets, limits
+from abs_orm_app.budget import Budget, Demand, Limit, allowance, budgets, largest_that_fit, limits
 from abs_orm_app.server import ServerFacts
 
 
 def server(**facts: Any) -> ServerFacts:
-    defaults = {
+    defaults: dict[str, Any] = {
         "identity": "one",
         "version": "18.0",
         "address": "db:5432",
@@ -30,6 +30,7 @@ def server(**facts: Any) -> ServerFacts:
         "used": 0,
         "used_by_role": 0,
         "used_in_database": 0,
+        "used_by_project": 0,
         "settings": {},
     }
     return ServerFacts(**(defaults | facts))
@@ -103,3 +104,56 @@ def test_where_roles_see_the_limit_of_a_server_differently_the_lower_counts() ->
     one, other = server(superuser=True), server()
     [budget] = budgets([(demand(), one), (demand("reports"), other)], 1)
     assert budget.limit.connections == 97
+
+
+# What other applications use
+
+
+def test_what_other_applications_use_is_all_but_what_bears_the_projects_name() -> None:
+    here = server(used=30, used_by_role=20, used_in_database=25, used_by_project=18, role_limit=50)
+    by_server, by_role = budgets([(demand(), here)], 2)
+    assert (by_server.others, by_server.room) == (12, 85)
+    assert (by_role.others, by_role.room) == (2, 48)
+
+
+def test_the_projects_aliases_are_not_others_to_each_other() -> None:
+    one = server(used=30, used_by_project=10)
+    other = server(used=30, used_by_project=15, role="report")
+    again = server(used=29, used_by_project=10)
+    [budget] = budgets([(demand(), one), (demand("reports"), other), (demand("same"), again)], 1)
+    assert budget.others == 5
+
+
+# The largest pools that fit
+
+
+def fitted(room: int, *pools: tuple[int, int], processes: int = 1) -> list[tuple[int, int]]:
+    demands = tuple(demand(str(n), size, overflow) for n, (size, overflow) in enumerate(pools))
+    limit = Limit(group=("one",), connections=room, why="")
+    found = largest_that_fit(Budget(processes=processes, demands=demands, limit=limit))
+    return [(demand.size, demand.overflow) for demand in found]
+
+
+def test_the_overflow_is_lowered_first() -> None:
+    assert fitted(97, (20, 10), processes=4) == [(20, 4)]
+    assert fitted(80, (20, 10), processes=4) == [(20, 0)]
+
+
+def test_then_the_size() -> None:
+    assert fitted(79, (20, 10), processes=4) == [(19, 0)]
+    assert fitted(4, (20, 10), processes=4) == [(1, 0)]
+
+
+def test_nothing_fits_where_not_each_process_gets_one() -> None:
+    assert fitted(3, (20, 10), processes=4) == []
+    assert fitted(7, (20, 10), (5, 5), processes=4) == []
+
+
+def test_several_aliases_share_in_proportion_and_leave_none_over() -> None:
+    assert fitted(35, (20, 10), (5, 5)) == [(20, 7), (5, 3)]
+    assert fitted(10, (20, 10), (5, 5)) == [(8, 0), (2, 0)]
+    assert fitted(2, (20, 10), (1, 5)) == [(1, 0), (1, 0)]
+
+
+def test_what_fits_already_stays() -> None:
+    assert fitted(100, (20, 10), (5, 5), processes=2) == [(20, 10), (5, 5)]

@@ -64,6 +64,18 @@ def test_sessions_of_other_roles_are_counted_by_a_role_without_privileges(shared
     assert (found.used, found.used_by_role, found.used_in_database) == (3, 2, 1)
 
 
+def test_sessions_of_the_same_project_are_counted_apart(shared: Server) -> None:
+    named = f"{shared.conninfo} dbname=template1 application_name="
+    names = ("shop@web1:7", "shop@web2:8", "shop", "shop@eu", "shopping", "''")
+    held = [psycopg.connect(named + name) for name in names]
+    elsewhere = psycopg.connect(f"{shared.conninfo} application_name=shop")
+    found, unnamed = facts(f"{named}shop@web3:9"), facts(f"{named}''")
+    for connection in (*held, elsewhere):
+        connection.close()
+    assert (found.used_in_database, found.used_by_project) == (6, 3)
+    assert unnamed.used_by_project == 0
+
+
 def test_a_connection_over_tcp_is_told_with_its_port_and_without_tls(shared: Server) -> None:
     found = facts(shared.tcp_conninfo)
     assert found.address == f"127.0.0.1:{shared.port}"
