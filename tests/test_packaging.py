@@ -1,0 +1,157 @@
+"""What `pip install` gives, and whether README's lines are enough to use it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Sequence
+from email.message import Message
+from email.parser import Parser
+from pathlib import Path
+
+import django
+import pytest
+
+from tests.servers import Server
+
+ROOT = Path(__file__).parent.parent
+REPOSITORY = ("abs_orm_app", "abs_project", "benchmarks", "docs", "tests")
+EXTRAS = {"embedded", "watch", "prometheus", "opentelemetry", "health"}
+PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--retries=1")
+
+
+def run(*command: str | Path, cwd: Path, **environ: str) -> str:
+    """Run a command to its end; return its output, which is the message if it fails."""
+    mine = ("DB_", "DATABASE_URL", "DJANGO_", "PYTHON", "ENV_FILE")
+    inherited = {name: text for name, text in os.environ.items() if not name.startswith(mine)}
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**inherited, **environ},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}"
+    return done.stdout
+
+
+def files(*directories: str) -> set[str]:
+    """The files of the repository below these directories, as it has them now."""
+    return {
+        str(path.relative_to(ROOT))
+        for directory in directories
+        for path in (ROOT / directory).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("sdist")
+    # Without the interpreter's own -m, which would look for `build` in this directory first.
+    run(Path(sys.executable).with_name("pyproject-build"), "-s", "-o", directory, ROOT, cwd=ROOT)
+    (made,) = directory.iterdir()
+    return made
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path) -> Path:
+    """Built from the source distribution: from the checkout, a `build` left there would get in."""
+    run(*PIP, "wheel", "--no-deps", sdist, cwd=sdist.parent)
+    (made,) = sdist.parent.glob("*.whl")
+    return made
+
+
+def names(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+def metadata(wheel: Path) -> Message:
+    (path,) = (name for name in names(wheel) if name.endswith(".dist-info/METADATA"))
+    with zipfile.ZipFile(wheel) as archive:
+        return Parser().parsestr(archive.read(path).decode())
+
+
+def test_the_source_distribution_is_the_repository(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    assert files(*REPOSITORY) - packed == set()
+    assert {"Makefile", "README.md", "manage.py", "pyproject.toml", "requirements.txt"} <= packed
+
+
+def test_the_wheel_is_the_app_alone(wheel: Path) -> None:
+    packed = {name for name in names(wheel) if ".dist-info/" not in name}
+    assert packed == files("abs_orm_app")
+    assert "abs_orm_app/py.typed" in packed
+
+
+def test_the_wheel_has_the_extras(wheel: Path) -> None:
+    assert EXTRAS <= set(metadata(wheel).get_all("Provides-Extra", []))
+
+
+def test_the_wheel_needs_neither_a_test_runner_nor_an_embedded_server(wheel: Path) -> None:
+    needed = [line for line in metadata(wheel).get_all("Requires-Dist", []) if "extra" not in line]
+    named = {re.split(r"[^\w-]", line.lower())[0] for line in needed}
+    assert named == {"django", "psycopg", "psycopg-pool", "django-environ", "dj-database-url"}
+
+
+# README's lines, as they stand there
+
+
+def block(language: str, beginning: str) -> str:
+    """The block of README in this language that begins so."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.S | re.M)
+    (found,) = (text for name, text in blocks if name == language and text.startswith(beginning))
+    return str(found)
+
+
+def install_command(wheel: Path) -> Sequence[str]:
+    pip, *arguments = shlex.split(block("", "pip install"))
+    assert pip == "pip"
+    return [str(wheel) if argument == "abs-orm-app" else argument for argument in arguments]
+
+
+def settings_lines() -> str:
+    """What README adds to settings.py; its "..." stands for what the project has there."""
+    lines = block("python", "# settings.py")
+    assert lines.count("...") == 1
+    return lines.replace("...", "*INSTALLED_APPS")
+
+
+def shell_line(url: str) -> tuple[dict[str, str], Sequence[str]]:
+    variable, python, *arguments = shlex.split(block("", "DATABASE_URL="))
+    name, _, _ = variable.partition("=")
+    assert python == "python"
+    return {name: url}, arguments
+
+
+def test_the_lines_of_the_readme_make_a_new_project_use_the_pool(
+    wheel: Path, server: Server, tmp_path: Path
+) -> None:
+    environment = tmp_path / "environment"
+    python = environment / "bin" / "python"
+    run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=tmp_path)
+    same_django = f"django=={django.__version__}"
+    install = install_command(wheel)
+    run(*PIP, "--python", python, *install, same_django, "--no-compile", cwd=tmp_path)
+
+    run(python, "-m", "django", "startproject", "shop", tmp_path, cwd=tmp_path)
+    with (tmp_path / "shop" / "settings.py").open("a") as settings:
+        settings.write(settings_lines())
+
+    environ, check_pool = shell_line(server.tcp_url)
+    assert "no issues" in run(python, "manage.py", "check", cwd=tmp_path, **environ)
+    printed = run(python, *check_pool, cwd=tmp_path, **environ)
+    assert "abs_orm_app.backends.postgresql" in printed
+    assert "OK" in run(python, "manage.py", "migrate", cwd=tmp_path, **environ)
+    with server.admin() as admin:
+        assert admin.execute("select count(*) from django_migrations").fetchone() != (0,)
