@@ -132,6 +132,11 @@ class PgBouncer:
         ) as console:
             return console.execute(f"SHOW {what}").fetchall()
 
+    def command(self, command: str) -> None:
+        """Have the admin console carry out `PAUSE`, `RESUME` ..."""
+        with psycopg.connect(self.conninfo, dbname="pgbouncer", autocommit=True) as console:
+            console.execute(command)
+
     def _is_up(self) -> bool:
         assert self._process is not None
         if self._process.poll() is not None:
@@ -143,6 +148,7 @@ class PgBouncer:
         options = {
             "unix_socket_dir": server.socket_dir,
             "auth_type": "any",
+            "admin_users": "postgres",
             "pool_mode": "transaction",
             "server_login_retry": "0.2",
             **settings,

@@ -190,6 +190,13 @@ def test_prepared_statements_collide_in_transaction_pooling(migrated: Server) ->
 # Faults
 
 
+def test_a_stale_server_connection_costs_no_error(migrated: Server) -> None:
+    with PgBouncer(migrated, pool_mode="transaction") as pooler, through(pooler):
+        first = value("SELECT pg_backend_pid()")
+        assert migrated.terminate() == 1
+        assert value("SELECT pg_backend_pid()") != first
+
+
 def test_a_restart_of_pgbouncer_costs_the_requests_in_flight_alone(migrated: Server) -> None:
     end, outcomes = threading.Event(), Counter[str]()
     served: list[float] = []
@@ -208,18 +215,48 @@ def test_a_restart_of_pgbouncer_costs_the_requests_in_flight_alone(migrated: Ser
     pgbouncer = PgBouncer(migrated, pool_mode="transaction", default_pool_size=4)
     with pgbouncer as pooler, through(pooler), ThreadPoolExecutor(1) as pool:
         load = pool.submit(in_threads, 8, work)
-        wait_until(lambda: outcomes["served"] > 50, "some work")
-        pooler.restart()
-        back = time.monotonic()
-        wait_until(lambda: bool(served) and served[-1] > back, "work after the restart", 5)
-        first = min(at for at in served if at > back)
-        errors = outcomes.total() - outcomes["served"]
-        wait_until(lambda: outcomes["served"] > 200, "some more work")
-        end.set()
+        try:
+            wait_until(lambda: outcomes["served"] > 50, "some work")
+            pooler.restart()
+            back = time.monotonic()
+            wait_until(lambda: served[-1] > back, "work after the restart", 5)
+            first = min(at for at in served if at > back)
+            errors = outcomes.total() - outcomes["served"]
+            wait_until(lambda: outcomes["served"] > 200, "some more work")
+        finally:
+            end.set()
         load.result(30)
     assert first - back < 2
     # None more once it is back.
     assert outcomes.total() - outcomes["served"] <= errors + 8
+
+
+def test_a_planned_restart_of_the_server_costs_no_error() -> None:
+    end = threading.Event()
+
+    def work(_: int) -> int:
+        served = 0
+        while not end.is_set():
+            served += int(value("SELECT 1 FROM pg_sleep(0.005)"))
+            connections["other"].close()
+        return served
+
+    with (
+        Server() as server,
+        PgBouncer(server, pool_mode="transaction", default_pool_size=3) as pooler,
+        through(pooler),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        load = pool.submit(in_threads, 6, work)
+        try:
+            time.sleep(0.2)
+            pooler.command("PAUSE")
+            server.restart()
+            pooler.command("RESUME")
+            time.sleep(0.2)
+        finally:
+            end.set()
+        assert min(load.result(30)) > 1
 
 
 def test_waiting_for_too_long_says_so(migrated: Server) -> None:
