@@ -196,9 +196,11 @@ def _clients(targets: Sequence[Target], plan: Plan, private: bool) -> Iterator[s
         max_client_conn=clients,
     )
     yield from _block(
-        "Who may look at SHOW POOLS and SHOW CONFIG (database `pgbouncer`), as check_pool does.",
+        "Who may look at SHOW POOLS and SHOW CONFIG (database `pgbouncer`), as check_pool does; and"
+        " who may RELOAD, PAUSE and RESUME.",
         stats_users=", ".join(dict.fromkeys(each.user for each in targets)),
     )
+    yield ";admin_users = postgres"
 
 
 def _pools(targets: Sequence[Target], plan: Plan) -> Iterator[str]:
