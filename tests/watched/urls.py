@@ -3,8 +3,11 @@
 from django.contrib.staticfiles.urls import staticfiles_urlpatterns
 from django.urls import include, path
 
+from abs_orm_app.integrations import health
+
 urlpatterns = [
     path("", include("django_prometheus.urls")),
+    path("healthz/", health.view),
     path("", include("abs_project.urls")),
     *staticfiles_urlpatterns(),  # a WSGI server serves no static files by itself
 ]

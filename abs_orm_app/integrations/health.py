@@ -1,0 +1,142 @@
+"""Can this process serve from its databases? A view for a load balancer, that needs nothing else.
+
+    path("healthz/", health.view)
+    path("healthz/", health.view, {"aliases": ["default"], "seconds": 1.0})
+
+It takes a connection as a request would, asks the server for an answer, and is back in time,
+whatever hangs. `docs/metrics.md` says more.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from threading import Thread
+from time import monotonic
+from typing import Any, Literal
+
+from django.contrib.auth.decorators import login_not_required
+from django.db import connections
+from django.http import HttpRequest, JsonResponse
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_safe
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from abs_orm_app.backends.pooled import PooledMixin
+from abs_orm_app.integrations.views import outside_transactions
+from abs_orm_app.liveness import answers
+from abs_orm_app.pool import HardenedPool
+
+State = Literal["ok", "degraded", "failed"]
+
+SECONDS = 2.0  # that a check takes at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class Health:
+    """How one alias fares: `degraded` serves, but requests wait; `failed` did not serve in time."""
+
+    state: State
+    waiting: int = 0  # requests, before the check asked
+    error: BaseException | None = None  # why it failed; not for everybody's eyes
+
+
+def check(aliases: Iterable[str], seconds: float = SECONDS) -> dict[str, Health]:
+    """Check these aliases at the same time, in so many seconds altogether."""
+    deadline = monotonic() + seconds
+    probes = {alias: _start(alias, seconds) for alias in aliases}
+    return {alias: _health(probe, deadline) for alias, probe in probes.items()}
+
+
+@never_cache
+@require_safe
+@login_not_required
+@outside_transactions
+def view(
+    _request: HttpRequest, aliases: Iterable[str] | None = None, seconds: float = SECONDS
+) -> JsonResponse:
+    """Answer 200 if all these aliases (or all of DATABASES) serve, with or without waiting, or 503.
+
+    `{"status": "ok", "databases": {"default": "ok"}}`; no more, so that everybody may see it.
+    """
+    found = check(connections if aliases is None else aliases, seconds)
+    states = {health.state for health in found.values()}
+    worst = next((state for state in ("failed", "degraded") if state in states), "ok")
+    databases = {alias: health.state for alias, health in found.items()}
+    body = {"status": worst, "databases": databases}
+    return JsonResponse(body, status=503 if worst == "failed" else 200)
+
+
+def _health(probe: Future[int], deadline: float) -> Health:
+    try:
+        waiting = probe.result(max(0.0, deadline - monotonic()))
+    except Exception as error:  # whatever the driver, the settings or a provider of passwords raise
+        return Health(state="failed", error=error)
+    return Health(state="degraded" if waiting else "ok", waiting=waiting)
+
+
+# A probe returns how many requests waited. Without a pool of ours it may hang: it is the only one
+# of its alias then, however often somebody asks. (The process id: a fork leaves it behind.)
+_probes: dict[tuple[int, str], Future[int]] = {}
+
+
+def _start(alias: str, seconds: float) -> Future[int]:
+    """Begin to probe, or join the probe that is under way."""
+    key = (os.getpid(), alias)
+    mine: Future[int] = Future()
+    running = mine if _is_ours(alias) else _probes.setdefault(key, mine)
+    if running is mine:
+        thread = Thread(target=_run, args=(key, mine, seconds), name=f"{alias}-health", daemon=True)
+        thread.start()
+    return running
+
+
+def _is_ours(alias: str) -> bool:
+    """True if the alias has a pool of ours, which keeps a deadline."""
+    wrapper = connections[alias]
+    return isinstance(wrapper, PooledMixin) and bool(wrapper.settings_dict["OPTIONS"].get("pool"))
+
+
+def _run(key: tuple[int, str], future: Future[int], seconds: float) -> None:
+    try:
+        waiting = _probe(key[1], seconds)
+    except BaseException as error:
+        _probes.pop(key, None)
+        future.set_exception(error)
+    else:
+        _probes.pop(key, None)
+        future.set_result(waiting)
+
+
+def _probe(alias: str, seconds: float) -> int:
+    """Be served once; return how many requests waited before. Raises what stands in the way."""
+    wrapper: Any = connections[alias]  # this thread's own
+    pool = getattr(wrapper, "pool", None)
+    waiting = 0
+    if isinstance(pool, ConnectionPool) and not pool.closed:
+        waiting = pool.get_stats()["requests_waiting"]
+    if isinstance(pool, HardenedPool):
+        _ask_through(pool, monotonic() + seconds)
+        return waiting
+    try:
+        with wrapper.cursor() as cursor:
+            cursor.execute(f"SELECT 1{wrapper.features.bare_select_suffix}")
+    finally:
+        wrapper.close()
+    return waiting
+
+
+def _ask_through(pool: HardenedPool, deadline: float) -> None:
+    """Return once the server has answered on a connection of the pool; PoolTimeout if not."""
+    pool.open()
+    while (left := deadline - monotonic()) > 0:
+        conn = pool.getconn(timeout=left)
+        try:
+            if answers(conn, deadline - monotonic()):
+                return
+            conn.close()  # whoever asks next on it would get this answer
+        finally:
+            pool.putconn(conn)
+    raise PoolTimeout("the server did not answer")
