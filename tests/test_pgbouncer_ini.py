@@ -14,6 +14,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from abs_orm_app.environment import database_from_env
+from abs_orm_app.pgbouncer import session_options
 from tests.pgbouncers import PgBouncer, needs_pgbouncer
 from tests.projects import OURS, SQLITE, STOCK, database, manage
 from tests.servers import Server
@@ -332,6 +333,24 @@ def test_the_userlist_lets_those_in_who_know_the_password(server: Server) -> Non
         assert row == ("app", 'we"ird-name')
         with pytest.raises(psycopg.OperationalError, match="authentication failed"):
             psycopg.connect(address, password="wrong")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "-c a.b=x",
+        "-ca.b=x",
+        "--a.b=x",
+        r"-c a.b=x\ y\\z  -c a.c='1'",
+        "--a.b== --search-path=s",
+        "-c a.b=",
+    ],
+)
+def test_options_are_read_as_the_server_reads_them(server: Server, options: str) -> None:
+    with psycopg.connect(server.conninfo, options=options) as connection:
+        for name, text in session_options(options).items():
+            row = connection.execute("SELECT current_setting(%s)", [name]).fetchone()
+            assert row == (text,)
 
 
 @needs_pgbouncer
