@@ -87,7 +87,7 @@ def _those_that_run() -> tuple[list[Peer], dict[Peer, str]]:
                 try:
                     worker.call(faults.query_once)
                 except WorkerError as error:
-                    missing[peer] = str(error).splitlines()[-1]
+                    missing[peer] = error.reason
     return [peer for peer in PEERS if peer not in missing], missing
 
 

@@ -24,10 +24,10 @@ IDLE = 1.0  # seconds between the last use of the connections and the server's s
 
 @dataclass(frozen=True)
 class Served:
-    """How a client fared: when it had its success (`monotonic`; inf: never), and what failed."""
+    """How a client fared: when it had its success, and when it began what failed (`monotonic`)."""
 
-    at: float
-    errors: int
+    at: float  # inf: never
+    failures: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -67,16 +67,17 @@ def _restarts(peer: Peer, threads: int, effort: Effort) -> list[Recovery]:
             worker.call(persevere, threads)
             server.restart()
             began, served = worker.call(persevere, threads, give_up=effort.patience)
-            rounds.append(_recovery(peer, began, served))
+            rounds.append(_recovery(peer, served, back=began, away=began))
     return rounds
 
 
-def _recovery(peer: Peer, began: float, served: Sequence[Served]) -> Recovery:
+def _recovery(peer: Peer, served: Sequence[Served], *, back: float, away: float) -> Recovery:
+    """Count the time from when the server was back, and errors from when it was away."""
     return Recovery(
         peer.name,
-        first=max(0.0, min(each.at for each in served) - began),
-        last=max(0.0, max(each.at for each in served) - began),
-        errors=sum(each.errors for each in served),
+        first=max(0.0, min(each.at for each in served) - back),
+        last=max(0.0, max(each.at for each in served) - back),
+        errors=sum(began >= away for each in served for began in each.failures),
     )
 
 
@@ -93,7 +94,8 @@ def outage(peers: Sequence[Peer], effort: Effort) -> Figure:
     return Figure(
         f"An outage of {effort.outage:.0f} s, {CLIENTS} clients",
         f"Each client does a query every {duration(PAUSE)} while the server is stopped and, so much"
-        " later, started. Times count from the moment that it is ready again.",
+        " later, started. Times count from the moment that it is ready again; errors, from the"
+        " moment that it has stopped: no pool can save the queries that the stop interrupts.",
         [_one_outage(peer, effort) for peer in peers],
     )
 
@@ -104,11 +106,12 @@ def _one_outage(peer: Peer, effort: Effort) -> Recovery:
         worker.start(persevere, CLIENTS, not_before=effort.outage / 2, give_up=effort.patience)
         sleep(5 * PAUSE)
         server.stop()
+        away = monotonic()
         sleep(effort.outage)
         server.start()
         back = monotonic()
         _, served = worker.result()
-    return _recovery(peer, back, served)
+    return _recovery(peer, served, back=back, away=away)
 
 
 @dataclass(frozen=True)
@@ -187,19 +190,19 @@ def persevere(
     """
 
     def work(client: Client) -> Served:
-        errors = 0
+        failures: list[float] = []
         began = now = monotonic()
         while now - began < give_up:
             try:
                 query(client, "SELECT 1")
             except Exception:  # whatever a peer raises
-                errors += 1
+                failures.append(now)
             else:
                 if monotonic() - began >= not_before:
-                    return Served(monotonic(), errors)
+                    return Served(monotonic(), failures)
             sleep(PAUSE)
             now = monotonic()
-        return Served(inf, errors)
+        return Served(inf, failures)
 
     return all_at_once(threads, work)
 

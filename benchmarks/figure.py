@@ -20,7 +20,7 @@ class Effort:
 
     rounds: turns of each peer, where a turn is a loop of `seconds`.
     few_rounds: the same, where a turn is one event, as a restart of the server.
-    load_rounds: the same, where a turn is `load_seconds` of full load.
+    slow_rounds: the same, where a turn takes seconds, as `load_seconds` of full load.
     outage: seconds that the server is away.
     patience: seconds after which a client that still has no success is given up.
     """
@@ -28,17 +28,17 @@ class Effort:
     rounds: int
     seconds: float
     few_rounds: int
-    load_rounds: int
+    slow_rounds: int
     load_seconds: float
     outage: float
     patience: float
 
 
 FULL = Effort(
-    rounds=9,
-    seconds=0.2,
+    rounds=21,
+    seconds=0.1,
     few_rounds=5,
-    load_rounds=3,
+    slow_rounds=3,
     load_seconds=2.5,
     outage=10.0,
     patience=100.0,
@@ -47,7 +47,7 @@ QUICK = Effort(
     rounds=3,
     seconds=0.1,
     few_rounds=2,
-    load_rounds=1,
+    slow_rounds=1,
     load_seconds=1.5,
     outage=3.0,
     patience=10.0,

@@ -49,7 +49,7 @@ class Load:
 
 def load(peers: Sequence[Peer], effort: Effort) -> Figure:
     rounds: dict[str, list[Load]] = {peer.name: [] for peer in peers}
-    for _ in range(effort.load_rounds):
+    for _ in range(effort.slow_rounds):
         for peer in peers:
             rounds[peer.name].append(_one_load(peer, effort.load_seconds))
     rows = [_middle(measured) for measured in rounds.values()]

@@ -30,7 +30,11 @@ PATIENCE = 150.0  # seconds; no measurement takes so long
 
 
 class WorkerError(Exception):
-    """What a function raised in the other process, with its traceback as the text."""
+    """What a function raised in the other process: its traceback, and `reason` in one line."""
+
+    def __init__(self, reason: str, trace: str) -> None:
+        super().__init__(trace)
+        self.reason = reason
 
 
 class Worker:
@@ -80,7 +84,7 @@ class Worker:
             raise TimeoutError(f"{self.peer.name}: no result within {within:.0f} s")
         value, error = self._pipe.recv()
         if error is not None:
-            raise WorkerError(error)
+            raise WorkerError(*error)
         return value
 
 
@@ -116,8 +120,12 @@ def _set_up() -> None:
     django.setup()
 
 
-def _attempt(function: Callable[..., T], *args: Any, **kwargs: Any) -> tuple[T | None, str | None]:
+def _attempt(
+    function: Callable[..., T], *args: Any, **kwargs: Any
+) -> tuple[T | None, tuple[str, str] | None]:
+    """What the function returned; or what it raised, for a `WorkerError`."""
     try:
         return function(*args, **kwargs), None
-    except Exception:
-        return None, traceback.format_exc()
+    except Exception as error:
+        reason = traceback.format_exception_only(error)[0].splitlines()[0]
+        return None, (reason, traceback.format_exc())
