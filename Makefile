@@ -7,8 +7,9 @@ DJANGO = django
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 BENCH = --output docs
+WAGTAIL = .venv-wagtail
 
-.PHONY: install check_pool test bench lint stop clean
+.PHONY: install check_pool test wagtail bench lint stop clean
 
 check_pool: $(READY)
 	$(BIN)/python manage.py check_pool
@@ -17,6 +18,10 @@ install: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# A site of Wagtail, in an environment of its own, through a restart of its database.
+wagtail: $(READY) $(WAGTAIL)/.ready
+	$(BIN)/python -m pytest tests/test_wagtail.py -rP
 
 # About eight minutes on an idle machine; less, and into nothing: make bench BENCH=--quick
 bench: $(VENV)/.ready-bench
@@ -34,7 +39,7 @@ stop:
 
 clean:
 	-$(MAKE) stop
-	rm -rf .pgdata $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .pgdata $(VENV) $(WAGTAIL) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(READY): pyproject.toml requirements.txt | $(BIN)/pip
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet \
@@ -43,6 +48,12 @@ $(READY): pyproject.toml requirements.txt | $(BIN)/pip
 
 $(VENV)/.ready-bench: $(READY)
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet --editable '.[bench]' '$(DJANGO)'
+	@touch $@
+
+$(WAGTAIL)/.ready: pyproject.toml | $(BIN)/pip
+	$(PYTHON) -m venv --without-pip --clear $(WAGTAIL)
+	$(BIN)/python -m pip --disable-pip-version-check --python $(WAGTAIL)/bin/python install --quiet \
+	    --editable . 'psycopg[binary]' 'wagtail~=8.0' gunicorn uvicorn
 	@touch $@
 
 $(BIN)/pip:

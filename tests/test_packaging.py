@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
 import sys
 import tarfile
 import zipfile
@@ -17,30 +15,12 @@ from pathlib import Path
 import django
 import pytest
 
+from tests.embedding import ROOT, block, embed, run
 from tests.servers import Server
 
-ROOT = Path(__file__).parent.parent
 REPOSITORY = ("abs_orm_app", "abs_project", "benchmarks", "docs", "tests")
 EXTRAS = {"embedded", "watch", "prometheus", "opentelemetry", "health"}
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--retries=1")
-
-
-def run(*command: str | Path, cwd: Path, **environ: str) -> str:
-    """Run a command to its end; return its output, which is the message if it fails."""
-    mine = ("DB_", "DATABASE_URL", "DJANGO_", "PYTHON", "ENV_FILE")
-    inherited = {name: text for name, text in os.environ.items() if not name.startswith(mine)}
-    done = subprocess.run(
-        command,
-        cwd=cwd,
-        env={**inherited, **environ},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}"
-    return done.stdout
 
 
 def files(*directories: str) -> set[str]:
@@ -95,7 +75,7 @@ def test_the_wheel_is_the_app_alone(wheel: Path) -> None:
 
 
 def test_the_wheel_has_the_extras(wheel: Path) -> None:
-    assert EXTRAS <= set(metadata(wheel).get_all("Provides-Extra", []))
+    assert EXTRAS - set(metadata(wheel).get_all("Provides-Extra", [])) == set()
 
 
 def test_the_wheel_needs_neither_a_test_runner_nor_an_embedded_server(wheel: Path) -> None:
@@ -107,24 +87,10 @@ def test_the_wheel_needs_neither_a_test_runner_nor_an_embedded_server(wheel: Pat
 # README's lines, as they stand there
 
 
-def block(language: str, beginning: str) -> str:
-    """The block of README in this language that begins so."""
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.S | re.M)
-    (found,) = (text for name, text in blocks if name == language and text.startswith(beginning))
-    return str(found)
-
-
 def install_command(wheel: Path) -> Sequence[str]:
     pip, *arguments = shlex.split(block("", "pip install"))
     assert pip == "pip"
     return [str(wheel) if argument == "abs-orm-app" else argument for argument in arguments]
-
-
-def settings_lines() -> str:
-    """What README adds to settings.py; its "..." stands for what the project has there."""
-    lines = block("python", "# settings.py")
-    assert lines.count("...") == 1
-    return lines.replace("...", "*INSTALLED_APPS")
 
 
 def shell_line(url: str) -> tuple[dict[str, str], Sequence[str]]:
@@ -145,8 +111,7 @@ def test_the_lines_of_the_readme_make_a_new_project_use_the_pool(
     run(*PIP, "--python", python, *install, same_django, "--no-compile", cwd=tmp_path)
 
     run(python, "-m", "django", "startproject", "shop", tmp_path, cwd=tmp_path)
-    with (tmp_path / "shop" / "settings.py").open("a") as settings:
-        settings.write(settings_lines())
+    embed(tmp_path / "shop" / "settings.py")
 
     environ, check_pool = shell_line(server.tcp_url)
     assert "no issues" in run(python, "manage.py", "check", cwd=tmp_path, **environ)
