@@ -8,13 +8,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from abs_orm_app.budget import allowance
+from abs_orm_app.advice import Advice
+from abs_orm_app.budget import Budget, allowance, largest_that_fit
 from abs_orm_app.configured import Configured
 from abs_orm_app.failure import Failure
 from abs_orm_app.findings import Finding
+from abs_orm_app.planning import Answer
 from abs_orm_app.profiles import Compared
 from abs_orm_app.report import Active, Report
 from abs_orm_app.server import ServerFacts
+from abs_orm_app.sizing import Wait
 from abs_orm_app.text import LEVELS
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ def as_json(
     findings: Iterable[Finding],
     comparison: tuple[str, Sequence[Compared]] | None,
     drills: Sequence[Drilled] | None,
+    planned: Answer,
     exit_code: int,
 ) -> str:
     """One JSON document, without NaN or infinity: those are null."""
@@ -38,6 +42,8 @@ def as_json(
         "findings": [_finding(finding) for finding in findings],
         "comparison": _comparison(*comparison) if comparison else None,
         "drills": None if drills is None else [_drilled(drilled) for drilled in drills],
+        "fleet": planned.budgets and [_budget(budget) for budget in planned.budgets],
+        "advice": planned.advice and _advice(planned.advice),
     }
     return json.dumps(_finite(document), indent=2, allow_nan=False)
 
@@ -118,6 +124,49 @@ def _drilled(drilled: Drilled) -> dict[str, Any]:
             {**asdict(outcome), "seconds": round(outcome.seconds, 3)}
             for outcome in drilled.outcomes
         ],
+    }
+
+
+def _budget(budget: Budget) -> dict[str, Any]:
+    return {
+        "processes": budget.processes,
+        "pools": [asdict(demand) for demand in budget.demands],
+        "at_rest": budget.at_rest,
+        "at_peak": budget.at_peak,
+        "others": budget.others,
+        "allowed": budget.limit.connections,
+        "why": budget.limit.why,
+        "fits": budget.at_peak <= budget.room,
+        "largest": [asdict(demand) for demand in largest_that_fit(budget)],
+    }
+
+
+def _advice(advice: Advice) -> dict[str, Any]:
+    return {
+        "alias": advice.alias,
+        "processes": advice.processes,
+        "rps": advice.total.rate,
+        "query_ms": advice.total.hold * 1000,
+        "target_wait_ms": advice.target * 1000,
+        "busy": advice.load.busy,
+        "size": advice.size,
+        "overflow": advice.overflow,
+        "waits": [_wait(found) for found in advice.rows],
+        "at_peak": _wait(advice.peak),
+        "configured": advice.now and _wait(advice.now),
+        "shared": {"size": advice.shared.size, "overflow": advice.shared.overflow},
+        "budget": advice.budget and _budget(advice.budget),
+        "words": advice.words,
+    }
+
+
+def _wait(found: Wait) -> dict[str, Any]:
+    return {
+        "connections": found.connections,
+        "utilisation": found.utilisation,
+        "probability": found.probability,
+        "mean_ms": found.mean * 1000,
+        "p99_ms": found.p99 * 1000,
     }
 
 

@@ -18,6 +18,8 @@ from abs_orm_app.pooler_findings import Through, no_pooler, pooler_findings
 from abs_orm_app.report import Report, probe
 from abs_orm_app.server import ServerFacts
 
+Answers = Sequence[tuple[Configured, ServerFacts]]
+
 TIMEOUT = 5.0  # seconds for each server that a check asks
 
 
@@ -38,8 +40,10 @@ def ask_servers(databases: Iterable[Configured]) -> list[Finding]:
     return [*unanswered, *serious]
 
 
-def all_findings(reports: Sequence[Report]) -> list[Finding]:
+def all_findings(reports: Sequence[Report], processes: int | None = None) -> list[Finding]:
     """What the checks would find, from reports that are there already, without what is silenced.
+
+    processes: that have these pools; None: what the environment says.
 
     Those of `check --deploy` are for production: they are in it where DEBUG is off.
     """
@@ -52,28 +56,32 @@ def all_findings(reports: Sequence[Report]) -> list[Finding]:
     found = settings_findings(databases)
     if not settings.DEBUG:
         found += findings.deploy_findings(databases)
-    found += server_findings(answers)
+    found += server_findings(answers, processes)
     return [finding for finding in found if finding.id not in settings.SILENCED_SYSTEM_CHECKS]
 
 
-def server_findings(answers: Sequence[tuple[Configured, ServerFacts]]) -> list[Finding]:
+def server_findings(answers: Answers, processes: int | None = None) -> list[Finding]:
     """What the settings of the aliases mean to the servers, and the poolers, that answered."""
-    return [*_budget_findings(answers), *_pooler_findings(answers)]
+    return [*_budget_findings(answers, processes), *_pooler_findings(answers)]
 
 
-def _budget_findings(answers: Iterable[tuple[Configured, ServerFacts]]) -> list[Finding]:
-    demands = [  # an alias without a pool has no size
+def _budget_findings(answers: Answers, processes: int | None) -> list[Finding]:
+    try:
+        processes = processes or pool_processes()
+    except SettingsError:
+        return []  # `settings_findings` has it
+    return findings.budget_findings(budgets(demands(answers), processes))
+
+
+def demands(answers: Answers) -> list[tuple[Demand, ServerFacts]]:
+    """What the pools of each process may open, and on which server."""
+    return [  # an alias without a pool has no size
         (Demand(alias=database.alias, size=size, overflow=overflow), server)
         for database, server in answers
         if _has_one_for_each(server)
         and isinstance(size := database.value("size"), int)
         and isinstance(overflow := database.value("overflow"), int)
     ]
-    try:
-        processes = pool_processes()
-    except SettingsError:
-        return []  # `settings_findings` has it
-    return findings.budget_findings(budgets(demands, processes))
 
 
 def _has_one_for_each(server: ServerFacts) -> bool:
@@ -81,7 +89,7 @@ def _has_one_for_each(server: ServerFacts) -> bool:
     return server.pooler is None or server.pooler.pool_mode == "session"
 
 
-def _pooler_findings(answers: Iterable[tuple[Configured, ServerFacts]]) -> list[Finding]:
+def _pooler_findings(answers: Answers) -> list[Finding]:
     through, found = [], []
     for database, server in answers:
         if server.pooler:

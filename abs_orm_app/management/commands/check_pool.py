@@ -13,9 +13,10 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 from django.db import connections
 
-from abs_orm_app import machine, text
+from abs_orm_app import machine, planning, sizing_text, text
 from abs_orm_app.configured import Configured, configured_databases
 from abs_orm_app.findings import Finding
+from abs_orm_app.planning import Question
 from abs_orm_app.profiles import Compared, Profile, compare, profiles
 from abs_orm_app.report import Report, report
 from abs_orm_app.server_checks import all_findings
@@ -55,6 +56,7 @@ class Command(BaseCommand):
             action="store_true",
             help="Let the drill take more than half of the connections that are free.",
         )
+        planning.add_arguments(parser)
         parser.add_argument("--format", choices=("text", "json"), default="text")
         parser.add_argument(
             "--fail-level",
@@ -66,8 +68,9 @@ class Command(BaseCommand):
     def handle(self, *_: Any, **options: Any) -> None:
         databases = configured_databases(_known_aliases(options["database"]))
         profile = _profile(options["compare"])
+        question = _question(options, databases)
         try:
-            code = self._run(databases, profile, options)
+            code = self._run(databases, profile, question, options)
             self.stdout.flush()
         except KeyboardInterrupt:
             self.stderr.write("Interrupted; all connections are closed.")
@@ -80,7 +83,11 @@ class Command(BaseCommand):
             raise SystemExit(code)
 
     def _run(
-        self, databases: Sequence[Configured], profile: Profile | None, options: dict[str, Any]
+        self,
+        databases: Sequence[Configured],
+        profile: Profile | None,
+        question: Question,
+        options: dict[str, Any],
     ) -> int:
         in_text = options["format"] == "text"
         reports: list[Report] = []
@@ -89,15 +96,19 @@ class Command(BaseCommand):
             reports.append(self._report(database, in_text))
             if drills is not None:
                 drills.append(self._drill(reports[-1], in_text, options["yes"]))
-        findings = all_findings(reports)
+        findings = all_findings(reports, question.processes)
+        planned = planning.answer(question, reports)
         compared = _compared(databases, profile)
         level = getattr(checks, options["fail_level"])
         code = _exit_code(reports, findings, compared, drills, level)
         if not in_text:
             comparison = None if compared is None else (options["compare"], compared)
-            self.stdout.write(machine.as_json(reports, findings, comparison, drills, code))
+            self.stdout.write(machine.as_json(reports, findings, comparison, drills, planned, code))
             return code
-        blocks = [text.findings_section(findings, self.style)]
+        blocks = [
+            *sizing_text.sections(planned, self.style),
+            text.findings_section(findings, self.style),
+        ]
         if compared is not None:
             blocks.append(text.comparison_section(options["compare"], compared, self.style))
         self.stdout.write("\n\n".join(blocks))
@@ -153,6 +164,13 @@ def _profile(name: str | None) -> Profile | None:
             returncode=2,
         )
     return known[name]
+
+
+def _question(options: dict[str, Any], databases: Sequence[Configured]) -> Question:
+    try:
+        return planning.read_question(options, databases)
+    except ValueError as error:
+        raise CommandError(str(error), returncode=2) from None
 
 
 def _compared(databases: Sequence[Configured], profile: Profile | None) -> list[Compared] | None:

@@ -1,0 +1,164 @@
+"""What `check_pool --processes` and `--advise` are asked, and what they answer."""
+
+from __future__ import annotations
+
+import math
+import os
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from abs_orm_app.advice import Advice, advise, refuse_unbearable
+from abs_orm_app.budget import Budget, Demand, budgets
+from abs_orm_app.configured import Configured
+from abs_orm_app.environment import DB_POOL_PROCESSES, SettingsError, pool_processes
+from abs_orm_app.report import Report
+from abs_orm_app.server import ServerFacts
+from abs_orm_app.server_checks import demands
+from abs_orm_app.sizing import Load
+
+T = TypeVar("T")
+
+TARGET_MS = 5.0
+GUIDE = "docs/sizing.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked."""
+
+    processes: int | None  # that have the pools; None: what the environment says
+    fleet: bool  # whether to show what they all may open
+    total: Load | None  # of all processes, to give advice for; None: no advice is wanted
+    target: float  # seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """None: it was not asked for."""
+
+    budgets: tuple[Budget, ...] | None = None
+    advice: Advice | None = None
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--processes",
+        type=_argument(DB_POOL_PROCESSES.parse),
+        metavar="N",
+        help="Also show what N processes may open, beside others. Default: DB_POOL_PROCESSES.",
+    )
+    parser.add_argument(
+        "--advise",
+        action="store_true",
+        help="Also say how large the pool of an alias should be for --rps and --query-ms.",
+    )
+    parser.add_argument(
+        "--rps",
+        type=_argument(_number(least=0, exclusive=True)),
+        metavar="R",
+        help="Requests per second that use the database, of all processes together.",
+    )
+    parser.add_argument(
+        "--query-ms",
+        type=_argument(_number(least=0, exclusive=True)),
+        metavar="MS",
+        help="Milliseconds that a request holds its connection, on average.",
+    )
+    parser.add_argument(
+        "--target-wait-ms",
+        type=_argument(_number(least=0)),
+        metavar="MS",
+        help=f"What 99 of 100 requests may wait for a connection. Default: {TARGET_MS:g}.",
+    )
+
+
+def _argument(parse: Callable[[str], T]) -> Callable[[str], T]:
+    def parsed(text: str) -> T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise ArgumentTypeError(f"{text!r} {error}.") from None
+
+    return parsed
+
+
+def _number(least: float, *, exclusive: bool = False) -> Callable[[str], float]:
+    accepted = f"is not a number {'above' if exclusive else 'from'} {least:g}"
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise ValueError(accepted) from None
+        if not math.isfinite(value) or value < least or (exclusive and value == least):
+            raise ValueError(accepted)
+        return value
+
+    return parse
+
+
+def read_question(options: Mapping[str, Any], databases: Sequence[Configured]) -> Question:
+    """What the arguments ask. Raises ValueError, one sentence, where they do not go together."""
+    rps, hold_ms, target_ms = (options[n] for n in ("rps", "query_ms", "target_wait_ms"))
+    total = None
+    if options["advise"]:
+        _one_alias(databases)
+        total = _load(rps, hold_ms)
+        refuse_unbearable(total)
+    elif any(value is not None for value in (rps, hold_ms, target_ms)):
+        raise ValueError("--rps, --query-ms and --target-wait-ms go with --advise.")
+    return Question(
+        processes=options["processes"],
+        fleet=options["processes"] is not None or DB_POOL_PROCESSES.name in os.environ,
+        total=total,
+        target=(TARGET_MS if target_ms is None else target_ms) / 1000,
+    )
+
+
+def _one_alias(databases: Sequence[Configured]) -> None:
+    names = [database.alias for database in databases if database.vendor == "postgresql"]
+    if not names:
+        raise ValueError("--advise is for PostgreSQL, and none of the aliases is.")
+    if len(names) > 1:
+        raise ValueError(
+            f"--advise is for one alias: name it with --database. There is {', '.join(names)}."
+        )
+
+
+def _load(rps: float | None, hold_ms: float | None) -> Load:
+    if rps is None or hold_ms is None:
+        raise ValueError(
+            "--advise needs --rps (requests per second, of all processes) and --query-ms (for how"
+            " long each holds its connection). This command is a process of its own: what the pools"
+            " of the web processes have counted is not here, and the server does not see how long"
+            f" a request holds a connection. {GUIDE} says where to read both."
+        )
+    return Load(rate=rps, hold=hold_ms / 1000)
+
+
+def answer(question: Question, reports: Sequence[Report]) -> Answer:
+    """Do the arithmetic."""
+    answers = [(r.configured, r.server) for r in reports if isinstance(r.server, ServerFacts)]
+    try:
+        processes = question.processes or pool_processes()
+    except SettingsError:  # the findings have it
+        return Answer()
+    wanted = demands(answers)
+    advice = None
+    if question.total:
+        [database] = [r.configured for r in reports if r.configured.vendor == "postgresql"]
+        server = next((server for _, server in wanted), None)
+        advice = advise(question.total, question.target, processes, _now(database), server)
+    return Answer(
+        budgets=tuple(budgets(wanted, processes)) if question.fleet else None,
+        advice=advice,
+    )
+
+
+def _now(database: Configured) -> Demand:
+    size, overflow = database.value("size"), database.value("overflow")
+    if isinstance(size, int) and isinstance(overflow, int):
+        return Demand(alias=database.alias, size=size, overflow=overflow)
+    return Demand(alias=database.alias, size=0, overflow=0)
