@@ -82,7 +82,7 @@ def target(database: Configured, entry: Mapping[str, Any], environ: Mapping[str,
         )
     given = entry["OPTIONS"]
     known = {name: environ[env] for name, env in libpq_parameters().items() if env in environ}
-    known |= {name: str(given[name]) for name in libpq_parameters() if name in given}
+    known |= {name: str(given[name]) for name in libpq_parameters() if given.get(name) is not None}
     _check_parameters(where, {**known, **entry})
     user = str(entry["USER"] or known.get("user") or getpass.getuser())
     return Target(
