@@ -14,7 +14,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
 from abs_orm_app.configured import NEVER, Configured
-from abs_orm_app.deadline import within as within
+from abs_orm_app.deadline import within
 from abs_orm_app.failure import Failure, explain
 from abs_orm_app.pgbouncer import session_options
 from abs_orm_app.pooler import PoolerFacts, read_pooler
