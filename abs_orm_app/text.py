@@ -37,13 +37,14 @@ def configured_section(database: Configured, style: Style) -> str:
     if database.vendor != "postgresql":
         return _lines([*head, *wrap("It is not PostgreSQL: there is nothing here to check.")])
     rows = [
-        (row.name, _shown(row.field, row.value), row.source, _became(row, database.mode))
+        (row.name, shown(row.field, row.value), row.source, became(row, database.mode))
         for row in database.settings
     ]
     return _lines([*head, "", style.MIGRATE_LABEL("Configured"), *table(rows)])
 
 
-def _became(setting: Setting, mode: str) -> str:
+def became(setting: Setting, mode: str) -> str:
+    """The option that a setting became."""
     if setting.option is None:
         return f"not used in {mode} mode"
     if setting.field == "overflow":
@@ -64,7 +65,7 @@ def answer_sections(report: Report, style: Style) -> str:
     )
 
 
-_WITHOUT_POOL = {
+WITHOUT_POOL = {
     "null": "No pool: each request opens a connection and closes it.",
     "persistent": "No pool: each thread keeps one connection of its own.",
     "pgbouncer": "No pool in this process: PgBouncer has it.",
@@ -73,7 +74,7 @@ _WITHOUT_POOL = {
 
 def _active(active: Active | Failure | None, database: Configured, style: Style) -> list[str]:
     if active is None:
-        return wrap(_WITHOUT_POOL.get(database.mode, "No pool."))
+        return wrap(WITHOUT_POOL.get(database.mode, "No pool."))
     if isinstance(active, Failure):
         return _failure(active, style)
     differs = active.differs(database)
@@ -87,8 +88,8 @@ def _active(active: Active | Failure | None, database: Configured, style: Style)
     rows = [
         (
             name,
-            _shown(field, getattr(active, field)),
-            f"differs: configured is {_shown(field, database.value(field))}" * (field in differs),
+            shown(field, getattr(active, field)),
+            f"differs: configured is {shown(field, database.value(field))}" * (field in differs),
         )
         for field, name in names.items()
     ]
@@ -235,7 +236,7 @@ def comparison_section(profile: str, rows: Sequence[Compared], style: Style) -> 
 
 def _compared(row: Compared) -> tuple[str, str, str, str]:
     match = "yes" if row.matches else "no"
-    return row.name, _shown(row.field, row.here), _shown(row.field, row.wanted), match
+    return row.name, shown(row.field, row.here), shown(row.field, row.wanted), match
 
 
 def _verdict(profile: str, alias: str, rows: Iterable[Compared], style: Style) -> str:
@@ -247,7 +248,8 @@ def _verdict(profile: str, alias: str, rows: Iterable[Compared], style: Style) -
     return _lines(style.ERROR(line) for line in wrap(differs))
 
 
-def _shown(field: str, value: Value) -> str:
+def shown(field: str, value: Value) -> str:
+    """The value of a setting, with its unit."""
     if value is None:
         return "-"
     if isinstance(value, bool):
