@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ import pytest
 
 from tests.servers import Server, scratch
 
+# Ctrl-C is ignored by what a shell has started in the background, as a CI may.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # pytest-django reads the settings after this file: what they depend on is set here.
 _server = Server().__enter__()
 for name in [name for name in os.environ if name.startswith(("DB_", "DATABASE_URL"))]:
