@@ -27,6 +27,7 @@ FIGURES: Mapping[str, Callable[[Sequence[Peer], Effort], Figure]] = {
     "messages": speed.messages,
     "load": load.load,
     "burst": load.burst,
+    "distant-burst": load.distant_burst,
     "restart": faults.restart,
     "restart-threads": faults.restart_under_threads,
     "outage": faults.outage,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import inf
 from time import monotonic, sleep
@@ -17,6 +18,7 @@ from tests.servers import Server
 
 CLIENTS = 8
 PAUSE = 0.1  # seconds between two queries of a client
+APART = 1.0  # seconds between the outages of two peers
 TIMEOUT = 3.0  # seconds, DB_POOL_TIMEOUT where the server hangs
 NEVER = 10.0  # seconds after which a hung client is given up
 IDLE = 1.0  # seconds between the last use of the connections and the server's stop
@@ -91,27 +93,39 @@ def _middle(rounds: Sequence[Recovery]) -> Recovery:
 
 
 def outage(peers: Sequence[Peer], effort: Effort) -> Figure:
+    with ExitStack() as stack:
+        servers = [stack.enter_context(Server(ROOM)) for _ in peers]
+        ready = [
+            stack.enter_context(workers([peer], server.url))[0]
+            for peer, server in zip(peers, servers, strict=True)
+        ]
+        threads = stack.enter_context(ThreadPoolExecutor(len(ready)))
+        waiting = []
+        for server, worker in zip(servers, ready, strict=True):
+            waiting.append(threads.submit(_one_outage, server, worker, effort))
+            sleep(APART)
+        rows = [each.result() for each in waiting]
     return Figure(
         f"An outage of {effort.outage:.0f} s, {CLIENTS} clients",
         f"Each client does a query every {duration(PAUSE)} while the server is stopped and, so much"
         " later, started. Times count from the moment that it is ready again; errors, from the"
-        " moment that it has stopped: no pool can save the queries that the stop interrupts.",
-        [_one_outage(peer, effort) for peer in peers],
+        " moment that it has stopped: no pool can save the queries that the stop interrupts. Each"
+        f" peer has a server of its own, and its outage {duration(APART)} after the one before.",
+        rows,
     )
 
 
-def _one_outage(peer: Peer, effort: Effort) -> Recovery:
-    with Server(ROOM) as server, workers([peer], server.url) as (worker,):
-        # Whoever succeeds when half of the outage is over succeeds after it.
-        worker.start(persevere, CLIENTS, not_before=effort.outage / 2, give_up=effort.patience)
-        sleep(5 * PAUSE)
-        server.stop()
-        away = monotonic()
-        sleep(effort.outage)
-        server.start()
-        back = monotonic()
-        _, served = worker.result()
-    return _recovery(peer, served, back=back, away=away)
+def _one_outage(server: Server, worker: Worker, effort: Effort) -> Recovery:
+    # Whoever succeeds when half of the outage is over succeeds after it.
+    worker.start(persevere, CLIENTS, not_before=effort.outage / 2, give_up=effort.patience)
+    sleep(5 * PAUSE)
+    server.stop()
+    away = monotonic()
+    sleep(effort.outage)
+    server.start()
+    back = monotonic()
+    _, served = worker.result()
+    return _recovery(worker.peer, served, back=back, away=away)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,11 @@ from itertools import chain
 from time import monotonic, sleep
 
 from benchmarks.clients import Client, all_at_once, empty, query
+from benchmarks.distance import distant, through
 from benchmarks.figure import (
     Effort,
     Figure,
+    Timing,
     column,
     duration,
     hundredths,
@@ -30,6 +32,7 @@ THREADS = 200
 QUERY = 0.005  # seconds
 BURST = 60  # threads
 BURST_QUERY = 0.02  # seconds
+ROUND_TRIP = 0.01  # seconds, as to another region
 SAMPLE_INTERVAL = 0.25  # seconds between counts of sessions
 
 
@@ -110,16 +113,35 @@ def _counted_sessions(server: Server) -> Iterator[list[int]]:
 
 
 def burst(peers: Sequence[Peer], effort: Effort) -> Figure:
-    # Persistent connections begin as none.
-    starting = [peer for peer in peers if peer.pooled or peer.name == "none"]
-    with Server(ROOM) as server, workers(starting, server.url) as cold:
-        measured = interleaved(cold, effort.few_rounds, lambda worker: worker.call(serve_a_burst))
+    with Server(ROOM) as server:
+        rows = _bursts(peers, server.url, effort)
     return Figure(
         f"{BURST} threads at a pool that was just opened",
         f"From the moment that {BURST} threads each want to do a query of {duration(BURST_QUERY)}"
-        " until the last has done it.",
-        timings(measured),
+        " until the last has done it; local socket. What takes the time is the server's starting"
+        " of a process for each connection, on as many CPUs as there are.",
+        rows,
     )
+
+
+def distant_burst(peers: Sequence[Peer], effort: Effort) -> Figure:
+    with Server(ROOM) as server, distant(server, ROUND_TRIP) as port:
+        rows = _bursts(peers, through(port, server), effort)
+    return Figure(
+        f"{BURST} threads at a pool that was just opened, {duration(ROUND_TRIP)} away",
+        f"The same, through a proxy that adds {duration(ROUND_TRIP)} to a round trip. What takes"
+        " the time is how many connections are opened at once.",
+        rows,
+    )
+
+
+def _bursts(peers: Sequence[Peer], url: str, effort: Effort) -> list[Timing]:
+    # Persistent connections begin as none.
+    starting = [peer for peer in peers if peer.pooled or peer.name == "none"]
+    with workers(starting, url) as cold:
+        return timings(
+            interleaved(cold, effort.few_rounds, lambda worker: worker.call(serve_a_burst))
+        )
 
 
 # In the worker

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from statistics import median
 from time import perf_counter
 from typing import Any
 
-import psycopg
-
 from benchmarks.clients import Client, application_client, pool_client
+from benchmarks.distance import distant, measure_round_trip, through
 from benchmarks.figure import (
     Effort,
     Figure,
@@ -70,9 +65,9 @@ def requests(peers: Sequence[Peer], effort: Effort) -> Figure:
 
 
 def distant_requests(peers: Sequence[Peer], effort: Effort) -> Figure:
-    with Server(ROOM) as server, _distance(server, ROUND_TRIP / 2) as port:
+    with Server(ROOM) as server, distant(server, ROUND_TRIP) as port:
         round_trip = measure_round_trip(server, port)
-        url = _through(port, server)
+        url = through(port, server)
         rows = _measure(time_requests, [p for p in peers if p.engine], url, effort)
     return Figure(
         "One request, 1 ms away",
@@ -104,7 +99,7 @@ def messages(peers: Sequence[Peer], _effort: Effort) -> Figure:
     with (
         Server(ROOM) as server,
         Proxy(server.port) as proxy,
-        workers([p for p in peers if p.engine], _through(proxy.port, server)) as projects,
+        workers([p for p in peers if p.engine], through(proxy.port, server)) as projects,
     ):
         for worker in projects:
             worker.call(send_requests, WARM_UP)
@@ -118,30 +113,6 @@ def messages(peers: Sequence[Peer], _effort: Effort) -> Figure:
         f" by a proxy, over {COUNTED} requests.",
         rows,
     )
-
-
-def _through(port: int, server: Server) -> str:
-    return server.tcp_url.replace(f":{server.port}/", f":{port}/")
-
-
-@contextmanager
-def _distance(server: Server, delay: float) -> Iterator[int]:
-    """The port of a proxy in a process of its own, so that it waits for none of ours."""
-    command = [sys.executable, "-m", "tests.proxy", str(server.port), str(delay)]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as proxy:
-        assert proxy.stdout is not None
-        try:
-            yield int(proxy.stdout.readline())
-        finally:
-            proxy.kill()
-
-
-def measure_round_trip(server: Server, port: int) -> float:
-    """Median seconds of a `SELECT 1` through the port."""
-    with psycopg.connect(server.tcp_conninfo, port=port, autocommit=True) as connection:
-        select = partial(connection.execute, "SELECT 1")
-        return median(_time(select, 1) for _ in range(200))
 
 
 # In the worker
