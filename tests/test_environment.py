@@ -376,16 +376,16 @@ def test_a_peer_that_is_gone_is_noticed_within_a_minute(server: Server, connect:
 
 
 def test_an_embedded_server_is_started_in_a_directory_relative_to_the_base(
-    tmp_path: Path, connect: Connect
+    home: Path, connect: Connect
 ) -> None:
-    (tmp_path / "base").mkdir()
+    (home / "base").mkdir()
     variables = {"DATABASE_URL": "embedded:///data/pg", "DB_POOL_MODE": "null"}
     try:
-        database = database_from_env(base_dir=tmp_path / "base", environ=variables)
+        database = database_from_env(base_dir=home / "base", environ=variables)
         assert database["ABS_ORM_APP"]["embedded"] == "data/pg"
         assert connect(database).is_usable()
     finally:
-        assert embedded.stop(tmp_path / "base/data/pg")
+        assert embedded.stop(home / "base/data/pg")
 
 
 def test_nothing_is_started_while_a_variable_is_wrong(tmp_path: Path) -> None:
