@@ -232,7 +232,7 @@ class HardenedPool(WaitingPool):
         while not full.wait(min(RETRY_INTERVAL, max(0.0, deadline - monotonic()))):
             if monotonic() >= deadline:
                 break
-            self._tend()
+            self._tend(began, deadline)
         with self._lock:
             self._pool_full_event = None
             if len(self._pool) >= self._min_size:

@@ -52,7 +52,7 @@ class Slot:
     """
 
     __slots__ = (
-        "backend_pid", "idle_since", "key", "opened_at", "poller", "reported", "stack",
+        "backend_pid", "examined", "idle_since", "key", "opened_at", "poller", "reported", "stack",
         "taken_at", "thread", "weak",
     )  # fmt: skip
 
@@ -66,6 +66,7 @@ class Slot:
         self.thread: threading.Thread | None = None
         self.stack: traceback.StackSummary | None = None
         self.reported = False
+        self.examined = False  # its thread has ended, and garbage was looked for since
 
     def forget(self) -> None:
         """The connection was closed by the pool: its end is no loss."""
@@ -83,6 +84,7 @@ class Slot:
         self.thread = None
         self.stack = None
         self.reported = False
+        self.examined = False
         return held
 
     def record_stack(self) -> None:

@@ -16,8 +16,8 @@ from abs_orm_app import messages
 from abs_orm_app.faults import again
 from abs_orm_app.opening import RETRY_INTERVAL, AnyConnection, OpeningPool
 
-COLLECT_INTERVAL = 30.0  # seconds between looks for garbage that holds connections
-ORPHAN_INTERVAL = 1.0  # the same, when a thread is known to have ended with a connection in hand
+COLLECT_AFTER = 1.0  # seconds that a client has waited when it looks for garbage
+COLLECT_INTERVAL = 30.0  # seconds between two such looks
 TIMEOUTS = "requests_timeouts"  # a counter beside psycopg_pool's: errors that were timeouts
 
 
@@ -26,6 +26,7 @@ class WaitingPool(OpeningPool):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._collected_at = float("-inf")
+        self._collect_seconds = 0.0
         super().__init__(*args, **kwargs)
 
     def _take_idle(self) -> AnyConnection | None:
@@ -53,7 +54,7 @@ class WaitingPool(OpeningPool):
         try:
             self._start_connectors(attempts)
             while not client.served(min(RETRY_INTERVAL, deadline - monotonic())):
-                self._tend()
+                self._tend(began, deadline)
                 if monotonic() >= deadline:
                     client.fail(self._timeout_error(began, deadline))
             return client.result()
@@ -87,7 +88,7 @@ class WaitingPool(OpeningPool):
             self._stats[self._REQUESTS_ERRORS] += 1
             raise error
 
-    def _tend(self) -> None:
+    def _tend(self, began: float, deadline: float) -> None:
         """What a waiting client does meanwhile: retry a failed connect, find lost connections.
 
         The clients do it themselves, so that it depends on no thread that may have died.
@@ -96,22 +97,33 @@ class WaitingPool(OpeningPool):
         now = monotonic()
         with self._lock:
             attempts = self._reserve(now)
-            exhausted = self._in_use() >= self._max_size
-            if exhausted:
-                orphaned = any(slot.is_orphaned() for slot in self._slots.values())
-                interval = ORPHAN_INTERVAL if orphaned else COLLECT_INTERVAL
-                exhausted = now - self._collected_at >= interval
-            if exhausted:
+            in_time = now + 3 * self._collect_seconds < deadline
+            collect = in_time and self._garbage_is_suspected(now, began)
+            if collect:
                 self._collected_at = now
         self._start_connectors(attempts)
-        if exhausted:
-            # Django's connection wrapper is a cycle: when its thread ends, only the garbage
-            # collector frees it, and with it the connection that it holds.
+        if collect:
             gc.collect()
+            self._collect_seconds = monotonic() - now
             self._reclaim_lost()
             with self._lock:
                 attempts = self._reserve(now)
             self._start_connectors(attempts)
+
+    def _garbage_is_suspected(self, now: float, began: float) -> bool:
+        """Tell if all connections are out, and some may be held by garbage. With the lock held.
+
+        Django's connection wrapper is a cycle: when its thread ends, only the garbage collector
+        frees it, and the connection that it holds. A collection stops the whole process for a
+        moment, so each ended thread is a reason for one only, and otherwise it takes a long wait.
+        """
+        if self._in_use() < self._max_size:
+            return False
+        orphans = [s for s in self._slots.values() if s.is_orphaned() and not s.examined]
+        for slot in orphans:
+            slot.examined = True
+        waits_long = now - began > COLLECT_AFTER and now - self._collected_at > COLLECT_INTERVAL
+        return bool(orphans) or waits_long
 
     def _timeout_error(self, began: float, deadline: float) -> PoolTimeout:
         with self._lock:
