@@ -257,11 +257,13 @@ def unknown_pool_variables(
     Only what begins with one of the prefixes: another program may have a POOL variable as well.
     """
     names = os.environ if environ is None else environ
+    prefixes = tuple(prefixes)
+    known = {prefix + name for prefix in prefixes for name in VARIABLES}
     found: dict[str, str | None] = {}
     for prefix in prefixes:
         for name in sorted(names):
             plain = name.removeprefix(prefix)
-            if not name.startswith(prefix) or plain in VARIABLES:
+            if not name.startswith(prefix) or name in known:
                 continue
             close = get_close_matches(plain, VARIABLES, n=1, cutoff=0.75)
             if plain.startswith("DB_POOL_") or close == ["DB_MAX_OVERFLOW"]:
