@@ -441,6 +441,7 @@ def test_a_pool_variable_that_nobody_knows_is_found_with_what_was_meant() -> Non
     names = [
         *("DB_POOL_SISE", "DB_POOL_MAX_OVERFLOW", "DB_MAX_OVERFLOWS", "DB_POOL_QUUX", "DB_HOSTS"),
         *("REPLICA_DB_POOL_RECICLE", "KC_DB_POOL_MIN_SIZE", "DB_POOL_SIZE", "DATABASE_URL_FILE"),
+        "REPLICA_DB_MAX_OVERFLOW",
     ]
     environ = dict.fromkeys(names, "1")
     assert unknown_pool_variables(environ, ["", "REPLICA_"]) == {
