@@ -28,7 +28,7 @@ def check_settings(**_: Any) -> list[CheckMessage]:
 
 
 def check_deployment(**_: Any) -> list[CheckMessage]:
-    return _messages(findings.deploy_findings(configured_databases()))
+    return _messages(deployment_findings(configured_databases()))
 
 
 def check_servers(databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
@@ -52,6 +52,15 @@ def settings_findings(databases: Sequence[Configured]) -> list[Finding]:
     except SettingsError as error:
         found.append(findings.wrong_processes(str(error)))
     return found
+
+
+def deployment_findings(databases: Sequence[Configured]) -> list[Finding]:
+    """What works, and should not be in production."""
+    # Only here: they take their time to import, and the other checks are part of every command.
+    from abs_orm_app.server_findings import web_findings
+    from abs_orm_app.web_server import web_server
+
+    return [*findings.deploy_findings(databases), *web_findings(databases, web_server())]
 
 
 def _installed() -> findings.Installed:

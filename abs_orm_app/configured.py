@@ -75,6 +75,7 @@ class Configured:
     settings: tuple[Setting, ...]
     server_side_cursors: bool
     prepares: bool  # psycopg prepares statements
+    atomic_requests: bool
 
     address: str
     address_source: str
@@ -83,6 +84,7 @@ class Configured:
     password: str = field(repr=False)
     sslmode: str
     connect_timeout: float | None  # seconds
+    keepalives: bool  # of TCP; libpq has them on by default
     embedded: bool
     secrets: tuple[str, ...] = field(repr=False)
 
@@ -131,6 +133,7 @@ def configured(alias: str) -> Configured:
         # psycopg prepares nothing where it puts the parameters into the query itself.
         prepares=options.get("prepare_threshold") is not None
         and bool(options.get("server_side_binding")),
+        atomic_requests=bool(entry["ATOMIC_REQUESTS"]),
         address=_address(entry, extra),
         address_source=_address_source(extra),
         prefix=extra.get("prefix", ""),
@@ -138,6 +141,7 @@ def configured(alias: str) -> Configured:
         password=entry["PASSWORD"] or options.get("password") or "",
         sslmode=options.get("sslmode") or os.environ.get("PGSSLMODE", ""),
         connect_timeout=_number(options.get("connect_timeout")),
+        keepalives=str(options.get("keepalives", 1)) != "0",
         embedded=bool(extra.get("embedded")),
         secrets=secrets_of(entry),
     )

@@ -307,7 +307,7 @@ def embedded_database(database: Configured) -> Iterator[Finding]:
 
 def tls_not_required(database: Configured) -> Iterator[Finding]:
     demanding = database.sslmode in ("require", "verify-ca", "verify-full")
-    remote = [host for host in database.host.split(",") if not _is_local(host)]
+    remote = [host for host in database.host.split(",") if not is_local(host)]
     if remote and not demanding:
         yield new_finding(
             "W015",
@@ -318,7 +318,7 @@ def tls_not_required(database: Configured) -> Iterator[Finding]:
         )
 
 
-def _is_local(host: str) -> bool:
+def is_local(host: str) -> bool:
     if not host or host == "localhost" or host.startswith(("/", "@")):
         return True
     try:

@@ -9,7 +9,7 @@ from django.core.checks import INFO
 
 from abs_orm_app import findings
 from abs_orm_app.budget import Demand, budgets
-from abs_orm_app.checks import settings_findings
+from abs_orm_app.checks import deployment_findings, settings_findings
 from abs_orm_app.configured import Configured, pool_settings
 from abs_orm_app.environment import SettingsError, pool_processes
 from abs_orm_app.failure import Failure
@@ -17,6 +17,7 @@ from abs_orm_app.findings import Finding
 from abs_orm_app.pooler_findings import Through, no_pooler, pooler_findings
 from abs_orm_app.report import Report, probe
 from abs_orm_app.server import ServerFacts
+from abs_orm_app.server_findings import session_findings
 
 Answers = Sequence[tuple[Configured, ServerFacts]]
 
@@ -36,7 +37,8 @@ def ask_servers(databases: Iterable[Configured]) -> list[Finding]:
             elif failure:
                 unanswered.append(findings.server_not_asked(database.alias, failure))
     # What is only to be known is for check_pool, not for every `migrate`.
-    serious = [finding for finding in server_findings(answers) if finding.level > INFO]
+    found = [*server_findings(answers), *session_findings(answers)]
+    serious = [finding for finding in found if finding.level > INFO]
     return [*unanswered, *serious]
 
 
@@ -45,7 +47,8 @@ def all_findings(reports: Sequence[Report], processes: int | None = None) -> lis
 
     processes: that have these pools; None: what the environment says.
 
-    Those of `check --deploy` are for production: they are in it where DEBUG is off.
+    Those of `check --deploy`, and what is only to be known of the server's timeouts, are for
+    production: they are in it where DEBUG is off.
     """
     databases = [report.configured for report in reports]
     answers = [
@@ -55,8 +58,13 @@ def all_findings(reports: Sequence[Report], processes: int | None = None) -> lis
     ]
     found = settings_findings(databases)
     if not settings.DEBUG:
-        found += findings.deploy_findings(databases)
+        found += deployment_findings(databases)
     found += server_findings(answers, processes)
+    found += [
+        finding
+        for finding in session_findings(answers)
+        if finding.level > INFO or not settings.DEBUG
+    ]
     return [finding for finding in found if finding.id not in settings.SILENCED_SYSTEM_CHECKS]
 
 
