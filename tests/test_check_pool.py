@@ -196,7 +196,8 @@ def test_the_findings_are_those_of_the_checks(
     monkeypatch.setenv("DB_POOL_SISE", "5")
     with database(entry(shared.conninfo, OPTIONS=POOL)) as alias:
         ran = Ran(database=[alias])
-        with override_settings(SILENCED_SYSTEM_CHECKS=["abs_orm_app.W001", "abs_orm_app.E021"]):
+        ids = ["abs_orm_app.W001", "abs_orm_app.E021"]
+        with override_settings(SILENCED_SYSTEM_CHECKS=ids, DEBUG=True):
             silenced = Ran(database=[alias])
     assert ran.code == 1
     assert ran.out.index("ERROR abs_orm_app.E021") < ran.out.index("WARNING abs_orm_app.W001")
