@@ -32,6 +32,7 @@ lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	DATABASE_URL=postgresql:///unused $(BIN)/python -m mypy
+	$(BIN)/python -m pytest --quiet tests/test_docs.py
 
 # The embedded PostgreSQL goes on running between commands.
 stop:
