@@ -43,7 +43,7 @@ from abs_orm_app.promises import (
     Verdict,
     Watch,
 )
-from abs_orm_app.report import CONNECT_TIMEOUT, MARGIN
+from abs_orm_app.report import CONNECT_TIMEOUT, MARGIN, parameters_of
 from abs_orm_app.server import ServerFacts, read_server
 
 WATCHERS = 1  # connections that the drill has besides those of its pool
@@ -213,7 +213,7 @@ def _watch(configured: Configured, take_most: bool) -> Iterator[Watch]:
 
 def _connect(configured: Configured, name: str) -> AnyConnection:
     wrapper: Any = connections[configured.alias]
-    parameters = wrapper.get_connection_params()
+    parameters = parameters_of(wrapper)
     return psycopg.connect(**{**parameters, "application_name": name, "autocommit": True})
 
 

@@ -133,6 +133,13 @@ def _wrapper(configured: Configured) -> Any:
     return connections[configured.alias]
 
 
+def parameters_of(wrapper: Any) -> dict[str, Any]:
+    """What one more connection needs, with the password that is valid now."""
+    parameters: dict[str, Any] = wrapper.get_connection_params()
+    completed = getattr(wrapper, "for_new_connection", None)
+    return completed(parameters) if completed else parameters
+
+
 def _errors(configured: Configured) -> tuple[type[Exception], ...]:
     """What a wrong setting or an unwilling server raises."""
     driver = _wrapper(configured).Database
@@ -142,7 +149,7 @@ def _errors(configured: Configured) -> tuple[type[Exception], ...]:
 def _ask(configured: Configured) -> tuple[ServerFacts | Failure, float, float]:
     """The server's facts, and how many ms connecting and a query took."""
     wrapper = _wrapper(configured)
-    parameters = wrapper.get_connection_params()
+    parameters = parameters_of(wrapper)
     began = perf_counter()
     connection = wrapper.Database.connect(**parameters)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from io import StringIO
 from time import monotonic
 from typing import Any
@@ -378,6 +378,20 @@ def test_a_password_from_the_environment_is_never_shown(shared: Server) -> None:
         assert done.returncode == 1
         assert password not in done.stdout + done.stderr
         assert quote(password, safe="") not in done.stdout + done.stderr
+
+
+def password_of_app(_: Mapping[str, Any]) -> str:
+    return "right"
+
+
+@pytest.mark.parametrize("drill", [False, True])
+def test_a_password_that_a_function_gives_is_used_here_too(shared: Server, drill: bool) -> None:
+    extra = {"password_provider": f"{__name__}.password_of_app"}
+    options = {"pool": {**POOL["pool"], "min_size": 2, "max_size": 3}}
+    given = entry(f"{shared.tcp_conninfo} user=app", OPTIONS=options, ABS_ORM_APP=extra)
+    with database(given) as alias:
+        ran = Ran(database=[alias], drill=drill)
+    assert ran.code == 0, ran.out
 
 
 # Bad arguments

@@ -83,11 +83,11 @@ class PooledMixin(Base):
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> AnyConnection:
         if self.pool is None:
-            conn_params = self._for_new_connection(conn_params)
+            conn_params = self.for_new_connection(conn_params)
         connection: AnyConnection = super().get_new_connection(conn_params)
         return connection
 
-    def _for_new_connection(self, params: dict[str, Any]) -> dict[str, Any]:
+    def for_new_connection(self, params: dict[str, Any]) -> dict[str, Any]:
         """With the password of this moment, and named by this process: a fork may have made it."""
         extra = self.settings_dict.get("ABS_ORM_APP", {})
         password = current_password(extra, params)
@@ -100,7 +100,7 @@ class PooledMixin(Base):
 
     def _params_for_pool(self) -> dict[str, Any]:
         """libpq's parameters for one connection of the pool, in a thread of the pool."""
-        params = self._for_new_connection(self.get_connection_params())
+        params = self.for_new_connection(self.get_connection_params())
         return {**params, "autocommit": True}  # Django sets its own at checkout
 
     def _configure_for_pool(self, connection: AnyConnection) -> None:
