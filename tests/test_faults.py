@@ -36,7 +36,7 @@ PERMANENT = {
     "user=app": "no password supplied",
     "user=nobody password=x": "password authentication failed",
     "dbname=nowhere": 'database "nowhere" does not exist',
-    "host=nowhere.invalid": "nowhere.invalid",
+    "host=nowhere.invalid": "nowhere.invalid|Name or service not known",  # older psycopg names none
     "sslmode=require": "SSL",
 }
 
