@@ -28,7 +28,8 @@ AnyConnection = Connection[Any]
 
 POOL_OPENING = "pool_opening"  # a number beside psycopg_pool's: connections being opened
 RETRY_INTERVAL = 0.2  # seconds between attempts to connect while somebody waits
-PARALLEL_CONNECTS = 8  # `num_workers`: connections opened at the same time
+PARALLEL_CONNECTS = 32  # `num_workers`: connections opened at a time for clients that wait
+REFILL = 2  # connections opened at a time when nobody waits
 
 
 class Attempt:
@@ -72,19 +73,22 @@ class OpeningPool(ConnectionPool[AnyConnection]):
     def _reserve(self, now: float) -> list[Attempt]:
         """Take slots for the connections that are missing. Call with the lock held.
 
-        Missing are those that somebody waits for, and those up to the pool size. After a fault, and
-        when an attempt takes long, one more is made at each interval: the network may be back for
-        the new one while the old one still hangs.
+        Missing are those that somebody waits for, and those up to the pool size; these, while nobody
+        waits, a few at a time, since the requests of that moment need the processors more. After a
+        fault none is tried but one at each interval while somebody waits. One more is tried also
+        when an attempt takes long: the network may be back for the new one.
         """
         if self._closed:
             return []
         opening = len(self._attempts)
-        missing = max(len(self._waiting) - opening, self._min_size - self._nconns)
-        at_once = 0 if self._fault else self.num_workers - opening
+        filling = self.num_workers if self._pool_full_event else REFILL
+        for_clients = min(len(self._waiting), self.num_workers) - opening
+        for_size = min(self._min_size - self._nconns, filling - opening)
+        missing = 0 if self._fault else max(for_clients, for_size)
         awaited = bool(self._waiting or self._pool_full_event)
         if awaited and now - self._attempted_at >= RETRY_INTERVAL:
-            missing, at_once = max(missing, 1), max(at_once, 1)
-        attempts = [Attempt() for _ in range(min(missing, at_once, self._max_size - self._nconns))]
+            missing = max(missing, 1)
+        attempts = [Attempt() for _ in range(min(missing, self._max_size - self._nconns))]
         if attempts:
             self._attempts.update(attempts)
             self._attempted_at = now

@@ -90,13 +90,14 @@ class HardenedPool(WaitingPool):
 
     def getconn(self, timeout: float | None = None) -> AnyConnection:
         now = monotonic()
-        deadline = now + (self.timeout if timeout is None else timeout)
+        timeout = self.timeout if timeout is None else timeout
+        deadline = now + timeout
         with self._lock:
             self._stats[self._REQUESTS_NUM] += 1
             conn = self._take_idle()
         while True:
             if conn is None:
-                conn = self._wait_for_connection(deadline)
+                conn = self._wait_for_connection(timeout, deadline)
                 now = monotonic()
             slot = self._slots[id(conn)]
             if self._is_fit(conn, slot, now, deadline):
@@ -238,7 +239,7 @@ class HardenedPool(WaitingPool):
             if len(self._pool) >= self._min_size:
                 return
             fault = self._fault
-            error = self._timeout_error(began, deadline)
+            error = self._timeout_error(timeout)
         self.close()
         raise again(fault.error) if fault and fault.permanent else error
 

@@ -40,13 +40,13 @@ class WaitingPool(OpeningPool):
             self._nconns_min = len(self._pool)
         return conn
 
-    def _wait_for_connection(self, deadline: float) -> AnyConnection:
+    def _wait_for_connection(self, timeout: float, deadline: float) -> AnyConnection:
         began = monotonic()
         self._reclaim_lost()
         with self._lock:
             if conn := self._take_idle():
                 return conn
-            self._refuse_if_hopeless(began, deadline)
+            self._refuse_if_hopeless(began, timeout, deadline)
             client = Client()
             self._waiting.append(client)
             self._stats[self._REQUESTS_QUEUED] += 1
@@ -56,7 +56,7 @@ class WaitingPool(OpeningPool):
             while not client.served(min(RETRY_INTERVAL, deadline - monotonic())):
                 self._tend(began, deadline)
                 if monotonic() >= deadline:
-                    client.fail(self._timeout_error(began, deadline))
+                    client.fail(self._timeout_error(timeout))
             return client.result()
         except BaseException:
             # An error of the pool, KeyboardInterrupt, a cancelled greenlet: a connection that came
@@ -74,14 +74,14 @@ class WaitingPool(OpeningPool):
                 self._stats[self._REQUESTS_WAIT_MS] += round(1000 * waited)
                 self.wait_times.add(waited)
 
-    def _refuse_if_hopeless(self, now: float, deadline: float) -> None:
+    def _refuse_if_hopeless(self, now: float, timeout: float, deadline: float) -> None:
         """Raise instead of waiting, where waiting is of no use. Call with the lock held."""
         fault = self._fault
         error: Exception | None = None
         if fault and fault.permanent and now - fault.at < RETRY_INTERVAL and not self._in_use():
             error = again(fault.error)
         elif deadline <= now:
-            error = self._timeout_error(now, deadline)
+            error = self._timeout_error(timeout)
         elif self.max_waiting and len(self._waiting) >= self.max_waiting:
             error = TooManyRequests(messages.too_many_requests(self.name, len(self._waiting)))
         if error:
@@ -125,13 +125,13 @@ class WaitingPool(OpeningPool):
         waits_long = now - began > COLLECT_AFTER and now - self._collected_at > COLLECT_INTERVAL
         return bool(orphans) or waits_long
 
-    def _timeout_error(self, began: float, deadline: float) -> PoolTimeout:
+    def _timeout_error(self, timeout: float) -> PoolTimeout:
         with self._lock:
             self._stats[TIMEOUTS] += 1
             fault = self._fault
             text = messages.pool_timeout(
                 self.name,
-                max(0.0, deadline - began),
+                timeout,
                 self.get_stats(),
                 len(self._attempts),
                 self.holders(),
