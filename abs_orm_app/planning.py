@@ -56,13 +56,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--rps",
-        type=_argument(_number(least=0, exclusive=True)),
+        type=above_zero,
         metavar="R",
         help="Requests per second that use the database, of all processes together.",
     )
     parser.add_argument(
         "--query-ms",
-        type=_argument(_number(least=0, exclusive=True)),
+        type=above_zero,
         metavar="MS",
         help="Milliseconds that a request holds its connection, on average.",
     )
@@ -82,6 +82,11 @@ def _argument(parse: Callable[[str], T]) -> Callable[[str], T]:
             raise ArgumentTypeError(f"{text!r} {error}.") from None
 
     return parsed
+
+
+def above_zero(text: str) -> float:
+    """A number of something, for argparse."""
+    return _argument(_number(least=0, exclusive=True))(text)
 
 
 def _number(least: float, *, exclusive: bool = False) -> Callable[[str], float]:
@@ -104,7 +109,7 @@ def read_question(options: Mapping[str, Any], databases: Sequence[Configured]) -
     rps, hold_ms, target_ms = (options[n] for n in ("rps", "query_ms", "target_wait_ms"))
     total = None
     if options["advise"]:
-        _one_alias(databases)
+        one_alias(databases, "--advise")
         total = _load(rps, hold_ms)
         refuse_unbearable(total)
     elif any(value is not None for value in (rps, hold_ms, target_ms)):
@@ -117,14 +122,15 @@ def read_question(options: Mapping[str, Any], databases: Sequence[Configured]) -
     )
 
 
-def _one_alias(databases: Sequence[Configured]) -> None:
-    names = [database.alias for database in databases if database.vendor == "postgresql"]
-    if not names:
-        raise ValueError("--advise is for PostgreSQL, and none of the aliases is.")
-    if len(names) > 1:
-        raise ValueError(
-            f"--advise is for one alias: name it with --database. There is {', '.join(names)}."
-        )
+def one_alias(databases: Sequence[Configured], option: str) -> Configured:
+    """The only alias on PostgreSQL. Raises ValueError, one sentence, if it is not the only one."""
+    found = [database for database in databases if database.vendor == "postgresql"]
+    if not found:
+        raise ValueError(f"{option} is for PostgreSQL, and none of the aliases is.")
+    if len(found) > 1:
+        names = ", ".join(database.alias for database in found)
+        raise ValueError(f"{option} is for one alias: name it with --database. There is {names}.")
+    return found[0]
 
 
 def _load(rps: float | None, hold_ms: float | None) -> Load:
@@ -148,7 +154,7 @@ def answer(question: Question, reports: Sequence[Report]) -> Answer:
     wanted = demands(answers)
     advice = None
     if question.total:
-        [database] = [r.configured for r in reports if r.configured.vendor == "postgresql"]
+        database = one_alias([report.configured for report in reports], "--advise")
         server = next((server for _, server in wanted), None)
         advice = advise(question.total, question.target, processes, _now(database), server)
     return Answer(

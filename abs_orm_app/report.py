@@ -120,7 +120,7 @@ def probe(
         if check_out:
             left = max(deadline - monotonic(), 0.1)
             checkout_ms = within(left, lambda: _check_out(configured, left))
-    except _errors(configured) as error:
+    except errors_of(_wrapper(configured)) as error:
         failure = explain(error, configured.secrets)
     test = ConnectionTest(
         connect_ms=connect_ms, query_ms=query_ms, checkout_ms=checkout_ms, failure=failure
@@ -140,10 +140,16 @@ def parameters_of(wrapper: Any) -> dict[str, Any]:
     return completed(parameters) if completed else parameters
 
 
-def _errors(configured: Configured) -> tuple[type[Exception], ...]:
+def errors_of(wrapper: Any) -> tuple[type[Exception], ...]:
     """What a wrong setting or an unwilling server raises."""
-    driver = _wrapper(configured).Database
-    return (driver.Error, ImproperlyConfigured, ImportError, OSError, TypeError, ValueError)
+    return (
+        wrapper.Database.Error,
+        ImproperlyConfigured,
+        ImportError,
+        OSError,
+        TypeError,
+        ValueError,
+    )
 
 
 def _ask(configured: Configured) -> tuple[ServerFacts | Failure, float, float]:

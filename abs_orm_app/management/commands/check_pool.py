@@ -25,6 +25,8 @@ from abs_orm_app.variables import did_you_mean
 if TYPE_CHECKING:
     from abs_orm_app.drill import Drilled
 
+INTERVAL = 2.0  # seconds between two looks of --watch
+
 
 class Command(BaseCommand):
     help = (
@@ -57,6 +59,14 @@ class Command(BaseCommand):
             help="Let the drill take more than half of the connections that are free.",
         )
         planning.add_arguments(parser)
+        parser.add_argument(
+            "--watch",
+            nargs="?",
+            const=INTERVAL,
+            type=planning.above_zero,
+            metavar="SECONDS",
+            help="Show nothing but who is connected, again and again, until q or Ctrl-C.",
+        )
         parser.add_argument("--format", choices=("text", "json"), default="text")
         parser.add_argument(
             "--fail-level",
@@ -67,10 +77,9 @@ class Command(BaseCommand):
 
     def handle(self, *_: Any, **options: Any) -> None:
         databases = configured_databases(_known_aliases(options["database"]))
-        profile = _profile(options["compare"])
-        question = _question(options, databases)
+        run = self._check if options["watch"] is None else self._watch
         try:
-            code = self._run(databases, profile, question, options)
+            code = run(databases, options)
             self.stdout.flush()
         except KeyboardInterrupt:
             self.stderr.write("Interrupted; all connections are closed.")
@@ -82,13 +91,9 @@ class Command(BaseCommand):
         if code:
             raise SystemExit(code)
 
-    def _run(
-        self,
-        databases: Sequence[Configured],
-        profile: Profile | None,
-        question: Question,
-        options: dict[str, Any],
-    ) -> int:
+    def _check(self, databases: Sequence[Configured], options: dict[str, Any]) -> int:
+        profile = _profile(options["compare"])
+        question = _question(options, databases)
         in_text = options["format"] == "text"
         reports: list[Report] = []
         drills: list[Drilled] | None = [] if options["drill"] else None
@@ -122,6 +127,27 @@ class Command(BaseCommand):
         if in_text and database.vendor == "postgresql":
             self.stdout.write(text.answer_sections(gathered, self.style) + "\n\n")
         return gathered
+
+    def _watch(self, databases: Sequence[Configured], options: dict[str, Any]) -> int:
+        if any(options[name] for name in ("drill", "compare", "advise", "processes")):
+            raise CommandError("--watch goes with --database alone.", returncode=2)
+        if options["format"] == "json":
+            raise CommandError("--watch is for people: it has no JSON.", returncode=2)
+        try:
+            database = planning.one_alias(databases, "--watch")
+        except ValueError as error:
+            raise CommandError(str(error), returncode=2) from None
+        try:
+            from abs_orm_app import watch_view
+        except ImportError as error:
+            wanted = "pip install 'abs-orm-app[watch]'"
+            raise CommandError(f"--watch cannot be done: {error}. {wanted}") from error
+        if self.stdout.isatty():
+            watch_view.live(database, options["watch"], no_color=options["no_color"])
+            return 0
+        seen, answered = watch_view.once(database, getattr(self.stdout, "encoding", None))
+        self.stdout.write(seen)
+        return 0 if answered else 1
 
     def _drill(self, gathered: Report, in_text: bool, take_most: bool) -> Drilled:
         try:
