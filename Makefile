@@ -1,5 +1,6 @@
 # Each target sets up $(VENV) first, and again only when a requirement has changed.
 # Others than the defaults: make test PYTHON=python3.13 VENV=.venv313 DJANGO='django~=6.1.0'
+# Only some tests: make test TESTS='tests/test_checkout.py -k deadline'
 
 PYTHON = python3
 VENV = .venv
@@ -8,6 +9,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 BENCH = --output docs
 WAGTAIL = .venv-wagtail
+TESTS =
 
 .PHONY: install check_pool test wagtail bench lint stop clean
 
@@ -17,7 +19,7 @@ check_pool: $(READY)
 install: $(READY)
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TESTS)
 
 # A site of Wagtail, in an environment of its own, through a restart of its database.
 wagtail: $(READY) $(WAGTAIL)/.ready
