@@ -68,7 +68,7 @@ class Server:
     def __enter__(self) -> Self:
         self.socket_dir = _new_directory()
         self._data = self.socket_dir / "data"
-        copy_cluster(self._data)
+        self._make_cluster()
         if self._hba is not None:
             self._write_hba(self._hba)
         try:
@@ -223,6 +223,9 @@ class Server:
         return int(row[0])
 
     # Inside
+
+    def _make_cluster(self) -> None:
+        copy_cluster(self._data)
 
     def _signal(self, number: signal.Signals) -> list[psutil.Process]:
         """Send a signal to the postmaster, then to the backends, and return them all."""
