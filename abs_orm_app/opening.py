@@ -73,10 +73,10 @@ class OpeningPool(ConnectionPool[AnyConnection]):
     def _reserve(self, now: float) -> list[Attempt]:
         """Take slots for the connections that are missing. Call with the lock held.
 
-        Missing are those that somebody waits for, and those up to the pool size; these, while nobody
-        waits, a few at a time, since the requests of that moment need the processors more. After a
-        fault none is tried but one at each interval while somebody waits. One more is tried also
-        when an attempt takes long: the network may be back for the new one.
+        Missing are those that somebody waits for, all at once, and those up to the pool size, a few
+        at a time, since the requests of that moment need the processors more. After a fault, and
+        when an attempt takes long, one more is made at each interval while somebody waits: the
+        network may be back for the new one.
         """
         if self._closed:
             return []
