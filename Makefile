@@ -10,6 +10,7 @@ READY = $(VENV)/.ready
 BENCH = --output docs
 WAGTAIL = .venv-wagtail
 TESTS =
+JOBS = 3
 
 .PHONY: install check_pool test wagtail bench lint stop clean
 
@@ -18,8 +19,9 @@ check_pool: $(READY)
 
 install: $(READY)
 
+# Most tests wait for servers and deadlines more than they compute.
 test: $(READY)
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(TESTS)
 
 # A site of Wagtail, in an environment of its own, through a restart of its database.
 wagtail: $(READY) $(WAGTAIL)/.ready
