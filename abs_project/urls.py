@@ -1,13 +1,16 @@
 """URLs of the sample project."""
 
 from django.contrib import admin
-from django.urls import path
+from django.urls import include, path
 
+from abs_orm_app.integrations import health
 from abs_project import views
 
 urlpatterns = [
     path("", views.index),
     path("slow/", views.slow),
     path("async/", views.slow_async),
+    path("healthz/", health.view),
+    path("admin/pool/", include("abs_orm_app.integrations.page")),
     path("admin/", admin.site.urls),
 ]
