@@ -1,12 +1,16 @@
 """The sample project's settings, and what else watches."""
 
+import os
+
 import abs_project.settings as sample
 from abs_project.settings import *  # noqa: F403
 
-DATABASES = {"default": {**sample.DATABASES["default"], "ATOMIC_REQUESTS": True}}
+ATOMIC = os.environ.get("ATOMIC") == "true"
+DATABASES = {"default": {**sample.DATABASES["default"], "ATOMIC_REQUESTS": ATOMIC}}
 ROOT_URLCONF = "tests.watched.urls"
 INSTALLED_APPS = ["django_prometheus", *sample.INSTALLED_APPS]
 MIDDLEWARE = [
+    "tests.watched.middleware.content_security_policy",
     "django_prometheus.middleware.PrometheusBeforeMiddleware",
     *sample.MIDDLEWARE,
     "django_prometheus.middleware.PrometheusAfterMiddleware",
