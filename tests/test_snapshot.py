@@ -14,7 +14,7 @@ from django.db import connections
 from psycopg_pool import PoolTimeout
 
 from abs_orm_app import pool as pool_module
-from abs_orm_app.pool import TICK, HardenedPool
+from abs_orm_app.pool import HardenedPool
 from abs_orm_app.snapshot import Snapshot, snapshot, snapshots
 from tests.pools import Call, opened, ours
 from tests.projects import OURS, STOCK, database, entry
@@ -128,8 +128,13 @@ def test_it_holds_nothing_secret(server: Server) -> None:
         assert server.conninfo not in repr(now)
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "TICK", 0.1)
+
+
 def test_observers_are_told_of_an_open_pool_again_and_again_and_once_of_its_end(
-    server: Server,
+    server: Server, quick: None
 ) -> None:
     told: list[tuple[Any, bool, str]] = []
 
@@ -137,18 +142,18 @@ def test_observers_are_told_of_an_open_pool_again_and_again_and_once_of_its_end(
         told.append((pool, pool.closed, threading.current_thread().name))
 
     with observed_by(observer), small_pool(server) as pool:
-        wait_until(lambda: len(told) >= 2, "two ticks", 10 * TICK)
+        wait_until(lambda: len(told) >= 2, "two ticks")
         assert {(who, closed) for who, closed, _ in told} == {(pool, False)}
         assert {thread for *_, thread in told} == {"under test-timer"}
         pool.close()
         assert told[-1][:2] == (pool, True)
         ended = len(told)
-        time.sleep(1.5 * TICK)
+        time.sleep(0.3)
         assert len(told) == ended
 
 
 def test_an_observer_that_fails_harms_neither_the_pool_nor_the_other_observers(
-    server: Server, caplog: pytest.LogCaptureFixture
+    server: Server, quick: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(_: HardenedPool) -> None:
         raise OSError("disk full")
@@ -160,7 +165,7 @@ def test_an_observer_that_fails_harms_neither_the_pool_nor_the_other_observers(
         observed_by(lambda pool: told.append(snapshot(pool))),
         small_pool(server) as pool,
     ):
-        wait_until(lambda: len(told) >= 2, "two ticks", 10 * TICK)
+        wait_until(lambda: len(told) >= 2, "two ticks")
         with pool.connection() as conn:
             conn.execute("select 1")
     assert "the pool goes on" in caplog.text
