@@ -108,6 +108,24 @@ def test_a_pool_that_serves_while_requests_wait_is_degraded(alias: str) -> None:
     assert state(alias) == "ok"
 
 
+def test_requests_that_wait_for_the_first_connections_are_no_sign_of_trouble(
+    server: Server,
+) -> None:
+    options = {"pool": {"min_size": 1, "max_size": 50, "timeout": 20.0}}
+    with database(entry(server.conninfo, OPTIONS=options)) as alias:
+        pool = connections[alias].pool  # type: ignore[attr-defined]
+        pool.open()
+        server.suspend()
+        pool.drain()
+        request = Call(pool.getconn)
+        wait_until(lambda: pool.get_stats()["requests_waiting"] == 1, "the request to wait")
+        checked = Call(state, alias, 10.0)
+        wait_until(lambda: pool.get_stats()["requests_waiting"] == 2, "the check to wait")
+        server.resume()
+        pool.putconn(request.result(LATE))
+        assert checked.result(LATE) == "ok"
+
+
 def test_a_server_that_is_down_has_failed_and_is_well_when_it_is_back(
     server: Server, alias: str
 ) -> None:

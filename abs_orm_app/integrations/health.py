@@ -116,7 +116,10 @@ def _probe(alias: str, seconds: float) -> int:
     pool = getattr(wrapper, "pool", None)
     waiting = 0
     if isinstance(pool, ConnectionPool) and not pool.closed:
-        waiting = pool.get_stats()["requests_waiting"]
+        stats = pool.get_stats()
+        # While the pool may still grow, they wait for a connection that is just being opened.
+        if stats["pool_size"] >= stats["pool_max"]:
+            waiting = stats["requests_waiting"]
     if isinstance(pool, HardenedPool):
         _ask_through(pool, monotonic() + seconds)
         return waiting
