@@ -28,7 +28,7 @@ AnyConnection = Connection[Any]
 
 POOL_OPENING = "pool_opening"  # a number beside psycopg_pool's: connections being opened
 RETRY_INTERVAL = 0.2  # seconds between attempts to connect while somebody waits
-PARALLEL_CONNECTS = 32  # `num_workers`: connections opened at a time for clients that wait
+PARALLEL_CONNECTS = 16  # `num_workers`: connections opened at a time for clients that wait
 REFILL = 2  # connections opened at a time when nobody waits
 
 
