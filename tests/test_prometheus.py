@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -230,3 +232,48 @@ def test_a_pool_opened_before_the_fork_counts_once(server: Server, tmp_path: Pat
         name = "django_db_pool_checkouts_total"
         wait_for(web, {name: before[name] + 20})
         assert scrape_web(web)["django_db_pool_limit"] == 30
+
+
+# What the docs make of it
+
+
+def read(file: str) -> str:
+    return (Path(__file__).parent.parent / "docs" / file).read_text()
+
+
+def names() -> set[str]:
+    """Every name that a query may use."""
+    histograms = {name for _, name, _ in prometheus.HISTOGRAMS}
+    return (
+        {name for _, name, _ in prometheus.GAUGES}
+        | {f"{name}_total" for _, name, _ in prometheus.COUNTERS}
+        | histograms
+        | {f"{name}_{part}" for name in histograms for part in ("bucket", "sum", "count")}
+    )
+
+
+def test_the_docs_list_each_metric() -> None:
+    listed = set(re.findall(r"^\| `(django_db_pool_\w+)`", read("metrics.md"), re.MULTILINE))
+    parts = ("_bucket", "_sum", "_count")
+    assert sorted(listed) == sorted(name for name in names() if not name.endswith(parts))
+
+
+@pytest.mark.parametrize("file", ["metrics.md", "alerts.yml", "grafana/connection-pools.json"])
+def test_what_the_docs_query_is_there(file: str) -> None:
+    used = set(re.findall(r"django_db_pool_\w+", read(file)))
+    assert used
+    assert used <= names()
+
+
+def test_the_dashboard_is_json_and_each_panel_has_a_query() -> None:
+    dashboard = json.loads(read("grafana/connection-pools.json"))
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    assert len(queries) >= len(dashboard["panels"]) > 5
+    assert all('{job=~"$job", alias=~"$alias"}' in query for query in queries)
+
+
+def test_there_is_an_alert_for_each_of_the_five_questions() -> None:
+    alerts = re.findall(r"- alert: (\w+)", read("alerts.yml"))
+    listed = re.findall(r"^\| .*\? \| `(\w+)`", read("metrics.md"), re.MULTILINE)
+    assert len(alerts) == 5
+    assert alerts == listed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from django import template
 from django.urls import reverse
 
@@ -84,6 +86,12 @@ def in_effect(panel: Panel, setting: Setting) -> str:
     """What the pool has where that is not what is configured."""
     actual = getattr(panel.active, setting.field, None)
     return "" if actual in (None, setting.value) else text.shown(setting.field, actual)
+
+
+@register.filter
+def place(where: str) -> str:
+    """A line of code, by its path from where the process runs."""
+    return where.removeprefix(f"{os.getcwd()}{os.sep}")
 
 
 @register.filter

@@ -1,11 +1,13 @@
 """The sample project's URLs, and what else watches."""
 
+import os
+
 from django.contrib.staticfiles.urls import staticfiles_urlpatterns
 from django.urls import include, path
 
 from abs_orm_app.integrations import page
 
-page.REFRESH = 1  # second, so that tests need not wait for long
+page.REFRESH = int(os.environ.get("REFRESH", "1"))  # s; so that tests need not wait for long
 
 urlpatterns = [
     path("", include("django_prometheus.urls")),
