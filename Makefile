@@ -27,9 +27,11 @@ test: $(READY)
 wagtail: $(READY) $(WAGTAIL)/.ready
 	$(BIN)/python -m pytest tests/test_wagtail.py -rP
 
-# About eight minutes on an idle machine; less, and into nothing: make bench BENCH=--quick
+# About ten minutes on an idle machine; less, and into nothing: make bench BENCH=--quick
 bench: $(VENV)/.ready-bench
 	$(BIN)/python -m benchmarks $(BENCH)
+	$(BIN)/python -m benchmarks.metrics_cost
+	$(BIN)/python -m benchmarks.commands
 
 # The type checker reads the settings; a database named here is not started for that.
 lint: $(READY)
