@@ -57,6 +57,7 @@ class OpeningPool(ConnectionPool[AnyConnection]):
         self._attempted_at = float("-inf")
         self._fault: Fault | None = None
         self._has_connected = False
+        self._paused = False
         self._usage_popped = 0.0
         self.wait_times, self.use_times, self.create_times = Histogram(), Histogram(), Histogram()
         super().__init__(*args, num_workers=num_workers, **kwargs)
@@ -78,7 +79,7 @@ class OpeningPool(ConnectionPool[AnyConnection]):
         when an attempt takes long, one more is made at each interval while somebody waits: the
         network may be back for the new one.
         """
-        if self._closed:
+        if self._closed or self._paused:
             return []
         opening = len(self._attempts)
         filling = self.num_workers if self._pool_full_event else REFILL

@@ -284,10 +284,18 @@ class HardenedPool(WaitingPool):
             self.tell_observers()
 
     def settle(self, timeout: float) -> None:
-        """Wait up to `timeout` seconds for connections that are just being opened."""
+        """Wait up to `timeout` seconds for connections that are being opened, and open no more."""
         deadline = monotonic() + timeout
+        self._paused = True
         while self._attempts and monotonic() < deadline:
             sleep(0.005)
+
+    def resume(self) -> None:
+        """Open again what is missing, after `settle`."""
+        with self._lock:
+            self._paused = False
+            attempts = self._reserve(monotonic())
+        self._start_connectors(attempts)
 
     def close_for_good(self, timeout: float) -> None:
         """At the end of the process: close, in `timeout` seconds, and keep the lock.
@@ -296,7 +304,6 @@ class HardenedPool(WaitingPool):
         process; an error would only make it complain.
         """
         was_open = not self._closed
-        self._min_size = 0  # opens no more
         self.settle(timeout)
         if self._lock.acquire(timeout=timeout):
             super().close(timeout)

@@ -61,6 +61,12 @@ def _settle() -> None:
         pool.settle(SETTLE_TIMEOUT)
 
 
+def _resume() -> None:
+    """After a fork, in the parent: go on filling the pools."""
+    for pool in _every_pool():
+        pool.resume()
+
+
 def _start_clean() -> None:
     """In a forked child: leave the parent's pools and connections to the parent."""
     global _pid, _closes_at_end, build_lock
@@ -92,5 +98,5 @@ def _hang_up() -> None:
             hang_up()
 
 
-os.register_at_fork(before=_settle, after_in_child=_start_clean)
+os.register_at_fork(before=_settle, after_in_parent=_resume, after_in_child=_start_clean)
 atexit.register(_close_all)
