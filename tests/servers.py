@@ -192,7 +192,10 @@ class Server:
 
     @contextmanager
     def admin(self, dbname: str = "postgres") -> Iterator[psycopg.Connection[TupleRow]]:
-        """A superuser's session in autocommit mode, with application_name `admin`."""
+        """A superuser's session in autocommit mode, with application_name `admin`.
+
+        It returns when the server has ended the session, so that its slot is free again.
+        """
         with psycopg.connect(
             self.conninfo,
             autocommit=True,
@@ -200,7 +203,9 @@ class Server:
             application_name="admin",
             connect_timeout=int(DEADLINE),
         ) as connection:
+            backend = connection.info.backend_pid
             yield connection
+        wait_until(lambda: not psutil.pid_exists(backend), "the end of the admin's session")
 
     def sessions(self, application_name: str | None = None) -> int:
         """Number of clients' sessions on the server: those of one name, or all but `admin`'s."""
