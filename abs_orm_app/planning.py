@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import os
-from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Callable, Mapping, Sequence
+from argparse import ArgumentParser
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from abs_orm_app.advice import Advice, advise, refuse_unbearable
+from abs_orm_app.arguments import above_zero, argument, number
 from abs_orm_app.budget import Budget, Demand, budgets
 from abs_orm_app.configured import Configured
 from abs_orm_app.environment import DB_POOL_PROCESSES, SettingsError, pool_processes
@@ -17,8 +17,6 @@ from abs_orm_app.report import Report
 from abs_orm_app.server import ServerFacts
 from abs_orm_app.server_checks import demands
 from abs_orm_app.sizing import Load
-
-T = TypeVar("T")
 
 TARGET_MS = 5.0
 GUIDE = "docs/sizing.md"
@@ -45,7 +43,7 @@ class Answer:
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--processes",
-        type=_argument(DB_POOL_PROCESSES.parse),
+        type=argument(DB_POOL_PROCESSES.parse),
         metavar="N",
         help="Also show what N processes may open, beside others. Default: DB_POOL_PROCESSES.",
     )
@@ -68,40 +66,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--target-wait-ms",
-        type=_argument(_number(least=0)),
+        type=number(0),
         metavar="MS",
         help=f"What 99 of 100 requests may wait for a connection. Default: {TARGET_MS:g}.",
     )
-
-
-def _argument(parse: Callable[[str], T]) -> Callable[[str], T]:
-    def parsed(text: str) -> T:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise ArgumentTypeError(f"{text!r} {error}.") from None
-
-    return parsed
-
-
-def above_zero(text: str) -> float:
-    """A number of something, for argparse."""
-    return _argument(_number(least=0, exclusive=True))(text)
-
-
-def _number(least: float, *, exclusive: bool = False) -> Callable[[str], float]:
-    accepted = f"is not a number {'above' if exclusive else 'from'} {least:g}"
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            raise ValueError(accepted) from None
-        if not math.isfinite(value) or value < least or (exclusive and value == least):
-            raise ValueError(accepted)
-        return value
-
-    return parse
 
 
 def read_question(options: Mapping[str, Any], databases: Sequence[Configured]) -> Question:

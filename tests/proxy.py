@@ -17,7 +17,6 @@ import threading
 import time
 from contextlib import suppress
 from queue import SimpleQueue
-from types import TracebackType
 from typing import Any, Self
 
 from tests.servers import PORTS
@@ -48,12 +47,7 @@ class Proxy:
         self.resume()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.refuse()
         self._flowing.set()  # lets the threads find that their sockets are closed
 

@@ -11,16 +11,21 @@ from typing import TYPE_CHECKING, Any
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
-from django.db import connections
 
 from abs_orm_app import machine, planning, sizing_text, text
+from abs_orm_app.arguments import (
+    BAD_ARGUMENTS,
+    above_zero,
+    add_database,
+    chosen_aliases,
+    refuse_unknown,
+)
 from abs_orm_app.configured import Configured, configured_databases
 from abs_orm_app.findings import Finding
 from abs_orm_app.planning import Question
 from abs_orm_app.profiles import Compared, Profile, compare, profiles
 from abs_orm_app.report import Report, report
 from abs_orm_app.server_checks import all_findings
-from abs_orm_app.variables import did_you_mean
 
 if TYPE_CHECKING:
     from abs_orm_app.drill import Drilled
@@ -38,13 +43,7 @@ class Command(BaseCommand):
     requires_system_checks = ()  # what they would stop at is shown
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument(
-            "--database",
-            nargs="+",
-            action="extend",
-            metavar="ALIAS",
-            help="Only these aliases of DATABASES; all without it.",
-        )
+        add_database(parser, without="all")
         parser.add_argument(
             "--compare", metavar="PROFILE", help="Also compare with these reference settings."
         )
@@ -63,7 +62,7 @@ class Command(BaseCommand):
             "--watch",
             nargs="?",
             const=INTERVAL,
-            type=planning.above_zero,
+            type=above_zero,
             metavar="SECONDS",
             help="Show nothing but who is connected, again and again, until q or Ctrl-C.",
         )
@@ -76,7 +75,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *_: Any, **options: Any) -> None:
-        databases = configured_databases(_known_aliases(options["database"]))
+        databases = configured_databases(chosen_aliases(options["database"]))
         run = self._check if options["watch"] is None else self._watch
         try:
             code = run(databases, options)
@@ -130,13 +129,13 @@ class Command(BaseCommand):
 
     def _watch(self, databases: Sequence[Configured], options: dict[str, Any]) -> int:
         if any(options[name] for name in ("drill", "compare", "advise", "processes")):
-            raise CommandError("--watch goes with --database alone.", returncode=2)
+            raise CommandError("--watch goes with --database alone.", returncode=BAD_ARGUMENTS)
         if options["format"] == "json":
-            raise CommandError("--watch is for people: it has no JSON.", returncode=2)
+            raise CommandError("--watch is for people: it has no JSON.", returncode=BAD_ARGUMENTS)
         try:
             database = planning.one_alias(databases, "--watch")
         except ValueError as error:
-            raise CommandError(str(error), returncode=2) from None
+            raise CommandError(str(error), returncode=BAD_ARGUMENTS) from None
         try:
             from abs_orm_app import watch_view
         except ImportError as error:
@@ -164,31 +163,14 @@ class Command(BaseCommand):
         return drilled
 
 
-def _known_aliases(names: Sequence[str] | None) -> list[str]:
-    known = tuple(connections)
-    for name in names or ():
-        if name not in known:
-            raise CommandError(
-                f"DATABASES has no alias {name!r}{did_you_mean(name, known)}; "
-                f"it has {', '.join(known)}.",
-                returncode=2,
-            )
-    return list(dict.fromkeys(names or known))
-
-
 def _profile(name: str | None) -> Profile | None:
     if name is None:
         return None
     try:
         known = profiles()
     except ImproperlyConfigured as error:
-        raise CommandError(str(error), returncode=2) from None
-    if name not in known:
-        raise CommandError(
-            f"There is no profile {name!r}{did_you_mean(name, tuple(known))}; "
-            f"there is {', '.join(known)}.",
-            returncode=2,
-        )
+        raise CommandError(str(error), returncode=BAD_ARGUMENTS) from None
+    refuse_unknown(name, tuple(known), "There is no profile", "there is")
     return known[name]
 
 
@@ -196,7 +178,7 @@ def _question(options: dict[str, Any], databases: Sequence[Configured]) -> Quest
     try:
         return planning.read_question(options, databases)
     except ValueError as error:
-        raise CommandError(str(error), returncode=2) from None
+        raise CommandError(str(error), returncode=BAD_ARGUMENTS) from None
 
 
 def _compared(databases: Sequence[Configured], profile: Profile | None) -> list[Compared] | None:

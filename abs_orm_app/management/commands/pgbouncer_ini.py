@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import pwd
-from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Callable, Sequence
+from argparse import ArgumentParser
+from collections.abc import Sequence
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 from django.db import connections
 
+from abs_orm_app.arguments import add_database, argument, chosen_aliases
 from abs_orm_app.configured import Configured, configured_databases
 from abs_orm_app.environment import MOST_CONNECTIONS, pool_processes
 from abs_orm_app.pgbouncer import LISTEN_PORT, POOL_MODES, Plan, Target, target
 from abs_orm_app.pgbouncer_ini import client_urls, pgbouncer_ini, userlist
-from abs_orm_app.variables import did_you_mean, whole_number
+from abs_orm_app.variables import whole_number
 
 
 class Command(BaseCommand):
@@ -27,13 +28,7 @@ class Command(BaseCommand):
     requires_system_checks = ()
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument(
-            "--database",
-            nargs="+",
-            action="extend",
-            metavar="ALIAS",
-            help="Only these aliases of DATABASES; all on PostgreSQL without it.",
-        )
+        add_database(parser, without="all on PostgreSQL")
         parser.add_argument(
             "--pool-mode",
             choices=POOL_MODES,
@@ -42,7 +37,7 @@ class Command(BaseCommand):
         )
         parser.add_argument(
             "--processes",
-            type=_number(1, MOST_CONNECTIONS),
+            type=argument(whole_number(1, MOST_CONNECTIONS)),
             metavar="N",
             help="Processes that will connect. Default: DB_POOL_PROCESSES, else WEB_CONCURRENCY.",
         )
@@ -54,7 +49,7 @@ class Command(BaseCommand):
         )
         parser.add_argument(
             "--listen-port",
-            type=_number(1, 65535),
+            type=argument(whole_number(1, 65535)),
             default=LISTEN_PORT,
             metavar="PORT",
             help=f"Default: {LISTEN_PORT}.",
@@ -90,15 +85,7 @@ class Command(BaseCommand):
 
 
 def _databases(names: Sequence[str] | None) -> list[Configured]:
-    known = tuple(connections)
-    for name in names or ():
-        if name not in known:
-            raise CommandError(
-                f"DATABASES has no alias {name!r}{did_you_mean(name, known)}; "
-                f"it has {', '.join(known)}.",
-                returncode=2,
-            )
-    databases = configured_databases(dict.fromkeys(names or known))
+    databases = configured_databases(chosen_aliases(names))
     if names:
         return databases
     found = [database for database in databases if database.vendor == "postgresql"]
@@ -124,15 +111,3 @@ def _account(targets: Sequence[Target]) -> str:
         if os.path.isdir(each.host) and (owner := os.stat(each.host).st_uid):
             return pwd.getpwuid(owner).pw_name
     return "nobody"
-
-
-def _number(least: int, most: int) -> Callable[[str], int]:
-    parse = whole_number(least, most)
-
-    def convert(text: str) -> int:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise ArgumentTypeError(f"{text!r} {error}") from None
-
-    return convert
