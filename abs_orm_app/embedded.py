@@ -94,7 +94,8 @@ def running(data: Path) -> Postmaster | None:
     with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
         probe.settimeout(1)
         probe.connect(f"{server.socket_dir}/.s.PGSQL.{server.port}")
-        return server
+        # What was read may be of one that was killed, while another listens and is not ready yet.
+        return server if _postmaster(data) == server else None
     return None
 
 

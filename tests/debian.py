@@ -48,11 +48,11 @@ class DebianServer(Server):
     def _make_cluster(self) -> None:
         arguments = ("--username=postgres", "--auth=trust", "--no-sync", "--encoding=UTF8")
         self._programs.run(
-            "initdb", "--pgdata=data", *arguments, "--locale=C", cwd=self._data.parent
+            "initdb", "--pgdata=data", *arguments, "--locale=C", cwd=self.data.parent
         )
         if self._certificate:
             for name in ("server.crt", "server.key"):
-                file = Path(shutil.copy(self._certificate / name, self._data / name))
+                file = Path(shutil.copy(self._certificate / name, self.data / name))
                 if account := self._programs.account:
                     os.chown(file, account.pw_uid, account.pw_gid)
                 file.chmod(0o600)

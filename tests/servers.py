@@ -66,7 +66,7 @@ class Server:
 
     def __enter__(self) -> Self:
         self.socket_dir = _new_directory()
-        self._data = self.socket_dir / "data"
+        self.data = self.socket_dir / "data"
         self._make_cluster()
         if self._hba is not None:
             self._write_hba(self._hba)
@@ -128,7 +128,7 @@ class Server:
             self._process = subprocess.Popen(
                 [
                     self._programs.bin / "postgres",
-                    f"-D{self._data}",
+                    f"-D{self.data}",
                     *(f"--{name}={value}" for name, value in (options | self.settings).items()),
                 ],
                 stdin=subprocess.DEVNULL,
@@ -224,7 +224,7 @@ class Server:
     # Inside
 
     def _make_cluster(self) -> None:
-        copy_cluster(self._data)
+        copy_cluster(self.data)
 
     def _signal(self, number: signal.Signals) -> list[psutil.Process]:
         """Send a signal to the postmaster, then to the backends, and return them all."""
@@ -242,13 +242,13 @@ class Server:
         self._process = None
 
     def _write_hba(self, lines: str) -> None:
-        (self._data / "pg_hba.conf").write_text(lines)
+        (self.data / "pg_hba.conf").write_text(lines)
 
     def _is_up(self) -> bool:
         assert self._process is not None
         if self._process.poll() is not None:
             raise RuntimeError(f"the server did not start:\n{self.log[-2000:]}")
-        return running(self._data) is not None
+        return running(self.data) is not None
 
     def _start_on_a_free_port(self) -> None:
         for _ in range(9):

@@ -23,7 +23,8 @@ from django.core.exceptions import ImproperlyConfigured
 from abs_orm_app import postgres_wheel
 from abs_orm_app.embedded import embedded_url, running, stop
 from abs_orm_app.postgres_wheel import BIN, LIBRARIES, programs
-from tests.servers import copy_cluster, wait_until
+from tests.pools import Call
+from tests.servers import Server, copy_cluster, wait_until
 
 START = [sys.executable, "-m", "abs_orm_app.embedded", "start"]
 
@@ -89,6 +90,21 @@ def test_a_killed_server_comes_back_with_its_data(directory: Path) -> None:
     with psycopg.connect(url):  # leaves a backend without a postmaster
         crash(directory)
         assert execute(embedded_url(directory), "select answer from kept") == [(42,)]
+
+
+def test_a_server_that_starts_after_a_crash_is_found_only_when_it_is_ready(server: Server) -> None:
+    def connect_when_found() -> None:
+        deadline = time.monotonic() + 10
+        while running(server.data) is None:  # without a pause, which would miss the moment
+            assert time.monotonic() < deadline
+        execute(server.conninfo, "select 1")
+
+    for _ in range(20):
+        server.kill()
+        calls = [Call(connect_when_found) for _ in range(3)]
+        server.start()
+        for call in calls:
+            call.result(within=20)
 
 
 def test_a_suspended_backend_of_a_killed_server_does_not_prevent_the_next_start(
