@@ -210,6 +210,26 @@ def with_default_options(options: Mapping[str, str], environ: Mapping[str, str])
     return {**unset, **options}
 
 
+def _host(text: str) -> str:
+    """Parse the host, or several with commas: a name, an address, a directory of Unix sockets."""
+    hosts = text.strip()
+    for host in hosts.split(","):
+        is_socket = host.startswith(("/", "@"))  # @: Linux's abstract ones
+        if not is_socket and ("://" in host or set("@[]") & set(host) or host.count(":") == 1):
+            raise ValueError(
+                "is more than a host: a URL goes into DATABASE_URL, a user into DB_USER, a port"
+                " into DB_PORT; an IPv6 address has no brackets here"
+            )
+    return hosts
+
+
+def _name(text: str) -> str:
+    """Parse the name of a database or role, in which nearly everything is allowed."""
+    if re.search("://|:.*@", text):
+        raise ValueError("looks like a URL, which goes into DATABASE_URL")
+    return text
+
+
 def _dotted_path(text: str) -> str:
     if all(part.isidentifier() for part in text.split(".")) and "." in text:
         return text
@@ -221,10 +241,10 @@ DATABASE_URL = Variable[Address | None](
 )
 # By the field of Address that each one gives.
 PARTS = {
-    "host": Variable(name="DB_HOST", parse=str.strip, default="", shared=False),
+    "host": Variable(name="DB_HOST", parse=_host, default="", shared=False),
     "port": Variable(name="DB_PORT", parse=_ports, default="", shared=False),
-    "name": Variable(name="DB_NAME", parse=str, default="", shared=False),
-    "user": Variable(name="DB_USER", parse=str, default="", shared=False),
+    "name": Variable(name="DB_NAME", parse=_name, default="", shared=False),
+    "user": Variable(name="DB_USER", parse=_name, default="", shared=False),
     "password": Variable(name="DB_PASSWORD", parse=str, default="", secret=True, shared=False),
 }
 DB_PASSWORD_PROVIDER = Variable(

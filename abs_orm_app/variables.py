@@ -127,7 +127,9 @@ class Reader:
 
 
 def _parsed(variable: Variable[T], name: str, text: str) -> T:
-    shown = name if variable.secret else f"{name}={text[:80]!r}"
+    # A URL that was put into another variable may hold a password.
+    hidden = variable.secret or "@" in text or "://" in text
+    shown = name if hidden else f"{name}={text[:80]!r}"
     if not text.strip():
         raise ValueError(f"{name} is empty: give it a value, or unset it.")
     if "\0" in text or not _is_utf8(text):

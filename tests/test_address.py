@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from psycopg import pq
 
 from abs_orm_app.address import POSTGIS, POSTGRESQL, Address, parse_url
+from abs_orm_app.environment import SettingsError, database_from_env
 
 CHARACTERS = st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\ufffd")
 TEXT = st.text(CHARACTERS, min_size=1, max_size=12)
@@ -215,3 +216,34 @@ def test_a_url_that_cannot_be_used_is_refused_in_one_sentence(url: str, message:
         parse_url(url)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+# In parts
+
+
+@pytest.mark.parametrize("name", ["DB_HOST", "DB_NAME", "DB_USER", "DB_PORT", "DB_POOL_SIZE"])
+@pytest.mark.parametrize(
+    "url",
+    ["postgres://u:s3cret@h/db", "u:s3cret@h/db", "://s3cret", "u:s3/cret,@h", "u:x,s3cret@h/db"],
+)
+def test_a_url_in_the_place_of_another_value_is_refused_without_being_shown(
+    name: str, url: str
+) -> None:
+    with pytest.raises(SettingsError) as error:
+        database_from_env(environ={"DB_NAME": "n", name: url})
+    assert str(error.value).startswith(f"{name} ")
+    assert "cret" not in str(error.value)
+
+
+@pytest.mark.parametrize("host", ["localhost:5433", "a,b:5433", "[::1]", "[::1]:5433", "app@h"])
+def test_a_host_with_something_else_is_refused(host: str) -> None:
+    with pytest.raises(SettingsError, match=r"more than a host: .* a port into DB_PORT; an IPv6"):
+        database_from_env(environ={"DB_NAME": "n", "DB_HOST": host})
+
+
+@pytest.mark.parametrize(
+    "host", ["db", "a,b", "::1,fe80::1%eth0", "10.0.0.1", "/run/p:g@x", "@abstract", "h,/run,@x:1"]
+)
+def test_each_kind_of_host_is_taken_as_it_is(host: str) -> None:
+    given = {"DB_NAME": "shop@test", "DB_USER": "app@azure", "DB_HOST": f" {host} "}
+    assert database_from_env(environ=given)["HOST"] == host
