@@ -113,8 +113,9 @@ def _names(targets: Sequence[Target]) -> dict[str, str]:
     names: dict[str, str] = {}
     for each in targets:
         name = _plain(each.name)
-        taken = name in names.values() or name == "pgbouncer"  # that is its console
-        names[each.alias] = f"{name}_{_plain(each.alias)}" if taken else name
+        while name in names.values() or name == "pgbouncer":  # that is its console
+            name = f"{name}_{_plain(each.alias)}"
+        names[each.alias] = name
     return names
 
 

@@ -166,6 +166,19 @@ def test_several_aliases_have_their_own_databases_and_sizes() -> None:
     assert settings["max_client_conn"] == "300"
 
 
+def test_no_two_databases_are_called_the_same() -> None:
+    settings = ini(
+        a=entry("postgresql://app:x@one/shop"),
+        b=entry("postgresql://app:x@two/shop_c"),
+        c=entry("postgresql://app:x@three/shop"),
+        d=entry("postgresql://app:x@four/pgbouncer"),  # that is the console's name
+    )
+    assert settings["shop"] == "host=one port=5432"
+    assert settings["shop_c"] == "host=two port=5432"
+    assert settings["shop_c_c"] == "host=three port=5432 dbname=shop"
+    assert settings["pgbouncer_d"] == "host=four port=5432 dbname=pgbouncer"
+
+
 # Secrets
 
 
