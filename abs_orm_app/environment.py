@@ -93,7 +93,10 @@ DB_POOL_LEAK_SECONDS = Variable[float | None](
     name="DB_POOL_LEAK_SECONDS", parse=seconds(DAY), default=None
 )
 DB_POOL_PROCESSES = Variable[int | None](
-    name="DB_POOL_PROCESSES", parse=whole_number(1, MOST_CONNECTIONS), default=None
+    name="DB_POOL_PROCESSES",
+    parse=whole_number(1, MOST_CONNECTIONS),
+    default=None,
+    prefixed=False,
 )
 DB_DISABLE_SERVER_SIDE_CURSORS = Variable[bool | None](
     name="DB_DISABLE_SERVER_SIDE_CURSORS", parse=true_or_false, default=None
@@ -258,7 +261,7 @@ def unknown_pool_variables(
     """
     names = os.environ if environ is None else environ
     prefixes = tuple(prefixes)
-    known = {prefix + name for prefix in prefixes for name in VARIABLES}
+    known = {variable.named(prefix) for prefix in prefixes for variable in _ALL}
     found: dict[str, str | None] = {}
     for prefix in prefixes:
         for name in sorted(names):
@@ -267,5 +270,5 @@ def unknown_pool_variables(
                 continue
             close = get_close_matches(plain, VARIABLES, n=1, cutoff=0.75)
             if plain.startswith("DB_POOL_") or close == ["DB_MAX_OVERFLOW"]:
-                found[name] = prefix + close[0] if close else None
+                found[name] = VARIABLES[close[0]].named(prefix) if close else None
     return found

@@ -66,6 +66,11 @@ class Variable(Generic[T]):
     refused: Mapping[str, str] = field(default_factory=dict)  # a value -> why, and what to set
     secret: bool = False  # never shown; may also come from the file that NAME_FILE names
     shared: bool = True  # with a prefix: while that variable is not set, the one without it counts
+    prefixed: bool = True  # False: it is one for all databases, and never has a prefix
+
+    def named(self, prefix: str) -> str:
+        """The name for the database of that prefix."""
+        return prefix + self.name if self.prefixed else self.name
 
 
 class Reader:
@@ -107,8 +112,8 @@ class Reader:
             refuse(self.problems)
 
     def _name(self, variable: Variable[T]) -> str:
-        prefixed = self.prefix + variable.name
-        return variable.name if variable.shared and prefixed not in self.environ else prefixed
+        own = variable.named(self.prefix)
+        return variable.name if variable.shared and own not in self.environ else own
 
     def _note(self, variable: Variable[T], name: str, source: str) -> None:
         self.variables[variable.name] = name

@@ -432,6 +432,13 @@ def test_the_processes_are_those_of_the_web_server_unless_they_are_set(
     assert pool_processes(variables) == count
 
 
+def test_the_number_of_processes_is_one_for_all_databases() -> None:
+    database = entry("R_", R_DATABASE_URL=URL, R_DB_POOL_PROCESSES="x", DB_POOL_PROCESSES="4")
+    assert database["ABS_ORM_APP"]["variables"]["DB_POOL_PROCESSES"] == "DB_POOL_PROCESSES"
+    with pytest.raises(SettingsError, match="^DB_POOL_PROCESSES='x' is not a whole number"):
+        entry("R_", R_DATABASE_URL=URL, DB_POOL_PROCESSES="x")
+
+
 def test_a_wrong_number_of_processes_is_refused() -> None:
     with pytest.raises(SettingsError, match="DB_POOL_PROCESSES='0' is not a whole number"):
         pool_processes({"DB_POOL_PROCESSES": "0"})
@@ -441,7 +448,7 @@ def test_a_pool_variable_that_nobody_knows_is_found_with_what_was_meant() -> Non
     names = [
         *("DB_POOL_SISE", "DB_POOL_MAX_OVERFLOW", "DB_MAX_OVERFLOWS", "DB_POOL_QUUX", "DB_HOSTS"),
         *("REPLICA_DB_POOL_RECICLE", "KC_DB_POOL_MIN_SIZE", "DB_POOL_SIZE", "DATABASE_URL_FILE"),
-        "REPLICA_DB_MAX_OVERFLOW",
+        *("REPLICA_DB_MAX_OVERFLOW", "REPLICA_DB_POOL_PROCESSES"),
     ]
     environ = dict.fromkeys(names, "1")
     assert unknown_pool_variables(environ, ["", "REPLICA_"]) == {
@@ -450,6 +457,7 @@ def test_a_pool_variable_that_nobody_knows_is_found_with_what_was_meant() -> Non
         "DB_MAX_OVERFLOWS": "DB_MAX_OVERFLOW",
         "DB_POOL_QUUX": None,
         "REPLICA_DB_POOL_RECICLE": "REPLICA_DB_POOL_RECYCLE",
+        "REPLICA_DB_POOL_PROCESSES": "DB_POOL_PROCESSES",
     }
 
 
