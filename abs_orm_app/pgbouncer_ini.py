@@ -29,6 +29,7 @@ def pgbouncer_ini(targets: Sequence[Target], plan: Plan) -> str:
     for each in targets:
         _check_target(each, plan)
         _check_shared(first, each)
+    _passwords(targets)
     names = _names(targets)
     lines = [
         _head(targets, plan),
@@ -44,9 +45,19 @@ def pgbouncer_ini(targets: Sequence[Target], plan: Plan) -> str:
 
 
 def userlist(targets: Sequence[Target], plan: Plan) -> str:
-    """Write the userlist.txt that goes with it: who may come in, and how to log in as them."""
-    passwords = {t.user: t.password if plan.with_password else "PASSWORD" for t in targets}
-    lines = [f"{_quoted(user)} {_quoted(password)}\n" for user, password in passwords.items()]
+    """Write the userlist.txt that goes with it: who may come in, and how to log in as them.
+
+    Raises ValueError, one sentence, for passwords that PgBouncer cannot use.
+    """
+    lines = []
+    for user, (alias, password) in _passwords(targets).items():
+        if plan.with_password and not password and not _is_private(targets, plan):
+            raise ValueError(
+                f"DATABASES[{alias!r}] has no password for the role {user!r}, without which"
+                " PgBouncer lets nobody in. If it is elsewhere, as in .pgpass, leave"
+                " --with-password out, and write it in the place of PASSWORD."
+            )
+        lines.append(f"{_quoted(user)} {_quoted(password if plan.with_password else 'PASSWORD')}\n")
     return "".join(lines)
 
 
@@ -106,6 +117,22 @@ def _shared(each: Target) -> dict[str, str]:
         "server_check_delay": f"{PING_AFTER:g}",
         **each.parameters,
     }
+
+
+def _passwords(targets: Sequence[Target]) -> dict[str, tuple[str, str]]:
+    """Each role's password, "" if it is not known, and an alias that has it."""
+    found: dict[str, tuple[str, str]] = {}
+    for each in targets:
+        alias, password = found.get(each.user, (each.alias, ""))
+        if password and each.password and password != each.password:
+            raise ValueError(
+                f"DATABASES[{alias!r}] and DATABASES[{each.alias!r}] have different passwords for"
+                f" the role {each.user!r}, and one PgBouncer has one for all: make them equal, or"
+                " write a file for each with --database."
+            )
+        if not password:
+            found[each.user] = (each.alias, each.password)
+    return found
 
 
 def _names(targets: Sequence[Target]) -> dict[str, str]:

@@ -271,6 +271,33 @@ def test_one_pgbouncer_cannot_wait_for_two_times() -> None:
     )
 
 
+def test_one_role_has_one_password() -> None:
+    aliases = {
+        "one": entry("postgresql://app:first@one/shop"),
+        "two": entry("postgresql://app:second@two/stock"),
+    }
+    sentence = (
+        "DATABASES['one'] and DATABASES['two'] have different passwords for the role 'app', and one"
+        " PgBouncer has one for all: make them equal, or write a file for each with --database."
+    )
+    assert refusal(**aliases) == sentence
+    assert refusal("--userlist", "--with-password", **aliases) == sentence
+
+
+def test_a_password_that_is_not_known_is_not_written_as_none() -> None:
+    elsewhere = entry("postgresql://app@db.example.com/shop")  # such as in .pgpass
+    assert refusal("--userlist", "--with-password", shop=elsewhere).startswith(
+        "DATABASES['shop'] has no password for the role 'app', without which PgBouncer lets nobody"
+    )
+    assert written("--userlist", shop=elsewhere) == '"app" "PASSWORD"\n'
+    # Another alias may know it.
+    both = written("--userlist", "--with-password", shop=elsewhere, stock=entry())
+    assert both == '"app" "s3cret"\n'
+    # Where the socket's owner alone gets in, there is none.
+    private = entry("postgresql://app@%2Frun%2Fpg/shop")
+    assert written("--userlist", "--with-password", shop=private) == '"app" ""\n'
+
+
 def test_session_pooling_would_forget_the_options() -> None:
     given = {**entry(), "OPTIONS": {"options": r"-c search_path=a\ b,c"}}
     assert refusal("--pool-mode", "session", shop=given).endswith(
