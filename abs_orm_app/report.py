@@ -174,13 +174,15 @@ def _ask(configured: Configured) -> tuple[ServerFacts | Failure, float, float]:
             cursor.fetchone()
         query_ms = _ms_since(began)
         if isinstance(server, ServerFacts):
-            server = replace(server, pooler=_pooler(wrapper, connection, parameters))
+            server = replace(server, pooler=pooler_of(wrapper, connection, parameters))
         return server, connect_ms, query_ms
     finally:
         connection.close()
 
 
-def _pooler(wrapper: Any, connection: Any, parameters: Mapping[str, Any]) -> PoolerFacts | None:
+def pooler_of(wrapper: Any, connection: Any, parameters: Mapping[str, Any]) -> PoolerFacts | None:
+    """What is at the other end of a connection in autocommit mode, made with these parameters."""
+
     def connect(**changes: Any) -> Any:
         return wrapper.Database.connect(**{**parameters, **changes})
 

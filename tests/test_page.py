@@ -21,6 +21,7 @@ from pytest_django.plugin import DjangoDbBlocker
 from abs_orm_app.integrations import beside
 from abs_orm_app.pool import HardenedPool
 from abs_orm_app.snapshot import snapshot
+from tests.pgbouncers import PgBouncer, needs_pgbouncer
 from tests.pools import Call
 from tests.projects import SQLITE, STOCK, database, entry
 from tests.servers import Server, wait_until
@@ -173,6 +174,55 @@ def test_it_links_each_finding_to_what_the_docs_say_of_it(staff: Client) -> None
     assert "W011" in [anchor for _, anchor in links]  # pooling is off
     for path, anchor in links:
         assert f"id='{anchor}'" in content(staff, path)
+
+
+def findings(html: str) -> set[str]:
+    return set(re.findall(r">abs_orm_app\.([EWI][0-9]+)<", html))
+
+
+def pgbouncer(server: Server, *, open_to_us: bool, **settings: Any) -> PgBouncer:
+    """Whose console we may use, or not."""
+    users = server.socket_dir / "userlist.txt"
+    users.write_text('"postgres" ""\n')
+    users.chmod(0o644)
+    admins = "postgres" if open_to_us else ""
+    return PgBouncer(server, auth_type="trust", auth_file=users, admin_users=admins, **settings)
+
+
+@needs_pgbouncer
+@pytest.mark.parametrize("open_to_us", [True, False])
+def test_behind_a_pooler_it_finds_what_is_wrong_with_that(
+    staff: Client, server: Server, open_to_us: bool
+) -> None:
+    large = {"pool": {"min_size": 200, "max_size": 300}}  # the server takes 100
+    with pgbouncer(server, open_to_us=open_to_us, default_pool_size=5) as pooler:
+        with database(entry(pooler.conninfo, OPTIONS=large)):
+            found = findings(content(staff))
+        with database(entry(pooler.conninfo, ABS_ORM_APP={"mode": "pgbouncer"})):
+            as_meant = findings(content(staff))
+    assert {"W031", "W035", "I031"} <= found
+    assert ("W037" in found) == open_to_us
+    assert "E021" not in found
+    assert "W036" not in as_meant
+
+
+@needs_pgbouncer
+def test_a_pooler_without_a_free_connection_does_not_hold_up_the_page(
+    staff: Client, server: Server
+) -> None:
+    one = pgbouncer(server, open_to_us=False, default_pool_size=1, pool_mode="session")
+    with one as pooler, database(entry(pooler.conninfo, OPTIONS=SMALL)) as alias:
+        html = content(staff)
+    assert f"Server of {alias}" not in html
+    assert 'data-database="postgres"' in html
+
+
+@override_settings(DEBUG=False)
+def test_it_does_not_take_its_own_limits_for_those_of_the_sessions(
+    staff: Client, server: Server
+) -> None:
+    with database(entry(server.conninfo, OPTIONS=SMALL)):
+        assert "I021" in findings(content(staff))  # statement_timeout is off
 
 
 def test_it_shows_everybody_else_on_the_server(staff: Client, server: Server) -> None:

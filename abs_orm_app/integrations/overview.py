@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error, connections
@@ -18,7 +18,8 @@ from abs_orm_app.findings import Finding
 from abs_orm_app.fleet import Fleet, read_fleet
 from abs_orm_app.history import Second, history
 from abs_orm_app.integrations.beside import beside_the_pools
-from abs_orm_app.report import Active, Report, active
+from abs_orm_app.pooler import is_pooled
+from abs_orm_app.report import Active, Report, active, parameters_of, pooler_of
 from abs_orm_app.server import ServerFacts, read_server
 from abs_orm_app.server_checks import all_findings
 from abs_orm_app.slots import Holder
@@ -116,9 +117,25 @@ def _ask(configured: Configured) -> Answer | Failure:
 
 
 def _answer(alias: str) -> Answer:
-    wrapper = connections[alias]
+    wrapper: Any = connections[alias]
     wrapper.ensure_connection()
-    return read_server(wrapper.connection), read_fleet(wrapper.connection)
+    connection = wrapper.connection
+    server, fleet = read_server(connection), read_fleet(connection)
+    # What follows is of the session, and would not be seen in a transaction with its own limit.
+    wrapper.commit()
+    wrapper.set_autocommit(True)
+    settings = {**server.settings, "statement_timeout": _statement_timeout(connection)}
+    pooler = None
+    if is_pooled(connection):  # else there is no need to ask for a password once more
+        pooler = pooler_of(wrapper, connection, parameters_of(wrapper))
+    return replace(server, settings=settings, pooler=pooler), fleet
+
+
+def _statement_timeout(connection: Any) -> float:
+    """Seconds; 0 is off."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT setting FROM pg_settings WHERE name = 'statement_timeout'")
+        return int(cursor.fetchone()[0]) / 1000
 
 
 def _facts(answer: Answer | Failure | None) -> ServerFacts | Failure | None:
