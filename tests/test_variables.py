@@ -1,6 +1,7 @@
 """Where variables come from: the environment, a .env file, a file for a secret."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,19 @@ def test_no_env_file_is_no_mistake(tmp_path: Path) -> None:
     before = dict(os.environ)
     read_env_file(tmp_path / ".env")
     assert os.environ == before
+
+
+MIGRATING = (ROOT / "docs" / "migrating.md").read_text()
+AFTER = re.findall(r"^```\n((?:# .*\n|[A-Z_]+=.*\n)+)```", MIGRATING, re.MULTILINE)
+
+
+@pytest.mark.parametrize("lines", AFTER, ids=range(len(AFTER)))
+def test_the_lines_that_one_migrates_to_can_be_put_into_a_env_file(
+    tmp_path: Path, lines: str
+) -> None:
+    os.environ.clear()
+    read_env_file(env_file(tmp_path, lines))
+    database_from_env(default=ADDRESS["DATABASE_URL"])
 
 
 @pytest.mark.parametrize("line", ["DB_PASSWORD = s3cret", "DB-PASSWORD=s3cret", "s3cret"])
