@@ -435,7 +435,7 @@ def test_the_processes_are_those_of_the_web_server_unless_they_are_set(
 def test_the_number_of_processes_is_one_for_all_databases() -> None:
     database = entry("R_", R_DATABASE_URL=URL, R_DB_POOL_PROCESSES="x", DB_POOL_PROCESSES="4")
     assert database["ABS_ORM_APP"]["variables"]["DB_POOL_PROCESSES"] == "DB_POOL_PROCESSES"
-    with pytest.raises(SettingsError, match="^DB_POOL_PROCESSES='x' is not a whole number"):
+    with pytest.raises(SettingsError, match=r"^DB_POOL_PROCESSES='x' is not a whole number"):
         entry("R_", R_DATABASE_URL=URL, DB_POOL_PROCESSES="x")
 
 
