@@ -7,12 +7,13 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
 from io import StringIO
 from select import select
 from threading import Event, Thread
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group, OverflowMethod, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -25,8 +26,20 @@ WIDTH = 80  # of what is no terminal
 BAR = 40  # cells
 REDRAW = 0.5  # seconds
 MOST_BLOCKED = 3  # of which each has two rows
-SPARKS = "▁▂▃▄▅▆▇█"
-PLAIN_SPARKS = "_.-=+*%#"  # where the others cannot be written
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signs:
+    """What is drawn with."""
+
+    full: str
+    empty: str
+    sparks: str  # from nothing to all
+    overflow: OverflowMethod  # of what is too long; rich's "ellipsis" is one character
+
+
+FINE = Signs(full="█", empty="░", sparks="▁▂▃▄▅▆▇█", overflow="ellipsis")
+PLAIN = Signs(full="#", empty=".", sparks="_.-=+*%#", overflow="crop")
 
 
 def once(database: Configured, encoding: str | None) -> tuple[str, bool]:
@@ -35,7 +48,7 @@ def once(database: Configured, encoding: str | None) -> tuple[str, bool]:
         watched = next(looks)
     console = Console(file=StringIO(), width=WIDTH, color_system=None, force_terminal=False)
     with console.capture() as captured:
-        console.print(picture(database, watched, ascii_only=_ascii_only(encoding)))
+        console.print(picture(database, watched, signs=_signs(encoding)))
     lines = (line.rstrip() for line in captured.get().splitlines())
     return "\n".join(lines), watched.failure is None
 
@@ -53,22 +66,22 @@ def live(database: Configured, interval: float, *, no_color: bool = False) -> No
 
     Thread(target=look, name="check_pool watch", daemon=True).start()
     hint = f"every {interval:g} s; q to quit"
-    ascii_only = _ascii_only(console.encoding)
+    signs = _signs(console.encoding)
     with (
         suppress(KeyboardInterrupt),  # Ctrl-C is the other way to quit
         _keys() as quits,
         Live(console=console, screen=True, auto_refresh=False) as screen,
     ):
         while True:
-            drawn = picture(database, newest[0], hint, console.height, ascii_only)
+            drawn = picture(database, newest[0], hint, console.height, signs)
             screen.update(drawn, refresh=True)
             if quits(REDRAW if newest[0] else REDRAW / 10):
                 break
     over.set()
 
 
-def _ascii_only(encoding: str | None) -> bool:
-    return not (encoding or "utf-8").lower().startswith("utf")
+def _signs(encoding: str | None) -> Signs:
+    return FINE if (encoding or "utf-8").lower().startswith("utf") else PLAIN
 
 
 @contextmanager
@@ -104,24 +117,24 @@ def picture(
     watched: Watched | None,
     hint: str = "",
     height: int | None = None,
-    ascii_only: bool = False,
+    signs: Signs = FINE,
 ) -> RenderableType:
     """Draw it in `height` lines at most; None: as many as it takes."""
     if watched is None:
         return Text(f"Connecting to {database.address} ...")
-    top = [_head(database, watched, hint), *_trouble(watched)]
+    top = [_head(database, watched, hint, signs), *_trouble(watched)]
     if watched.last is None:
         return Group(*top)
     last = watched.last
-    top += [*_usage(last, watched.shares, ascii_only), Text()]
-    blocked = _blocked(last.fleet.blocked)
+    top += [*_usage(last, watched.shares, signs), Text()]
+    blocked = _blocked(last.fleet.blocked, signs)
     room = None if height is None else max(height - len(top) - len(blocked) - 3, 1)
-    return Group(*top, _groups(last, room), *blocked)
+    return Group(*top, _groups(last, room, signs), *blocked)
 
 
-def _head(database: Configured, watched: Watched, hint: str) -> RenderableType:
+def _head(database: Configured, watched: Watched, hint: str, signs: Signs) -> RenderableType:
     head = Table.grid(expand=True)
-    head.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+    head.add_column(no_wrap=True, overflow=signs.overflow, ratio=1)
     head.add_column(no_wrap=True, justify="right")
     at = f"{watched.last.at:%H:%M:%S}" if watched.last else ""
     title = Text(f"{database.alias}: {database.address}", style="bold")
@@ -139,34 +152,32 @@ def _trouble(watched: Watched) -> list[RenderableType]:
     return [Text(line, style="bold red") for line in textwrap.wrap(words, WIDTH)]
 
 
-def _usage(last: Look, shares: tuple[float, ...], ascii_only: bool) -> list[RenderableType]:
+def _usage(last: Look, shares: tuple[float, ...], signs: Signs) -> list[RenderableType]:
     limit, used = last.limit, last.used
     share = used / max(limit.connections, 1)
     style = "red" if share >= 0.9 else "yellow" if share >= 0.7 else "green"
     full = min(round(share * BAR), BAR)
-    bar, rest = ("#", ".") if ascii_only else ("█", "░")
     line = Text.assemble(
         (f"{used} of {limit.connections} ", f"bold {style}"),
-        (bar * full, style),
-        (rest * (BAR - full), "dim"),
+        (signs.full * full, style),
+        (signs.empty * (BAR - full), "dim"),
         f" {share:.0%}",
         no_wrap=True,
     )
-    sparks = PLAIN_SPARKS if ascii_only else SPARKS
-    steps = len(sparks) - 1
-    drawn = "".join(sparks[min(round(s * steps), steps)] for s in shares)
+    steps = len(signs.sparks) - 1
+    drawn = "".join(signs.sparks[min(round(s * steps), steps)] for s in shares)
     return [
         line,
-        Text(f"{limit.why}", style="dim", no_wrap=True, overflow="ellipsis"),
+        Text(f"{limit.why}", style="dim", no_wrap=True, overflow=signs.overflow),
         Text.assemble((drawn, style), no_wrap=True),
     ]
 
 
-def _groups(last: Look, room: int | None) -> RenderableType:
+def _groups(last: Look, room: int | None, signs: Signs) -> RenderableType:
     groups = last.fleet.groups
     table = Table(box=None, expand=True, padding=(0, 1), pad_edge=False, header_style="bold")
-    table.add_column("application", no_wrap=True, overflow="ellipsis", ratio=3)
-    table.add_column("host", no_wrap=True, overflow="ellipsis", ratio=2)
+    table.add_column("application", no_wrap=True, overflow=signs.overflow, ratio=3)
+    table.add_column("host", no_wrap=True, overflow=signs.overflow, ratio=2)
     for name in ("procs", "active", "idle", "in transaction", "all"):
         table.add_column(name, no_wrap=True, justify="right")
     shown = groups if room is None or len(groups) <= room else groups[: max(room - 1, 0)]
@@ -192,7 +203,7 @@ def _count(number: int, oldest: float | None, style: str) -> Text:
     return Text.assemble((str(number), style if number else "dim"), (f" {age:>4}", "dim"))
 
 
-def _blocked(blocked: tuple[Blocked, ...]) -> list[RenderableType]:
+def _blocked(blocked: tuple[Blocked, ...], signs: Signs) -> list[RenderableType]:
     if not blocked:
         return []
     lines: list[RenderableType] = [Text(), Text(f"{len(blocked)} blocked", style="bold red")]
@@ -200,7 +211,7 @@ def _blocked(blocked: tuple[Blocked, ...]) -> list[RenderableType]:
         waits = "" if one.session.seconds is None else f" waits for {_time(one.session.seconds)}"
         behind = ", ".join(f"{_who(by)}{_doing(by)}" for by in one.blockers)
         lines += [
-            Text(text, no_wrap=True, overflow="ellipsis")
+            Text(text, no_wrap=True, overflow=signs.overflow)
             for text in (f"{_who(one.session)}{waits}", f"  behind {behind}")
         ]
     return lines
