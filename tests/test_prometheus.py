@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -237,8 +239,11 @@ def test_a_pool_opened_before_the_fork_counts_once(server: Server, tmp_path: Pat
 # What the docs make of it
 
 
+DOCS = Path(__file__).parent.parent / "docs"
+
+
 def read(file: str) -> str:
-    return (Path(__file__).parent.parent / "docs" / file).read_text()
+    return (DOCS / file).read_text()
 
 
 def names() -> set[str]:
@@ -277,3 +282,48 @@ def test_there_is_an_alert_for_each_of_the_five_questions() -> None:
     listed = re.findall(r"^\| .*\? \| `(\w+)`", read("metrics.md"), re.MULTILINE)
     assert len(alerts) == 5
     assert alerts == listed
+
+
+# Every half minute: how many attempts to connect have failed so far.
+ONE_FAILED = "0 0 1x10"
+FAIL_FOR_FIVE_MINUTES = "0+2x10"
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool: apt-get prometheus")
+@pytest.mark.parametrize(
+    ("failed", "minutes"),
+    [(ONE_FAILED, set()), (FAIL_FOR_FIVE_MINUTES, {4, 5})],
+    ids=["one failed", "five minutes"],
+)
+def test_the_alert_that_nobody_can_connect_is_about_more_than_one_failure(
+    tmp_path: Path, failed: str, minutes: set[int]
+) -> None:
+    series = 'django_db_pool_connect_errors_total{job="shop", alias="default"}'
+    firing = "ALERTS{alertname='CannotConnectToDatabase', alertstate='firing'}"
+    test = {
+        "rule_files": [str(DOCS / "alerts.yml")],
+        "tests": [
+            {
+                "interval": "30s",
+                "input_series": [{"series": series, "values": failed}],
+                "promql_expr_test": [
+                    {
+                        "expr": f"count({firing}) or vector(0)",
+                        "eval_time": f"{minute}m",
+                        "exp_samples": [{"labels": "{}", "value": int(minute in minutes)}],
+                    }
+                    for minute in range(1, 6)
+                ],
+            }
+        ],
+    }
+    file = tmp_path / "test.yml"
+    file.write_text(json.dumps(test))  # which is YAML
+    ran = subprocess.run(
+        ["promtool", "test", "rules", file],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
