@@ -266,16 +266,22 @@ def _seconds_or_off(seconds: float) -> str:
 
 
 def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """Rows as lines, each column as wide as its widest cell; columns in `right` are flush right."""
+    """Rows as lines, each column as wide as its widest cell; columns in `right` are flush right.
+
+    Where a row is too wide, its last cell goes on a line below.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        INDENT
-        + INDENT.join(
+    lines = []
+    for row in rows:
+        cells = [
             cell.rjust(width) if index in right else cell.ljust(width)
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+        ]
+        line = INDENT + INDENT.join(cells).rstrip()
+        if len(line) > WIDTH:
+            line = f"{INDENT}{INDENT.join(cells[:-1]).rstrip()}\n{INDENT * 2}{row[-1]}"
+        lines.append(line)
+    return lines
 
 
 def pairs(rows: Sequence[tuple[str, str]], width: int = 0) -> list[str]:

@@ -17,6 +17,7 @@ from django.core.management import CommandError, call_command
 from django.db import connections
 from django.test import override_settings
 
+from abs_orm_app.environment import database_from_env
 from abs_orm_app.profiles import SETTING
 from tests.projects import OURS, ROOT, SQLITE, STOCK, database, entry, manage
 from tests.servers import Server, wait_until
@@ -89,6 +90,18 @@ def test_the_five_sections_are_shown_for_a_database_from_the_environment(shared:
         assert " ms " in line(done.stdout, step)
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert done.stderr == ""
+
+
+def test_long_names_of_variables_make_no_line_wider_than_a_terminal(shared: Server) -> None:
+    values = {"DATABASE_URL": shared.url, "DB_DISABLE_SERVER_SIDE_CURSORS": "false"}
+    values |= {"DB_POOL_SIZE": "3", "DB_MAX_OVERFLOW": "4"}
+    for prefix in ("", "ANALYTICS_", "ANALYTICS_REPLICA_"):
+        environ = {prefix + name: value for name, value in values.items()}
+        with database(database_from_env(prefix, environ=environ)) as alias:
+            ran = Ran(database=[alias])
+        assert max(map(len, ran.out.splitlines())) <= 80
+        assert line(ran.out, f"{prefix}DB_POOL_SIZE").split()[1:3] == ["3", "environment"]
+        assert "DISABLE_SERVER_SIDE_CURSORS" in [row.strip() for row in ran.out.splitlines()]
 
 
 def test_a_setting_from_the_env_file_says_so(tmp_path: Any, shared: Server) -> None:
