@@ -267,9 +267,13 @@ def test_an_alias_without_a_pool_of_ours_has_its_place_too(staff: Client, server
         database(SQLITE, "lite"),
     ):
         html = content(staff)
-    assert "psycopg_pool" not in card(html, "lite")
+        connections["stock"].pool.open(wait=True)  # type: ignore[attr-defined]
+        with connections["stock"].cursor():
+            in_use = card(content(staff), "stock")
     assert "It is not PostgreSQL" in card(html, "lite")
-    assert 'data-state="unused"' in html
+    assert 'data-state="unused"' in card(html, "stock")
+    assert 'data-state="stock"' in in_use
+    assert "2 connections, 1 of them idle; 0 requests wait." in in_use
 
 
 def test_a_pool_that_cannot_be_is_explained(staff: Client, server: Server) -> None:

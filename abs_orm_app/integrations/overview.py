@@ -25,7 +25,7 @@ from abs_orm_app.server_checks import all_findings
 from abs_orm_app.slots import Holder
 from abs_orm_app.snapshot import Snapshot, snapshot
 
-State = Literal["ok", "busy", "exhausted", "unused", "none"]
+State = Literal["ok", "busy", "exhausted", "unused", "stock", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,9 @@ class Panel:
     @property
     def state(self) -> State:
         if self.now is None:
-            return "unused" if isinstance(self.active, Active) else "none"
+            if not isinstance(self.active, Active):
+                return "none"
+            return "stock" if self.active.opened else "unused"
         if self.now.waiting and self.now.in_use >= self.now.limit:
             return "exhausted"
         return "busy" if self.now.waiting or self.now.overflow else "ok"
