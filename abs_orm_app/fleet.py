@@ -13,17 +13,25 @@ STATES = ("active", "idle", "idle in transaction")
 
 # One round trip, and nothing that a role without privileges may not read. Of another role's session
 # such a role sees the name, but neither the address nor the state.
-# Only who waits for a lock is asked for its blockers, since that stops the lock manager for a bit.
+# Only who waits for a lock is asked for its blockers, since that stops the lock manager for a bit;
+# so does pg_locks, which is looked at once, when the first of them needs it.
 _QUERY = """
+WITH waits AS MATERIALIZED (
+    SELECT pid, min((to_jsonb(l) ->> 'waitstart')::timestamptz) AS since  -- PostgreSQL 14
+    FROM pg_locks l WHERE NOT granted GROUP BY pid
+)
 SELECT coalesce(json_agg(json_build_object(
     'pid', pid,
     'application_name', coalesce(application_name, ''),
     'address', host(client_addr),
     'state', state,
     'seconds', greatest(extract(epoch FROM clock_timestamp() - state_change), 0),
+    'waits', CASE wait_event_type WHEN 'Lock' THEN (
+        SELECT greatest(extract(epoch FROM clock_timestamp() - since), 0)
+        FROM waits WHERE waits.pid = activity.pid AND since IS NOT NULL) END,
     'blockers', CASE wait_event_type WHEN 'Lock' THEN pg_blocking_pids(pid) ELSE '{}' END
 )), '[]')::text
-FROM pg_stat_activity
+FROM pg_stat_activity activity
 WHERE datname = current_database() AND usesysid IS NOT NULL AND pid <> pg_backend_pid()
   AND coalesce(backend_type, 'client backend') = 'client backend'
 """
@@ -68,6 +76,7 @@ class Blocked:
     """A session that waits for a lock, and those that stand before it."""
 
     session: Session
+    seconds: float | None  # for which it has waited; None: PostgreSQL 13 does not tell
     blockers: tuple[Session, ...]
 
 
@@ -104,6 +113,7 @@ def fleet(rows: Iterable[Mapping[str, Any]]) -> Fleet:
     blocked = [
         Blocked(
             session=by_pid[row["pid"]],
+            seconds=row["waits"],
             blockers=tuple(
                 by_pid.get(pid) or _elsewhere(pid) for pid in dict.fromkeys(row["blockers"])
             ),
@@ -114,7 +124,7 @@ def fleet(rows: Iterable[Mapping[str, Any]]) -> Fleet:
     groups = [_group(*key, sessions) for key, sessions in members.items()]
     return Fleet(
         groups=tuple(sorted(groups, key=lambda g: (-g.sessions, g.application, g.host))),
-        blocked=tuple(sorted(blocked, key=lambda b: -(b.session.seconds or 0.0))),
+        blocked=tuple(sorted(blocked, key=_longest_first)),
     )
 
 
@@ -137,6 +147,11 @@ def _group(application: str, host: str, rows: Iterable[Mapping[str, Any]]) -> Gr
         oldest_idle=max(idle, default=None),
         oldest_in_transaction=max(in_transaction, default=None),
     )
+
+
+def _longest_first(blocked: Blocked) -> float:
+    waits = blocked.session.seconds if blocked.seconds is None else blocked.seconds
+    return -(waits or 0.0)
 
 
 def _session(row: Mapping[str, Any]) -> Session:

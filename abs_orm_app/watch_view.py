@@ -208,11 +208,11 @@ def _blocked(blocked: tuple[Blocked, ...], signs: Signs) -> list[RenderableType]
         return []
     lines: list[RenderableType] = [Text(), Text(f"{len(blocked)} blocked", style="bold red")]
     for one in blocked[:MOST_BLOCKED]:
-        waits = "" if one.session.seconds is None else f" waits for {_time(one.session.seconds)}"
+        waits = f" waits for {_time(one.seconds)}" if one.seconds is not None else ""
         behind = ", ".join(f"{_who(by)}{_doing(by)}" for by in one.blockers)
         lines += [
             Text(text, no_wrap=True, overflow=signs.overflow)
-            for text in (f"{_who(one.session)}{waits}", f"  behind {behind}")
+            for text in (f"{_who(one.session)}{waits or _doing(one.session)}", f"  behind {behind}")
         ]
     return lines
 

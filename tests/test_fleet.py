@@ -80,6 +80,20 @@ def test_who_is_blocked_is_told_with_the_one_that_blocks(shared: Server) -> None
     assert blocker.state == "idle in transaction"
 
 
+def test_a_wait_begins_where_the_session_was_blocked(shared: Server) -> None:
+    with connect(shared, "locker") as locker, connect(shared, "waiter") as waiter:
+        locker.execute("LOCK TABLE t")
+        slow = "DO $$ BEGIN PERFORM pg_sleep(1); LOCK TABLE t; END $$"
+        waiting = Call(waiter.execute, slow)
+        wait_until(lambda: bool(see(shared).blocked), "the session to wait")
+        [blocked] = see(shared).blocked
+        locker.rollback()
+        waiting.result(10)
+    assert blocked.session.seconds is not None
+    assert blocked.seconds is not None
+    assert 0 <= blocked.seconds < blocked.session.seconds - 0.9
+
+
 def test_what_a_role_may_not_see_is_counted_all_the_same(shared: Server) -> None:
     with connect(shared, "secret"):
         [seen] = see(shared, "app").groups

@@ -209,7 +209,8 @@ def drawn(groups: int, blocked: int = 0, used: int = 50, signs: Signs = FINE) ->
     )
     fleet = Fleet(
         groups=tuple(map(group, range(groups))),
-        blocked=(Blocked(session=session, blockers=(session, session)),) * blocked,
+        # As PostgreSQL 13 tells it.
+        blocked=(Blocked(session=session, seconds=None, blockers=(session, session)),) * blocked,
     )
     look = Look(at=datetime(2026, 1, 2, 3, 4, 5), server=made_up(used=used), fleet=fleet)
     watched = Watched(last=look, shares=(0.1, 0.5, 1.0, 1.5) * 15, failure=None, failing_since=None)
