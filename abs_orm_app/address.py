@@ -37,6 +37,7 @@ URL = re.compile(
 )
 EXAMPLE = "postgresql://USER:PASSWORD@HOST:PORT/NAME"
 ENCODE = "percent-encode what its user name or password holds of : / ? # @ (as %3A %2F %3F %23 %40)"
+IN_BRACKETS = "an IPv6 address stands in brackets"
 
 TLS_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 DJANGO_OPTIONS = ("assume_role",)  # options of Django's engine that a URL may give as well
@@ -75,7 +76,10 @@ def parse_url(url: str) -> Address:
     Raises ValueError: the end of a sentence that begins with "DATABASE_URL". Nothing of a password
     is in it, not even where a character that should have been encoded tears the password apart.
     """
-    match = URL.fullmatch(url.strip())
+    url = url.strip()
+    if url[:1] in ("'", '"'):
+        raise ValueError("begins with a quotation mark, which is no part of a URL: remove it")
+    match = URL.fullmatch(url)
     if not match:
         raise ValueError(f"is not a URL like {EXAMPLE}")
     scheme, authority, path, query, fragment = match.groups(default="")
@@ -164,9 +168,12 @@ def _hosts(text: str) -> tuple[str, str]:
     """Split `h1:1,[::2]:2,h3` into `h1,::2,h3` and `1,2,5432`."""
     hosts, ports = [], []
     for part in text.split(","):
-        match = re.fullmatch(r"(?:\[([^\[\]]*)\]|([^:\[\]]*))(?::([0-9]*))?", part)
-        if not match or (match[3] and not 1 <= int(match[3][:6]) <= 65535):
-            raise ValueError(f"has a host or port that cannot be read: {ENCODE}")
+        match = re.fullmatch(r"(?:\[([^\[\]]*)\]|([^:\[\]]*))(?::(.*))?", part, re.DOTALL)
+        if not match:
+            raise ValueError(f"has a host that cannot be read: {IN_BRACKETS}")
+        # It is not shown, because where somebody forgot the host, it is the password.
+        if match[3] and not (re.fullmatch("[0-9]+", match[3]) and 1 <= int(match[3][:6]) <= 65535):
+            raise ValueError(f"has a port that is not a number from 1 to 65535; {IN_BRACKETS}")
         hosts.append(unquote(match[1] or match[2] or ""))
         ports.append(match[3] or "")
     if any(ports) and not all(ports):

@@ -97,6 +97,12 @@ def test_a_password_that_is_not_encoded_is_read_whole_or_refused_without_a_word_
     assert "Z" not in repr(Address(password=password))
 
 
+def test_a_password_in_the_place_of_the_port_is_not_shown() -> None:
+    with pytest.raises(ValueError, match="has a port that is not a number") as error:
+        parse_url("postgres://user:s3cret/name")
+    assert "s3cret" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("scheme", "engine"),
     [
@@ -183,14 +189,16 @@ def test_an_embedded_server_is_named_by_its_directory() -> None:
     ("url", "message"),
     [
         ("host=h dbname=n", "is not a URL like postgresql://USER:PASSWORD@HOST:PORT/NAME"),
-        ('"postgres://h/n"', "is not a URL like postgresql://USER:PASSWORD@HOST:PORT/NAME"),
+        ('"postgres://h/n"', "begins with a quotation mark, which is no part of a URL: remove it"),
+        ("'postgres://h/n'", "begins with a quotation mark"),
+        ("postgresql://USER:PASSWORD@HOST:PORT/NAME", "has a port that is not a number from 1 to"),
         ("mysql://h/n", "begins with mysql://; what this app can pool begins with: postgres,"),
-        ("postgres://h:x/n", "has a host or port that cannot be read: percent-encode"),
-        ("postgres://h:0/n", "has a host or port that cannot be read"),
-        ("postgres://h:65536/n", "has a host or port that cannot be read"),
-        ("postgres://h:" + "9" * 5000 + "/n", "has a host or port that cannot be read"),
-        ("postgres://::1/n", "has a host or port that cannot be read"),
-        ("postgres://[::1/n", "has a host or port that cannot be read"),
+        *(
+            (f"postgres://h:{port}/n", "has a port that is not a number from 1 to 65535; an IPv6")
+            for port in ("x", "54a", "0", "-1", " 5", "65536", "9" * 5000)
+        ),
+        ("postgres://::1/n", "not a number from 1 to 65535; an IPv6 address stands in brackets"),
+        ("postgres://[::1/n", "has a host that cannot be read: an IPv6 address stands in brackets"),
         ("postgres://h/n?port=x", "gives port='x', which is not a whole number from 1 to"),
         ("postgres://h/n?connect_timeout=1s", "gives connect_timeout='1s', which is not a whole"),
         ("postgres://u:p#w@h/n", "cannot be taken apart: percent-encode what its user name or"),
