@@ -115,6 +115,7 @@ def test_it_is_not_cached(staff: Client) -> None:
 # What it says
 
 
+@override_settings(USE_THOUSAND_SEPARATOR=True)
 def test_it_shows_what_a_pool_is_doing_and_who_holds_what(staff: Client, server: Server) -> None:
     with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
         assert 'data-state="unused"' in content(staff)
@@ -225,6 +226,7 @@ def test_it_does_not_take_its_own_limits_for_those_of_the_sessions(
         assert "I021" in findings(content(staff))  # statement_timeout is off
 
 
+@override_settings(USE_THOUSAND_SEPARATOR=True)  # which is for amounts, not for process ids
 def test_it_shows_everybody_else_on_the_server(staff: Client, server: Server) -> None:
     other = "reports@db-1:77"
     with (
@@ -232,6 +234,7 @@ def test_it_shows_everybody_else_on_the_server(staff: Client, server: Server) ->
         psycopg.connect(server.conninfo, application_name=other) as reports,
         psycopg.connect(server.conninfo, application_name="shop@web-2:12") as shop,
     ):
+        blocker, waiter = reports.info.backend_pid, shop.info.backend_pid
         reports.execute("create table lot ()")
         reports.commit()
         reports.execute("lock table lot")
@@ -247,7 +250,8 @@ def test_it_shows_everybody_else_on_the_server(staff: Client, server: Server) ->
         wait_until(is_seen, "the lock to be seen", IN_TIME)
         reports.rollback()
         blocked.result(IN_TIME)
-    assert "reports db-1, idle in transaction for" in shown
+    assert f"{blocker} reports db-1, idle in transaction for" in shown
+    assert f"{waiter} shop web-2" in shown
     assert "lock table" not in shown
 
 
