@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 TRUE = environ.Env.BOOLEAN_TRUE_STRINGS
 FALSE = ("false", "off", "n", "no", "0")
+EMPTY = "is empty: give it a value, or unset it"
 
 _from_env_file: dict[str, str] = {}  # what the .env files of this process say
 
@@ -128,7 +129,10 @@ class Reader:
     def _read_secret(self, name: str) -> str:
         if name in self.environ:
             raise ValueError(f"{name} and {name}_FILE are both set: unset one of them.")
-        return read_secret_file(self.environ[f"{name}_FILE"], f"{name}_FILE")
+        path = self.environ[f"{name}_FILE"]
+        if not path.strip():
+            raise ValueError(f"{name}_FILE {EMPTY}.")
+        return read_secret_file(path, f"{name}_FILE")
 
 
 def _parsed(variable: Variable[T], name: str, text: str) -> T:
@@ -136,7 +140,7 @@ def _parsed(variable: Variable[T], name: str, text: str) -> T:
     hidden = variable.secret or "@" in text or "://" in text
     shown = name if hidden else f"{name}={text[:80]!r}"
     if not text.strip():
-        raise ValueError(f"{name} is empty: give it a value, or unset it.")
+        raise ValueError(f"{name} {EMPTY}.")
     if "\0" in text or not _is_utf8(text):
         raise ValueError(f"{name} holds what is not UTF-8 text.")
     if reason := variable.refused.get(text.strip()):
@@ -172,19 +176,25 @@ def read_secret_file(path: str, variable: str) -> str:
     return secret
 
 
-def read_env_file(path: str | os.PathLike[str]) -> None:
+def read_env_file(path: str | os.PathLike[str], *, variable: str = "") -> None:
     """Set the variables of a .env file that are not set yet; no such file: nothing happens.
+
+    variable: one that may name another file in place of `path`; that one has to be there.
 
     A line is `NAME=value`, a comment or empty; there are no comments after a value, because a
     password may hold a `#`. Raises SettingsError for any other line, by its number.
     """
+    named = os.environ.get(variable)
+    if named is not None and not named.strip():
+        refuse([f"{variable} {EMPTY}."])
+    path, shown = (path, path) if named is None else (named, f"{variable}={named!r}")
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        return
     except (OSError, UnicodeDecodeError) as error:
+        if named is None and isinstance(error, FileNotFoundError):
+            return
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        refuse([f"{path} cannot be read: {reason}."])
+        refuse([f"{shown} cannot be read: {reason}."])
     content = {
         number: line.strip()
         for number, line in enumerate(lines, start=1)

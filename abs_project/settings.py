@@ -8,7 +8,7 @@ import environ  # type: ignore[import-untyped]
 from abs_orm_app.environment import database_from_env, read_env_file
 
 BASE_DIR = Path(__file__).resolve().parent.parent
-read_env_file(os.environ.get("ENV_FILE", BASE_DIR / ".env"))
+read_env_file(BASE_DIR / ".env", variable="ENV_FILE")
 env = environ.Env()
 
 DATABASES = {"default": database_from_env(default="embedded:///.pgdata", base_dir=BASE_DIR)}

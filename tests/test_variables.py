@@ -91,6 +91,21 @@ def test_a_env_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         read_env_file(tmp_path / ".env")
 
 
+def test_a_variable_may_name_another_env_file_which_must_be_there(tmp_path: Path) -> None:
+    path = env_file(tmp_path, "DB_POOL_SIZE=5")
+    read_env_file(tmp_path / "missing", variable="ENV_FILE")
+    os.environ["ENV_FILE"] = str(path)
+    read_env_file(tmp_path / "missing", variable="ENV_FILE")
+    assert os.environ["DB_POOL_SIZE"] == "5"
+    for named, reason in [
+        (str(tmp_path / "typo"), f"='{tmp_path}/typo' cannot be read: No such file or directory."),
+        ("", " is empty: give it a value, or unset it."),
+    ]:
+        os.environ["ENV_FILE"] = named
+        with pytest.raises(SettingsError, match=re.escape(f"ENV_FILE{reason}")):
+            read_env_file(path, variable="ENV_FILE")
+
+
 def test_secrets_may_come_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "url").write_text("postgresql://app@db.example/app\r\n")
     (tmp_path / "password").write_text(" s3cret \n")
@@ -119,6 +134,12 @@ def test_a_secret_file_that_gives_no_secret_is_refused_with_its_path(tmp_path: P
         assert str(error.value) == f"R_DB_PASSWORD_FILE={path!r} {reason}."
     with pytest.raises(ValueError, match="cannot be read: Is a directory"):
         read_secret_file(str(tmp_path), "DB_PASSWORD_FILE")
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL_FILE", "DB_PASSWORD_FILE"])
+def test_a_variable_for_a_file_that_is_empty_reads_like_every_other(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"{name} is empty: give it a value, or unset it"):
+        database_from_env(environ={"DB_NAME": "x", name: " "})
 
 
 def test_a_secret_and_its_file_are_one_too_many(tmp_path: Path) -> None:
@@ -176,6 +197,14 @@ def test_another_error_keeps_its_traceback() -> None:
     done = run("-c", code, DB_POOL_SIZE="abc")
     assert done.stderr.startswith("Traceback")
     assert done.stderr.endswith("ZeroDivisionError: division by zero\n")
+
+
+def test_a_env_file_that_was_named_and_is_missing_stops_the_command_line() -> None:
+    done = run("manage.py", "check", ENV_FILE="typo.env")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "SettingsError: ENV_FILE='typo.env' cannot be read: No such file or directory.\n"
+    )
 
 
 def test_a_psycopg_that_cannot_work_is_told_with_what_to_install() -> None:
