@@ -346,6 +346,15 @@ def test_who_was_let_in_sees_this_process_while_the_database_does_not_answer(
     assert "The database does not answer" not in content(staff)
 
 
+def test_a_password_that_nobody_gives_is_said_to_who_was_let_in(staff: Client) -> None:
+    content(staff)
+    with pytest.MonkeyPatch.context() as patch:
+        extra = {"password_provider": "no.such.provider"}
+        patch.setitem(connections.settings["default"], "ABS_ORM_APP", extra)
+        html = content(staff, status=503)
+    assert "DB_PASSWORD_PROVIDER=no.such.provider cannot be imported" in html
+
+
 def test_others_see_nothing_while_the_database_does_not_answer(
     staff: Client, server: Server
 ) -> None:

@@ -8,13 +8,12 @@ from typing import Any
 from django.conf import settings
 from django.contrib import admin
 from django.contrib.auth.models import AnonymousUser
-from django.db import Error
 from django.http import HttpRequest, HttpResponse
 from django.utils.crypto import constant_time_compare, salted_hmac
 
 from abs_orm_app.configured import configured_databases
 from abs_orm_app.failure import Failure, explain
-from abs_orm_app.integrations.beside import beside_the_pools
+from abs_orm_app.integrations.beside import TROUBLE, beside_the_pools
 
 COOKIE = "abs_orm_app_staff"
 GOOD_FOR = 300  # seconds
@@ -37,7 +36,7 @@ def access(request: HttpRequest) -> Access:
     """
     try:
         return beside_the_pools(lambda: _ask(request))
-    except (Error, TimeoutError) as error:
+    except TROUBLE as error:
         secrets = [secret for alias in configured_databases() for secret in alias.secrets]
         _stop_asking(request)
         return Access(

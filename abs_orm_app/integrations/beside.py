@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connections
+from django.db import Error, connections
 
 from abs_orm_app.deadline import within
 
@@ -21,6 +21,9 @@ T = TypeVar("T")
 CONNECT_TIMEOUT = 2  # seconds; a whole number for libpq
 STATEMENT_TIMEOUT = 2.0  # seconds
 SECONDS = 4.0  # for all that one asks
+
+# What a server, a network or wrong settings raise.
+TROUBLE = (Error, ImproperlyConfigured, OSError, TypeError, ValueError)
 
 
 def beside_the_pools(work: Callable[[], T]) -> T:

@@ -7,8 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from django.core.exceptions import ImproperlyConfigured
-from django.db import Error, connections
+from django.db import connections
 
 from abs_orm_app.backends.pooled import current_pools
 from abs_orm_app.budget import Limit, allowance, in_use
@@ -17,7 +16,7 @@ from abs_orm_app.failure import Failure, explain
 from abs_orm_app.findings import Finding
 from abs_orm_app.fleet import Fleet, read_fleet
 from abs_orm_app.history import Second, history
-from abs_orm_app.integrations.beside import beside_the_pools
+from abs_orm_app.integrations.beside import TROUBLE, beside_the_pools
 from abs_orm_app.pooler import is_pooled
 from abs_orm_app.report import Active, Report, active, parameters_of, pooler_of
 from abs_orm_app.server import ServerFacts, read_server
@@ -114,7 +113,7 @@ Answer = tuple[ServerFacts, Fleet]
 def _ask(configured: Configured) -> Answer | Failure:
     try:
         return beside_the_pools(lambda: _answer(configured.alias))
-    except (Error, ImproperlyConfigured, OSError, TypeError, ValueError) as error:
+    except TROUBLE as error:
         return explain(error, configured.secrets)
 
 
