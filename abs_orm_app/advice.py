@@ -69,14 +69,15 @@ def advise(
     """Find the pools for a load that the processes share evenly.
 
     The pool size is what meets the target at this load; the overflow is what it takes beyond that
-    to meet it at PEAK times the load. `now`: as configured; its size is 0 where there is no pool.
+    to meet it at PEAK times the load. `now`: as configured; both are 0 where there is no pool.
 
     Raises ValueError, one sentence, for a load that no server could bear.
     """
     refuse_unbearable(total)
     load = total.times(1 / processes)
     advised, shared = _pools(now.alias, load, target), _pools(now.alias, total, target)
-    configured = wait(load, now.size + now.overflow) if now.size else None
+    most = now.size + now.overflow
+    configured = wait(load, most) if most else None
     budget = _tightest(advised, server, processes) if server else None
     fitting = None
     if budget and budget.at_peak > budget.room:

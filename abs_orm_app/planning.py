@@ -15,7 +15,7 @@ from abs_orm_app.configured import Configured
 from abs_orm_app.environment import DB_POOL_PROCESSES, SettingsError, pool_processes
 from abs_orm_app.report import Report
 from abs_orm_app.server import ServerFacts
-from abs_orm_app.server_checks import demands
+from abs_orm_app.server_checks import demands, has_one_for_each
 from abs_orm_app.sizing import Load
 
 TARGET_MS = 5.0
@@ -119,14 +119,14 @@ def answer(question: Question, reports: Sequence[Report]) -> Answer:
         processes = question.processes or pool_processes()
     except SettingsError:  # the findings have it
         return Answer()
-    wanted = demands(answers)
     advice = None
     if question.total:
         database = one_alias([report.configured for report in reports], "--advise")
-        server = next((server for _, server in wanted), None)
+        # Also where there is no pool yet: of that, the advice is.
+        server = next((server for _, server in answers if has_one_for_each(server)), None)
         advice = advise(question.total, question.target, processes, _now(database), server)
     return Answer(
-        budgets=tuple(budgets(wanted, processes)) if question.fleet else None,
+        budgets=tuple(budgets(demands(answers), processes)) if question.fleet else None,
         advice=advice,
     )
 

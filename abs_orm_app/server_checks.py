@@ -86,13 +86,13 @@ def demands(answers: Answers) -> list[tuple[Demand, ServerFacts]]:
     return [  # an alias without a pool has no size
         (Demand(alias=database.alias, size=size, overflow=overflow), server)
         for database, server in answers
-        if _has_one_for_each(server)
+        if has_one_for_each(server)
         and isinstance(size := database.value("size"), int)
         and isinstance(overflow := database.value("overflow"), int)
     ]
 
 
-def _has_one_for_each(server: ServerFacts) -> bool:
+def has_one_for_each(server: ServerFacts) -> bool:
     """True if the server has one connection for each of ours; a pooler may make do with fewer."""
     return server.pooler is None or server.pooler.pool_mode == "session"
 

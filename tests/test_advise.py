@@ -142,6 +142,14 @@ def test_advice_names_the_pools_and_whether_they_fit(shared: Server) -> None:
     assert code == 0
 
 
+@pytest.mark.parametrize("age", [0, None])
+def test_advice_without_a_pool_says_whether_one_would_fit(shared: Server, age: int | None) -> None:
+    with database(app(shared, OPTIONS={"pool": None}, CONN_MAX_AGE=age)) as alias:
+        out, code = run(alias, *ASKED, "--processes", "4")
+    assert "It fits: 4 processes x (6 + 3) for 'other' = 36 connections" in one_line(out)
+    assert code == 0
+
+
 def test_the_sample_project_is_advised(shared: Server) -> None:
     done = manage("check_pool", *ASKED, DATABASE_URL=shared.url)
     assert done.returncode == 0, done.stderr
@@ -239,6 +247,11 @@ def test_a_mode_without_pool_is_advised_all_the_same() -> None:
     found = advised(400, now=(0, 0))
     assert found.now is None
     assert "configured" not in words(found)
+
+
+def test_a_pool_that_keeps_no_connection_is_a_pool() -> None:
+    found = advised(400, now=(0, 10))
+    assert found.now == wait(found.load, 10)
 
 
 def test_where_it_does_not_fit_the_largest_that_does_is_judged_and_pgbouncer_named() -> None:
