@@ -75,7 +75,7 @@ def target(database: Configured, entry: Mapping[str, Any], environ: Mapping[str,
     if database.vendor != "postgresql":
         what = database.vendor or database.engine
         raise ValueError(f"{where} is {what}: PgBouncer is for PostgreSQL alone.")
-    if entry.get("ABS_ORM_APP", {}).get("password_provider"):
+    if (entry.get("ABS_ORM_APP") or {}).get("password_provider"):
         raise ValueError(
             f"{where} has its password from a function, which PgBouncer cannot call:"
             " give PgBouncer a role of its own, with a password that lasts."
@@ -84,7 +84,7 @@ def target(database: Configured, entry: Mapping[str, Any], environ: Mapping[str,
     known = {name: environ[env] for name, env in libpq_parameters().items() if env in environ}
     known |= {name: str(given[name]) for name in libpq_parameters() if given.get(name) is not None}
     _check_parameters(where, {**known, **entry})
-    user = str(entry["USER"] or known.get("user") or getpass.getuser())
+    user = str(entry["USER"] or known.get("user") or _own_name(where))
     return Target(
         alias=database.alias,
         prefix=database.prefix,
@@ -103,6 +103,16 @@ def target(database: Configured, entry: Mapping[str, Any], environ: Mapping[str,
         prepares=database.prepares,
         settings=pool_settings(database),
     )
+
+
+def _own_name(where: str) -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # the latter since Python 3.13
+        raise ValueError(
+            f"{where} names no USER, and this account of the operating system has no name, which"
+            " would stand for it, as in a container: name one."
+        ) from None
 
 
 def _check_parameters(where: str, known: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -303,6 +304,27 @@ def test_session_pooling_would_forget_the_options() -> None:
     assert refusal("--pool-mode", "session", shop=given).endswith(
         "let the server set them with ALTER ROLE \"app\" SET search_path TO 'a b,c'."
     )
+
+
+NAMELESS = 4_000_000  # an account of the operating system that has no name, as in a container
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's PgBouncer becomes somebody else")
+def test_a_socket_of_an_account_without_a_name_leaves_the_account_open(tmp_path: Path) -> None:
+    os.chown(tmp_path, NAMELESS, -1)
+    directory = str(tmp_path).replace("/", "%2F")
+    text = written(shop=entry(f"postgresql://app@{directory}/shop"))
+    assert "\n;user = pgbouncer" in text
+
+
+def test_an_account_without_a_name_has_to_name_the_role(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PGUSER", "LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: NAMELESS)
+    sentence = (
+        "DATABASES['shop'] names no USER, and this account of the operating system has no name"
+    )
+    assert refusal(shop={"ENGINE": OURS, "NAME": "shop", "HOST": "db"}).startswith(sentence)
 
 
 def test_bad_arguments_exit_with_2() -> None:

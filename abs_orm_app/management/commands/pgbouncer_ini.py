@@ -105,9 +105,15 @@ def _plan(targets: Sequence[Target], options: dict[str, Any]) -> Plan:
     )
 
 
-def _account(targets: Sequence[Target]) -> str:
-    """Who root's PgBouncer should be: one who can reach the server's socket, and not root."""
+def _account(targets: Sequence[Target]) -> str | None:
+    """Who root's PgBouncer should be: one who can reach the server's socket, and not root.
+
+    None: it is known, but has no name here, as in a container.
+    """
     for each in targets:
         if os.path.isdir(each.host) and (owner := os.stat(each.host).st_uid):
-            return pwd.getpwuid(owner).pw_name
+            try:
+                return pwd.getpwuid(owner).pw_name
+            except KeyError:
+                return None
     return "nobody"
