@@ -109,6 +109,10 @@ def _ask_console(connection: Any, connect: Connect) -> tuple[str, Console | None
     except connection.Error as error:
         # That is what it says to a role that is in neither admin_users nor stats_users.
         return ("PgBouncer" if "not allowed" in str(error) else "A pooler"), None, None
+    except (LookupError, StopIteration, TypeError, ValueError):
+        # Other software has a console like PgBouncer's, with other columns; and of two PgBouncers
+        # on one port, this may be the other, which does not know the database yet.
+        return "A pooler", None, None
 
 
 def _read_console(console: Any, name: str) -> tuple[Console, PoolMode | None]:

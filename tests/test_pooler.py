@@ -27,6 +27,8 @@ from tests.projects import OURS, STOCK, database, entry
 from tests.proxy import Proxy
 from tests.servers import Server
 
+pytestmark = pytest.mark.usefixtures("unblocked")
+
 MODES = ("session", "transaction", "statement")
 
 
@@ -125,6 +127,22 @@ def test_a_pool_without_a_free_connection_holds_nobody_up(shared: Server) -> Non
         assert time.monotonic() - began < PATIENCE + 2
     assert facts
     assert (facts.software, facts.pool_mode) == ("PgBouncer", None)
+
+
+@needs_pgbouncer
+def test_a_console_that_says_something_else_is_no_console(shared: Server) -> None:
+    """As of software that has one like PgBouncer's, or of another process on the same port."""
+    with PgBouncer(shared) as pooler, PgBouncer(shared, listen_port=6433) as other:
+
+        def connect(**more: Any) -> psycopg.Connection:
+            conninfo = other.conninfo if "dbname" in more else pooler.conninfo
+            return psycopg.connect(conninfo, **more)
+
+        with psycopg.connect(pooler.conninfo, autocommit=True) as connection:
+            facts = read_pooler(connection, connect)
+    assert facts
+    assert (facts.software, facts.pool_mode) == ("A pooler", "transaction")
+    assert facts.console is None
 
 
 @needs_pgbouncer
