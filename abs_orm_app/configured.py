@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -112,9 +113,10 @@ def configured(alias: str) -> Configured:
         engine, entry = type(wrapper), wrapper.settings_dict
     except (ImproperlyConfigured, ImportError) as problem:
         error = str(problem).strip().partition("\n")[0]
+    entry = {**entry, "OPTIONS": entry["OPTIONS"] or {}}
     options = entry["OPTIONS"]
     pool = options.get("pool") or None
-    extra = entry.get("ABS_ORM_APP", {})
+    extra = entry.get("ABS_ORM_APP") or {}
     mode = _mode(entry, extra)
     return Configured(
         alias=alias,
@@ -165,7 +167,7 @@ def pool_settings(database: Configured) -> PoolSettings:
 def secrets_of(entry: Mapping[str, Any]) -> tuple[str, ...]:
     """What of an entry of DATABASES must not be shown."""
     options = entry["OPTIONS"]
-    hidden = [value for name, value in options.items() if "password" in name or "secret" in name]
+    hidden = [v for name, v in options.items() if re.search("password|secret", str(name))]
     # A development database may have one word for all; that the name is shown gives nothing away.
     shown = (entry["USER"], entry["NAME"], entry["HOST"])
     return tuple(str(s) for s in (entry["PASSWORD"], *hidden) if s and s not in shown)
@@ -274,11 +276,11 @@ def _other_pool_options(pool: Any) -> list[Setting]:
         Setting(
             name=f"pool.{name}",
             field=f"pool.{name}",
-            value=_shown(pool[name]),
+            value=_shown(given[name]),
             source="settings",
             option=f"pool.{name}",
         )
-        for name in sorted(map(str, others))
+        for name in sorted(others, key=str)
     ]
 
 

@@ -80,7 +80,7 @@ def target(database: Configured, entry: Mapping[str, Any], environ: Mapping[str,
             f"{where} has its password from a function, which PgBouncer cannot call:"
             " give PgBouncer a role of its own, with a password that lasts."
         )
-    given = entry["OPTIONS"]
+    given = entry["OPTIONS"] or {}
     known = {name: environ[env] for name, env in libpq_parameters().items() if env in environ}
     known |= {name: str(given[name]) for name in libpq_parameters() if given.get(name) is not None}
     _check_parameters(where, {**known, **entry})
