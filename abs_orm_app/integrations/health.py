@@ -32,6 +32,7 @@ from abs_orm_app.pool import HardenedPool
 State = Literal["ok", "degraded", "failed"]
 
 SECONDS = 2.0  # that a check takes at most
+PING = 0.5  # seconds that a server has at least to answer, also if nobody waits for it any more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +138,8 @@ def _ask_through(pool: HardenedPool, deadline: float) -> None:
     while (left := deadline - monotonic()) > 0:
         conn = pool.getconn(timeout=left)
         try:
-            if answers(conn, deadline - monotonic()):
+            # A connection that came late is not closed for having had no time to answer.
+            if answers(conn, max(deadline - monotonic(), PING)):
                 return
             conn.close()  # whoever asks next on it would get this answer
         finally:
