@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.http import HttpResponse
 from django.test import AsyncRequestFactory, Client, RequestFactory, override_settings
@@ -32,7 +33,7 @@ SECONDS = 0.5
 LATE = 5.0  # what a busy machine may add
 
 urlpatterns = [
-    path("healthz/", health.view, {"aliases": ["other"], "seconds": 10.0}),
+    path("healthz/", health.view, {"aliases": "other", "seconds": 10.0}),
 ]
 
 
@@ -199,6 +200,17 @@ def test_however_often_one_asks_only_one_thread_waits_for_a_server_that_hangs(
         finally:
             server.resume()
         assert state(alias, seconds=10.0) == "ok"
+
+
+@pytest.mark.parametrize("aliases", ["replca", ["default", "replca"]])
+def test_an_alias_that_is_not_there_is_named_beside_those_that_are(
+    alias: str, aliases: str | list[str]
+) -> None:
+    with pytest.raises(ImproperlyConfigured) as raised:
+        health.check(aliases)
+    assert str(raised.value) == (
+        "DATABASES has no alias 'replca' to be checked: it has 'default', 'other'."
+    )
 
 
 # The answer

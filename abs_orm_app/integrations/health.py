@@ -18,6 +18,7 @@ from time import monotonic
 from typing import Any, Literal
 
 from django.contrib.auth.decorators import login_not_required
+from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.http import HttpRequest, JsonResponse
 from django.views.decorators.cache import never_cache
@@ -45,10 +46,23 @@ class Health:
 
 
 def check(aliases: Iterable[str], seconds: float = SECONDS) -> dict[str, Health]:
-    """Check these aliases at the same time, in so many seconds altogether."""
+    """Check these aliases, or this one, at the same time, in so many seconds altogether.
+
+    Raises `ImproperlyConfigured` for an alias that is not there.
+    """
     deadline = monotonic() + seconds
-    probes = {alias: _start(alias, seconds) for alias in aliases}
+    asked = [_known(alias) for alias in ([aliases] if isinstance(aliases, str) else aliases)]
+    probes = {alias: _start(alias, seconds) for alias in asked}
     return {alias: _health(probe, deadline) for alias, probe in probes.items()}
+
+
+def _known(alias: str) -> str:
+    if alias not in connections:
+        there = ", ".join(map(repr, connections))
+        raise ImproperlyConfigured(
+            f"DATABASES has no alias {alias!r} to be checked: it has {there}."
+        )
+    return alias
 
 
 @never_cache
