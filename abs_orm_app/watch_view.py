@@ -6,6 +6,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -54,15 +55,22 @@ def once(database: Configured, encoding: str | None) -> tuple[str, bool]:
 
 
 def live(database: Configured, interval: float, *, no_color: bool = False) -> None:
-    """Show the picture on the terminal until somebody quits, whether the server answers or not."""
+    """Show the picture on the terminal until somebody quits, whether the server answers or not.
+
+    Raises what ended the looks, if it is nothing that the database or its network did.
+    """
     console = Console(no_color=no_color, force_terminal=True)
     over = Event()
     newest: list[Watched | None] = [None]
+    failed: Future[None] = Future()
 
     def look() -> None:
-        with closing(watch(database, interval, over)) as looks:
-            for newest[0] in looks:
-                pass
+        try:
+            with closing(watch(database, interval, over)) as looks:
+                for newest[0] in looks:
+                    pass
+        except BaseException as error:  # it is raised where the picture is drawn
+            failed.set_exception(error)
 
     Thread(target=look, name="check_pool watch", daemon=True).start()
     hint = f"every {interval:g} s; q to quit"
@@ -73,6 +81,8 @@ def live(database: Configured, interval: float, *, no_color: bool = False) -> No
         Live(console=console, screen=True, auto_refresh=False) as screen,
     ):
         while True:
+            if failed.done():
+                failed.result()
             drawn = picture(database, newest[0], hint, console.height, signs)
             screen.update(drawn, refresh=True)
             if quits(REDRAW if newest[0] else REDRAW / 10):

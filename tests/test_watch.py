@@ -26,9 +26,9 @@ from django.core.management import CommandError, call_command
 from rich.console import Console
 
 from abs_orm_app.configured import configured
-from abs_orm_app.fleet import Blocked, Fleet, Group, Session
+from abs_orm_app.fleet import Blocked, Fleet, Group, Session, read_fleet
 from abs_orm_app.watch import Look, Watched, watch
-from abs_orm_app.watch_view import FINE, PLAIN, Signs, picture
+from abs_orm_app.watch_view import FINE, PLAIN, Signs, live, picture
 from tests.pools import Call
 from tests.projects import ROOT, SQLITE, database, entry, manage
 from tests.servers import Server, wait_until
@@ -180,6 +180,26 @@ def test_a_database_that_was_never_there_is_tried_until_it_is() -> None:
             server.start()
             terminal.wait_for("0 of 20")
             assert terminal.press(b"Q") == 0
+
+
+def test_the_view_ends_with_whatever_ends_its_looks(
+    shared: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks = 0
+
+    def exhausted(connection: Any) -> Fleet:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            raise RuntimeError("can't start new thread")
+        return read_fleet(connection)
+
+    monkeypatch.setattr("abs_orm_app.watch.read_fleet", exhausted)
+    with database(entry(shared.conninfo)) as alias:
+        viewed = Call(live, configured(alias), 0.01)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            viewed.result(DEADLINE)
+    assert capsys.readouterr().out.endswith("\x1b[?25h\x1b[?1049l"), "the screen is back"
 
 
 # The picture
