@@ -200,11 +200,10 @@ def read_env_file(path: str | os.PathLike[str], *, variable: str = "") -> None:
         for number, line in enumerate(lines, start=1)
         if line.strip() and not line.strip().startswith("#")
     }
-    # django-environ skips such a line, after logging it with what may be a secret.
     if problems := [
-        f"{path}, line {number}, is not NAME=value (mind spaces before the =)."
+        f"{path}, line {number}, {reason}."
         for number, line in content.items()
-        if not re.match(r"(export )?[A-Za-z_0-9]+=", line)
+        if (reason := _wrong_with(line))
     ]:
         refuse(problems)
 
@@ -215,6 +214,14 @@ def read_env_file(path: str | os.PathLike[str], *, variable: str = "") -> None:
     _from_env_file.update(File.ENVIRON)
     for name, value in File.ENVIRON.items():
         os.environ.setdefault(name, value)
+
+
+def _wrong_with(line: str) -> str | None:
+    """What keeps a line of a .env file from setting a variable."""
+    # django-environ skips such a line, after logging it with what may be a secret.
+    if not re.match(r"(export )?[A-Za-z_0-9]+=", line):
+        return "is not NAME=value (mind spaces before the =)"
+    return "holds a NUL byte" if "\0" in line else None
 
 
 def whole_number(least: int, most: int) -> Callable[[str], int]:
@@ -258,6 +265,6 @@ def true_or_false(text: str) -> bool:
 
 
 def did_you_mean(given: str, known: tuple[str, ...]) -> str:
-    """`; did you mean 'x'?` where something known is like what was given; else nothing."""
+    """` (did you mean 'x'?)` where something known is like what was given; else nothing."""
     close = get_close_matches(given, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -83,6 +83,12 @@ def test_a_line_of_a_env_file_that_sets_nothing_is_refused_without_being_shown(
     assert "DEBUG" not in os.environ
 
 
+def test_a_line_that_no_environment_could_hold_is_refused(tmp_path: Path) -> None:
+    path = env_file(tmp_path, "DEBUG=true\n# \0\nDB_PASSWORD=s3cret\0\n")
+    with pytest.raises(SettingsError, match=r"\.env, line 3, holds a NUL byte\.$"):
+        read_env_file(path)
+
+
 def test_a_env_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="cannot be read: Is a directory"):
         read_env_file(tmp_path)
