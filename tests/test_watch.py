@@ -317,7 +317,21 @@ def test_a_snapshot_of_a_server_that_is_down_exits_with_1() -> None:
     [
         (("--watch", "0"), "--watch: '0' is not a number above 0"),
         (("--watch", "--format", "json"), "it has no JSON"),
-        (("--watch", "--drill"), "goes with --database alone"),
+        *(
+            (("--watch", *more), "goes with --database alone")
+            for more in (
+                ("--drill",),
+                ("--yes",),
+                ("--compare", "fullon_orm"),
+                ("--advise",),
+                ("--processes", "2"),
+                ("--rps", "5"),
+                ("--query-ms", "5"),
+                ("--target-wait-ms", "0"),
+                ("--fail-level", "ERROR"),
+            )
+        ),
+        (("--yes",), "--yes goes with --drill"),
     ],
 )
 def test_bad_arguments_are_one_sentence(arguments: tuple[str, ...], said: str) -> None:

@@ -31,6 +31,18 @@ if TYPE_CHECKING:
     from abs_orm_app.drill import Drilled
 
 INTERVAL = 2.0  # seconds between two looks of --watch
+FAIL_LEVEL = "ERROR"
+NOT_WITH_WATCH = (
+    "drill",
+    "yes",
+    "compare",
+    "advise",
+    "processes",
+    "rps",
+    "query_ms",
+    "target_wait_ms",
+    "fail_level",
+)
 
 
 class Command(BaseCommand):
@@ -70,8 +82,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--fail-level",
             choices=("CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG"),
-            default="ERROR",
-            help="Exit with 1 on a finding of this level or above. Default: ERROR.",
+            help=f"Exit with 1 on a finding of this level or above. Default: {FAIL_LEVEL}.",
         )
 
     def handle(self, *_: Any, **options: Any) -> None:
@@ -91,6 +102,8 @@ class Command(BaseCommand):
             raise SystemExit(code)
 
     def _check(self, databases: Sequence[Configured], options: dict[str, Any]) -> int:
+        if options["yes"] and not options["drill"]:
+            raise CommandError("--yes goes with --drill.", returncode=BAD_ARGUMENTS)
         profile = _profile(options["compare"])
         question = _question(options, databases)
         in_text = options["format"] == "text"
@@ -103,7 +116,7 @@ class Command(BaseCommand):
         findings = all_findings(reports, question.processes)
         planned = planning.answer(question, reports)
         compared = _compared(databases, profile)
-        level = getattr(checks, options["fail_level"])
+        level = getattr(checks, options["fail_level"] or FAIL_LEVEL)
         code = _exit_code(reports, findings, compared, drills, level)
         if not in_text:
             comparison = None if compared is None else (options["compare"], compared)
@@ -128,7 +141,7 @@ class Command(BaseCommand):
         return gathered
 
     def _watch(self, databases: Sequence[Configured], options: dict[str, Any]) -> int:
-        if any(options[name] for name in ("drill", "compare", "advise", "processes")):
+        if any(options[name] is not None and options[name] is not False for name in NOT_WITH_WATCH):
             raise CommandError("--watch goes with --database alone.", returncode=BAD_ARGUMENTS)
         if options["format"] == "json":
             raise CommandError("--watch is for people: it has no JSON.", returncode=BAD_ARGUMENTS)
