@@ -27,7 +27,7 @@ from typing import Any
 from weakref import WeakSet
 
 from psycopg.pq import TransactionStatus
-from psycopg_pool import ConnectionPool
+from psycopg_pool import ConnectionPool, PoolClosed
 from psycopg_pool.pool import MaintenanceTask, ShrinkPool
 
 from abs_orm_app import liveness, messages
@@ -40,6 +40,7 @@ logger = logging.getLogger("abs_orm_app.pool")
 
 PING_AFTER = 0.5  # seconds idle; HikariCP's aliveBypassWindow
 PING_TIMEOUT = 5.0  # seconds; HikariCP's validationTimeout
+LAST_WAIT = 2.0  # seconds; by then a process that has begun to end is over
 
 TICK = 1.0  # seconds
 
@@ -81,6 +82,7 @@ class HardenedPool(WaitingPool):
         self.leak_seconds = leak_seconds
         self.database = database
         self._refresh_before = float("-inf")
+        self._ended = False
         super().__init__(*args, open=False, **kwargs)
         every_pool.add(self)
         if open:
@@ -92,23 +94,27 @@ class HardenedPool(WaitingPool):
         now = monotonic()
         timeout = self.timeout if timeout is None else timeout
         deadline = now + timeout
-        with self._lock:
-            self._stats[self._REQUESTS_NUM] += 1
-            conn = self._take_idle()
-        while True:
-            if conn is None:
-                conn = self._wait_for_connection(timeout, deadline)
-                now = monotonic()
-            slot = self._slots[id(conn)]
-            if self._is_fit(conn, slot, now, deadline):
-                conn._pool = self
-                slot.take(now)
-                if self.leak_seconds is not None:
-                    slot.record_stack()
-                return conn
+        try:
             with self._lock:
+                self._stats[self._REQUESTS_NUM] += 1
                 conn = self._take_idle()
-            now = monotonic()
+            while True:
+                if conn is None:
+                    conn = self._wait_for_connection(timeout, deadline)
+                    now = monotonic()
+                slot = self._slots[id(conn)]
+                if self._is_fit(conn, slot, now, deadline):
+                    conn._pool = self
+                    slot.take(now)
+                    if self.leak_seconds is not None:
+                        slot.record_stack()
+                    return conn
+                with self._lock:
+                    conn = self._take_idle()
+                now = monotonic()
+        except PoolClosed:
+            self._let_the_process_end()
+            raise
 
     def _is_fit(self, conn: AnyConnection, slot: Slot, now: float, deadline: float) -> bool:
         """Tell if `conn` may be handed out; if not, it is closed, and those that share its fate."""
@@ -205,6 +211,7 @@ class HardenedPool(WaitingPool):
     def open(self, wait: bool = False, timeout: float = 30.0) -> None:
         """Start to fill the pool to its size. Does nothing on an open pool."""
         if self._closed:
+            self._let_the_process_end()
             with self._lock:
                 self._open()
                 attempts = self._reserve(monotonic())
@@ -298,17 +305,18 @@ class HardenedPool(WaitingPool):
         self._start_connectors(attempts)
 
     def close_for_good(self, timeout: float) -> None:
-        """At the end of the process: close, in `timeout` seconds, and keep the lock.
-
-        Daemon threads run on for a moment. One that asks for a connection waits, and ends with the
-        process; an error would only make it complain.
-        """
-        was_open = not self._closed
+        """At the end of the process: close, in about `timeout` seconds."""
+        self._ended = True
         self.settle(timeout)
-        if self._lock.acquire(timeout=timeout):
-            super().close(timeout)
-            if was_open:
-                self.tell_observers()
+        self.close(timeout)
+
+    def _let_the_process_end(self) -> None:
+        """Wait a little, if this is a daemon thread, which runs on for a moment.
+
+        It then ends with the process; an error at once would only make it complain.
+        """
+        if self._ended and threading.current_thread() is not threading.main_thread():
+            sleep(LAST_WAIT)
 
     def abandon(self) -> None:
         """In a forked child: forget the parent's connections without a byte on its sockets.

@@ -22,6 +22,7 @@ build_lock = threading.Lock()
 
 _pid = os.getpid()
 _closes_at_end = True
+_ended = False
 _fork_lock = threading.Lock()
 
 
@@ -69,8 +70,8 @@ def _resume() -> None:
 
 def _start_clean() -> None:
     """In a forked child: leave the parent's pools and connections to the parent."""
-    global _pid, _closes_at_end, build_lock
-    _closes_at_end = False
+    global _pid, _closes_at_end, _ended, build_lock
+    _closes_at_end = _ended = False
     build_lock = threading.Lock()
     pools.clear()
     inherited = _every_pool()
@@ -81,9 +82,19 @@ def _start_clean() -> None:
     _pid = os.getpid()
 
 
+def comes_after_the_end() -> bool:
+    """True for the main thread, once the pools have been closed at the end of the process.
+
+    Handlers that were registered before this module was imported run after its own.
+    """
+    return _ended and threading.current_thread() is threading.main_thread()
+
+
 def _close_all() -> None:
     """At the end of the process: say goodbye to the server, so that it logs no lost client."""
+    global _ended
     notice_fork()
+    _ended = True
     mine = _every_pool()
     for pool in mine:
         pool.close_for_good(SETTLE_TIMEOUT)

@@ -9,10 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 
+from abs_orm_app import processes
+from abs_orm_app.pool import HardenedPool, observers
+from abs_orm_app.snapshot import snapshots
 from tests.processes import GUNICORN, UVICORN, Result, backend, program, run, states, web_server
 from tests.proxy import Proxy
 from tests.servers import Server, wait_until
@@ -102,6 +106,58 @@ def end_while_a_thread_has_a_connection() -> None:
     assert holding.wait(10)
 
 
+def run_last(function: Callable[[], object]) -> None:
+    """At exit after the pools are closed, as what was registered before the app was imported."""
+    atexit.unregister(processes._close_all)
+    atexit.register(function)
+    atexit.register(processes._close_all)
+
+
+def let_a_thread(function: Callable[[], object]) -> None:
+    """Wait for what a thread does, as a telemetry's last export or a log's last record."""
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    thread.join(20)
+
+
+def query_after_the_pools() -> None:
+    def work() -> None:
+        backend()
+        connection.close()
+
+    run_last(work)
+    backend()
+
+
+def read_the_state_at_the_end() -> None:
+    run_last(lambda: let_a_thread(snapshots))
+    backend()
+
+
+def query_in_a_thread_at_the_end() -> None:
+    def work() -> None:
+        with suppress(OperationalError):
+            backend()
+
+    run_last(lambda: let_a_thread(work))
+    backend()
+
+
+def end_while_an_observer_reads() -> None:
+    """The observer has a lock of its own, which the last call of it wants, too."""
+    lock, inside = threading.Lock(), threading.Event()
+
+    def observe(pool: HardenedPool) -> None:
+        with lock:
+            inside.set()
+            time.sleep(0.3)
+            pool.get_stats()
+
+    observers.append(observe)
+    backend()
+    assert inside.wait(10)
+
+
 def end_while_the_server_hangs(postmaster: str) -> None:
     transaction.set_autocommit(False)
     with connection.cursor() as cursor:
@@ -129,6 +185,7 @@ def check_that_it_ended_well(result: Result) -> None:
         exit_in_a_thread,
         end_before_a_thread,
         query_at_exit,
+        query_after_the_pools,
     ],
 )
 def test_the_end_of_a_program_is_quiet_and_closes_every_connection(
@@ -168,6 +225,16 @@ def test_daemon_threads_neither_delay_the_end_nor_complain(
     wait_until(lambda: not states(server), "the sessions to end")
     # The connections that they have are cut off, as they are; the others are closed.
     assert server.log.count(NO_GOODBYE) <= 4
+
+
+@pytest.mark.parametrize(
+    "function",
+    [read_the_state_at_the_end, query_in_a_thread_at_the_end, end_while_an_observer_reads],
+)
+def test_who_comes_when_the_pool_is_closed_is_not_kept_waiting(
+    server: Server, function: Callable[[], None]
+) -> None:
+    check_that_it_ended_well(run(server, function))
 
 
 def test_a_server_that_hangs_delays_the_end_by_no_more_than_a_few_seconds(server: Server) -> None:

@@ -38,12 +38,15 @@ class PooledMixin(Base):
     def pool(self) -> HardenedPool | None:
         """This process's pool for the alias, built at its first use; None without a `pool` option.
 
-        Raises `ImproperlyConfigured` for settings that no pool can have.
+        None also for what still queries when the pools have been closed at the end of the process:
+        it connects by itself. Raises `ImproperlyConfigured` for settings that no pool can have.
         """
         options = self.settings_dict["OPTIONS"].get("pool")
         if not options or self.alias == NO_DB_ALIAS:
             return None
         notice_fork()
+        if processes.comes_after_the_end():
+            return None
         pool = self._connection_pools.get(self.alias)
         if pool is not None and pool.database == self.settings_dict["NAME"]:
             return pool
@@ -68,7 +71,7 @@ class PooledMixin(Base):
         template = self.copy()
         # What is wrong with the settings is said here, not by the pool's threads.
         template.get_connection_params()
-        extra = self.settings_dict.get("ABS_ORM_APP", {})
+        extra = self.settings_dict.get("ABS_ORM_APP") or {}
         return HardenedPool(
             kwargs=template._params_for_pool,
             name=self.alias,
@@ -89,7 +92,7 @@ class PooledMixin(Base):
 
     def for_new_connection(self, params: dict[str, Any]) -> dict[str, Any]:
         """With the password of this moment, and named by this process: a fork may have made it."""
-        extra = self.settings_dict.get("ABS_ORM_APP", {})
+        extra = self.settings_dict.get("ABS_ORM_APP") or {}
         password = current_password(extra, params)
         if password is not None:
             params = {**params, "password": password}
