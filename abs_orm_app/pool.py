@@ -327,6 +327,7 @@ class HardenedPool(WaitingPool):
         self._lock = threading.RLock()
         for slot in self._slots.values():
             slot.detach()
+            slot.forget()
         for conn in self._pool:
             self._hang_up(conn)
         self._pool.clear()

@@ -193,6 +193,22 @@ def forks_and_uses_nothing(kind: str) -> None:
     assert sessions() == all_mine
 
 
+def forks_and_closes_the_pool(kind: str) -> None:
+    """As a hook for forked workers does that was written for Django's own pool."""
+    filled_pool()
+    all_mine = sessions()
+
+    def child() -> None:
+        began = time.monotonic()
+        connection.close_pool()  # type: ignore[attr-defined]
+        assert time.monotonic() - began < 1
+        assert backend() not in all_mine
+
+    for end in ENDS:
+        fork(kind, child, end)
+    check_no_session_but(all_mine)
+
+
 def forks_with_a_connection_of_a_closed_pool(kind: str) -> None:
     mine = backend()
     the_wrapper().close_pool()
@@ -296,6 +312,11 @@ def test_a_child_is_not_in_the_atomic_block_of_its_parent(server: Server, kind: 
 @pytest.mark.parametrize("kind", FORKS)
 def test_a_child_that_uses_no_database_ends_no_session(server: Server, kind: str) -> None:
     check(server, forks_and_uses_nothing, kind)
+
+
+@pytest.mark.parametrize("kind", FORKS)
+def test_a_child_that_closes_the_pool_closes_none_of_the_parents(server: Server, kind: str) -> None:
+    check(server, forks_and_closes_the_pool, kind)
 
 
 @pytest.mark.parametrize("kind", FORKS)

@@ -121,6 +121,7 @@ class PooledMixin(Base):
 
     def close_pool(self) -> None:
         """Close this process's pool for the alias, if there is one; the next use builds another."""
+        notice_fork()
         if pool := self._connection_pools.pop(self.alias, None):
             pool.close()
 
