@@ -24,6 +24,12 @@ def shared() -> Iterator[Server]:
         yield server
 
 
+@pytest.fixture(autouse=True)
+def _nobody_is_left(shared: Server) -> None:
+    """The server takes some time to end a session that its client has closed."""
+    wait_until(lambda: shared.sessions() == 0, "the sessions of other tests to end")
+
+
 def see(server: Server, user: str = "postgres") -> Fleet:
     with psycopg.connect(f"{server.conninfo} user={user}", autocommit=True) as connection:
         return read_fleet(connection)
