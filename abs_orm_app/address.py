@@ -271,17 +271,18 @@ def read_address(reader: Reader, default_url: str | None) -> Address:
     provider = reader.read(DB_PASSWORD_PROVIDER)
     if len(reader.problems) > problems:
         return Address()
-    if url is None and not parts and default_url is not None:
+    if url is None and not parts and not provider and default_url is not None:
         try:
             url = parse_url(default_url)
         except ValueError as error:
             reader.problems.append(f"The default URL {error}.")
             return Address()
     if url and url.embedded:
+        others = [PARTS[name] for name in parts] + [DB_PASSWORD_PROVIDER] * bool(provider)
         reader.problems += [
-            f"{_variable(name, reader)} has no meaning for the embedded server of"
+            f"{reader.variables[other.name]} has no meaning for the embedded server of"
             f" {reader.variables['DATABASE_URL']}: unset it."
-            for name in parts
+            for other in others
         ]
         return url
     reader.problems += _contradictions(url or Address(), parts, reader)

@@ -236,6 +236,10 @@ def test_a_url_and_parts_that_contradict_it_are_refused() -> None:
             "DB_PASSWORD has no meaning for the embedded server of DATABASE_URL: unset it.",
         ),
         (
+            {"DATABASE_URL": "embedded:///x", "DB_PASSWORD_PROVIDER": "a.b"},
+            "DB_PASSWORD_PROVIDER has no meaning for the embedded server of DATABASE_URL: unset",
+        ),
+        (
             {"DB_NAME": "n", "DB_PASSWORD": "p", "DB_PASSWORD_PROVIDER": "a.b"},
             "DB_PASSWORD_PROVIDER is set, and so is a password (DB_PASSWORD or the URL): unset one",
         ),
@@ -254,6 +258,8 @@ def test_the_default_url_counts_only_where_no_address_is_set() -> None:
     default = "postgresql://h/default"
     assert database_from_env(default=default, environ={})["NAME"] == "default"
     assert database_from_env(default=default, environ={"DB_NAME": "n"})["HOST"] == ""
+    with pytest.raises(SettingsError, match="No database is set"):
+        database_from_env(default=default, environ={"DB_PASSWORD_PROVIDER": "a.b"})
     with pytest.raises(SettingsError, match="The default URL begins with mysql://"):
         database_from_env(default="mysql://h/n", environ={})
 
