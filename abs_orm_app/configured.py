@@ -18,7 +18,7 @@ from abs_orm_app.environment import PoolSettings
 Value = int | float | str | bool | None
 
 # The settings that reports and profiles speak of: fields of PoolSettings, and their variables.
-VARIABLES = {
+FIELDS = {
     "mode": "DB_POOL_MODE",
     "size": "DB_POOL_SIZE",
     "overflow": "DB_MAX_OVERFLOW",
@@ -52,7 +52,7 @@ class Setting:
     """One setting: its value, where it came from, what it became."""
 
     name: str  # of the variable, with its prefix
-    field: str  # of VARIABLES, or the same as `option`
+    field: str  # one of FIELDS, or the same as `option`
     value: Value  # None: not used in this mode
     source: str  # "environment", ".env", "default"; "settings" for a DATABASES written by hand
     option: str | None  # None: not used in this mode
@@ -95,7 +95,7 @@ class Configured:
         return self.mode == "pool" and self.vendor == "postgresql"
 
     def value(self, name: str) -> Value:
-        """The value of a field of VARIABLES."""
+        """The value of one of FIELDS."""
         return next(s.value for s in self.settings if s.field == name)
 
 
@@ -156,7 +156,7 @@ def pool_settings(database: Configured) -> PoolSettings:
     """
     if database.mode != "pool":
         return PoolSettings.from_env(database.prefix)
-    values = {name: database.value(name) for name in VARIABLES}
+    values = {name: database.value(name) for name in FIELDS}
     if not all(isinstance(value, int | float) for name, value in values.items() if name != "mode"):
         raise ValueError(
             f"The pool of DATABASES[{database.alias!r}] is not one: see `manage.py check`."
@@ -219,7 +219,7 @@ def _settings(entry: Mapping[str, Any], extra: Mapping[str, Any], mode: str) -> 
             source="settings" if by_hand else sources.get(name, "default"),
             option=OPTIONS[mode].get(key),
         )
-        for key, name in VARIABLES.items()
+        for key, name in FIELDS.items()
     ]
     others = [] if by_hand else _rare_settings(entry, sources, variables)
     return (*rows, *others, *_other_pool_options(entry["OPTIONS"].get("pool")))

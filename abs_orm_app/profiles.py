@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
-from abs_orm_app.configured import VARIABLES as FIELDS
-from abs_orm_app.configured import Configured, Value
+from abs_orm_app.configured import FIELDS, Configured, Value
 from abs_orm_app.environment import VARIABLES
 from abs_orm_app.variables import Reader, did_you_mean
 
