@@ -29,10 +29,14 @@ _PERMANENT = re.compile(
     | unrecognized\ configuration\ parameter
     | invalid\ (?:connection\ option|port\ number|sslmode\ value)
     | (?:Name\ or\ service|(?:node|host)name\ nor\ servname).*not\ known  # EAI_NONAME
+    | Name\ does\ not\ resolve         # the same, of musl
     | No\ address\ associated\ with\ hostname  # EAI_NODATA
     """,
     re.VERBOSE,
 )
+
+# A line that says how it went with one address: libpq's and the server's words, and psycopg's own.
+_ADDRESS = re.compile(r"failed:|FATAL:|^- host:")
 
 
 @dataclass(frozen=True)
@@ -53,13 +57,16 @@ def is_about_credentials(error: Exception) -> bool:
 def is_permanent(error: Exception) -> bool:
     """Tell a fault that only a person can mend, as a wrong password, from one that may pass.
 
-    What is no `OperationalError` was not said by the server or the network: it is a parameter that
-    libpq does not know, or an error in the project's own code. Trying again mends neither.
+    A process that is out of threads, files or memory may have some again. What else is no
+    `OperationalError` was not said by the server or the network: it is a parameter that libpq does
+    not know, or an error in the project's own code. Trying again mends neither.
     """
+    if isinstance(error, RuntimeError | OSError | MemoryError):
+        return False
     if not isinstance(error, psycopg.OperationalError):
         return True
-    # Each line is one address that was tried; one that may come back is enough to go on.
-    causes = [line for line in str(error).splitlines() if "failed:" in line or "FATAL:" in line]
+    # Each is one address that was tried; one that may come back is enough to go on.
+    causes = [line for line in str(error).splitlines() if _ADDRESS.search(line)]
     return all(_PERMANENT.search(line) for line in causes or [str(error)])
 
 

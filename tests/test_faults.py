@@ -6,6 +6,7 @@ import logging
 import socket
 from collections.abc import Iterator
 from time import monotonic, sleep
+from typing import Any
 
 import psycopg
 import pytest
@@ -205,6 +206,40 @@ def test_a_connection_attempt_that_hangs_does_not_delay_the_next(shared: Server)
         call.result(within=5)
         assert call.seconds < 1
         pool.close(timeout=0.1)
+
+
+# What is worth another try
+
+
+def test_one_address_of_several_that_may_come_back_is_worth_it(shared: Server) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(psycopg.Error) as caught:
+        psycopg.connect(
+            host="127.0.0.1,127.0.0.1",
+            port=f"{shared.port},{silent.getsockname()[1]}",
+            user="nobody",
+            password="x",
+            connect_timeout=2,
+        )
+    assert "password authentication failed" in str(caught.value)
+    assert not is_permanent(caught.value)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), OSError(24, "files")])
+def test_what_the_process_is_out_of_it_may_have_again(shared: Server, error: Exception) -> None:
+    left = [error, error]
+    pool = ours("", min_size=1, timeout=10)
+
+    def kwargs() -> dict[str, Any]:
+        if left:
+            raise left.pop()
+        return {**psycopg.conninfo.conninfo_to_dict(shared.conninfo), "autocommit": True}
+
+    pool.kwargs = kwargs
+    pool.open()
+    try:
+        assert Call(use, pool).result(within=5)
+    finally:
+        pool.close()
 
 
 # The hard deadline
