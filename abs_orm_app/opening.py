@@ -13,6 +13,7 @@ from typing import Any
 from weakref import WeakSet
 
 from psycopg import Connection, ProgrammingError
+from psycopg.conninfo import conninfo_to_dict, timeout_from_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool
 from psycopg_pool.pool import WaitingClient
@@ -28,6 +29,7 @@ AnyConnection = Connection[Any]
 
 POOL_OPENING = "pool_opening"  # a number beside psycopg_pool's: connections being opened
 RETRY_INTERVAL = 0.2  # seconds between attempts to connect while somebody waits
+PATIENCE = 2.0  # seconds that an attempt gets at least; libpq knows no shorter connect_timeout
 PARALLEL_CONNECTS = 16  # `num_workers`: connections opened at a time for clients that wait
 REFILL = 2  # connections opened at a time when nobody waits
 
@@ -37,7 +39,12 @@ class Attempt:
 
     It counts for as long as somebody refers to it: an attempt that was interrupted before its
     thread began (KeyboardInterrupt, a soft time limit) gives its slot back by itself.
+
+    A patient one may take the whole `connect_timeout`.
     """
+
+    def __init__(self, *, patient: bool) -> None:
+        self.patient = patient
 
 
 class OpeningPool(ConnectionPool[AnyConnection]):
@@ -57,6 +64,7 @@ class OpeningPool(ConnectionPool[AnyConnection]):
         self._attempted_at = float("-inf")
         self._fault: Fault | None = None
         self._has_connected = False
+        self._connect_seconds = 0.0  # that the last connection took to open
         self._paused = False
         self._usage_popped = 0.0
         self.wait_times, self.use_times, self.create_times = Histogram(), Histogram(), Histogram()
@@ -77,7 +85,8 @@ class OpeningPool(ConnectionPool[AnyConnection]):
         Missing are those that somebody waits for, all at once, and those up to the pool size, a few
         at a time, since the requests of that moment need the processors more. After a fault, and
         when an attempt takes long, one more is made at each interval while somebody waits: the
-        network may be back for the new one.
+        network may be back for the new one. So that attempts which hang do not take all slots for
+        long, only half of the slots are for patient ones.
         """
         if self._closed or self._paused:
             return []
@@ -89,10 +98,13 @@ class OpeningPool(ConnectionPool[AnyConnection]):
         awaited = bool(self._waiting or self._pool_full_event)
         if awaited and now - self._attempted_at >= RETRY_INTERVAL:
             missing = max(missing, 1)
-        attempts = [Attempt() for _ in range(min(missing, self._max_size - self._nconns))]
-        if attempts:
-            self._attempts.update(attempts)
-            self._attempted_at = now
+        missing = min(missing, self._max_size - self._nconns)
+        if missing <= 0:
+            return []
+        patient = max(1, self._max_size // 2) - sum(each.patient for each in self._attempts)
+        attempts = [Attempt(patient=number < patient) for number in range(missing)]
+        self._attempts.update(attempts)
+        self._attempted_at = now
         return attempts
 
     def _start_connectors(self, attempts: list[Attempt]) -> None:
@@ -119,7 +131,7 @@ class OpeningPool(ConnectionPool[AnyConnection]):
             attempt = attempts.pop()
             self._start_connectors(attempts)
             try:
-                conn = self._connect()
+                conn = self._connect(None if attempt.patient else self._patience())
             except Exception as error:
                 self._connect_failed(attempt, error)
                 return
@@ -128,13 +140,16 @@ class OpeningPool(ConnectionPool[AnyConnection]):
                 attempts = self._reserve(monotonic())
 
     def _connect(self, timeout: float | None = None) -> AnyConnection:
-        """Return a new, configured connection; `timeout` (seconds) replaces `connect_timeout`."""
+        """Return a new, configured connection, within `timeout` seconds if `connect_timeout` is
+        longer.
+        """
         began = monotonic()
         try:
             conninfo = self.conninfo() if callable(self.conninfo) else self.conninfo
             kwargs = dict(self.kwargs() if callable(self.kwargs) else self.kwargs or {})
             if timeout is not None:
-                kwargs["connect_timeout"] = max(round(timeout), 1)
+                given = timeout_from_conninfo(conninfo_to_dict(conninfo, **kwargs))
+                kwargs["connect_timeout"] = min(given, round(timeout))
             conn = self.connection_class.connect(conninfo, **kwargs)
         except BaseException:
             with self._lock:
@@ -144,6 +159,7 @@ class OpeningPool(ConnectionPool[AnyConnection]):
         with self._lock:
             self._stats[self._CONNECTIONS_NUM] += 1
             took = monotonic() - began
+            self._connect_seconds = took
             self._stats[self._CONNECTIONS_MS] += round(1000 * took)
             self.create_times.add(took)
         try:
@@ -152,6 +168,10 @@ class OpeningPool(ConnectionPool[AnyConnection]):
             self._hang_up(conn)
             raise
         return conn
+
+    def _patience(self) -> float:
+        """Seconds for an attempt that is not a patient one: far more than the last one needed."""
+        return max(PATIENCE, 10 * self._connect_seconds)
 
     def _prepare(self, conn: AnyConnection) -> None:
         conn._pool = self

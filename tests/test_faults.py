@@ -208,6 +208,28 @@ def test_a_connection_attempt_that_hangs_does_not_delay_the_next(shared: Server)
         pool.close(timeout=0.1)
 
 
+def test_attempts_that_hang_do_not_take_every_slot_for_long(shared: Server) -> None:
+    """A firewall swallows all attempts for a while, and never answers those."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        ports = [silent.getsockname()[1]]
+        pool = ours("", min_size=1, max_size=4, timeout=15)
+        pool.kwargs = lambda: {
+            **psycopg.conninfo.conninfo_to_dict(shared.tcp_conninfo),
+            "port": ports[0],
+            "connect_timeout": 10,
+            "autocommit": True,
+        }
+        pool.open()
+        calls = [Call(use, pool) for _ in range(6)]
+        sleep(3)
+        ports[0] = shared.port
+        back = monotonic()
+        for call in calls:
+            call.result(within=5)
+            assert call.ended_at - back < 4, "it takes 1 s at the most, and without a limit 7 s"
+        pool.close(timeout=0.1)
+
+
 # What is worth another try
 
 
