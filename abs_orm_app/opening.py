@@ -235,6 +235,14 @@ class OpeningPool(ConnectionPool[AnyConnection]):
             if known:
                 logger.warning(messages.connection_lost(self.name, slot.holder()))
 
+    def replace_lost(self) -> None:
+        """Take back the slots of lost connections, and open what is missing then."""
+        if self._lost:
+            self._reclaim_lost()
+            with self._lock:
+                attempts = self._reserve(monotonic())
+            self._start_connectors(attempts)
+
     def _start_workers(self) -> None:
         name = f"{self.name}-timer"
         self._sched_runner = threading.Thread(target=self._sched.run, name=name, daemon=True)

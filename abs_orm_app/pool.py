@@ -372,11 +372,12 @@ class HardenedPool(WaitingPool):
 
 
 class Tick(MaintenanceTask):
-    """Tells the observers, again and again, that time has passed."""
+    """Looks for lost connections and tells the observers, again and again."""
 
     def _run(self, pool: ConnectionPool[Any]) -> None:
         if isinstance(pool, HardenedPool):
             pool.schedule_task(self, TICK)
+            pool.replace_lost()
             pool.tell_observers()
 
 

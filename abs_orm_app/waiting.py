@@ -53,7 +53,8 @@ class WaitingPool(OpeningPool):
             attempts = self._reserve(began)
         try:
             self._start_connectors(attempts)
-            while not client.served(min(RETRY_INTERVAL, deadline - monotonic())):
+            interval = min(RETRY_INTERVAL, timeout / 4)
+            while not client.served(min(interval, deadline - monotonic())):
                 self._tend(began, deadline)
                 if monotonic() >= deadline:
                     client.fail(self._timeout_error(timeout))

@@ -15,7 +15,7 @@ from time import sleep
 import pytest
 
 from abs_orm_app.pool import HardenedPool
-from tests.pools import APP, AnyPool, Call, MakePool, compared_with_stock, opened, ours, use
+from tests.pools import APP, AnyPool, Call, MakePool, compared_with_stock, opened, ours, pid, use
 from tests.servers import Server, wait_until
 
 
@@ -75,6 +75,17 @@ def test_a_reference_cycle_is_collected_when_the_pool_is_exhausted(shared: Serve
             use(pool)
         finally:
             gc.enable()
+
+
+def test_a_lost_connection_is_replaced_though_nobody_waits(shared: Server) -> None:
+    with opened(ours, shared.conninfo, min_size=2) as pool:
+        lost = pid(pool.getconn())
+        wait_until(
+            lambda: pool.get_stats()["pool_available"] == 2, "the place to be filled", seconds=5
+        )
+        assert isinstance(pool, HardenedPool)
+        assert not pool.holders()
+        assert lost not in {pid(conn) for conn in pool._pool}
 
 
 def test_the_place_that_lost_a_connection_is_named(
