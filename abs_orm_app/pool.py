@@ -40,6 +40,7 @@ logger = logging.getLogger("abs_orm_app.pool")
 
 PING_AFTER = 0.5  # seconds idle; HikariCP's aliveBypassWindow
 PING_TIMEOUT = 5.0  # seconds; HikariCP's validationTimeout
+PING_LEAST = 0.05  # seconds; in less, a connection that is well may seem to hang
 LAST_WAIT = 2.0  # seconds; by then a process that has begun to end is over
 
 TICK = 1.0  # seconds
@@ -130,7 +131,8 @@ class HardenedPool(WaitingPool):
             self._discard([conn], lost=True)
             return False
         # Half of what is left: a fresh connection, if this one hangs, needs the other half.
-        if liveness.answers(conn, min(PING_TIMEOUT, (deadline - now) / 2)):
+        allowed = min(PING_TIMEOUT, max((deadline - now) / 2, PING_LEAST))
+        if liveness.answers(conn, allowed):
             return True
         self._discard([conn], lost=True)
         self._discard_suspects()
@@ -273,10 +275,12 @@ class HardenedPool(WaitingPool):
         with self._lock:
             conns = list(self._pool)
             self._pool.clear()
+        hangs = False  # the others hang as the one does that did not answer
         for conn in conns:
-            if liveness.answers(conn, PING_TIMEOUT):
+            if not hangs and liveness.answers(conn, PING_TIMEOUT):
                 self._add_to_pool(conn)
             else:
+                hangs = hangs or not conn.closed
                 self._discard([conn], lost=True)
 
     def close(self, timeout: float = 5.0) -> None:

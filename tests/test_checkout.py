@@ -176,6 +176,20 @@ def test_recycling_does_not_keep_a_request_waiting_when_another_is_ready(shared:
         assert pool.get_stats()["requests_queued"] == queued
 
 
+def test_a_check_of_all_takes_one_ping_where_they_hang(server: Server) -> None:
+    with opened(ours, server.conninfo, min_size=4) as pool:
+        conns = [pool.getconn() for _ in range(4)]
+        hung = {pid(conn) for conn in conns}
+        for conn in conns:
+            server.suspend_backend(pid(conn))
+            pool.putconn(conn)
+        call = Call(pool.check)
+        call.result(within=12)
+        assert call.seconds < 8, "one ping takes 5 s"
+        assert use(pool, timeout=5) not in hung
+        server.resume()
+
+
 def test_connections_opened_together_do_not_expire_together(shared: Server) -> None:
     with opened(ours, shared.conninfo, min_size=8, max_lifetime=3600) as pool:
         ends = sorted(conn._expire_at for conn in pool._pool)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from time import monotonic, sleep
 
 import pytest
@@ -71,14 +73,17 @@ def test_overflow_that_is_not_needed_is_closed(shared: Server) -> None:
         assert pool.get_stats()["pool_size"] == 2
 
 
-def test_overflow_that_is_needed_stays(shared: Server) -> None:
-    with opened(ours, shared.conninfo, min_size=1, max_size=3, max_idle=0.3) as pool:
-        conns = [pool.getconn() for _ in range(3)]
-        sleep(1)
-        assert {pid(conn) for conn in conns} == {pid(conn) for conn in conns if not conn.closed}
-        for conn in conns:
-            pool.putconn(conn)
-        assert pool.get_stats()["pool_size"] == 3
+def test_overflow_that_is_needed_again_and_again_stays(shared: Server) -> None:
+    with opened(ours, shared.conninfo, min_size=1, max_size=3, max_idle=0.5) as pool:
+        opened_first: set[int] = set()
+        end = monotonic() + 2
+        while monotonic() < end:
+            conns = [pool.getconn() for _ in range(3)]
+            opened_first = opened_first or {pid(conn) for conn in conns}
+            assert {pid(conn) for conn in conns} == opened_first
+            for conn in conns:
+                pool.putconn(conn)
+            sleep(0.01)
 
 
 def test_clients_are_served_in_the_order_in_which_they_came(shared: Server) -> None:
@@ -218,6 +223,36 @@ def test_a_timeout_of_zero_takes_what_is_idle_and_does_not_wait(shared: Server) 
             pool.getconn(timeout=0)
         assert monotonic() - began < 0.5
         pool.putconn(conn)
+
+
+def test_a_timeout_of_zero_does_no_harm_to_connections_that_are_due_for_a_ping(
+    shared: Server,
+) -> None:
+    with opened(ours, shared.conninfo, min_size=4) as pool:
+        sleep(0.7)
+        pool.putconn(pool.getconn(timeout=0))
+        assert pool.get_stats().get("connections_lost", 0) == 0
+
+
+def test_a_pool_with_a_tiny_timeout_finds_lost_connections_too(shared: Server) -> None:
+    with opened(ours, shared.conninfo, min_size=1, timeout=0.1) as pool:
+
+        def lose() -> None:
+            cycle = [pool.getconn()]
+            cycle.append(cycle)
+
+        gc.disable()
+        try:
+            Call(lose).result(within=5)
+            wait_until(lambda: _serves(pool), "the connection to be found", seconds=5)
+        finally:
+            gc.enable()
+
+
+def _serves(pool: AnyPool) -> bool:
+    with suppress(PoolTimeout):
+        return bool(use(pool))
+    return False
 
 
 def test_usage_is_counted_in_milliseconds(shared: Server) -> None:
