@@ -36,7 +36,7 @@ def pool_timeout(
             f" DB_POOL_SIZE or DB_MAX_OVERFLOW. See {GUIDE}#pool-exhausted"
         )
     else:
-        why = "the server accepts connections but does not answer."
+        why = "no connection could be opened in time: the server or the network does not answer."
         what = f"See {GUIDE}#hung-server"
     return f"couldn't get a connection after {timeout:.2f} sec: {why} {state}{held} {what}"
 
