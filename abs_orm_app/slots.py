@@ -132,4 +132,7 @@ def _plumbing() -> tuple[str, ...]:
     specs = (find_spec(name) for name in PLUMBING)
     packages = [path for spec in specs if spec for path in spec.submodule_search_locations or ()]
     stdlib = sysconfig.get_path("stdlib")
-    return (*packages, *(os.path.join(stdlib, name) for name in ("contextlib.py", "threading.py")))
+    return (
+        *(os.path.join(path, "") for path in packages),
+        *(os.path.join(stdlib, name) for name in ("contextlib.py", "threading.py")),
+    )
