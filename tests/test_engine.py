@@ -248,8 +248,7 @@ def test_close_all_returns_every_aliass_connection(database: Database) -> None:
     ask(two)
     assert one.pool is not None
     assert two.pool is not None
-    one.close()
-    two.close()
+    connections.close_all()
     assert one.pool.get_stats()["pool_available"] == 1
     assert two.pool.get_stats()["pool_available"] == 1
 

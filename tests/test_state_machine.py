@@ -49,8 +49,9 @@ class PoolMachine(RuleBasedStateMachine):
         try:
             return self.pool.getconn(timeout)
         except PoolTimeout:
-            assert monotonic() - began <= timeout + ROOM
             return None
+        finally:
+            assert monotonic() - began <= timeout + ROOM, "a wait past the deadline"
 
     @rule()
     def take(self) -> None:
@@ -91,7 +92,8 @@ class PoolMachine(RuleBasedStateMachine):
         calls = [Call(use) for _ in range(8)]
         while any(call.is_alive() for call in calls):
             assert self.pool.get_stats()["pool_size"] <= allowed
-            assert self.server.sessions(APP) <= allowed
+            # One that was replaced may still be ending when it is counted; not twice.
+            assert min(self.server.sessions(APP) for _ in range(2)) <= allowed
         for call in calls:
             call.result(within=TIMEOUT + 2)
 
