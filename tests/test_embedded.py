@@ -65,9 +65,12 @@ def test_a_first_call_sets_up_postgresql_18(home: Path) -> None:
 def test_a_running_server_is_reused_at_once(directory: Path) -> None:
     url = embedded_url(directory)
     first = postmaster(directory)
-    started = time.perf_counter()
-    assert embedded_url(directory) == url
-    assert time.perf_counter() - started < 0.1, "it takes 0.3 ms when the machine is idle"
+    took = []
+    for _ in range(10):
+        started = time.perf_counter()
+        assert embedded_url(directory) == url
+        took.append(time.perf_counter() - started)
+    assert min(took) < 0.1, "it takes 0.3 ms when the machine is idle"
     assert postmaster(directory) == first
 
 
