@@ -45,6 +45,7 @@ from abs_orm_app.promises import (
 )
 from abs_orm_app.report import CONNECT_TIMEOUT, MARGIN, parameters_of
 from abs_orm_app.server import ServerFacts, read_server
+from abs_orm_app.trial import trial
 
 WATCHERS = 1  # connections that the drill has besides those of its pool
 ERRORS = (psycopg.Error, ImproperlyConfigured, ImportError, OSError, TypeError, ValueError)
@@ -158,20 +159,10 @@ def _stage(configured: Configured, watch: Watch, **parameters: Any) -> Iterator[
 
 @contextmanager
 def _pool(configured: Configured, name: str, **parameters: Any) -> Iterator[AnyPool]:
-    wrapper: Any = connections[configured.alias]
-    options = wrapper.settings_dict["OPTIONS"]
-    given = {} if options["pool"] is True else options["pool"]
     # `max_waiting` is no promise, and would stand in the way of the others.
-    pool = {**given, "max_waiting": 0, **parameters}
-    entry = {
-        **wrapper.settings_dict,
-        "OPTIONS": {**options, "application_name": name, "pool": pool},
-    }
-    trial = type(wrapper)(entry, alias=f"{configured.alias} ({name})")
-    try:
-        yield trial.pool
-    finally:
-        trial.close_pool()
+    parameters = {"max_waiting": 0, **parameters}
+    with trial(configured.alias, parameters, application_name=name) as wrapper:
+        yield wrapper.pool
 
 
 # Before the first promise

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from threading import get_native_id
-from time import monotonic, perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
+from django.db import Error as DjangoError
 from django.db import connections
 
 from abs_orm_app.configured import NEVER, Configured
@@ -19,9 +19,11 @@ from abs_orm_app.failure import Failure, explain
 from abs_orm_app.pgbouncer import session_options
 from abs_orm_app.pooler import PoolerFacts, read_pooler
 from abs_orm_app.server import ServerFacts, read_server
+from abs_orm_app.trial import trial
 
 MARGIN = 5.0  # seconds for all that comes after connecting
 CONNECT_TIMEOUT = 10.0  # seconds, where the settings give none
+NOTICE = 0.5  # seconds in which a server notices that a session has ended
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,9 @@ def report(configured: Configured) -> Report:
     pool, server, test = active(configured), None, None
     if configured.vendor == "postgresql":
         seconds = (configured.connect_timeout or CONNECT_TIMEOUT) + MARGIN
-        server, test = probe(configured, seconds, check_out=isinstance(pool, Active))
+        server, test = probe(configured, seconds)
+        if not (test.failure or isinstance(pool, Failure)):
+            test = _try_out(configured, seconds, test)
     return Report(configured=configured, active=pool, server=server, test=test)
 
 
@@ -108,24 +112,23 @@ def active(configured: Configured) -> Active | Failure | None:
 
 
 def probe(
-    configured: Configured, seconds: float, *, check_out: bool
+    configured: Configured, seconds: float
 ) -> tuple[ServerFacts | Failure | None, ConnectionTest]:
-    """Connect, ask the server about itself, time a query and, if wanted, a checkout; in time."""
-    deadline = monotonic() + seconds
-    server: ServerFacts | Failure | None = None
-    failure: Failure | None = None
-    connect_ms = query_ms = checkout_ms = None
+    """Connect, ask the server about itself, and time a query; in time."""
     try:
         server, connect_ms, query_ms = within(seconds, lambda: _ask(configured))
-        if check_out:
-            left = max(deadline - monotonic(), 0.1)
-            checkout_ms = within(left, lambda: _check_out(configured, left))
     except errors_of(_wrapper(configured)) as error:
-        failure = explain(error, configured.secrets)
-    test = ConnectionTest(
-        connect_ms=connect_ms, query_ms=query_ms, checkout_ms=checkout_ms, failure=failure
-    )
-    return server, test
+        return None, ConnectionTest(failure=explain(error, configured.secrets))
+    return server, ConnectionTest(connect_ms=connect_ms, query_ms=query_ms)
+
+
+def _try_out(configured: Configured, seconds: float, test: ConnectionTest) -> ConnectionTest:
+    """Go on with a test: do what Django does to a new connection, and time a checkout; in time."""
+    try:
+        checkout_ms = within(seconds, lambda: _connect_as_django(configured, seconds))
+    except errors_of(_wrapper(configured)) as error:
+        return replace(test, failure=explain(error, configured.secrets))
+    return replace(test, checkout_ms=checkout_ms)
 
 
 def _wrapper(configured: Configured) -> Any:
@@ -144,6 +147,7 @@ def errors_of(wrapper: Any) -> tuple[type[Exception], ...]:
     """What a wrong setting or an unwilling server raises."""
     return (
         wrapper.Database.Error,
+        DjangoError,
         ImproperlyConfigured,
         ImportError,
         OSError,
@@ -194,27 +198,36 @@ def pooler_of(wrapper: Any, connection: Any, parameters: Mapping[str, Any]) -> P
     return read_pooler(connection, connect, wanted)
 
 
-def _check_out(configured: Configured, seconds: float) -> float:
-    """How many ms a checkout takes, from a pool like the alias's own, but of one connection."""
-    wrapper = _wrapper(configured)
-    options = wrapper.settings_dict["OPTIONS"]
-    given = {} if options["pool"] is True else options["pool"]
-    entry = {
-        **wrapper.settings_dict,
-        "OPTIONS": {**options, "pool": {**given, "min_size": 1, "max_size": 1}},
-    }
-    trial = type(wrapper)(entry, alias=f"{configured.alias} (check_pool {get_native_id()})")
-    pool = trial.pool
-    try:
-        pool.open()
-        pool.putconn(pool.getconn(timeout=seconds))
+def _connect_as_django(configured: Configured, seconds: float) -> float | None:
+    """Have a connection set up as at the first query of a request: role, time zone, isolation …
+
+    Returns how many ms a checkout takes, from a pool like the alias's own, but of one connection;
+    None without a pool.
+    """
+    # A pool that gives up before `within` does can say why.
+    parameters = {"min_size": 1, "max_size": 1, "timeout": seconds - MARGIN / 2}
+    with trial(configured.alias, parameters) as wrapper:
+        with closing(wrapper):
+            _connect(wrapper)
+        if wrapper.pool is None:
+            return None
         began = perf_counter()
-        connection = pool.getconn(timeout=seconds)
+        connection = wrapper.pool.getconn()
         checkout_ms = _ms_since(began)
-        pool.putconn(connection)
+        wrapper.pool.putconn(connection)
         return checkout_ms
-    finally:
-        trial.close_pool()
+
+
+def _connect(wrapper: Any) -> None:
+    try:
+        wrapper.connect()
+    except wrapper.Database.OperationalError:
+        if wrapper.pool:  # it has tried again itself
+            raise
+        # The connection before may still have had the last slot of the server.
+        wrapper.close()
+        sleep(NOTICE)
+        wrapper.connect()
 
 
 def _ms_since(began: float) -> float:

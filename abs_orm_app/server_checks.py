@@ -30,7 +30,7 @@ def ask_servers(databases: Iterable[Configured]) -> list[Finding]:
     unanswered = []
     for database in databases:
         if database.pools or database.mode == "pgbouncer":
-            server, test = probe(database, TIMEOUT, check_out=False)
+            server, test = probe(database, TIMEOUT)
             failure = server if isinstance(server, Failure) else test.failure
             if isinstance(server, ServerFacts):
                 answers.append((database, server))

@@ -16,6 +16,7 @@ from pathlib import Path
 import django
 import psutil
 import pytest
+from pytest_django.plugin import DjangoDbBlocker
 
 from tests.servers import Server, scratch
 
@@ -43,6 +44,13 @@ def server() -> Iterator[Server]:
     """A PostgreSQL of the test's own, to do anything to."""
     with Server() as own:
         yield own
+
+
+@pytest.fixture
+def unblocked(django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
+    """Let Django's wrappers connect, as to a server of the test's own."""
+    with django_db_blocker.unblock():
+        yield
 
 
 @pytest.fixture

@@ -22,6 +22,8 @@ from tests.projects import ROOT, SQLITE, database, entry, manage
 from tests.servers import Server
 from tests.test_budget import server as made_up
 
+pytestmark = pytest.mark.usefixtures("unblocked")
+
 POOL = {"pool": {"min_size": 20, "max_size": 30}}
 ASKED = ("--advise", "--rps", "400", "--query-ms", "20")
 

@@ -22,6 +22,8 @@ from abs_orm_app.profiles import SETTING
 from tests.projects import OURS, ROOT, SQLITE, STOCK, database, entry, manage
 from tests.servers import Server, wait_until
 
+pytestmark = pytest.mark.usefixtures("unblocked")
+
 POOL = {"pool": {"min_size": 20, "max_size": 30, "timeout": 30.0, "max_lifetime": 3600.0}}
 SECTIONS = ["Configured", "Active", "Server", "Connection test", "Findings"]
 NASTY = [

@@ -26,6 +26,8 @@ from tests.processes import program
 from tests.projects import OURS, SQLITE, STOCK, database, entry
 from tests.servers import Server, wait_until
 
+pytestmark = pytest.mark.usefixtures("unblocked")
+
 NAMES = [
     "size", "overflow", "timeout", "explanation", "return", "pre-ping", "recycle", "deadline",
     "leak", "clean",

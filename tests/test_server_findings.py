@@ -26,6 +26,8 @@ from tests.projects import OURS, STOCK, database, entry
 from tests.servers import Server
 from tests.test_findings import from_env, ids
 
+pytestmark = pytest.mark.usefixtures("unblocked")
+
 POOL = {"min_size": 2, "max_size": 3, "timeout": 30.0, "max_lifetime": 3600.0}
 
 
