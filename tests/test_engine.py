@@ -13,8 +13,10 @@ from typing import Any
 import psycopg
 import pytest
 from django.core.exceptions import ImproperlyConfigured
+from django.core.handlers.base import BaseHandler
 from django.db import DatabaseError, IntegrityError, OperationalError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.http import HttpRequest, HttpResponse
 from django.test import override_settings
 from pytest_django.plugin import DjangoDbBlocker
 
@@ -251,6 +253,27 @@ def test_close_all_returns_every_aliass_connection(database: Database) -> None:
     connections.close_all()
     assert one.pool.get_stats()["pool_available"] == 1
     assert two.pool.get_stats()["pool_available"] == 1
+
+
+def test_a_request_that_fails_under_atomic_requests_leaves_nothing_behind(
+    database: Database,
+) -> None:
+    wrapper = database(ATOMIC_REQUESTS=True)
+    with wrapper.cursor() as cursor:
+        cursor.execute("CREATE TABLE sale (id int)")
+
+    def view(_: HttpRequest) -> HttpResponse:
+        with wrapper.cursor() as cursor:
+            cursor.execute("INSERT INTO sale VALUES (1)")
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        BaseHandler().make_view_atomic(view)(HttpRequest())
+    with wrapper.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM sale")
+        assert cursor.fetchone() == (0,)
+    wrapper.close()
+    assert wrapper.pool.get_stats()["pool_available"] == 1
 
 
 def test_a_connection_that_breaks_in_use_is_replaced_for_the_next_request(
