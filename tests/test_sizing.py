@@ -156,24 +156,25 @@ def serve(pool: AnyPool, wanted: Iterable[Request]) -> list[Served]:
 
 
 def test_a_real_pool_waits_as_the_formula_and_the_simulation_say() -> None:
-    """600 requests at random times, which sleep on the server for random times.
+    """150 requests at random times, which sleep on the server for random times, and long ones, so
+    that what a busy machine adds is little beside them.
 
     The simulation is given the times as they were measured, so that it knows all but what it takes
-    to hand a connection over: the mean waits agree within 20 % and 3 ms. The formula is given the
-    measured averages alone, and 600 requests are few: within 40 % and 3 ms, and the shares that
+    to hand a connection over: the mean waits, of about 0.1 s, agree within 20 %. The formula is
+    given the measured averages alone, and 150 requests are few: within 40 %, and the shares that
     wait within 0.1.
     """
-    connections, load = 4, Load(rate=70, hold=0.04)
+    connections, load = 4, Load(rate=14, hold=0.2)
     with Server() as server, opened(ours, server.conninfo, min_size=4, max_size=4) as pool:
-        served = serve(pool, requests(load, 600, seed=5))
+        served = serve(pool, requests(load, 150, seed=15))
     found = [request.begin - request.arrival for request in served]
     replayed = simulate(
         [Request(request.arrival, request.end - request.begin) for request in served], connections
     )
-    assert fmean(found) == pytest.approx(fmean(replayed), rel=0.2, abs=0.003)
+    assert fmean(found) == pytest.approx(fmean(replayed), rel=0.2)
 
     seconds = served[-1].arrival - served[0].arrival
     hold = fmean(request.end - request.begin for request in served)
     expected = wait(Load(rate=len(served) / seconds, hold=hold), connections)
-    assert fmean(found) == pytest.approx(expected.mean, rel=0.4, abs=0.003)
+    assert fmean(found) == pytest.approx(expected.mean, rel=0.4)
     assert fmean(w > 0 for w in replayed) == pytest.approx(expected.probability, abs=0.1)
