@@ -135,15 +135,49 @@ def test_it_follows_the_pool_by_itself(chromium: Chrome, shop: Site) -> None:
     assert complaints(chromium) == []
 
 
-def test_it_can_be_paused(chromium: Chrome) -> None:
+# The answer to the next refresh is there, and comes when the test wants.
+HOLD_BACK = """
+    const fetched = fetch;
+    window.fetch = async (...given) => {
+        const answer = await fetched(...given);
+        await new Promise((resolve) => { window.letGo = resolve; });
+        return answer;
+    };"""
+
+
+def test_it_can_be_paused_also_while_it_refreshes(chromium: Chrome) -> None:
     button = chromium.find_element(By.ID, "pool-pause")
+    chromium.execute_script(HOLD_BACK)
+    eventually(lambda: bool(chromium.execute_script("return Boolean(window.letGo)")), "a refresh")
     button.click()
     at = shown_at(chromium)
-    assert text(chromium, "#pool-status") == f"Paused at {at}."
+    chromium.execute_script("letGo()")
     with pytest.raises(TimeoutError):
         wait_until(lambda: shown_at(chromium) != at, "nothing", 3)
+    assert text(chromium, "#pool-status") == f"Paused at {at}."
     button.click()
+    assert text(chromium, "#pool-status") == "Refreshes every 1 seconds."
+    chromium.execute_script("window.letGo = null")
+    eventually(lambda: bool(chromium.execute_script("return Boolean(window.letGo)")), "the next refresh")
+    chromium.execute_script("letGo()")
+    eventually(lambda: shown_at(chromium) != at, "the page to go on")
+
+
+def test_a_refresh_leaves_what_the_reader_has_scrolled_to_and_focused(chromium: Chrome) -> None:
+    resize(chromium, 390, 900)
+    table, focused = ".pool-columns .pool-scroll", "#pool-findings a"
+    look = """
+        return [document.querySelector(arguments[0]).scrollLeft,
+                document.activeElement === document.querySelector(arguments[1])]"""
+    chromium.execute_script(
+        "document.querySelector(arguments[0]).scrollLeft = 30;"
+        "document.querySelector(arguments[1]).focus()",
+        *(table, focused),
+    )
+    at = shown_at(chromium)
+    assert chromium.execute_script(look, table, focused) == [30, True]
     eventually(lambda: shown_at(chromium) != at, "a refresh")
+    assert chromium.execute_script(look, table, focused) == [30, True]
 
 
 def test_it_refreshes_without_javascript(shop: Site) -> None:

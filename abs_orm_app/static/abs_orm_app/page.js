@@ -17,6 +17,18 @@
         return document.querySelector("#pool-live time").textContent;
     }
 
+    // What the reader has scrolled sideways, or focused, stays so: it has an id.
+    function replace(old, fresh) {
+        const focused = old.contains(document.activeElement) ? document.activeElement.id : "";
+        const tables = [...old.querySelectorAll(".pool-scroll")];
+        const scrolled = tables.map(({ id, scrollLeft }) => ({ id, scrollLeft }));
+        old.replaceWith(fresh);
+        for (const { id, scrollLeft } of scrolled) {
+            document.getElementById(id)?.scrollTo(scrollLeft, 0);
+        }
+        document.getElementById(focused)?.focus({ preventScroll: true });
+    }
+
     async function refresh() {
         const response = await fetch(location.href, {
             credentials: "same-origin",
@@ -24,12 +36,15 @@
         });
         const html = new DOMParser().parseFromString(await response.text(), "text/html");
         const fresh = html.getElementById("pool-live");
+        if (paused) {
+            return; // it has been, while the answer was on its way
+        }
         if (response.redirected || (response.ok && !fresh)) {
             location.reload(); // to the login
         } else if (!fresh) {
             throw new Error(response.statusText);
         } else {
-            document.getElementById("pool-live").replaceWith(document.importNode(fresh, true));
+            replace(document.getElementById("pool-live"), document.importNode(fresh, true));
             say(`Refreshes every ${seconds} seconds.`, false);
         }
     }
@@ -39,7 +54,9 @@
             try {
                 await refresh();
             } catch {
-                say(`No answer. This is how it was at ${seenAt()}.`, true);
+                if (!paused) {
+                    say(`No answer. This is how it was at ${seenAt()}.`, true);
+                }
             }
         }
         setTimeout(tick, seconds * 1000);
