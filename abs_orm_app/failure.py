@@ -10,6 +10,11 @@ from django.core.exceptions import ImproperlyConfigured
 
 # What PostgreSQL, libpq and PgBouncer say -> what to do. The first that matches counts.
 _HINTS = (
+    (  # Before all others: it has the name of an option, such as statement_timeout.
+        r"(?:invalid|unrecognized) .*(?:option|parameter|value|number|argument)"
+        r"|bad value for|definition of service",
+        "Correct this option of the database's settings.",
+    ),
     (
         r"Connection refused|No such file or directory",
         "Is PostgreSQL running there? Start it, or correct the host and port.",
@@ -21,7 +26,11 @@ _HINTS = (
     (r"authentication failed|no password supplied", "Correct the user or the password."),
     (
         r'role ".*" does not exist|no such user',
-        "Correct the user, or create the role on the server.",
+        "Correct the user (or assume_role), or create the role on the server.",
+    ),
+    (
+        r"permission denied to set role",
+        "Correct assume_role, or grant that role to the user.",
     ),
     (
         r'database ".*" does not exist|no such database',
@@ -41,6 +50,10 @@ _HINTS = (
         "Compare sslmode and sslrootcert with what the server offers.",
     ),
     (
+        r"hot standby mode|session is (?:not )?read-only",
+        "Correct target_session_attrs, or name a host that is as it demands.",
+    ),
+    (
         r"starting up|shutting down|recovery|not yet accepting",
         "Wait until the server is ready, and try again.",
     ),
@@ -58,12 +71,12 @@ _HINTS = (
         "PgBouncer cannot connect to its server: is that running, and does it accept PgBouncer?",
     ),
     (
-        r"time(?:d )?out|no answer|Network is unreachable|No route to host",
-        "Is the server's machine up, and is the port open in the firewalls between?",
+        r"due to .*timeout",
+        "Find out what holds the server up, or raise that timeout of the session.",
     ),
     (
-        r"(?:invalid|unrecognized) .*(?:option|parameter|value|number)|definition of service",
-        "Correct this option of the database's settings.",
+        r"time(?:d )?out|no answer|Network is unreachable|No route to host",
+        "Is the server's machine up, and is the port open in the firewalls between?",
     ),
 )
 _HINT_ON_SETTINGS = "Correct the settings of this database."

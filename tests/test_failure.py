@@ -26,12 +26,13 @@ def shared() -> Iterator[Server]:
     with Server(limits, hba=HBA) as server:
         with server.admin() as admin:
             admin.execute("CREATE ROLE app LOGIN PASSWORD 'right'")
+            admin.execute("CREATE ROLE owner")
         yield server
 
 
 def refusal(conninfo: str) -> Exception:
     with pytest.raises(psycopg.Error) as raised:
-        psycopg.connect(conninfo, connect_timeout=10).close()
+        psycopg.connect(f"connect_timeout=10 {conninfo}").close()
     return raised.value
 
 
@@ -51,15 +52,42 @@ def test_nobody_listens() -> None:
         ("dbname=shop", 'database "shop" does not exist', "create the database"),
         ("user=nobody", "no pg_hba.conf entry", "pg_hba.conf"),
         ("sslmode=require", "server does not support SSL", "sslmode"),
-        ("sslmode=always", 'invalid sslmode value: "always"', "sslmode"),
+        ("sslmode=always", 'invalid sslmode value: "always"', "option"),
         ("host=no.such.host.invalid", "failed to resolve host", "look up"),
         ("options='-c no_such=1'", "unrecognized configuration parameter", "option"),
+        ("options='-c statement_timeout=x'", 'for parameter "statement_timeout"', "option"),
+        ("options='x'", "invalid command-line argument", "option"),
+        ("connect_timeout=x", "bad value for connect_timeout", "option"),
+        ("target_session_attrs=x", "invalid target_session_attrs value", "option"),
+        ("target_session_attrs=standby", "not in hot standby mode", "target_session_attrs"),
+        ("target_session_attrs=read-only", "session is not read-only", "target_session_attrs"),
     ],
 )
 def test_what_the_server_refuses_has_a_hint(
     shared: Server, conninfo: str, cause: str, hint: str
 ) -> None:
     failure = explain(refusal(f"{shared.tcp_conninfo} {conninfo}"))
+    assert cause in failure.cause
+    assert hint in failure.hint
+
+
+@pytest.mark.parametrize(
+    ("query", "cause", "hint"),
+    [
+        ("SET statement_timeout = 1; SELECT pg_sleep(5)", "due to statement timeout", "raise"),
+        ("SET ROLE nosuch", 'role "nosuch" does not exist', "assume_role"),
+        ("SET ROLE owner", "permission denied to set role", "assume_role"),
+    ],
+)
+def test_what_a_session_is_refused_has_a_hint(
+    shared: Server, query: str, cause: str, hint: str
+) -> None:
+    with (
+        psycopg.connect(f"{shared.tcp_conninfo} user=app password=right") as connection,
+        pytest.raises(psycopg.Error) as raised,
+    ):
+        connection.execute(query)
+    failure = explain(raised.value)
     assert cause in failure.cause
     assert hint in failure.hint
 
