@@ -175,8 +175,13 @@ def _whole(least: int) -> Callable[[object], bool]:
     return lambda value: type(value) is int and value >= least
 
 
-def _seconds(most: float) -> Callable[[object], bool]:
-    return lambda value: type(value) in (int, float) and 0 < value <= most  # type: ignore[operator]
+def _seconds(most: float, *, zero: bool = False) -> Callable[[object], bool]:
+    def is_accepted(value: object) -> bool:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return False
+        return 0 < value <= most or (zero and value == 0)
+
+    return is_accepted
 
 
 _ACCEPTED = {
@@ -188,7 +193,7 @@ _ACCEPTED = {
     "timeout": ("a number of seconds above 0, up to a day", _seconds(86400)),
     "max_idle": ("a number of seconds above 0, up to a year", _seconds(365 * 86400)),
     "max_lifetime": ("a number of seconds above 0", _seconds(math.inf)),
-    "reconnect_timeout": ("a number of seconds above 0", _seconds(math.inf)),
+    "reconnect_timeout": ("a number of seconds, 0 or more", _seconds(math.inf, zero=True)),
 }
 
 

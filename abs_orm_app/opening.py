@@ -216,7 +216,8 @@ class OpeningPool(ConnectionPool[AnyConnection]):
             logger.warning(messages.cannot_connect(self.name, fault))
         for client in doomed:
             client.fail(again(fault.error))
-        if known and known.at - since < self.reconnect_timeout <= now - since:
+        before = known.at - since if known else -1.0
+        if before < self.reconnect_timeout <= now - since:
             self.reconnect_failed()
 
     def _may_be_rotating(self, error: Exception) -> bool:

@@ -14,7 +14,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from abs_orm_app.faults import is_permanent
 from abs_orm_app.opening import RETRY_INTERVAL
-from tests.pools import APP, Call, MakePool, compared_with_stock, opened, ours, use
+from tests.pools import APP, Call, MakePool, compared_with_stock, opened, ours, stock, use
 from tests.proxy import Proxy
 from tests.servers import Server, wait_until
 
@@ -364,6 +364,20 @@ def test_one_address_that_may_come_back_is_enough_to_go_on() -> None:
         "- host: 'b', port: 5432: connection failed: FATAL:  role \"x\" does not exist"
     )
     assert not is_permanent(psycopg.OperationalError(text))
+
+
+@pytest.mark.parametrize("make", [ours, stock])
+def test_reconnect_failed_is_called_at_once_without_a_timeout(make: MakePool) -> None:
+    called: list[ConnectionPool[psycopg.Connection]] = []
+    nowhere = "host=127.0.0.1 port=1 user=x dbname=x"
+    pool = make(
+        nowhere, min_size=1, max_size=1, reconnect_timeout=0, reconnect_failed=called.append
+    )
+    pool.open()
+    with pytest.raises(PoolTimeout):
+        pool.getconn(timeout=1)
+    assert called == [pool]
+    pool.close()
 
 
 def test_reconnect_failed_is_called_once_for_a_long_outage(server: Server) -> None:

@@ -62,7 +62,7 @@ def from_env(**environ: str) -> Configured:
         {"min_size": 0, "max_size": 1},
         {"min_size": 4, "max_size": None},
         {"min_size": 4, "max_size": 4, "max_lifetime": float("inf"), "max_idle": 0.5},
-        {"timeout": 5, "max_waiting": 0, "num_workers": 1, "reconnect_timeout": 1.5},
+        {"timeout": 5, "max_waiting": 0, "num_workers": 1, "reconnect_timeout": 0},
     ],
 )
 def test_a_pool_that_can_work_has_no_finding(engine: str, parameters: dict[str, Any]) -> None:
@@ -129,7 +129,7 @@ def test_without_psycopg_pool_its_parameters_are_not_judged() -> None:
         ("max_idle", float("inf")),
         ("max_waiting", -1),
         ("num_workers", 0),
-        ("reconnect_timeout", 0),
+        ("reconnect_timeout", -1),
     ],
 )
 def test_an_impossible_value_is_found(name: str, value: Any) -> None:
