@@ -284,7 +284,7 @@ def test_a_load_balancer_sees_a_real_process_with_an_exhausted_pool(server: Serv
     with web_server(
         GUNICORN, server, "--worker-class=gthread", "--threads=4", **SITE, **one
     ) as web:
-        request = Call(web.get, [f"/slow/?ms={2.5 * health.SECONDS * 1000:.0f}"])
+        request = Call(web.get, [f"/slow/?ms={(health.SECONDS + LATE) * 1000:.0f}"])
         wait_until(lambda: "active" in states(server), "the request to use the connection")
         assert web.get(["/healthz/"])[0].startswith("HTTP/1.1 503")
         assert request.is_alive()
