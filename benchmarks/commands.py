@@ -23,6 +23,7 @@ Times = Mapping[str, Sequence[float]]
 
 ROUNDS = 20
 ROOT = Path(__file__).parent.parent
+DEADLINE = 120.0  # seconds, for a command
 CHECK_POOL_TO_REACH = 1500.0  # ms, in all
 CHECK_TO_REACH = 30.0  # ms more than without the app
 
@@ -141,6 +142,7 @@ def run(command: str, settings: str, path: str, url: str) -> tuple[float, float]
         env=environ,
         check=True,
         stdout=subprocess.DEVNULL,
+        timeout=DEADLINE,
     )
     return (perf_counter() - began) * 1000.0, (_cpu() - cpu_before) * 1000.0
 

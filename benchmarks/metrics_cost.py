@@ -34,6 +34,7 @@ PACE = 1000  # checkouts a second
 BATCH = 20  # checkouts between two looks at the clock
 BATCHES = 2000
 SCRAPE_INTERVAL = 2.0  # seconds
+DEADLINE = 120.0  # seconds, for a run
 
 
 def main() -> None:
@@ -52,7 +53,9 @@ def _run(variant: str, url: str, directory: str) -> tuple[float, float]:
     if variant == "files":
         environ["PROMETHEUS_MULTIPROC_DIR"] = directory
     command = [sys.executable, "-c", f"from benchmarks.metrics_cost import work; work({variant!r})"]
-    ran = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        command, env=environ, capture_output=True, text=True, check=True, timeout=DEADLINE
+    )
     waited, spent = map(float, ran.stdout.split())
     return waited, spent
 
