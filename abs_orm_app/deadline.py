@@ -23,7 +23,7 @@ def within(seconds: float, work: Callable[[], T]) -> T:
         except BaseException as error:
             future.set_exception(error)
 
-    Thread(target=run, name="check_pool", daemon=True).start()
+    Thread(target=run, name="abs_orm_app-deadline", daemon=True).start()
     try:
         return future.result(seconds)
     except TimeoutError as error:
