@@ -375,10 +375,11 @@ def overflow_too_large(budget: Budget) -> Finding:
 
 
 def _how_to_fit(budget: Budget) -> str:
-    fits = budget.per_process
+    fits, aliases = budget.per_process, [repr(demand.alias) for demand in budget.demands]
+    of_all = f" of {' and '.join(aliases)} together" if len(aliases) > 1 else ""
     smaller = (
-        f"Lower DB_POOL_SIZE + DB_MAX_OVERFLOW to {fits} or less in each process, run"
-        if fits
+        f"Lower DB_POOL_SIZE + DB_MAX_OVERFLOW{of_all} to {fits} or less in each process, run"
+        if fits >= len(aliases)
         else "Run"
     )
     return f"{smaller} fewer processes, raise the limit, or put PgBouncer in between."

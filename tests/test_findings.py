@@ -255,10 +255,10 @@ def test_other_databases_are_not_judged() -> None:
 # Servers
 
 
-def budget(processes: int, limit: int = 97) -> Budget:
-    demand = Demand(alias="default", size=20, overflow=10)
+def budget(processes: int, limit: int = 97, aliases: tuple[str, ...] = ("default",)) -> Budget:
+    demands = tuple(Demand(alias=alias, size=20, overflow=10) for alias in aliases)
     told = Limit(group=("one",), connections=limit, why=f"this role may open {limit} (...)")
-    return Budget(processes=processes, demands=(demand,), limit=told)
+    return Budget(processes=processes, demands=demands, limit=told)
 
 
 def test_what_fits_has_no_finding() -> None:
@@ -278,6 +278,20 @@ def test_a_pool_size_that_does_not_fit_is_an_error() -> None:
     [finding] = findings.budget_findings([budget(5)])
     assert finding.id == "abs_orm_app.E021"
     assert "Even without overflow it is 100." in finding.message
+
+
+def test_the_pools_of_several_aliases_are_told_to_fit_together() -> None:
+    [finding] = findings.budget_findings([budget(2, aliases=("default", "reports"))])
+    assert finding.hint.startswith(
+        "Lower DB_POOL_SIZE + DB_MAX_OVERFLOW of 'default' and 'reports' together to 48 or less "
+        "in each process, run fewer"
+    )
+    assert finding.alias is None
+
+
+def test_several_aliases_are_not_told_to_share_less_than_one_connection_each() -> None:
+    [finding] = findings.budget_findings([budget(97, aliases=("default", "reports"))])
+    assert finding.hint.startswith("Run fewer processes")
 
 
 def test_more_processes_than_connections_are_not_told_to_have_none_each() -> None:
