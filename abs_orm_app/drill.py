@@ -43,7 +43,7 @@ from abs_orm_app.promises import (
     Verdict,
     Watch,
 )
-from abs_orm_app.report import CONNECT_TIMEOUT, MARGIN, parameters_of
+from abs_orm_app.report import MARGIN, parameters_of, seconds_to_connect
 from abs_orm_app.server import ServerFacts, read_server
 from abs_orm_app.trial import trial
 
@@ -183,7 +183,7 @@ def _refuse_without_pool(configured: Configured) -> None:
 def _watch(configured: Configured, take_most: bool) -> Iterator[Watch]:
     """Connect to the server, and make sure that it can bear the drill. Raises Refused."""
     name = f"abs_orm_app drill {os.getpid()} {secrets.token_hex(2)}"
-    seconds = (configured.connect_timeout or CONNECT_TIMEOUT) + MARGIN
+    seconds = seconds_to_connect(configured) + MARGIN
     began = perf_counter()
     with ExitStack() as stack:
         try:

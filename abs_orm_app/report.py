@@ -80,7 +80,7 @@ def report(configured: Configured) -> Report:
     """
     pool, server, test = active(configured), None, None
     if configured.vendor == "postgresql":
-        seconds = (configured.connect_timeout or CONNECT_TIMEOUT) + MARGIN
+        seconds = seconds_to_connect(configured) + MARGIN
         server, test = probe(configured, seconds)
         if not (test.failure or isinstance(pool, Failure)):
             test = _try_out(configured, seconds, test)
@@ -141,6 +141,14 @@ def parameters_of(wrapper: Any) -> dict[str, Any]:
     parameters: dict[str, Any] = wrapper.get_connection_params()
     completed = getattr(wrapper, "for_new_connection", None)
     return completed(parameters) if completed else parameters
+
+
+def seconds_to_connect(configured: Configured) -> float:
+    """How long one connection may take: each of several hosts has the connect_timeout to answer."""
+    options = _wrapper(configured).settings_dict["OPTIONS"]
+    hosts = max(str(given).count(",") + 1 for given in (configured.host, options.get("hostaddr")))
+    rounds = 2 if options.get("target_session_attrs") == "prefer-standby" else 1
+    return rounds * hosts * (configured.connect_timeout or CONNECT_TIMEOUT)
 
 
 def errors_of(wrapper: Any) -> tuple[type[Exception], ...]:

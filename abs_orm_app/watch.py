@@ -19,7 +19,7 @@ from abs_orm_app.configured import Configured
 from abs_orm_app.deadline import within
 from abs_orm_app.failure import Failure, explain
 from abs_orm_app.fleet import Fleet, read_fleet
-from abs_orm_app.report import CONNECT_TIMEOUT, errors_of, parameters_of
+from abs_orm_app.report import errors_of, parameters_of, seconds_to_connect
 from abs_orm_app.server import ServerFacts, read_server
 
 PATIENCE = 5.0  # seconds for the answer to a look, once connected
@@ -87,7 +87,7 @@ class _Session:
 
     def __init__(self, database: Configured) -> None:
         self._wrapper: Any = connections[database.alias]
-        self._seconds = (database.connect_timeout or CONNECT_TIMEOUT) + PATIENCE
+        self._seconds = seconds_to_connect(database) + PATIENCE
         self._connection: Any = None
         self.errors = errors_of(self._wrapper)
 

@@ -132,3 +132,17 @@ def test_a_setup_that_hangs_ends_in_a_failure(
     assert found.failure
     assert found.failure.cause == "no answer within 1.5 seconds."
     wait_until(lambda: shared.sessions() == 0, "the session to end")
+
+
+@pytest.mark.parametrize("options", [{}, POOL], ids=["bare", "pool"])
+def test_a_host_that_does_not_answer_leaves_the_others_their_time(
+    shared: Server, server: Server, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(module, "MARGIN", 1.0)
+    server.suspend()
+    hosts = {"HOST": ",".join(["127.0.0.1"] * 3)}
+    hosts["PORT"] = f"{server.port},{server.port},{shared.port}"
+    options = {**options, "connect_timeout": 2}
+    found = looked_at({**entry(shared.conninfo, OPTIONS=options), **hosts})
+    server.resume()
+    assert found.failure is None
