@@ -14,6 +14,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
 from abs_orm_app.environment import PoolSettings
+from abs_orm_app.failure import scrub
 
 Value = int | float | str | bool | None
 
@@ -118,6 +119,7 @@ def configured(alias: str) -> Configured:
     pool = options.get("pool") or None
     extra = entry.get("ABS_ORM_APP") or {}
     mode = _mode(entry, extra)
+    secrets = secrets_of(entry)
     return Configured(
         alias=alias,
         engine=entry["ENGINE"],
@@ -136,16 +138,16 @@ def configured(alias: str) -> Configured:
         prepares=options.get("prepare_threshold") is not None
         and bool(options.get("server_side_binding")),
         atomic_requests=bool(entry["ATOMIC_REQUESTS"]),
-        address=_address(entry, extra),
+        address=scrub(_address(entry, extra), secrets),
         address_source=_address_source(extra),
         prefix=extra.get("prefix", ""),
-        host=entry["HOST"] or options.get("host") or "",
+        host=scrub(entry["HOST"] or options.get("host") or "", secrets),
         password=entry["PASSWORD"] or options.get("password") or "",
         sslmode=options.get("sslmode") or os.environ.get("PGSSLMODE", ""),
         connect_timeout=_number(options.get("connect_timeout")),
         keepalives=str(options.get("keepalives", 1)) != "0",
         embedded=bool(extra.get("embedded")),
-        secrets=secrets_of(entry),
+        secrets=secrets,
     )
 
 
@@ -170,7 +172,9 @@ def secrets_of(entry: Mapping[str, Any]) -> tuple[str, ...]:
     hidden = [v for name, v in options.items() if re.search("password|secret", str(name))]
     # A development database may have one word for all; that the name is shown gives nothing away.
     shown = (entry["USER"], entry["NAME"], entry["HOST"])
-    return tuple(str(s) for s in (entry["PASSWORD"], *hidden) if s and s not in shown)
+    # Whoever wrote a whole URL into a part of the address may have written the password, too.
+    in_urls = [each for part in shown for each in re.findall("://[^:/@]*:([^@]+)@", str(part))]
+    return tuple(str(s) for s in (entry["PASSWORD"], *hidden, *in_urls) if s and s not in shown)
 
 
 def _address(entry: Mapping[str, Any], extra: Mapping[str, Any]) -> str:

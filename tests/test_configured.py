@@ -34,3 +34,12 @@ def test_an_entry_that_is_wrong_ends_no_command_with_a_traceback(
         except SystemCheckError as error:
             assert reason in str(error)  # noqa: PT017
     assert reason in " ".join(shown.getvalue().split())
+
+
+def test_a_password_in_a_url_that_was_given_as_the_host_is_not_shown() -> None:
+    shown = StringIO()
+    host = "postgres://app:s3cr%20et@db.invalid:5432/shop"
+    with database({"ENGINE": OURS, "NAME": "x", "HOST": host}) as alias, pytest.raises(SystemExit):
+        call_command("check_pool", database=[alias], stdout=shown, no_color=True)
+    assert "postgres://app:***@db.invalid" in " ".join(shown.getvalue().split())
+    assert "et@db" not in shown.getvalue()
