@@ -233,13 +233,12 @@ def test_a_restart_of_pgbouncer_costs_the_requests_in_flight_alone(migrated: Ser
 
 def test_a_planned_restart_of_the_server_costs_no_error() -> None:
     end = threading.Event()
+    served = [0] * 6
 
-    def work(_: int) -> int:
-        served = 0
+    def work(number: int) -> None:
         while not end.is_set():
-            served += int(value("SELECT 1 FROM pg_sleep(0.005)"))
+            served[number] += int(value("SELECT 1 FROM pg_sleep(0.005)"))
             connections["other"].close()
-        return served
 
     with (
         Server() as server,
@@ -247,16 +246,22 @@ def test_a_planned_restart_of_the_server_costs_no_error() -> None:
         through(pooler),
         ThreadPoolExecutor(1) as pool,
     ):
-        load = pool.submit(in_threads, 6, work)
+        load = pool.submit(in_threads, len(served), work)
         try:
-            time.sleep(0.2)
+            wait_until(lambda: min(served) > 0, "some work of each")
             pooler.command("PAUSE")
-            server.restart()
-            pooler.command("RESUME")
-            time.sleep(0.2)
+            try:
+                server.restart()
+                before = list(served)
+            finally:
+                pooler.command("RESUME")
+            wait_until(
+                lambda: all(now > then for now, then in zip(served, before, strict=True)),
+                "more work of each",
+            )
         finally:
             end.set()
-        assert min(load.result(30)) > 1
+        load.result(30)
 
 
 def test_waiting_for_too_long_says_so(migrated: Server) -> None:

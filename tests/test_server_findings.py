@@ -43,10 +43,12 @@ def shared() -> Iterator[Server]:
 def role_has(server: Server, **settings: str) -> Iterator[None]:
     """Let the role of the application have these settings in its sessions."""
     with server.admin() as admin:
-        for name, value in settings.items():
-            admin.execute(f"ALTER ROLE app SET {name} = '{value}'")
-        yield
-        admin.execute("ALTER ROLE app RESET ALL")
+        try:
+            for name, value in settings.items():
+                admin.execute(f"ALTER ROLE app SET {name} = '{value}'")
+            yield
+        finally:
+            admin.execute("ALTER ROLE app RESET ALL")
 
 
 def ask(conninfo: str, alias: str = "other", **more: Any) -> list[Finding]:
