@@ -195,8 +195,12 @@ def _ask(configured: Configured) -> tuple[ServerFacts | Failure, float, float]:
 def pooler_of(wrapper: Any, connection: Any, parameters: Mapping[str, Any]) -> PoolerFacts | None:
     """What is at the other end of a connection in autocommit mode, made with these parameters."""
 
+    # Of several hosts, the others may be away, or be another pooler.
+    address = ("host", "hostaddr", "port")
+    here = {name: getattr(connection.info, name) for name in address if name in parameters}
+
     def connect(**changes: Any) -> Any:
-        return wrapper.Database.connect(**{**parameters, **changes})
+        return wrapper.Database.connect(**{**parameters, **here, **changes})
 
     wanted: dict[str, str] = {}
     with suppress(ValueError):  # not in a form that anybody else than the server can read

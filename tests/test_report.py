@@ -14,6 +14,8 @@ from django.db.backends.signals import connection_created
 from abs_orm_app import report as module
 from abs_orm_app.configured import configured
 from abs_orm_app.report import ConnectionTest, report
+from abs_orm_app.server import ServerFacts
+from tests.pgbouncers import PgBouncer, needs_pgbouncer
 from tests.projects import OURS, STOCK, database, entry, manage
 from tests.servers import Server, wait_until
 
@@ -146,3 +148,22 @@ def test_a_host_that_does_not_answer_leaves_the_others_their_time(
     found = looked_at({**entry(shared.conninfo, OPTIONS=options), **hosts})
     server.resume()
     assert found.failure is None
+
+
+@needs_pgbouncer
+def test_a_pooler_is_looked_at_where_it_has_answered(shared: Server, server: Server) -> None:
+    users = shared.socket_dir / "userlist.txt"
+    users.write_text('"postgres" ""\n')
+    users.chmod(0o644)
+    closed = {"auth_type": "trust", "auth_file": users.name, "admin_users": ""}  # the console
+    with PgBouncer(shared, pool_mode="transaction", **closed) as pooler:
+        server.suspend()
+        hosts = {"HOST": f"{server.socket_dir},{shared.socket_dir}"}
+        hosts["PORT"] = f"{server.port},{pooler.port}"
+        given = entry(shared.conninfo, OPTIONS={"connect_timeout": 2})
+        with database({**given, **hosts}) as alias:
+            found = report(configured(alias)).server
+        server.resume()
+    assert isinstance(found, ServerFacts)
+    assert found.pooler
+    assert (found.pooler.software, found.pooler.pool_mode) == ("PgBouncer", "transaction")
