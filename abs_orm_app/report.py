@@ -76,7 +76,7 @@ class Report:
 def report(configured: Configured) -> Report:
     """Gather all about one alias. Ends by a deadline; what fails is part of the report.
 
-    It takes one connection at a time, never one of the project's own pool.
+    It takes one connection at a time, or two of a pooler; never one of the project's own pool.
     """
     pool, server, test = active(configured), None, None
     if configured.vendor == "postgresql":
