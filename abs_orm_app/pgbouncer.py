@@ -35,7 +35,7 @@ class Target:
     """An alias as PgBouncer needs to know it."""
 
     alias: str
-    prefix: str  # of its variables
+    prefix: str | None  # of its variables; None: its entry is written by hand
     scheme: str  # of its URL
     host: str  # or the directory of a Unix socket
     port: int
@@ -59,11 +59,18 @@ class Plan:
     """What PgBouncer is to be, beyond what the settings say."""
 
     pool_mode: str = POOL_MODES[0]
-    listen_addr: str | None = None  # None: this machine, or a Unix socket alone where that will do
+    # As PgBouncer takes it, so with commas between several. None: this machine, or a Unix socket
+    # alone where that will do.
+    listen_addr: str | None = None
     listen_port: int = LISTEN_PORT
     processes: int = 1  # of clients
     account: str | None = None  # of the operating system, which it becomes if started as root
     with_password: bool = False
+
+    @property
+    def addresses(self) -> list[str]:
+        """Those of `listen_addr`."""
+        return [address.strip() for address in (self.listen_addr or "").split(",")]
 
 
 def target(database: Configured, entry: Mapping[str, Any], environ: Mapping[str, str]) -> Target:
@@ -87,7 +94,7 @@ def target(database: Configured, entry: Mapping[str, Any], environ: Mapping[str,
     user = str(entry["USER"] or known.get("user") or _own_name(where))
     return Target(
         alias=database.alias,
-        prefix=database.prefix,
+        prefix=database.prefix if "sources" in entry.get("ABS_ORM_APP", {}) else None,
         scheme="postgis" if entry["ENGINE"].endswith("postgis") else "postgresql",
         host=_host(where, str(entry["HOST"] or ""), known),
         port=_port(where, str(entry["PORT"] or known.get("port", 5432))),

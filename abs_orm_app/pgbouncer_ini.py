@@ -61,26 +61,42 @@ def userlist(targets: Sequence[Target], plan: Plan) -> str:
     return "".join(lines)
 
 
-def client_urls(targets: Sequence[Target], plan: Plan) -> list[str]:
-    """The variables, without a password, that lead each alias to PgBouncer."""
-    host = plan.listen_addr or THIS_MACHINE[1]
+def client_settings(targets: Sequence[Target], plan: Plan) -> list[str]:
+    """What leads each alias to PgBouncer, without a password, a line for each setting or entry."""
+    host, names = _client_host(targets, plan), _names(targets)
+    found = []
+    if any(each.prefix is not None for each in targets):
+        found.append("DB_POOL_MODE=pgbouncer")
+    for each in targets:
+        name = names[each.alias]
+        if each.prefix is None:
+            found.append(
+                f"DATABASES[{each.alias!r}]: 'HOST': {host!r}, 'PORT': {plan.listen_port}, 'NAME':"
+                f" {name!r}, 'DISABLE_SERVER_SIDE_CURSORS': True, 'CONN_MAX_AGE': 0, and no pool in"
+                " OPTIONS"
+            )
+        else:
+            found.append(
+                f"{each.prefix}DATABASE_URL={each.scheme}://{quote(each.user, safe='')}"
+                f"@{_in_url(host)}:{plan.listen_port}/{quote(name, safe='')}"
+            )
+    return found
+
+
+def _client_host(targets: Sequence[Target], plan: Plan) -> str:
     if _is_private(targets, plan):
-        host = quote(targets[0].host, safe="")
-    elif host in EVERY_ADDRESS:
-        host = "HOST"
-    elif ":" in host:
-        host = f"[{host}]"
-    names = _names(targets)
-    return [
-        f"{each.prefix}DATABASE_URL={each.scheme}://{quote(each.user, safe='')}@{host}"
-        f":{plan.listen_port}/{quote(names[each.alias], safe='')}"
-        for each in targets
-    ]
+        return targets[0].host
+    host = plan.addresses[0] or THIS_MACHINE[1]
+    return "HOST" if host in EVERY_ADDRESS else host
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else quote(host, safe="")
 
 
 def _check_target(each: Target, plan: Plan) -> None:
     where = f"DATABASES[{each.alias!r}]"
-    near = each.host.startswith("/") or each.host in (*THIS_MACHINE, plan.listen_addr)
+    near = each.host.startswith("/") or each.host in (*THIS_MACHINE, *plan.addresses)
     if each.port == plan.listen_port and (near or each.settings.mode == "pgbouncer"):
         raise ValueError(
             f"{where} is at port {each.port}, where PgBouncer itself is to listen: give the"
@@ -160,8 +176,7 @@ def _head(targets: Sequence[Target], plan: Plan) -> str:
     lines = [
         "; Written by `manage.py pgbouncer_ini` of abs_orm_app, whose docs/pgbouncer.md says more.",
         "; Start it with `pgbouncer FILE`. To connect through it, the project needs:",
-        ";   DB_POOL_MODE=pgbouncer",
-        *(f";   {url}" for url in client_urls(targets, plan)),
+        *(f";   {line}" for line in client_settings(targets, plan)),
         *[";   and the password that it has now"] * has_password,
         "",
         "[databases]",

@@ -180,6 +180,44 @@ def test_no_two_databases_are_called_the_same() -> None:
     assert settings["pgbouncer_d"] == "host=four port=5432 dbname=pgbouncer"
 
 
+def led(*arguments: str, **entries: dict[str, Any]) -> list[str]:
+    """The lines on what the project needs."""
+    lines = written(*arguments, **entries).splitlines()
+    return [line.removeprefix(";   ") for line in lines if line.startswith(";   ")]
+
+
+def test_entries_that_are_written_by_hand_are_led_to_pgbouncer_by_name() -> None:
+    by_hand = {"ENGINE": STOCK, "USER": "app", "PASSWORD": "x"}
+    lines = led(
+        first={**by_hand, "HOST": "two", "NAME": "stock"},
+        second={**by_hand, "HOST": "three", "NAME": "stock"},
+    )
+    rest = "'DISABLE_SERVER_SIDE_CURSORS': True, 'CONN_MAX_AGE': 0, and no pool in OPTIONS"
+    where = "'HOST': '127.0.0.1', 'PORT': 6432"
+    assert lines == [
+        f"DATABASES['first']: {where}, 'NAME': 'stock', {rest}",
+        f"DATABASES['second']: {where}, 'NAME': 'stock_second', {rest}",
+        "and the password that it has now",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("listen", "host"),
+    [
+        ("10.1.2.3", "10.1.2.3"),
+        ("10.1.2.3, ::1", "10.1.2.3"),
+        ("::1,10.1.2.3", "[::1]"),
+        ("*", "HOST"),
+        ("0.0.0.0,::", "HOST"),
+    ],
+)
+def test_of_several_addresses_the_first_is_given_to_clients(listen: str, host: str) -> None:
+    assert f"DATABASE_URL=postgresql://app@{host}:6432/shop" in led(
+        "--listen-addr", listen, shop=entry()
+    )
+    assert ini("--listen-addr", listen, shop=entry())["listen_addr"] == listen
+
+
 # Secrets
 
 
@@ -262,6 +300,8 @@ def test_pgbouncer_is_not_pointed_at_itself() -> None:
     remote = "postgresql://app:x@pooler.example.com:6432/shop"
     assert ini(shop=entry(remote))
     assert ini("--listen-port", "6433", shop=entry("postgresql://app:x@127.0.0.1:6432/shop"))
+    own = "postgresql://app:x@10.1.2.3:6432/shop"
+    assert refusal("--listen-addr", "::1, 10.1.2.3", shop=entry(own)).startswith(sentence)
 
 
 def test_one_pgbouncer_cannot_wait_for_two_times() -> None:
@@ -321,9 +361,7 @@ def test_an_account_without_a_name_has_to_name_the_role(monkeypatch: pytest.Monk
     for name in ("PGUSER", "LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "getuid", lambda: NAMELESS)
-    sentence = (
-        "DATABASES['shop'] names no USER, and this account of the operating system has no"
-    )
+    sentence = "DATABASES['shop'] names no USER, and this account of the operating system has no"
     assert refusal(shop={"ENGINE": OURS, "NAME": "shop", "HOST": "db"}).startswith(sentence)
 
 

@@ -16,7 +16,7 @@ from abs_orm_app.arguments import add_database, argument, chosen_aliases
 from abs_orm_app.configured import Configured, configured_databases
 from abs_orm_app.environment import MOST_CONNECTIONS, pool_processes
 from abs_orm_app.pgbouncer import LISTEN_PORT, POOL_MODES, Plan, Target, target
-from abs_orm_app.pgbouncer_ini import client_urls, pgbouncer_ini, userlist
+from abs_orm_app.pgbouncer_ini import client_settings, pgbouncer_ini, userlist
 from abs_orm_app.variables import whole_number
 
 
@@ -78,10 +78,8 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from None
         self.stdout.write(text)
         if not options["userlist"]:
-            urls = "\n".join(f"  {url}" for url in client_urls(targets, plan))
-            self.stderr.write(
-                f"Through this PgBouncer: DB_POOL_MODE=pgbouncer and\n{urls}", lambda line: line
-            )
+            lines = ("Through this PgBouncer:", *client_settings(targets, plan))
+            self.stderr.write("\n  ".join(lines), lambda line: line)
 
 
 def _databases(names: Sequence[str] | None) -> list[Configured]:
