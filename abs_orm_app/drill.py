@@ -22,7 +22,6 @@ from time import perf_counter
 from typing import Any
 
 import psycopg
-from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from psycopg.errors import InsufficientPrivilege
 
@@ -43,12 +42,11 @@ from abs_orm_app.promises import (
     Verdict,
     Watch,
 )
-from abs_orm_app.report import MARGIN, parameters_of, seconds_to_connect
+from abs_orm_app.report import MARGIN, errors_of, parameters_of, seconds_to_connect
 from abs_orm_app.server import ServerFacts, read_server
 from abs_orm_app.trial import trial
 
 WATCHERS = 1  # connections that the drill has besides those of its pool
-ERRORS = (psycopg.Error, ImproperlyConfigured, ImportError, OSError, TypeError, ValueError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +193,7 @@ def _watch(configured: Configured, take_most: bool) -> Iterator[Watch]:
             with _pool(configured, name) as pool:
                 size, limit = pool.min_size, pool.max_size
             free = within(seconds, lambda: _connections_left(control, size, limit, take_most))
-        except ERRORS as error:
+        except errors_of(connections[configured.alias]) as error:
             raise Refused(explain(error, configured.secrets)) from error
         yield Watch(
             control=control, application_name=name, connect_seconds=connect_seconds, free=free

@@ -98,7 +98,7 @@ def explain(error: BaseException, secrets: Iterable[str] = ()) -> Failure:
     for pattern, hint in _HINTS:
         if re.search(pattern, cause):
             return Failure(cause=cause, hint=hint)
-    ours = isinstance(error, ImproperlyConfigured | TypeError | ValueError)
+    ours = isinstance(error, ImproperlyConfigured | LookupError | TypeError | ValueError)
     return Failure(cause=cause, hint=_HINT_ON_SETTINGS if ours else _HINT_ON_SERVER)
 
 

@@ -8,6 +8,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from time import perf_counter, sleep
 from typing import Any
+from zoneinfo import ZoneInfoNotFoundError
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DjangoError
@@ -91,9 +92,10 @@ def active(configured: Configured) -> Active | Failure | None:
     """Read the pool object of this process; None if the alias has no pool."""
     if not configured.pools:
         return None
+    wrapper = _wrapper(configured)
     try:
-        pool = _wrapper(configured).pool
-    except (ImproperlyConfigured, ImportError, TypeError, ValueError) as error:
+        pool = wrapper.pool
+    except errors_of(wrapper) as error:
         return explain(error, configured.secrets)
     stats = {} if pool.closed else pool.get_stats()
     return Active(
@@ -161,6 +163,7 @@ def errors_of(wrapper: Any) -> tuple[type[Exception], ...]:
         OSError,
         TypeError,
         ValueError,
+        ZoneInfoNotFoundError,
     )
 
 

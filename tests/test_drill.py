@@ -257,6 +257,11 @@ def test_settings_that_no_pool_can_have_are_refused(shared: Server) -> None:
         drilled(shared.conninfo, options={"pool": {"min_size": 4, "max_size": 2}})
 
 
+def test_a_time_zone_that_is_none_is_refused(shared: Server) -> None:
+    with pytest.raises(Refused, match="No time zone found"):
+        drilled(shared.conninfo, TIME_ZONE="Nowhere")
+
+
 @needs_pgbouncer
 def test_behind_a_pooler_it_is_refused(shared: Server) -> None:
     with (

@@ -73,6 +73,14 @@ def test_an_isolation_level_that_is_none_is_a_failure(
     wait_until(lambda: shared.sessions() == 0, "the session to end")
 
 
+@pytest.mark.parametrize("options", [{}, POOL], ids=["bare", "pool"])
+def test_a_time_zone_that_is_none_is_a_failure(shared: Server, options: dict[str, Any]) -> None:
+    found = looked_at(entry(shared.conninfo, OPTIONS=options, TIME_ZONE="Nowhere"))
+    assert found.failure
+    assert "No time zone found with key Nowhere" in found.failure.cause
+    assert found.failure.hint == "Correct the settings of this database."
+
+
 @pytest.mark.parametrize("engine", [OURS, STOCK])
 @pytest.mark.parametrize("options", [{}, POOL], ids=["bare", "pool"])
 def test_the_projects_own_setup_of_connections_is_done_with_the_aliass_name(
