@@ -147,7 +147,7 @@ def parameters_of(wrapper: Any) -> dict[str, Any]:
 
 def seconds_to_connect(configured: Configured) -> float:
     """How long one connection may take: each of several hosts has the connect_timeout to answer."""
-    options = _wrapper(configured).settings_dict["OPTIONS"]
+    options = _wrapper(configured).settings_dict["OPTIONS"] or {}
     hosts = max(str(given).count(",") + 1 for given in (configured.host, options.get("hostaddr")))
     rounds = 2 if options.get("target_session_attrs") == "prefer-standby" else 1
     return rounds * hosts * (configured.connect_timeout or CONNECT_TIMEOUT)
