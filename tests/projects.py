@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from django.core.management import call_command
 from django.db import connections
 from psycopg.conninfo import conninfo_to_dict
 
 ROOT = Path(__file__).parent.parent
 OURS = "abs_orm_app.backends.postgresql"
 STOCK = "django.db.backends.postgresql"
+POOL = {"pool": {"min_size": 20, "max_size": 30, "timeout": 30.0, "max_lifetime": 3600.0}}
 SQLITE = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
 
 
@@ -61,3 +65,25 @@ def manage(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         timeout=60,
         check=False,
     )
+
+
+class Ran:
+    """What a run of check_pool in this process printed, and its exit code."""
+
+    def __init__(self, *arguments: str, **options: Any) -> None:
+        out = StringIO()
+        try:
+            call_command("check_pool", *arguments, stdout=out, no_color=True, **options)
+            self.code = 0
+        except SystemExit as end:
+            self.code = int(end.code or 0)
+        self.out = out.getvalue()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def line(text: str, start: str) -> str:
+    """The first line of a text that begins so."""
+    return next(row for row in text.splitlines() if row.strip().startswith(start))

@@ -1,34 +1,20 @@
 """PoolSettings and database_from_env: from variables to one entry of DATABASES."""
 
-import os
 import re
-import socket
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
-from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.utils import ConnectionHandler
-from pytest_django import DjangoDbBlocker
 
-from abs_orm_app import embedded
 from abs_orm_app.environment import (
-    PLACEHOLDER_PASSWORDS,
     VARIABLES,
     PoolSettings,
     SettingsError,
     database_from_env,
     pool_processes,
-    read_env_file,
     unknown_pool_variables,
 )
-from abs_orm_app.naming import process_name
-from tests.servers import Server
 
 ROOT = Path(__file__).resolve().parent.parent
 URL = "postgresql://app:s3cret@db.example:5433/shop"
@@ -314,111 +300,6 @@ def test_with_a_prefix_an_error_names_the_variable_that_was_read() -> None:
     assert "set REPLICA_DATABASE_URL=" in str(error.value)
 
 
-# On a server
-
-
-Connect = Callable[[dict[str, Any]], BaseDatabaseWrapper]
-
-
-@pytest.fixture
-def connect(django_db_blocker: DjangoDbBlocker) -> Iterator[Connect]:
-    """Connects to what an entry says, with an engine's wrapper of the test's own."""
-    with django_db_blocker.unblock(), ExitStack() as end:
-
-        def connect(database: dict[str, Any]) -> BaseDatabaseWrapper:
-            wrapper = ConnectionHandler({"default": database})["default"]
-            end.callback(getattr(wrapper, "close_pool", bool))
-            end.callback(wrapper.close)
-            wrapper.ensure_connection()
-            return wrapper
-
-        yield connect
-
-
-@pytest.mark.parametrize("mode", ["pool", "persistent", "pgbouncer", "null"])
-@pytest.mark.parametrize(
-    "engine", ["abs_orm_app.backends.postgresql", "django.db.backends.postgresql"]
-)
-def test_the_entry_works_with_our_engine_and_with_djangos_own(
-    server: Server, connect: Connect, mode: str, engine: str
-) -> None:
-    database = entry(
-        DATABASE_URL=f"{server.url}?currentSchema=pg_catalog", DB_POOL_MODE=mode, DB_POOL_SIZE="1"
-    )
-    with connect({**database, "ENGINE": engine}).cursor() as cursor:
-        cursor.execute("select current_setting('application_name'), current_setting('search_path')")
-        own = engine.startswith("abs_orm_app") and mode != "pgbouncer"
-        name = process_name("shop") if own else "shop"
-        assert cursor.fetchone() == (name, "pg_catalog")
-
-
-@pytest.mark.parametrize("mode", ["pool", "null"])
-@pytest.mark.parametrize("given", ["shop", "worker"])
-def test_an_application_name_of_the_projects_own_is_left_alone(
-    server: Server, connect: Connect, mode: str, given: str
-) -> None:
-    url = f"{server.url}?application_name={given}"
-    database = entry(DATABASE_URL=url, DB_POOL_MODE=mode, DB_POOL_SIZE="1")
-    with connect(database).cursor() as cursor:
-        cursor.execute("select current_setting('application_name')")
-        assert cursor.fetchone() == (given,)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="TCP_USER_TIMEOUT is Linux's")
-def test_a_peer_that_is_gone_is_noticed_within_a_minute(server: Server, connect: Connect) -> None:
-    wrapper = connect(entry(DATABASE_URL=server.tcp_url, DB_POOL_MODE="null"))
-    tcp = socket.socket(fileno=os.dup(wrapper.connection.fileno()))
-    with tcp:
-        assert tcp.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-        assert [
-            tcp.getsockopt(socket.IPPROTO_TCP, option)
-            for option in (
-                socket.TCP_KEEPIDLE,
-                socket.TCP_KEEPINTVL,
-                socket.TCP_KEEPCNT,
-                socket.TCP_USER_TIMEOUT,
-            )
-        ] == [30, 10, 3, 60_000]
-
-
-def test_an_embedded_server_is_started_in_a_directory_relative_to_the_base(
-    home: Path, connect: Connect
-) -> None:
-    (home / "base").mkdir()
-    variables = {"DATABASE_URL": "embedded:///data/pg", "DB_POOL_MODE": "null"}
-    try:
-        database = database_from_env(base_dir=home / "base", environ=variables)
-        assert database["ABS_ORM_APP"]["embedded"] == "data/pg"
-        assert connect(database).is_usable()
-    finally:
-        assert embedded.stop(home / "base/data/pg")
-
-
-def test_nothing_is_started_while_a_variable_is_wrong(tmp_path: Path) -> None:
-    variables = {"DATABASE_URL": "embedded:///pg", "DB_POOL_SIZE": "x"}
-    with pytest.raises(SettingsError):
-        database_from_env(base_dir=tmp_path, environ=variables)
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_embedded_server_that_cannot_start_is_a_settings_error(tmp_path: Path) -> None:
-    (tmp_path / "notes").write_text("")
-    with pytest.raises(SettingsError, match=r"^DATABASE_URL: .* holds other files"):
-        database_from_env(
-            environ={"DATABASE_URL": f"embedded:///{tmp_path}", "DB_POOL_MODE": "null"}
-        )
-
-
-def test_production_never_imports_the_embedded_server() -> None:
-    code = (
-        "import sys\n"
-        "from abs_orm_app.environment import database_from_env\n"
-        f"database_from_env(environ={{'DATABASE_URL': {URL!r}}})\n"
-        "sys.exit('abs_orm_app.embedded' in sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=True)
-
-
 # Beside the entry
 
 
@@ -465,62 +346,3 @@ def test_a_pool_variable_that_nobody_knows_is_found_with_what_was_meant() -> Non
         "REPLICA_DB_POOL_RECICLE": "REPLICA_DB_POOL_RECYCLE",
         "REPLICA_DB_POOL_PROCESSES": "DB_POOL_PROCESSES",
     }
-
-
-# The documentation
-
-OF_THE_SAMPLE_PROJECT = {"DEBUG", "SECRET_KEY", "ALLOWED_HOSTS"}
-DEFAULTS_IN_WORDS = {
-    "DB_POOL_PROCESSES": "WEB_CONCURRENCY, else 1",
-    "DB_DISABLE_SERVER_SIDE_CURSORS": "true in pgbouncer mode, else false",
-}
-
-
-def documented_defaults() -> dict[str, str]:
-    """The default of each variable as it is to be written; empty: none."""
-    defaults = {}
-    for name, variable in VARIABLES.items():
-        value = variable.default
-        text = f"{value:g}" if isinstance(value, float) else str(value or 0).lower()
-        defaults[name] = DEFAULTS_IN_WORDS.get(name, text if value not in ("", None) else "")
-        if variable.secret:
-            defaults[f"{name}_FILE"] = ""
-    return defaults
-
-
-def test_env_example_explains_every_variable_and_nothing_else() -> None:
-    text = (ROOT / ".env.example").read_text()
-    found = re.findall(r"^# (.+)\n#? ?([A-Z_]+)=(.*)$", text, re.MULTILINE)
-    names = [name for _, name, _ in found]
-    assert len(names) == len(set(names)) == len(re.findall(r"^#? ?[A-Z_]+=", text, re.MULTILINE))
-    assert set(names) == documented_defaults().keys() | OF_THE_SAMPLE_PROJECT
-    for explanation, name, value in found:
-        default = documented_defaults().get(name)
-        if default:
-            assert default in (value, *re.findall(r"Default: (.*)\.$", explanation)), name
-        assert not explanation.isspace()
-
-
-def test_env_example_can_be_copied_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    own: dict[str, str] = {}
-    monkeypatch.setattr("os.environ", own)
-    read_env_file(ROOT / ".env.example")
-    assert PoolSettings.from_env() == PoolSettings()
-    assert not own.keys() & {"DATABASE_URL", "DB_NAME"}
-
-
-def test_every_credential_in_env_example_is_known_as_a_placeholder() -> None:
-    text = (ROOT / ".env.example").read_text()
-    password = re.findall(r"^# DB_PASSWORD=(.*)$", text, re.MULTILINE)
-    in_url = re.findall(r"://\w+:(.*?)@", text)
-    assert {*password, *in_url} == PLACEHOLDER_PASSWORDS
-
-
-def test_the_page_of_settings_lists_every_variable_with_its_default() -> None:
-    text = (ROOT / "docs/settings.md").read_text()
-    # Tables whose second column is the default.
-    tables = re.findall(r"^\| variable \| default \|.*\n((?:\|.*\n)+)", text, re.MULTILINE)
-    rows = re.findall(r"^\| `([A-Z_]+)` \| (?:`(.*?)`|-) \|", "".join(tables), re.MULTILINE)
-    assert dict(rows) == documented_defaults()
