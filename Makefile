@@ -27,7 +27,7 @@ test: $(READY)
 wagtail: $(READY) $(WAGTAIL)/.ready
 	$(BIN)/python -m pytest tests/test_wagtail.py -rP
 
-# About ten minutes on an idle machine; less, and into nothing: make bench BENCH=--quick
+# About twelve minutes on an idle machine; less, and into nothing: make bench BENCH=--quick
 bench: $(VENV)/.ready-bench
 	$(BIN)/python -m benchmarks $(BENCH)
 	$(BIN)/python -m benchmarks.metrics_cost

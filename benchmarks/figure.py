@@ -38,8 +38,8 @@ FULL = Effort(
     rounds=21,
     seconds=0.1,
     few_rounds=5,
-    slow_rounds=3,
-    load_seconds=2.5,
+    slow_rounds=9,
+    load_seconds=1.5,
     outage=10.0,
     patience=100.0,
 )

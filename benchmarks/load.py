@@ -52,8 +52,9 @@ class Load:
 
 def load(peers: Sequence[Peer], effort: Effort) -> Figure:
     rounds: dict[str, list[Load]] = {peer.name: [] for peer in peers}
-    for _ in range(effort.slow_rounds):
-        for peer in peers:
+    for number in range(effort.slow_rounds):
+        # There and back, so that none has always the same one before it.
+        for peer in reversed(peers) if number % 2 else peers:
             rounds[peer.name].append(_one_load(peer, effort.load_seconds))
     rows = [_middle(measured) for measured in rounds.values()]
     ours = next(row.throughput for row in rows if row.peer == "ours")
