@@ -9,9 +9,9 @@ from django.utils.html import escape
 
 from abs_orm_app.history import SPAN, Second
 from abs_orm_app.integrations import charts, guide
+from abs_orm_app.integrations.shown import amount, duration
 from abs_orm_app.pool import HardenedPool
 from abs_orm_app.snapshot import snapshot
-from abs_orm_app.templatetags.abs_orm_app_page import amount, duration
 from tests.pools import opened, ours
 from tests.servers import Server
 
