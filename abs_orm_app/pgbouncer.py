@@ -94,7 +94,7 @@ def target(database: Configured, entry: Mapping[str, Any], environ: Mapping[str,
     user = str(entry["USER"] or known.get("user") or _own_name(where))
     return Target(
         alias=database.alias,
-        prefix=database.prefix if "sources" in entry.get("ABS_ORM_APP", {}) else None,
+        prefix=database.prefix if "sources" in (entry.get("ABS_ORM_APP") or {}) else None,
         scheme="postgis" if entry["ENGINE"].endswith("postgis") else "postgresql",
         host=_host(where, str(entry["HOST"] or ""), known),
         port=_port(where, str(entry["PORT"] or known.get("port", 5432))),
