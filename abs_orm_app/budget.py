@@ -169,9 +169,14 @@ def budgets(demands: Iterable[tuple[Demand, ServerFacts]], processes: int) -> li
 
 
 def _others(members: Iterable[tuple[Demand, ServerFacts, Limit]]) -> int:
-    """Connections under one limit that are not of this project's processes."""
-    used, ours = 0, {}
+    """Connections under one limit that are not of this project's processes.
+
+    The servers were asked one after the other, and a connection may have gone meanwhile: of each
+    number, the most that was seen.
+    """
+    used, ours = 0, dict[tuple[str, str], int]()
     for _, server, limit in members:
         used = max(used, in_use(limit, server))
-        ours[server.role, server.database] = server.used_by_project
+        whose = (server.role, server.database)
+        ours[whose] = max(ours.get(whose, 0), server.used_by_project)
     return max(used - sum(ours.values()), 0)

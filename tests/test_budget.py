@@ -134,6 +134,12 @@ def fitted(room: int, *pools: tuple[int, int], processes: int = 1) -> list[tuple
     return [(demand.size, demand.overflow) for demand in found]
 
 
+def test_a_connection_of_the_project_that_went_meanwhile_is_not_anothers() -> None:
+    first, second = server(used=1, used_by_project=1), server(used=0, used_by_project=0)
+    [found] = budgets([(demand("a"), first), (demand("b"), second)], 1)
+    assert found.others == 0
+
+
 def test_the_overflow_is_lowered_first() -> None:
     assert fitted(97, (20, 10), processes=4) == [(20, 4)]
     assert fitted(80, (20, 10), processes=4) == [(20, 0)]
