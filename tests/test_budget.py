@@ -124,6 +124,12 @@ def test_the_projects_aliases_are_not_others_to_each_other() -> None:
     assert budget.others == 5
 
 
+def test_a_connection_of_the_project_that_went_meanwhile_is_not_anothers() -> None:
+    first, second = server(used=1, used_by_project=1), server(used=0, used_by_project=0)
+    [found] = budgets([(demand("a"), first), (demand("b"), second)], 1)
+    assert found.others == 0
+
+
 # The largest pools that fit
 
 
@@ -132,12 +138,6 @@ def fitted(room: int, *pools: tuple[int, int], processes: int = 1) -> list[tuple
     limit = Limit(group=("one",), connections=room, why="")
     found = largest_that_fit(Budget(processes=processes, demands=demands, limit=limit))
     return [(demand.size, demand.overflow) for demand in found]
-
-
-def test_a_connection_of_the_project_that_went_meanwhile_is_not_anothers() -> None:
-    first, second = server(used=1, used_by_project=1), server(used=0, used_by_project=0)
-    [found] = budgets([(demand("a"), first), (demand("b"), second)], 1)
-    assert found.others == 0
 
 
 def test_the_overflow_is_lowered_first() -> None:
