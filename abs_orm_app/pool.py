@@ -311,7 +311,6 @@ class HardenedPool(WaitingPool):
     def close_for_good(self, timeout: float) -> None:
         """At the end of the process: close, in about `timeout` seconds."""
         self._ended = True
-        self.settle(timeout)
         self.close(timeout)
 
     def _let_the_process_end(self) -> None:
