@@ -205,7 +205,7 @@ def test_it_is_there_when_the_pool_is_exhausted(chromium: Chrome, shop: Site) ->
     assert held.is_alive()
     visit(chromium, shop)
     assert held.is_alive()
-    assert "WAITING\n3" in text(chromium, ".pool-numbers").upper()
+    eventually(lambda: "WAITING\n3" in text(chromium, ".pool-numbers").upper(), "all three to wait")
     held.result(DEADLINE)
     waiting.result(DEADLINE)
     eventually(lambda: state(chromium) in ("ok", "busy"), "the pool to have idle connections")
