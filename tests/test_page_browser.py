@@ -240,8 +240,12 @@ def test_it_says_that_the_web_server_does_not_answer(server: Server) -> None:
     with browser() as chromium:
         with site(server, **THREE) as gone:
             gone.log_in(chromium, STAFF)
+            # Before that there is no script to notice anything.
+            pause = chromium.find_element(By.ID, "pool-pause")
+            eventually(pause.is_displayed, "the page's script")
             at = shown_at(chromium)
-        eventually(lambda: "No answer" in text(chromium, "#pool-status"), "the page to notice")
+        # A request that was under way is given up after 30 s.
+        wait_until(lambda: "No answer" in text(chromium, "#pool-status"), "the page to notice", 60)
         assert shown_at(chromium) >= at
 
 
