@@ -106,10 +106,7 @@ class WaitingPool(OpeningPool):
         if collect:
             gc.collect()
             self._collect_seconds = monotonic() - now
-            self._reclaim_lost()
-            with self._lock:
-                attempts = self._reserve(now)
-            self._start_connectors(attempts)
+            self.replace_lost()
 
     def _garbage_is_suspected(self, now: float, began: float) -> bool:
         """Tell if all connections are out, and some may be held by garbage. With the lock held.
