@@ -8,7 +8,7 @@ class AbsOrmAppConfig(AppConfig):
     verbose_name = "Connection pool"
 
     def ready(self) -> None:
-        from abs_orm_app.checks import register_checks
+        from abs_orm_app.checks.system_checks import register_checks
 
         register_checks()
         if apps.is_installed("django_prometheus"):

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from abs_orm_app.address import (
+from abs_orm_app.config.address import (
     DATABASE_URL,
     DB_PASSWORD_PROVIDER,
     PARTS,
@@ -20,7 +20,7 @@ from abs_orm_app.address import (
     running,
     with_default_options,
 )
-from abs_orm_app.variables import (
+from abs_orm_app.config.variables import (
     Reader,
     SettingsError,
     Variable,

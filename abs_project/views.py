@@ -4,7 +4,7 @@ from asgiref.sync import sync_to_async
 from django.db import connection
 from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, JsonResponse
 
-from abs_orm_app.variables import whole_number
+from abs_orm_app.config.variables import whole_number
 
 LONGEST = 60_000  # milliseconds
 

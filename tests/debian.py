@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from abs_orm_app.postgres_wheel import Programs, programs
+from abs_orm_app.embedded.wheel import Programs, programs
 from tests.servers import Server
 
 PACKAGE = "postgresql-postgis"

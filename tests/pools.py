@@ -12,7 +12,7 @@ import pytest
 from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
-from abs_orm_app.pool import HardenedPool
+from abs_orm_app.pool.pool import HardenedPool
 
 APP = "pool-under-test"  # application_name, to count sessions by
 

@@ -29,8 +29,8 @@ import psutil
 import psycopg
 from psycopg.rows import TupleRow
 
-from abs_orm_app.embedded import processes_of, running
-from abs_orm_app.postgres_wheel import Programs, programs
+from abs_orm_app.embedded.cluster import processes_of, running
+from abs_orm_app.embedded.wheel import Programs, programs
 
 PREFIX = "abs_orm_app-test-"
 MEMORY = 2 * 2**30  # bytes that must be free in it for clusters, of 40 MB each, to go to memory

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from psycopg import pq
 
-from abs_orm_app.address import POSTGIS, POSTGRESQL, Address, parse_url
+from abs_orm_app.config.address import POSTGIS, POSTGRESQL, Address, parse_url
 from abs_orm_app.environment import SettingsError, database_from_env
 
 CHARACTERS = st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\ufffd")

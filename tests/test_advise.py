@@ -12,11 +12,11 @@ import psycopg
 import pytest
 from django.core.management import CommandError, call_command
 
-from abs_orm_app.advice import PEAK, Advice, advise, measured
-from abs_orm_app.budget import Demand
+from abs_orm_app.capacity.advice import PEAK, Advice, advise, measured
+from abs_orm_app.capacity.budget import Demand
+from abs_orm_app.capacity.queueing import Load, wait
 from abs_orm_app.environment import MOST_CONNECTIONS
-from abs_orm_app.sizing import Load, wait
-from abs_orm_app.snapshot import snapshot
+from abs_orm_app.pool.snapshot import snapshot
 from tests.pools import opened, ours
 from tests.projects import ROOT, SQLITE, database, entry, manage
 from tests.servers import Server

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from abs_orm_app.budget import Budget, Demand, Limit, allowance, budgets, largest_that_fit, limits
-from abs_orm_app.server import ServerFacts
+from abs_orm_app.capacity.budget import (
+    Budget,
+    Demand,
+    Limit,
+    allowance,
+    budgets,
+    largest_that_fit,
+    limits,
+)
+from abs_orm_app.facts.server import ServerFacts
 
 
 def server(**facts: Any) -> ServerFacts:

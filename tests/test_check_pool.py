@@ -14,8 +14,8 @@ from django.core.management import CommandError, call_command
 from django.db import connections
 from django.test import override_settings
 
+from abs_orm_app.console.profiles import SETTING
 from abs_orm_app.environment import database_from_env
-from abs_orm_app.profiles import SETTING
 from tests.projects import OURS, POOL, ROOT, SQLITE, STOCK, Ran, database, entry, line, manage
 from tests.servers import Server, wait_until
 

@@ -15,7 +15,7 @@ from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 from django.test import override_settings
 
-from abs_orm_app.checks import TAG
+from abs_orm_app.checks.system_checks import TAG
 from tests.projects import OURS, SQLITE, STOCK, database, entry, manage
 from tests.servers import Server, wait_until
 

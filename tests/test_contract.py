@@ -1,7 +1,7 @@
 """The private names of psycopg_pool and psycopg that the engine stands on: each is still there.
 
 When one of these tests fails after an upgrade, read what changed in psycopg_pool at that name, and
-only then mend `opening.py`, `waiting.py` or `pool.py`.
+only then change `connector.py`, `queue.py` or `pool.py`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from psycopg_pool.pool import ConnectionPool, MaintenanceTask, ShrinkPool, Waiti
 from psycopg_pool.sched import Scheduler
 
 import abs_orm_app
-from abs_orm_app.pool import HardenedPool
+from abs_orm_app.pool.pool import HardenedPool
 from tests.servers import Server
 
 APP = Path(abs_orm_app.__file__).parent
-MODULES = ["opening.py", "waiting.py", "pool.py"]
+MODULES = ["connector.py", "queue.py", "pool.py"]
 
 CALLED = {  # psycopg_pool's methods that we call, with the parameters that we rely on
     "_check_open_getconn": [],
@@ -85,7 +85,7 @@ def test_this_list_is_complete() -> None:
     listed = {*CALLED, *REPLACED, *FIELDS, *COUNTERS, *OF_CONNECTIONS, "_cond", "_run"}
     used = set()
     for module in MODULES:
-        for node in ast.walk(ast.parse((APP / module).read_text())):
+        for node in ast.walk(ast.parse((APP / "pool" / module).read_text())):
             if isinstance(node, ast.Attribute):
                 used.add(node.attr)
             if isinstance(node, ast.FunctionDef):

@@ -43,7 +43,7 @@ def test_each_page_that_the_code_speaks_of_is_there() -> None:
 
 
 def test_each_advice_of_the_pool_leads_to_an_entry_of_the_troubleshooting_page() -> None:
-    source = (ROOT / "abs_orm_app" / "messages.py").read_text()
+    source = (ROOT / "abs_orm_app" / "pool" / "messages.py").read_text()
     named = set(re.findall(r"\{GUIDE\}#([\w-]+)", source))
     assert named
     assert named <= anchors(ROOT / "docs" / "troubleshooting.md")

@@ -17,10 +17,10 @@ import psycopg
 import pytest
 from django.core.management import call_command
 
-from abs_orm_app import promises
-from abs_orm_app.configured import configured
-from abs_orm_app.drill import NoPool, Outcome, Refused, drill
+from abs_orm_app.drill import steps
+from abs_orm_app.drill.runner import NoPool, Outcome, Refused, drill
 from abs_orm_app.environment import PoolSettings
+from abs_orm_app.facts.databases import configured
 from tests.pgbouncers import PgBouncer, needs_pgbouncer
 from tests.processes import program
 from tests.projects import OURS, SQLITE, STOCK, database, entry
@@ -49,7 +49,7 @@ def shared() -> Iterator[Server]:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """For drills that wait for what does not come."""
-    monkeypatch.setattr(promises, "PATIENCE", 0.5)
+    monkeypatch.setattr(steps, "PATIENCE", 0.5)
 
 
 def names(server: Server) -> list[str]:

@@ -20,9 +20,9 @@ import psycopg
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
-from abs_orm_app import postgres_wheel
-from abs_orm_app.embedded import embedded_url, running, stop
-from abs_orm_app.postgres_wheel import BIN, LIBRARIES, programs
+from abs_orm_app.embedded import wheel
+from abs_orm_app.embedded.cluster import embedded_url, running, stop
+from abs_orm_app.embedded.wheel import BIN, LIBRARIES, programs
 from tests.pools import Call
 from tests.servers import Server, copy_cluster, wait_until
 
@@ -244,7 +244,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may change 
 
 def as_nobody(function: Callable[[], object]) -> str:
     """What a function returns, or why it refuses, in a process of an ordinary user."""
-    if postgres_wheel.ROOT_STATE in programs().bin.parents:
+    if wheel.ROOT_STATE in programs().bin.parents:
         pytest.skip("an ordinary user cannot reach this virtual environment")
     nobody = pwd.getpwnam("nobody")
     reader, writer = os.pipe()
@@ -316,7 +316,7 @@ def test_a_directory_of_another_user_is_refused(home: Path) -> None:
 @pytest.fixture
 def private(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory that only root may enter, as /root is, and another place for root's state."""
-    monkeypatch.setattr(postgres_wheel, "ROOT_STATE", home / "state")
+    monkeypatch.setattr(wheel, "ROOT_STATE", home / "state")
     path = home / "private"
     path.mkdir(mode=0o700)
     return path

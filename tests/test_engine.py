@@ -20,7 +20,7 @@ from django.http import HttpRequest, HttpResponse
 from django.test import override_settings
 from pytest_django.plugin import DjangoDbBlocker
 
-from abs_orm_app.pool import HardenedPool
+from abs_orm_app.pool.pool import HardenedPool
 from tests.pools import APP, Call
 from tests.servers import Server, wait_until
 

@@ -14,9 +14,9 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import ConnectionHandler
 from pytest_django import DjangoDbBlocker
 
-from abs_orm_app import embedded
+from abs_orm_app.config.application_name import process_name
+from abs_orm_app.embedded import cluster
 from abs_orm_app.environment import SettingsError, database_from_env
-from abs_orm_app.naming import process_name
 from tests.projects import ROOT
 from tests.servers import Server
 
@@ -99,7 +99,7 @@ def test_an_embedded_server_is_started_in_a_directory_relative_to_the_base(
         assert database["ABS_ORM_APP"]["embedded"] == "data/pg"
         assert connect(database).is_usable()
     finally:
-        assert embedded.stop(home / "base/data/pg")
+        assert cluster.stop(home / "base/data/pg")
 
 
 def test_nothing_is_started_while_a_variable_is_wrong(tmp_path: Path) -> None:

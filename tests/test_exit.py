@@ -14,9 +14,9 @@ from contextlib import suppress
 import pytest
 from django.db import OperationalError, connection, transaction
 
-from abs_orm_app import processes
-from abs_orm_app.pool import HardenedPool, observers
-from abs_orm_app.snapshot import snapshots
+from abs_orm_app.pool import registry
+from abs_orm_app.pool.pool import HardenedPool, observers
+from abs_orm_app.pool.snapshot import snapshots
 from tests.processes import GUNICORN, UVICORN, Result, backend, program, run, states, web_server
 from tests.proxy import Proxy
 from tests.servers import Server, wait_until
@@ -108,9 +108,9 @@ def end_while_a_thread_has_a_connection() -> None:
 
 def run_last(function: Callable[[], object]) -> None:
     """At exit after the pools are closed, as what was registered before the app was imported."""
-    atexit.unregister(processes._close_all)
+    atexit.unregister(registry._close_all)
     atexit.register(function)
-    atexit.register(processes._close_all)
+    atexit.register(registry._close_all)
 
 
 def let_a_thread(function: Callable[[], object]) -> None:

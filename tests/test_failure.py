@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from abs_orm_app.failure import explain, scrub
+from abs_orm_app.facts.failure import explain, scrub
 from tests.servers import Server
 
 HBA = """

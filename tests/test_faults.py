@@ -12,8 +12,8 @@ import psycopg
 import pytest
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from abs_orm_app.faults import is_permanent
-from abs_orm_app.opening import RETRY_INTERVAL
+from abs_orm_app.pool.connector import RETRY_INTERVAL
+from abs_orm_app.pool.faults import is_permanent
 from tests.pools import APP, Call, MakePool, compared_with_stock, opened, ours, stock, use
 from tests.proxy import Proxy
 from tests.servers import Server, wait_until

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from abs_orm_app import findings
-from abs_orm_app.budget import Budget, Demand, Limit
-from abs_orm_app.configured import Configured, configured, pool_parameters
+from abs_orm_app.capacity.budget import Budget, Demand, Limit
+from abs_orm_app.checks import settings_rules
+from abs_orm_app.checks.settings_rules import Finding, Installed, deploy_findings, static_findings
 from abs_orm_app.environment import database_from_env
-from abs_orm_app.failure import Failure
-from abs_orm_app.findings import Finding, Installed, deploy_findings, static_findings
+from abs_orm_app.facts.databases import Configured, configured, pool_parameters
+from abs_orm_app.facts.failure import Failure
 from tests.projects import OURS, SQLITE, STOCK, database
 
 ROOT = Path(__file__).parent.parent
@@ -96,8 +96,8 @@ def test_later_drivers_are_new_enough(version: str) -> None:
 def test_the_least_versions_are_those_of_the_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     bounds = dict(re.split(r"(?:\[.*\])?>=", bound) for bound in project["dependencies"])
-    assert bounds["psycopg"] == ".".join(map(str, findings.LEAST_PSYCOPG))
-    assert bounds["psycopg-pool"] == ".".join(map(str, findings.LEAST_PSYCOPG_POOL))
+    assert bounds["psycopg"] == ".".join(map(str, settings_rules.LEAST_PSYCOPG))
+    assert bounds["psycopg-pool"] == ".".join(map(str, settings_rules.LEAST_PSYCOPG_POOL))
 
 
 def test_a_mistyped_parameter_is_found_with_what_was_meant() -> None:
@@ -182,7 +182,7 @@ def test_django_6_1_leaves_the_check_to_the_project() -> None:
 
 
 def test_an_unknown_variable_is_a_warning_with_what_was_meant() -> None:
-    found = findings.unknown_variables({"DB_POOL_SISE": "DB_POOL_SIZE", "DB_POOL_X": None})
+    found = settings_rules.unknown_variables({"DB_POOL_SISE": "DB_POOL_SIZE", "DB_POOL_X": None})
     assert ids(found) == ["W001", "W001"]
     assert "DB_POOL_SISE; did you mean DB_POOL_SIZE?" in found[0].message
 
@@ -262,12 +262,12 @@ def budget(processes: int, limit: int = 97, aliases: tuple[str, ...] = ("default
 
 
 def test_what_fits_has_no_finding() -> None:
-    assert findings.budget_findings([budget(3)]) == []
-    assert findings.budget_findings([budget(1, limit=30)]) == []
+    assert settings_rules.budget_findings([budget(3)]) == []
+    assert settings_rules.budget_findings([budget(1, limit=30)]) == []
 
 
 def test_overflow_that_does_not_fit_is_a_warning() -> None:
-    [finding] = findings.budget_findings([budget(4)])
+    [finding] = settings_rules.budget_findings([budget(4)])
     assert finding.id == "abs_orm_app.W021"
     assert "4 processes x (20 + 10) for 'default' = 120 connections" in finding.message
     assert "this role may open 97" in finding.message
@@ -275,13 +275,13 @@ def test_overflow_that_does_not_fit_is_a_warning() -> None:
 
 
 def test_a_pool_size_that_does_not_fit_is_an_error() -> None:
-    [finding] = findings.budget_findings([budget(5)])
+    [finding] = settings_rules.budget_findings([budget(5)])
     assert finding.id == "abs_orm_app.E021"
     assert "Even without overflow it is 100." in finding.message
 
 
 def test_the_pools_of_several_aliases_are_told_to_fit_together() -> None:
-    [finding] = findings.budget_findings([budget(2, aliases=("default", "reports"))])
+    [finding] = settings_rules.budget_findings([budget(2, aliases=("default", "reports"))])
     assert finding.hint.startswith(
         "Lower DB_POOL_SIZE + DB_MAX_OVERFLOW of 'default' and 'reports' together to 48 or less "
         "in each process, run fewer"
@@ -290,17 +290,19 @@ def test_the_pools_of_several_aliases_are_told_to_fit_together() -> None:
 
 
 def test_several_aliases_are_not_told_to_share_less_than_one_connection_each() -> None:
-    [finding] = findings.budget_findings([budget(97, aliases=("default", "reports"))])
+    [finding] = settings_rules.budget_findings([budget(97, aliases=("default", "reports"))])
     assert finding.hint.startswith("Run fewer processes")
 
 
 def test_more_processes_than_connections_are_not_told_to_have_none_each() -> None:
-    [finding] = findings.budget_findings([budget(100)])
+    [finding] = settings_rules.budget_findings([budget(100)])
     assert finding.hint.startswith("Run fewer processes")
 
 
 def test_a_server_that_does_not_answer_is_no_error() -> None:
-    finding = findings.server_not_asked("default", Failure(cause="It is down.", hint="Start it."))
+    finding = settings_rules.server_not_asked(
+        "default", Failure(cause="It is down.", hint="Start it.")
+    )
     assert finding.id == "abs_orm_app.I001"
 
 
@@ -308,9 +310,9 @@ def test_a_server_that_does_not_answer_is_no_error() -> None:
 
 
 def test_each_id_is_documented_and_each_documented_id_exists() -> None:
-    files = Path(findings.__file__).parent.glob("*findings.py")
+    files = Path(settings_rules.__file__).parent.glob("*_rules.py")
     source = "".join(file.read_text() for file in files)
-    page = (ROOT / findings.GUIDE).read_text()
+    page = (ROOT / settings_rules.GUIDE).read_text()
     in_code = set(re.findall(r'"([EWI]\d{3})"', source))
     assert set(re.findall(r'<a id="([EWI]\d{3})"></a>', page)) == in_code
     assert set(re.findall(r"^### .*\b([EWI]\d{3})\b", page, re.MULTILINE)) == in_code

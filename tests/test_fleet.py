@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from abs_orm_app.fleet import Fleet, Group, read_fleet
-from abs_orm_app.naming import LONGEST, Name, parse_name, process_name
+from abs_orm_app.config.application_name import LONGEST, Name, parse_name, process_name
+from abs_orm_app.facts.sessions import Fleet, Group, read_fleet
 from tests.pools import Call
 from tests.servers import Server, wait_until
 

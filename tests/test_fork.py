@@ -18,8 +18,8 @@ import pytest
 from django.db import connection, connections, transaction
 
 from abs_orm_app.backends.postgresql.base import DatabaseWrapper
-from abs_orm_app.naming import process_name
-from abs_orm_app.pool import HardenedPool
+from abs_orm_app.config.application_name import process_name
+from abs_orm_app.pool.pool import HardenedPool
 from tests.processes import backend, run
 from tests.proxy import Proxy
 from tests.servers import Server, wait_until

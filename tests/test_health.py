@@ -21,7 +21,7 @@ from health_check.views import HealthCheckView  # type: ignore[import-untyped]
 from pytest_django.plugin import DjangoDbBlocker
 
 from abs_orm_app.integrations import health
-from abs_orm_app.pool import HardenedPool
+from abs_orm_app.pool.pool import HardenedPool
 from tests.pools import Call
 from tests.processes import GUNICORN, states, web_server
 from tests.projects import SQLITE, STOCK, database, entry

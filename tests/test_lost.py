@@ -14,7 +14,7 @@ from time import sleep
 
 import pytest
 
-from abs_orm_app.pool import HardenedPool
+from abs_orm_app.pool.pool import HardenedPool
 from tests.pools import APP, AnyPool, Call, MakePool, compared_with_stock, opened, ours, pid, use
 from tests.servers import Server, wait_until
 

@@ -12,10 +12,10 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from psycopg_pool import PoolTimeout
 
-from abs_orm_app import pool as pool_module
 from abs_orm_app.integrations import opentelemetry
-from abs_orm_app.pool import TICK, HardenedPool
-from abs_orm_app.timings import BOUNDS, Histogram
+from abs_orm_app.pool import pool as pool_module
+from abs_orm_app.pool.histogram import BOUNDS, Histogram
+from abs_orm_app.pool.pool import TICK, HardenedPool
 from tests.pools import opened, ours
 from tests.processes import run
 from tests.projects import database, entry

@@ -18,9 +18,9 @@ from django.http import HttpResponse
 from django.test import Client, override_settings
 from pytest_django.plugin import DjangoDbBlocker
 
-from abs_orm_app.integrations import beside
-from abs_orm_app.pool import HardenedPool
-from abs_orm_app.snapshot import snapshot
+from abs_orm_app.integrations.admin_page import side_connections
+from abs_orm_app.pool.pool import HardenedPool
+from abs_orm_app.pool.snapshot import snapshot
 from tests.pgbouncers import PgBouncer, needs_pgbouncer
 from tests.pools import Call
 from tests.projects import SQLITE, STOCK, database, entry
@@ -320,7 +320,7 @@ def locked(table: str) -> Iterator[None]:
     parameters: Any = connections["default"].get_connection_params()
     with psycopg.connect(**parameters) as blocker, pytest.MonkeyPatch.context() as patch:
         blocker.execute(f"lock table {table}")
-        patch.setattr(beside, "STATEMENT_TIMEOUT", 0.5)
+        patch.setattr(side_connections, "STATEMENT_TIMEOUT", 0.5)
         yield
 
 
@@ -381,7 +381,7 @@ def test_a_pass_is_good_with_its_session_alone(staff: Client) -> None:
 
 def test_a_pass_has_an_end(staff: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     content(staff)
-    monkeypatch.setattr("abs_orm_app.integrations.access.GOOD_FOR", -1)
+    monkeypatch.setattr("abs_orm_app.integrations.admin_page.access.GOOD_FOR", -1)
     with locked("django_session"):
         assert "nobody can be recognised" in content(staff, status=503)
 

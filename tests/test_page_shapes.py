@@ -7,11 +7,11 @@ import re
 import pytest
 from django.utils.html import escape
 
-from abs_orm_app.history import SPAN, Second
-from abs_orm_app.integrations import charts, guide
-from abs_orm_app.integrations.shown import amount, duration
-from abs_orm_app.pool import HardenedPool
-from abs_orm_app.snapshot import snapshot
+from abs_orm_app.integrations.admin_page import charts, guide
+from abs_orm_app.integrations.admin_page.filters import amount, duration
+from abs_orm_app.integrations.admin_page.history import SPAN, Second
+from abs_orm_app.pool.pool import HardenedPool
+from abs_orm_app.pool.snapshot import snapshot
 from tests.pools import opened, ours
 from tests.servers import Server
 

@@ -19,7 +19,7 @@ from django.db.models import Count
 from pytest_django.plugin import DjangoDbBlocker
 
 from abs_orm_app.environment import database_from_env
-from abs_orm_app.failure import explain
+from abs_orm_app.facts.failure import explain
 from tests.pgbouncers import PgBouncer, needs_pgbouncer
 from tests.processes import Watch
 from tests.projects import OURS, STOCK, database

@@ -15,7 +15,7 @@ import pytest
 from django.core.management import call_command
 
 from abs_orm_app.environment import database_from_env
-from abs_orm_app.pgbouncer import session_options
+from abs_orm_app.pgbouncer.target import session_options
 from tests.pgbouncers import PgBouncer, needs_pgbouncer
 from tests.projects import OURS, SQLITE, STOCK, database, manage
 from tests.servers import Server

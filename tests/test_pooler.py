@@ -17,11 +17,11 @@ import pytest
 from django.core.checks import run_checks
 from django.core.management import call_command
 
-from abs_orm_app.configured import Configured, configured
-from abs_orm_app.failure import explain
-from abs_orm_app.pooler import PATIENCE, Console, PoolerFacts, read_pooler
-from abs_orm_app.pooler_findings import Through, pooler_findings
-from abs_orm_app.server import ServerFacts, read_server
+from abs_orm_app.checks.pooler_rules import Through, pooler_findings
+from abs_orm_app.facts.databases import Configured, configured
+from abs_orm_app.facts.failure import explain
+from abs_orm_app.facts.pooler import PATIENCE, Console, PoolerFacts, read_pooler
+from abs_orm_app.facts.server import ServerFacts, read_server
 from tests.pgbouncers import PgBouncer, needs_pgbouncer
 from tests.projects import OURS, STOCK, database, entry
 from tests.proxy import Proxy

@@ -10,7 +10,7 @@ from django.apps.registry import Apps
 from django.db import connections
 from pytest_django.plugin import DjangoDbBlocker
 
-from abs_orm_app.pool import HardenedPool
+from abs_orm_app.pool.pool import HardenedPool
 from tests.debian import DebianServer, needs_postgis
 from tests.pools import Call
 from tests.projects import database, entry

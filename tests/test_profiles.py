@@ -8,9 +8,9 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 
-from abs_orm_app.configured import Configured, configured
+from abs_orm_app.console.profiles import PROFILES, SETTING, compare, profiles
 from abs_orm_app.environment import PoolSettings, database_from_env
-from abs_orm_app.profiles import PROFILES, SETTING, compare, profiles
+from abs_orm_app.facts.databases import Configured, configured
 from tests.projects import STOCK, database
 
 

@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from psycopg_pool import PoolTimeout
 
 from abs_orm_app.integrations import prometheus
-from abs_orm_app.pool import TICK
+from abs_orm_app.pool.pool import TICK
 from tests.pools import Call
 from tests.processes import DEADLINE, GUNICORN, Web, backends, run, web_server
 from tests.projects import database, entry

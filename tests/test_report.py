@@ -11,10 +11,10 @@ import pytest
 from django.db import connections
 from django.db.backends.signals import connection_created
 
-from abs_orm_app import report as module
-from abs_orm_app.configured import configured
-from abs_orm_app.report import ConnectionTest, report
-from abs_orm_app.server import ServerFacts
+from abs_orm_app.facts import report as module
+from abs_orm_app.facts.databases import configured
+from abs_orm_app.facts.report import ConnectionTest, report
+from abs_orm_app.facts.server import ServerFacts
 from tests.pgbouncers import PgBouncer, needs_pgbouncer
 from tests.projects import OURS, STOCK, database, entry, manage
 from tests.servers import Server, wait_until

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from abs_orm_app.server import ServerFacts, read_server
+from abs_orm_app.facts.server import ServerFacts, read_server
 from tests.servers import Server
 
 LIMITS = {

@@ -14,7 +14,7 @@ from time import monotonic, sleep
 
 import pytest
 
-from abs_orm_app.sizing import Load, smallest, wait, waits
+from abs_orm_app.capacity.queueing import Load, smallest, wait, waits
 from tests.pools import AnyPool, opened, ours
 from tests.servers import Server
 

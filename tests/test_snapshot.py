@@ -13,9 +13,9 @@ import pytest
 from django.db import connections
 from psycopg_pool import PoolTimeout
 
-from abs_orm_app import pool as pool_module
-from abs_orm_app.pool import HardenedPool
-from abs_orm_app.snapshot import Snapshot, snapshot, snapshots
+from abs_orm_app.pool import pool as pool_module
+from abs_orm_app.pool.pool import HardenedPool
+from abs_orm_app.pool.snapshot import Snapshot, snapshot, snapshots
 from tests.pools import Call, opened, ours
 from tests.projects import OURS, STOCK, database, entry
 from tests.servers import Server, wait_until

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from psycopg_pool import PoolTimeout
 
-from abs_orm_app.pool import HardenedPool
+from abs_orm_app.pool.pool import HardenedPool
 from tests.pools import APP, Call, ours, pid
 from tests.servers import Server, wait_until
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import psycopg
 import pytest
 
-from abs_orm_app import liveness
+from abs_orm_app.pool import liveness
 from tests.debian import DebianServer, make_certificate, needs_debian
 from tests.pools import APP, AnyPool, Call, opened, ours, pid, use
 from tests.projects import manage

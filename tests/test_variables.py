@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from abs_orm_app.config.variables import read_secret_file
 from abs_orm_app.environment import SettingsError, database_from_env, read_env_file
-from abs_orm_app.variables import read_secret_file
 
 ROOT = Path(__file__).resolve().parent.parent
 ADDRESS = {"DATABASE_URL": "postgresql://app@db.example/app"}
@@ -20,7 +20,7 @@ def environ(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """An environment of the test's own, as os.environ."""
     own = dict(ADDRESS)
     monkeypatch.setattr(os, "environ", own)
-    monkeypatch.setattr("abs_orm_app.variables._from_env_file", {})
+    monkeypatch.setattr("abs_orm_app.config.variables._from_env_file", {})
     return own
 
 

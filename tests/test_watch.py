@@ -25,10 +25,10 @@ import pytest
 from django.core.management import CommandError, call_command
 from rich.console import Console
 
-from abs_orm_app.configured import configured
-from abs_orm_app.fleet import Blocked, Fleet, Group, Session, read_fleet
-from abs_orm_app.watch import Look, Watched, watch
-from abs_orm_app.watch_view import FINE, PLAIN, Signs, live, picture
+from abs_orm_app.console.watch import Look, Watched, watch
+from abs_orm_app.console.watch_view import FINE, PLAIN, Signs, live, picture
+from abs_orm_app.facts.databases import configured
+from abs_orm_app.facts.sessions import Blocked, Fleet, Group, Session, read_fleet
 from tests.pools import Call
 from tests.projects import ROOT, SQLITE, database, entry, manage
 from tests.servers import Server, wait_until
@@ -194,7 +194,7 @@ def test_the_view_ends_with_whatever_ends_its_looks(
             raise RuntimeError("can't start new thread")
         return read_fleet(connection)
 
-    monkeypatch.setattr("abs_orm_app.watch.read_fleet", exhausted)
+    monkeypatch.setattr("abs_orm_app.console.watch.read_fleet", exhausted)
     with database(entry(shared.conninfo)) as alias:
         viewed = Call(live, configured(alias), 0.01)
         with pytest.raises(RuntimeError, match="can't start new thread"):
@@ -347,7 +347,7 @@ def test_it_watches_one_alias(shared: Server) -> None:
 
 
 def test_without_rich_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "abs_orm_app.watch_view", raising=False)
+    monkeypatch.delitem(sys.modules, "abs_orm_app.console.watch_view", raising=False)
     monkeypatch.setitem(sys.modules, "rich.console", None)
     import abs_orm_app
 

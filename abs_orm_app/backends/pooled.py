@@ -8,16 +8,16 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.db.backends.base.base import NO_DB_ALIAS
 
-from abs_orm_app import processes
-from abs_orm_app.credentials import current_password, is_rotating
-from abs_orm_app.naming import process_name
-from abs_orm_app.processes import close_at_childs_end, notice_fork, pools
+from abs_orm_app.config.application_name import process_name
+from abs_orm_app.config.credentials import current_password, is_rotating
+from abs_orm_app.pool import registry
+from abs_orm_app.pool.registry import close_at_childs_end, notice_fork, pools
 
 if TYPE_CHECKING:  # a command that needs no pool does not load it
     from django.db.backends.postgresql.base import DatabaseWrapper as DjangoWrapper
 
-    from abs_orm_app.opening import AnyConnection
-    from abs_orm_app.pool import HardenedPool
+    from abs_orm_app.pool.connector import AnyConnection
+    from abs_orm_app.pool.pool import HardenedPool
 
     class Base(DjangoWrapper):
         def _configure_connection(self, connection: AnyConnection) -> bool: ...
@@ -45,12 +45,12 @@ class PooledMixin(Base):
         if not options or self.alias == NO_DB_ALIAS:
             return None
         notice_fork()
-        if processes.comes_after_the_end():
+        if registry.comes_after_the_end():
             return None
         pool = self._connection_pools.get(self.alias)
         if pool is not None and pool.database == self.settings_dict["NAME"]:
             return pool
-        with processes.build_lock:
+        with registry.build_lock:
             pool = self._connection_pools.get(self.alias)
             if pool is None or pool.database != self.settings_dict["NAME"]:
                 # Django's test runner changes the database of an alias that may have a pool.
@@ -62,7 +62,7 @@ class PooledMixin(Base):
         return pool
 
     def _build_pool(self, options: dict[str, Any]) -> HardenedPool:
-        from abs_orm_app.pool import HardenedPool
+        from abs_orm_app.pool.pool import HardenedPool
 
         if self.settings_dict.get("CONN_MAX_AGE", 0) != 0:
             raise ImproperlyConfigured("Pooling doesn't support persistent connections.")

@@ -27,8 +27,8 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from abs_orm_app.backends.pooled import PooledMixin
 from abs_orm_app.integrations.views import outside_transactions
-from abs_orm_app.liveness import answers
-from abs_orm_app.pool import HardenedPool
+from abs_orm_app.pool.liveness import answers
+from abs_orm_app.pool.pool import HardenedPool
 
 State = Literal["ok", "degraded", "failed"]
 

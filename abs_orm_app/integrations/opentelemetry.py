@@ -22,11 +22,11 @@ from opentelemetry.metrics import (
     get_meter,
 )
 
-from abs_orm_app import timings
 from abs_orm_app.backends.pooled import current_pools
-from abs_orm_app.pool import HardenedPool, observers
-from abs_orm_app.snapshot import snapshots
-from abs_orm_app.timings import BOUNDS
+from abs_orm_app.pool import histogram
+from abs_orm_app.pool.histogram import BOUNDS
+from abs_orm_app.pool.pool import HardenedPool, observers
+from abs_orm_app.pool.snapshot import snapshots
 
 Observe = Callable[[CallbackOptions], Iterable[Observation]]
 
@@ -83,7 +83,7 @@ def instrument(meter_provider: MeterProvider | None = None) -> None:
             explicit_bucket_boundaries_advisory=BOUNDS,
         )
     _make_observables(meter)
-    timings.Histogram.samples_kept = KEPT
+    histogram.Histogram.samples_kept = KEPT
     for pool in current_pools().values():
         for field in _histograms:
             getattr(pool, field).keep_samples()
@@ -94,11 +94,11 @@ def pass_on(pool: HardenedPool) -> None:
     """Record the durations that the pool has kept."""
     if pool.name not in connections:
         return  # such as the pool of a drill
-    for field, histogram in _histograms.items():
+    for field, durations in _histograms.items():
         samples = getattr(pool, field).samples
         with suppress(IndexError):  # there is no more, or somebody else takes them, too
             while samples is not None:
-                histogram.record(samples.popleft(), {POOL_NAME: pool.name})
+                durations.record(samples.popleft(), {POOL_NAME: pool.name})
 
 
 def _make_observables(meter: Meter) -> None:

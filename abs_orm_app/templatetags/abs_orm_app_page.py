@@ -16,7 +16,9 @@ register = template.Library()
 
 
 def _filter(name: str) -> Callable[..., Any]:
-    function: Callable[..., Any] = getattr(import_module("abs_orm_app.integrations.shown"), name)
+    function: Callable[..., Any] = getattr(
+        import_module("abs_orm_app.integrations.admin_page.filters"), name
+    )
     return function
 
 

@@ -5,7 +5,7 @@ from django.db import connection, connections, transaction
 from django.test import TestCase, TransactionTestCase
 
 from abs_orm_app.backends.pooled import PooledMixin
-from abs_orm_app.pool import HardenedPool
+from abs_orm_app.pool.pool import HardenedPool
 
 
 class InOneTransaction(TestCase):

@@ -5,9 +5,9 @@ import os
 from django.contrib.staticfiles.urls import staticfiles_urlpatterns
 from django.urls import include, path
 
-from abs_orm_app.integrations import page
+from abs_orm_app.integrations.admin_page import views
 
-page.REFRESH = int(os.environ.get("REFRESH", "1"))  # s; so that tests need not wait for long
+views.REFRESH = int(os.environ.get("REFRESH", "1"))  # s; so that tests need not wait for long
 
 urlpatterns = [
     path("", include("django_prometheus.urls")),

@@ -12,23 +12,23 @@ from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 
-from abs_orm_app import machine, planning, sizing_text, text
-from abs_orm_app.arguments import (
+from abs_orm_app.checks.collect import all_findings
+from abs_orm_app.checks.settings_rules import Finding
+from abs_orm_app.console import capacity_options, capacity_text, json_output, text
+from abs_orm_app.console.arguments import (
     BAD_ARGUMENTS,
     above_zero,
     add_database,
     chosen_aliases,
     refuse_unknown,
 )
-from abs_orm_app.configured import Configured, configured_databases
-from abs_orm_app.findings import Finding
-from abs_orm_app.planning import Question
-from abs_orm_app.profiles import Compared, Profile, compare, profiles
-from abs_orm_app.report import Report, report
-from abs_orm_app.server_checks import all_findings
+from abs_orm_app.console.capacity_options import Question
+from abs_orm_app.console.profiles import Compared, Profile, compare, profiles
+from abs_orm_app.facts.databases import Configured, configured_databases
+from abs_orm_app.facts.report import Report, report
 
 if TYPE_CHECKING:
-    from abs_orm_app.drill import Drilled
+    from abs_orm_app.drill.runner import Drilled
 
 INTERVAL = 2.0  # seconds between two looks of --watch
 FAIL_LEVEL = "ERROR"
@@ -69,7 +69,7 @@ class Command(BaseCommand):
             action="store_true",
             help="Let the drill take more than half of the connections that are free.",
         )
-        planning.add_arguments(parser)
+        capacity_options.add_arguments(parser)
         parser.add_argument(
             "--watch",
             nargs="?",
@@ -114,16 +114,18 @@ class Command(BaseCommand):
             if drills is not None:
                 drills.append(self._drill(reports[-1], in_text, options["yes"]))
         findings = all_findings(reports, question.processes)
-        planned = planning.answer(question, reports)
+        planned = capacity_options.answer(question, reports)
         compared = _compared(databases, profile)
         level = getattr(checks, options["fail_level"] or FAIL_LEVEL)
         code = _exit_code(reports, findings, compared, drills, level)
         if not in_text:
             comparison = None if compared is None else (options["compare"], compared)
-            self.stdout.write(machine.as_json(reports, findings, comparison, drills, planned, code))
+            self.stdout.write(
+                json_output.as_json(reports, findings, comparison, drills, planned, code)
+            )
             return code
         blocks = [
-            *sizing_text.sections(planned, self.style),
+            *capacity_text.sections(planned, self.style),
             text.findings_section(findings, self.style),
         ]
         if compared is not None:
@@ -146,11 +148,11 @@ class Command(BaseCommand):
         if options["format"] == "json":
             raise CommandError("--watch is for people: it has no JSON.", returncode=BAD_ARGUMENTS)
         try:
-            database = planning.one_alias(databases, "--watch")
+            database = capacity_options.one_alias(databases, "--watch")
         except ValueError as error:
             raise CommandError(str(error), returncode=BAD_ARGUMENTS) from None
         try:
-            from abs_orm_app import watch_view
+            from abs_orm_app.console import watch_view
         except ImportError as error:
             wanted = "pip install 'abs-orm-app[watch]'"
             raise CommandError(f"--watch cannot be done: {error}. {wanted}") from error
@@ -163,7 +165,7 @@ class Command(BaseCommand):
 
     def _drill(self, gathered: Report, in_text: bool, take_most: bool) -> Drilled:
         try:
-            from abs_orm_app.drill_text import run_drill
+            from abs_orm_app.console.drill_text import run_drill
         except ImportError as error:
             wanted = "pip install 'psycopg[binary,pool]'"
             raise CommandError(f"--drill cannot be done: {error}. {wanted}") from error
@@ -189,7 +191,7 @@ def _profile(name: str | None) -> Profile | None:
 
 def _question(options: dict[str, Any], databases: Sequence[Configured]) -> Question:
     try:
-        return planning.read_question(options, databases)
+        return capacity_options.read_question(options, databases)
     except ValueError as error:
         raise CommandError(str(error), returncode=BAD_ARGUMENTS) from None
 

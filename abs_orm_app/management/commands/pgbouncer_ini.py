@@ -12,12 +12,12 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 from django.db import connections
 
-from abs_orm_app.arguments import add_database, argument, chosen_aliases
-from abs_orm_app.configured import Configured, configured_databases
+from abs_orm_app.config.variables import whole_number
+from abs_orm_app.console.arguments import add_database, argument, chosen_aliases
 from abs_orm_app.environment import MOST_CONNECTIONS, pool_processes
-from abs_orm_app.pgbouncer import LISTEN_PORT, POOL_MODES, Plan, Target, target
-from abs_orm_app.pgbouncer_ini import client_settings, pgbouncer_ini, userlist
-from abs_orm_app.variables import whole_number
+from abs_orm_app.facts.databases import Configured, configured_databases
+from abs_orm_app.pgbouncer.ini import client_settings, pgbouncer_ini, userlist
+from abs_orm_app.pgbouncer.target import LISTEN_PORT, POOL_MODES, Plan, Target, target
 
 
 class Command(BaseCommand):

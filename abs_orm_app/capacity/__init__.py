@@ -1,0 +1,1 @@
+"""Sums: the budget of connections, queueing, and advice on sizes."""

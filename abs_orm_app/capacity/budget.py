@@ -1,0 +1,182 @@
+"""How many connections all the processes may open, and how many the server has for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from abs_orm_app.facts.server import ServerFacts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """What one alias may open in each process."""
+
+    alias: str
+    size: int
+    overflow: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """The most connections that some group of aliases can have."""
+
+    group: tuple[str, ...]  # aliases with the same group share the limit
+    connections: int
+    why: str  # completes the sentence "..., but WHY"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The demands on one limit."""
+
+    processes: int
+    demands: tuple[Demand, ...]
+    limit: Limit
+    others: int = 0  # connections of other applications now
+
+    @property
+    def room(self) -> int:
+        """Connections that the others leave."""
+        return max(self.limit.connections - self.others, 0)
+
+    @property
+    def at_rest(self) -> int:
+        """Connections when every pool has its pool size."""
+        return self.processes * sum(demand.size for demand in self.demands)
+
+    @property
+    def at_peak(self) -> int:
+        """Connections when every pool uses its overflow, too."""
+        return self.processes * sum(demand.size + demand.overflow for demand in self.demands)
+
+    @property
+    def per_process(self) -> int:
+        """Connections that each process may have at most, so that all of them fit."""
+        return self.limit.connections // self.processes
+
+    @property
+    def arithmetic(self) -> str:
+        """As in "2 processes x (20 + 10) for 'default' = 60 connections"."""
+        parts = [f"({d.size} + {d.overflow}) for {d.alias!r}" for d in self.demands]
+        total = parts[0] if len(parts) == 1 else f"({' + '.join(parts)})"
+        noun = "process" if self.processes == 1 else "processes"
+        return f"{self.processes} {noun} x {total} = {self.at_peak} connections"
+
+
+def largest_that_fit(budget: Budget) -> tuple[Demand, ...]:
+    """The largest pools for which there is room, with the same number of processes.
+
+    The pool size comes first: as long as the sizes fit, only the overflow is lowered; else there is
+    none, and the sizes share what there is in their proportion. Empty, if there is not one
+    connection for each pool.
+    """
+    each = budget.room // budget.processes
+    sizes = [demand.size for demand in budget.demands]
+    overflows = [demand.overflow for demand in budget.demands]
+    if each < len(sizes):
+        return ()
+    if sum(sizes) > each:
+        # One for each pool, and the rest in proportion.
+        sizes = [1 + part for part in _share(each - len(sizes), [size - 1 for size in sizes])]
+        overflows = [0 for _ in sizes]
+    elif sum(sizes) + sum(overflows) > each:
+        overflows = _share(each - sum(sizes), overflows)
+    return tuple(
+        replace(demand, size=size, overflow=overflow)
+        for demand, size, overflow in zip(budget.demands, sizes, overflows, strict=True)
+    )
+
+
+def _share(total: int, weights: Sequence[int]) -> list[int]:
+    """Whole numbers in proportion to the weights, and together the total, by largest remainder."""
+    exact = [total * weight / (sum(weights) or 1) for weight in weights]
+    parts = [int(part) for part in exact]
+    by_remainder = sorted(range(len(parts)), key=lambda index: parts[index] - exact[index])
+    for index in by_remainder[: total - sum(parts)]:
+        parts[index] += 1
+    return parts
+
+
+def limits(server: ServerFacts) -> list[Limit]:
+    """What bounds the connections of this role to this database, each on its own."""
+    found = [_limit_of_server(server)]
+    if server.superuser:  # PostgreSQL lets a superuser pass the two below
+        return found
+    if server.role_limit is not None:
+        found.append(
+            Limit(
+                group=(server.identity, "role", server.role),
+                connections=server.role_limit,
+                why=f"role {server.role!r} may open {server.role_limit} (its CONNECTION LIMIT)",
+            )
+        )
+    if server.database_limit is not None:
+        found.append(
+            Limit(
+                group=(server.identity, "database", server.database),
+                connections=server.database_limit,
+                why=f"database {server.database!r} takes {server.database_limit}"
+                " (its CONNECTION LIMIT)",
+            )
+        )
+    return found
+
+
+def _limit_of_server(server: ServerFacts) -> Limit:
+    kept_back = 0 if server.superuser else server.superuser_reserved
+    if not (server.superuser or server.may_use_reserved):
+        kept_back += server.reserved
+    connections = server.max_connections - kept_back
+    detail = f"max_connections {server.max_connections}"
+    detail += f" - {kept_back} reserved" if kept_back else ", a superuser" * server.superuser
+    return Limit(
+        group=(server.identity,),
+        connections=connections,
+        why=f"this role may open {connections} ({detail})",
+    )
+
+
+def allowance(server: ServerFacts) -> Limit:
+    """The tightest of the limits."""
+    return min(limits(server), key=lambda limit: limit.connections)
+
+
+def in_use(limit: Limit, server: ServerFacts) -> int:
+    """Connections now that count for the limit."""
+    kinds = {"role": server.used_by_role, "database": server.used_in_database}
+    return kinds.get(limit.group[1], server.used) if len(limit.group) > 1 else server.used
+
+
+def budgets(demands: Iterable[tuple[Demand, ServerFacts]], processes: int) -> list[Budget]:
+    """One budget for each limit, with all the demands on it.
+
+    Where two roles see the limit of a server differently, the lower one counts.
+    """
+    groups: dict[tuple[str, ...], list[tuple[Demand, ServerFacts, Limit]]] = {}
+    for demand, server in demands:
+        for limit in limits(server):
+            groups.setdefault(limit.group, []).append((demand, server, limit))
+    return [
+        Budget(
+            processes=processes,
+            demands=tuple(demand for demand, _, _ in members),
+            limit=min((limit for *_, limit in members), key=lambda limit: limit.connections),
+            others=_others(members),
+        )
+        for members in groups.values()
+    ]
+
+
+def _others(members: Iterable[tuple[Demand, ServerFacts, Limit]]) -> int:
+    """Connections under one limit that are not of this project's processes.
+
+    The servers were asked one after the other, and a connection may have gone meanwhile: of each
+    number, the most that was seen.
+    """
+    used, ours = 0, dict[tuple[str, str], int]()
+    for _, server, limit in members:
+        used = max(used, in_use(limit, server))
+        whose = (server.role, server.database)
+        ours[whose] = max(ours.get(whose, 0), server.used_by_project)
+    return max(used - sum(ours.values()), 0)

@@ -1,0 +1,349 @@
+"""Where a database is: DATABASE_URL, or its parts, as one address in the words of libpq."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from urllib.parse import parse_qsl, quote, unquote
+
+import dj_database_url
+from django.core.exceptions import ImproperlyConfigured
+
+from abs_orm_app.config.variables import Reader, Variable, did_you_mean, refuse, whole_number
+
+POSTGRESQL = "abs_orm_app.backends.postgresql"
+POSTGIS = "abs_orm_app.backends.postgis"
+DRIVERS = ("asyncpg", "psycopg", "psycopg2")  # of SQLAlchemy; teams bring such URLs along
+
+SCHEMES = {
+    **dict.fromkeys(("postgres", "postgresql", "pgsql", "psql"), POSTGRESQL),
+    **{f"{name}+{driver}": POSTGRESQL for name in ("postgres", "postgresql") for driver in DRIVERS},
+    "postgis": POSTGIS,
+}
+# The registry is shared with whatever else in the project uses dj-database-url: what is there stays
+# as it is, and what is new gets Django's own engine. Ours is put in after parsing.
+for _scheme in SCHEMES.keys() - dj_database_url.ENGINE_SCHEMES.keys():
+    dj_database_url.register(_scheme, "django.db.backends.postgresql")(
+        dj_database_url.apply_current_schema
+    )
+
+URL = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<path>[^?#]*)"
+    r"(?:\?(?P<query>[^#]*))?(?P<fragment>#.*)?",
+    re.IGNORECASE | re.DOTALL,
+)
+EXAMPLE = "postgresql://USER:PASSWORD@HOST:PORT/NAME"
+ENCODE = "percent-encode what its user name or password holds of : / ? # @ (as %3A %2F %3F %23 %40)"
+IN_BRACKETS = "an IPv6 address stands in brackets"
+
+TLS_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+DJANGO_OPTIONS = ("assume_role",)  # options of Django's engine that a URL may give as well
+
+# A connection attempt ends after 10 s. A peer that is gone without a word is noticed within a
+# minute, by probes while we wait for it (30 + 3 * 10 s) and by the timeout while it owes us the
+# receipt of what we sent: there Linux alone would go on for a quarter of an hour.
+DEFAULT_OPTIONS = {
+    "connect_timeout": "10",  # seconds
+    "keepalives": "1",
+    "keepalives_idle": "30",  # seconds
+    "keepalives_interval": "10",  # seconds
+    "keepalives_count": "3",
+    "tcp_user_timeout": "60000",  # milliseconds
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """What it takes to connect to a database. Several hosts and their ports: with commas."""
+
+    engine: str = POSTGRESQL
+    name: str = ""
+    user: str = ""
+    password: str = field(default="", repr=False)
+    host: str = ""
+    port: str = ""
+    options: Mapping[str, str] = field(default_factory=dict, repr=False)
+    embedded: str = ""  # the directory of the embedded server; the rest is not known before it runs
+    password_provider: str = ""  # dotted path of the function that gives the password
+
+
+def parse_url(url: str) -> Address:
+    """Parse a database URL.
+
+    Raises ValueError: the end of a sentence that begins with "DATABASE_URL". Nothing of a password
+    is in it, not even where a character that should have been encoded tears the password apart.
+    """
+    url = url.strip()
+    if url[:1] in ("'", '"'):
+        raise ValueError("begins with a quotation mark, which is no part of a URL: remove it")
+    match = URL.fullmatch(url)
+    if not match:
+        raise ValueError(f"is not a URL like {EXAMPLE}")
+    scheme, authority, path, query, fragment = match.groups(default="")
+    scheme = scheme.lower()
+    if scheme == "embedded":
+        return _embedded(authority, path, query + fragment)
+    if scheme not in SCHEMES:
+        known = ", ".join(SCHEMES)
+        raise ValueError(f"begins with {scheme}://; what this app can pool begins with: {known}")
+    if fragment or "@" in path + query:
+        raise ValueError(f"cannot be taken apart: {ENCODE}")
+    user_info, _, hosts = authority.rpartition("@")
+    options = _options(query)
+    host, port = _hosts(hosts)
+    # Without the hosts, which dj-database-url cannot read when there are several and turns to lower
+    # case (wrong for a directory of Unix sockets); without the query, where it takes "007" for 7.
+    parsed = dj_database_url.parse(
+        f"{scheme}://{quote(user_info, safe=':%')}@{quote(path, safe='/%')}"
+    )
+    address = Address(
+        engine=SCHEMES[scheme],
+        name=_one("dbname", parsed["NAME"], options),
+        user=_one("user", parsed["USER"], options),
+        password=_one("password", parsed["PASSWORD"], options),
+        host=_one("host", host, options),
+        port=_one("port", port, options),
+        options=options,
+    )
+    texts = [address.name, address.user, address.password, address.host, *options.values()]
+    if any("\0" in text or "\N{REPLACEMENT CHARACTER}" in text for text in texts):
+        raise ValueError("holds a percent-encoding that is not UTF-8 text")
+    return address
+
+
+def _embedded(authority: str, path: str, rest: str) -> Address:
+    directory = unquote(path[1:])
+    if authority or rest or not directory:
+        raise ValueError("is not like embedded:///RELATIVE/DIR or embedded:////ABSOLUTE/DIR")
+    return Address(embedded=directory)
+
+
+def _options(query: str) -> dict[str, str]:
+    """Connection parameters as they are written in a query, each known to libpq or to Django."""
+    pairs = parse_qsl(query, keep_blank_values=True)
+    options = dict(pairs)
+    if len(options) < len(pairs):
+        raise ValueError("gives a parameter twice")
+    if empty := [name for name, value in pairs if not value]:
+        raise ValueError(f"gives no value for its parameter {', '.join(empty)}")
+    if "currentSchema" in options and "options" in options:
+        raise ValueError("gives both currentSchema and options: put search_path into the options")
+    dj_database_url.apply_current_schema({"OPTIONS": options})
+    _translate_tls(options)
+    known = (*libpq_parameters(), *DJANGO_OPTIONS)
+    if unknown := [name for name in options if name not in known]:
+        names = ", ".join(name + did_you_mean(name, known) for name in unknown)
+        raise ValueError(
+            f"has parameters that libpq does not know: {names}. Remove them;"
+            " those of asyncpg, SQLAlchemy or another framework have no meaning here"
+        )
+    for name in DEFAULT_OPTIONS.keys() & options.keys():
+        if not re.fullmatch(r"-?[0-9]+", options[name]):
+            raise ValueError(f"gives {name}={options[name]!r}, which is not a whole number")
+    if "port" in options:
+        try:
+            _ports(options["port"])
+        except ValueError as error:
+            raise ValueError(f"gives port={options['port']!r}, which {error}") from None
+    return options
+
+
+def _translate_tls(options: dict[str, str]) -> None:
+    """Turn asyncpg's `ssl` into libpq's `sslmode`; true and false as libpq reads JDBC's URLs."""
+    if "ssl" in options:
+        if "sslmode" in options:
+            raise ValueError("gives both ssl and sslmode: keep sslmode")
+        ssl = options.pop("ssl")
+        options["sslmode"] = {"true": "require", "false": "disable"}.get(ssl.lower(), ssl)
+    mode = options.get("sslmode", TLS_MODES[0])
+    if mode not in TLS_MODES:
+        accepted = ", ".join(TLS_MODES) + did_you_mean(mode, TLS_MODES)
+        raise ValueError(f"asks for sslmode {mode!r}, which is not one of {accepted}")
+
+
+def _hosts(text: str) -> tuple[str, str]:
+    """Split `h1:1,[::2]:2,h3` into `h1,::2,h3` and `1,2,5432`."""
+    hosts, ports = [], []
+    for part in text.split(","):
+        match = re.fullmatch(r"(?:\[([^\[\]]*)\]|([^:\[\]]*))(?::(.*))?", part, re.DOTALL)
+        if not match:
+            raise ValueError(f"has a host that cannot be read: {IN_BRACKETS}")
+        # It is not shown, because where somebody forgot the host, it is the password.
+        if match[3] and not (re.fullmatch("[0-9]+", match[3]) and 1 <= int(match[3][:6]) <= 65535):
+            raise ValueError(f"has a port that is not a number from 1 to 65535; {IN_BRACKETS}")
+        hosts.append(unquote(match[1] or match[2] or ""))
+        ports.append(match[3] or "")
+    if any(ports) and not all(ports):
+        ports = [port or "5432" for port in ports]
+    return ",".join(hosts), ",".join(ports) if any(ports) else ""
+
+
+def _ports(text: str) -> str:
+    """Parse a port, or one for each of several hosts."""
+    return ",".join(str(whole_number(1, 65535)(port)) for port in text.split(","))
+
+
+def _one(parameter: str, value: str, options: dict[str, str]) -> str:
+    """The value from the authority or path of a URL, or from its query; not two values."""
+    second = options.pop(parameter, "")
+    if value and second not in ("", value):
+        raise ValueError(f"gives two values for its {parameter}")
+    return value or second
+
+
+@cache
+def libpq_parameters() -> dict[str, str]:
+    """What libpq takes as a connection parameter, with the environment variable it looks at."""
+    try:
+        from psycopg import pq  # only here, so that the reason for its absence can be told
+    except ImportError as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        refuse([f"psycopg does not work here ({reason}): pip install 'psycopg[binary]'."])
+    return {
+        option.keyword.decode(): (option.envvar or b"").decode()
+        for option in pq.Conninfo.get_defaults()
+    }
+
+
+def with_default_options(options: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
+    """Add the options that neither the URL nor one of libpq's own variables (PGAPPNAME) gives."""
+    project = environ.get("DJANGO_SETTINGS_MODULE", "").partition(".")[0] or "django"
+    variables = libpq_parameters()
+    defaults = {**DEFAULT_OPTIONS, "application_name": project}
+    unset = {name: text for name, text in defaults.items() if variables.get(name) not in environ}
+    return {**unset, **options}
+
+
+def _host(text: str) -> str:
+    """Parse the host, or several with commas: a name, an address, a directory of Unix sockets."""
+    hosts = text.strip()
+    for host in hosts.split(","):
+        is_socket = host.startswith(("/", "@"))  # @: Linux's abstract ones
+        if not is_socket and ("://" in host or set("@[]") & set(host) or host.count(":") == 1):
+            raise ValueError(
+                "is more than a host: a URL goes into DATABASE_URL, a user into DB_USER, a port"
+                " into DB_PORT; an IPv6 address has no brackets here"
+            )
+    return hosts
+
+
+def _name(text: str) -> str:
+    """Parse the name of a database or role, in which nearly everything is allowed."""
+    if re.search("://|:.*@", text):
+        raise ValueError("looks like a URL, which goes into DATABASE_URL")
+    return text
+
+
+def _dotted_path(text: str) -> str:
+    if all(part.isidentifier() for part in text.split(".")) and "." in text:
+        return text
+    raise ValueError("is not the dotted path of a function, like package.module.function")
+
+
+DATABASE_URL = Variable[Address | None](
+    name="DATABASE_URL", parse=parse_url, default=None, secret=True, shared=False
+)
+# By the field of Address that each one gives.
+PARTS = {
+    "host": Variable(name="DB_HOST", parse=_host, default="", shared=False),
+    "port": Variable(name="DB_PORT", parse=_ports, default="", shared=False),
+    "name": Variable(name="DB_NAME", parse=_name, default="", shared=False),
+    "user": Variable(name="DB_USER", parse=_name, default="", shared=False),
+    "password": Variable(name="DB_PASSWORD", parse=str, default="", secret=True, shared=False),
+}
+DB_PASSWORD_PROVIDER = Variable(
+    name="DB_PASSWORD_PROVIDER", parse=_dotted_path, default="", shared=False
+)
+
+
+def read_address(reader: Reader, default_url: str | None) -> Address:
+    """The address that the variables give; what is wrong with them is noted in the reader.
+
+    The parts fill in what the URL leaves out (a password that comes from a file, say). The default
+    counts only where none of the variables is set.
+    """
+    problems = len(reader.problems)
+    url = reader.read(DATABASE_URL)
+    parts = {name: text for name, part in PARTS.items() if (text := reader.read(part))}
+    provider = reader.read(DB_PASSWORD_PROVIDER)
+    if len(reader.problems) > problems:
+        return Address()
+    if url is None and not parts and not provider and default_url is not None:
+        try:
+            url = parse_url(default_url)
+        except ValueError as error:
+            reader.problems.append(f"The default URL {error}.")
+            return Address()
+    if url and url.embedded:
+        others = [PARTS[name] for name in parts] + [DB_PASSWORD_PROVIDER] * bool(provider)
+        reader.problems += [
+            f"{reader.variables[other.name]} has no meaning for the embedded server of"
+            f" {reader.variables['DATABASE_URL']}: unset it."
+            for other in others
+        ]
+        return url
+    reader.problems += _contradictions(url or Address(), parts, reader)
+    given = {name: text for name, text in parts.items() if not getattr(url, name, "")}
+    address = replace(url or Address(), password_provider=provider, **given)  # type: ignore[arg-type]
+    reader.problems += _gaps(address, url, parts, reader)
+    return address
+
+
+def _variable(part: str, reader: Reader) -> str:
+    return reader.variables[PARTS[part].name]
+
+
+def _contradictions(url: Address, parts: Mapping[str, str], reader: Reader) -> list[str]:
+    found = []
+    for name, text in parts.items():
+        in_url = getattr(url, name)
+        if in_url and in_url != text:
+            values = "" if PARTS[name].secret else f" ({in_url!r} and {text!r})"
+            both = " and ".join(
+                f"{reader.variables[plain]} (from {reader.sources[plain]})"
+                for plain in ("DATABASE_URL", PARTS[name].name)
+            )
+            found.append(f"{both} contradict each other{values}: unset one of them.")
+    return found
+
+
+def _gaps(
+    address: Address, url: Address | None, parts: Mapping[str, str], reader: Reader
+) -> list[str]:
+    """What is missing in a whole address, or one too many."""
+    found = []
+    prefix, hosts, ports = reader.prefix, address.host.split(","), address.port.split(",")
+    if not address.name and "service" not in address.options:
+        if url:
+            found.append(f"{reader.variables['DATABASE_URL']} names no database: add /NAME to it.")
+        elif parts:
+            found.append(f"{prefix}DB_NAME is not set: give it the name of the database.")
+        else:
+            found.append(
+                f"No database is set: set {prefix}DATABASE_URL={EXAMPLE}, or {prefix}DB_HOST,"
+                f" {prefix}DB_NAME, {prefix}DB_USER and {prefix}DB_PASSWORD."
+            )
+    if len(ports) > 1 and len(ports) != len(hosts):
+        found.append(
+            f"{len(ports)} ports ({address.port}) do not go with {len(hosts)} hosts"
+            f" ({address.host}): give one port for all, or one for each."
+        )
+    if address.password_provider and address.password:
+        found.append(
+            f"{prefix}{DB_PASSWORD_PROVIDER.name} is set, and so is a password"
+            f" ({_variable('password', reader)} or the URL): unset one of them."
+        )
+    return found
+
+
+def running(address: Address, base_dir: Path, variable: str) -> Address:
+    """The address of the embedded server, which is started where it does not run yet."""
+    from abs_orm_app.embedded import embedded_url  # only here: production does without the extra
+
+    try:
+        return parse_url(embedded_url(base_dir / address.embedded))
+    except ImproperlyConfigured as error:
+        refuse([f"{variable}: {error}"])

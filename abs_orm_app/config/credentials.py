@@ -1,0 +1,57 @@
+"""Passwords that change while the process runs: read again for each new connection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.utils.module_loading import import_string
+from psycopg import OperationalError
+
+from abs_orm_app.config.variables import read_secret_file
+
+# Takes libpq's parameters of the connection (host, port, user, dbname …), returns the password.
+Provider = Callable[[Mapping[str, Any]], str]
+
+
+def is_rotating(extra: Mapping[str, Any]) -> bool:
+    """True if the settings (`ABS_ORM_APP` of a DATABASES entry) name a source for passwords."""
+    return bool(extra.get("password_file") or extra.get("password_provider"))
+
+
+def current_password(extra: Mapping[str, Any], params: Mapping[str, Any]) -> str | None:
+    """Return the password that is valid now, or None if the settings name no source for it.
+
+    Raises `ImproperlyConfigured` if the provider does not exist or gives no password;
+    `psycopg.OperationalError`, which the pool tries again, if the source does not answer now.
+    """
+    if path := extra.get("password_file"):
+        try:
+            return read_secret_file(path, "DB_PASSWORD_FILE")
+        except ValueError as error:
+            raise OperationalError(str(error)) from error
+    if dotted := extra.get("password_provider"):
+        return _ask(dotted, params)
+    return None
+
+
+def _ask(dotted: str, params: Mapping[str, Any]) -> str:
+    try:
+        provider: Provider = import_string(dotted)
+    except ImportError as error:
+        raise ImproperlyConfigured(
+            f"DB_PASSWORD_PROVIDER={dotted} cannot be imported: {error}"
+        ) from error
+    # The password of the settings, if there is one, is not the provider's business.
+    asked = {key: value for key, value in params.items() if key != "password"}
+    try:
+        password = provider(asked)
+    except Exception as error:
+        kind = type(error).__name__
+        raise OperationalError(f"DB_PASSWORD_PROVIDER={dotted} failed: {kind}") from error
+    if not isinstance(password, str) or not password:
+        raise ImproperlyConfigured(
+            f"DB_PASSWORD_PROVIDER={dotted} returned {type(password).__name__}, not a password"
+        )
+    return password

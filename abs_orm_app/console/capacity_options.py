@@ -1,0 +1,138 @@
+"""What `check_pool --processes` and `--advise` are asked, and what they answer."""
+
+from __future__ import annotations
+
+import os
+from argparse import ArgumentParser
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from abs_orm_app.capacity.advice import Advice, advise, refuse_unbearable
+from abs_orm_app.capacity.budget import Budget, Demand, budgets
+from abs_orm_app.capacity.queueing import Load
+from abs_orm_app.checks.collect import demands, has_one_for_each
+from abs_orm_app.console.arguments import above_zero, argument, number
+from abs_orm_app.environment import DB_POOL_PROCESSES, SettingsError, pool_processes
+from abs_orm_app.facts.databases import Configured
+from abs_orm_app.facts.report import Report
+from abs_orm_app.facts.server import ServerFacts
+
+TARGET_MS = 5.0
+GUIDE = "docs/sizing.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked."""
+
+    processes: int | None  # that have the pools; None: what the environment says
+    fleet: bool  # whether to show what they all may open
+    total: Load | None  # of all processes, to give advice for; None: no advice is wanted
+    target: float  # seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """None: it was not asked for."""
+
+    budgets: tuple[Budget, ...] | None = None
+    advice: Advice | None = None
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--processes",
+        type=argument(DB_POOL_PROCESSES.parse),
+        metavar="N",
+        help="Also show what N processes may open, beside others. Default: DB_POOL_PROCESSES.",
+    )
+    parser.add_argument(
+        "--advise",
+        action="store_true",
+        help="Also say how large the pool of an alias should be for --rps and --query-ms.",
+    )
+    parser.add_argument(
+        "--rps",
+        type=above_zero,
+        metavar="R",
+        help="Requests per second that use the database, of all processes together.",
+    )
+    parser.add_argument(
+        "--query-ms",
+        type=above_zero,
+        metavar="MS",
+        help="Milliseconds that a request holds its connection, on average.",
+    )
+    parser.add_argument(
+        "--target-wait-ms",
+        type=number(0),
+        metavar="MS",
+        help=f"What 99 of 100 requests may wait for a connection. Default: {TARGET_MS:g}.",
+    )
+
+
+def read_question(options: Mapping[str, Any], databases: Sequence[Configured]) -> Question:
+    """What the arguments ask. Raises ValueError, one sentence, where they do not go together."""
+    rps, hold_ms, target_ms = (options[n] for n in ("rps", "query_ms", "target_wait_ms"))
+    total = None
+    if options["advise"]:
+        one_alias(databases, "--advise")
+        total = _load(rps, hold_ms)
+        refuse_unbearable(total)
+    elif any(value is not None for value in (rps, hold_ms, target_ms)):
+        raise ValueError("--rps, --query-ms and --target-wait-ms go with --advise.")
+    return Question(
+        processes=options["processes"],
+        fleet=options["processes"] is not None or DB_POOL_PROCESSES.name in os.environ,
+        total=total,
+        target=(TARGET_MS if target_ms is None else target_ms) / 1000,
+    )
+
+
+def one_alias(databases: Sequence[Configured], option: str) -> Configured:
+    """The only alias on PostgreSQL. Raises ValueError, one sentence, if it is not the only one."""
+    found = [database for database in databases if database.vendor == "postgresql"]
+    if not found:
+        raise ValueError(f"{option} is for PostgreSQL, and none of the aliases is.")
+    if len(found) > 1:
+        names = ", ".join(database.alias for database in found)
+        raise ValueError(f"{option} is for one alias: name it with --database. There is {names}.")
+    return found[0]
+
+
+def _load(rps: float | None, hold_ms: float | None) -> Load:
+    if rps is None or hold_ms is None:
+        raise ValueError(
+            "--advise needs --rps (requests per second, of all processes) and --query-ms (for how"
+            " long each holds its connection). This command is a process of its own: what the pools"
+            " of the web processes have counted is not here, and the server does not see how long"
+            f" a request holds a connection. {GUIDE} says where to read both."
+        )
+    return Load(rate=rps, hold=hold_ms / 1000)
+
+
+def answer(question: Question, reports: Sequence[Report]) -> Answer:
+    """Do the arithmetic."""
+    answers = [(r.configured, r.server) for r in reports if isinstance(r.server, ServerFacts)]
+    try:
+        processes = question.processes or pool_processes()
+    except SettingsError:  # the findings have it
+        return Answer()
+    advice = None
+    if question.total:
+        database = one_alias([report.configured for report in reports], "--advise")
+        # Also where there is no pool yet: of that, the advice is.
+        server = next((server for _, server in answers if has_one_for_each(server)), None)
+        advice = advise(question.total, question.target, processes, _now(database), server)
+    return Answer(
+        budgets=tuple(budgets(demands(answers), processes)) if question.fleet else None,
+        advice=advice,
+    )
+
+
+def _now(database: Configured) -> Demand:
+    size, overflow = database.value("size"), database.value("overflow")
+    if isinstance(size, int) and isinstance(overflow, int):
+        return Demand(alias=database.alias, size=size, overflow=overflow)
+    return Demand(alias=database.alias, size=0, overflow=0)

@@ -1,0 +1,1 @@
+"""Proves each promise of the pool on a live database."""

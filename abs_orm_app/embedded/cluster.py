@@ -1,0 +1,268 @@
+"""`embedded:///DIR`: a real PostgreSQL for a machine that has none, started when it is needed.
+
+It outlives the process that started it, so that the next command finds it running, until
+`python -m abs_orm_app.embedded stop DIR`. A server whose directory has been removed ends by itself
+within a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import os
+import shlex
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from abs_orm_app.embedded.wheel import (
+    DEADLINE,
+    MAJOR,
+    EmbeddedError,
+    Programs,
+    programs,
+    root_state,
+)
+
+PORT = 5432  # only a part of the socket's name: nothing listens on TCP
+SOCKET_PATH_MAX = 103  # bytes, on macOS; Linux allows 107
+POLL_SECONDS = 0.02
+
+
+def embedded_url(directory: Path) -> str:
+    """URL of the PostgreSQL server that lives in `directory`, set up and started where needed.
+
+    A server that runs is found in less than a millisecond. Several processes may call it at once.
+    Raises ImproperlyConfigured, in one sentence, where it cannot work.
+    """
+    directory = directory.resolve()
+    server = running(directory / "data")
+    if server is None:
+        with _one_sentence(directory):
+            server = _start(directory)
+    host = quote(str(server.socket_dir), safe="")
+    return f"postgresql://postgres@{host}:{server.port}/postgres"
+
+
+def stop(directory: Path) -> bool:
+    """Stop the server in `directory`; False when none was running."""
+    data = (directory / "data").resolve()
+    if running(data) is None:
+        return False
+    with _one_sentence(directory):
+        tools = programs(owner=data.stat().st_uid)
+        tools.run("pg_ctl", "stop", "-m", "fast", "-D", ".", cwd=data)
+    return True
+
+
+@contextmanager
+def _one_sentence(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        reason = error.args[1] if isinstance(error, OSError) and error.errno else error
+        raise EmbeddedError(
+            f"The embedded PostgreSQL in {directory} cannot run: {reason}."
+            " Name another directory with embedded:///DIR, or a server of yours."
+        ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Postmaster:
+    """A server, as its postmaster.pid describes it."""
+
+    pid: int
+    port: int
+    socket_dir: Path
+    ready: bool
+
+
+def running(data: Path) -> Postmaster | None:
+    """The server of the cluster in `data`, if it is ready and its socket accepts."""
+    server = _postmaster(data)
+    if server is None or not server.ready:
+        return None
+    with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
+        probe.settimeout(1)
+        probe.connect(f"{server.socket_dir}/.s.PGSQL.{server.port}")
+        # What was read may be of one that was killed, while another listens and is not ready yet.
+        return server if _postmaster(data) == server else None
+    return None
+
+
+def _postmaster(data: Path) -> Postmaster | None:
+    """What postmaster.pid says, unless it came with a directory that was copied or moved here."""
+    try:
+        lines = (data / "postmaster.pid").read_text().splitlines()
+        pid, home, _, port, socket_dir, *rest = lines
+        if Path(home) != data.resolve():
+            return None
+        ready = len(rest) == 3 and rest[2].strip() == "ready"
+        return Postmaster(pid=int(pid), port=int(port), socket_dir=Path(socket_dir), ready=ready)
+    except (OSError, ValueError):
+        return None
+
+
+def _start(directory: Path) -> Postmaster:
+    """Start the server in `directory`, unless another process does so first."""
+    tools = programs(owner=_owner(directory))
+    directory.mkdir(parents=True, exist_ok=True)
+    if others := sorted({entry.name for entry in directory.iterdir()} - {"data", "data.new"}):
+        raise EmbeddedError(
+            f"{directory} holds other files ({others[0]}): "
+            "name a directory that is new, or empty, for the embedded PostgreSQL."
+        )
+    with _locked(tools.own(directory)) as lock:
+        data = _cluster(directory, tools, lock)
+        if server := _settled(data):
+            return server
+        log = data / "log"
+        log.unlink(missing_ok=True)
+        flags = _flags(_socket_dir(data, tools))
+        try:
+            tools.run("pg_ctl", "start", "-D", ".", "-l", log.name, "-o", flags, cwd=data)
+        except RuntimeError as error:
+            raise RuntimeError(_last_complaint(log) or str(error)) from error
+        server = running(data)
+    if server is None:
+        raise RuntimeError(f"it stopped again, see {log}")
+    return server
+
+
+def _owner(directory: Path) -> int:
+    """Uid of who owns the directory, or of who owns the place where it will be made."""
+    with suppress(FileNotFoundError):
+        return directory.stat().st_uid
+    return _owner(directory.parent)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[int]:
+    """Keep other processes out; the kernel lets them in when nobody has this file open any more."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        deadline = time.monotonic() + 2 * DEADLINE
+        while True:
+            with suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            if time.monotonic() > deadline:
+                raise RuntimeError("another process has been starting it for two minutes")
+            time.sleep(POLL_SECONDS)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _cluster(directory: Path, tools: Programs, lock: int) -> Path:
+    """The real path of the data directory, which is made if it is missing."""
+    link = directory / "data"
+    if tools.account and not link.is_symlink() and not tools.can_run("/bin/ls", directory):
+        home = root_state(_digest(directory))
+        home.mkdir(exist_ok=True)
+        link.symlink_to(tools.own(home) / "data")
+    data = link.resolve()
+    if not data.exists():
+        new = data.with_name("data.new")  # a name of its own until it is complete
+        shutil.rmtree(new, ignore_errors=True)
+        tools.initdb(new, lock)
+        new.rename(data)
+    made_by = (data / "PG_VERSION").read_text().strip()
+    if made_by != MAJOR:
+        raise EmbeddedError(
+            f"{directory} was made by PostgreSQL {made_by}, but this is {MAJOR}: "
+            "name another directory, or remove this one if you do not need what is in it."
+        )
+    return data
+
+
+def _settled(data: Path) -> Postmaster | None:
+    """The server in `data`, after waiting for one that is starting or stopping.
+
+    None means that no process works in `data`, and that it is ready for a new server.
+    """
+    deadline = time.monotonic() + DEADLINE
+    while processes := processes_of(data):
+        server = _postmaster(data)
+        if server is None or server.pid not in processes:
+            # Backends whose postmaster was killed, or a server that was moved or removed.
+            for pid in processes:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        elif server := running(data):
+            return server
+        if time.monotonic() > deadline:
+            raise RuntimeError(
+                f"process {processes[0]} has neither started nor stopped in {DEADLINE:.0f} s"
+            )
+        time.sleep(POLL_SECONDS)
+    # PostgreSQL respects these files as long as their process exists. But nobody may have
+    # collected the dead one yet, or its number may have been given to another.
+    for name in ("postmaster.pid", f".s.PGSQL.{PORT}.lock"):
+        (data / name).unlink(missing_ok=True)
+    return None
+
+
+def processes_of(data: Path) -> list[int]:
+    """The processes of PostgreSQL that work in `data`."""
+    import psutil  # here because it is slow to import; it comes with the wheel
+
+    return [
+        process.pid
+        for process in psutil.process_iter(["name", "cwd"])
+        if process.info["name"] == "postgres" and process.info["cwd"] == str(data)
+    ]
+
+
+def _socket_dir(data: Path, tools: Programs) -> Path:
+    """Where the server's socket goes: to its data, unless libpq could not use the path."""
+    path = bytes(data / f".s.PGSQL.{PORT}")
+    if len(path) <= SOCKET_PATH_MAX and b"," not in path:  # a comma separates hosts
+        return data
+    short = Path(tempfile.gettempdir(), f"abs_orm_app-{_digest(data)}")
+    shutil.rmtree(short, ignore_errors=True)  # a killed server leaves its lock there
+    short.mkdir(mode=0o700)  # fails, as it should, when somebody else has made it
+    return tools.own(short)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(bytes(path)).hexdigest()[:16]
+
+
+def _flags(socket_dir: Path) -> str:
+    """Command line of the server, quoted for the shell and for PostgreSQL's list of directories."""
+    quoted = '"' + str(socket_dir).replace('"', '""') + '"'
+    return shlex.join(["-c", "listen_addresses=", "-p", str(PORT), "-k", quoted])
+
+
+def _last_complaint(log: Path) -> str | None:
+    with suppress(OSError):
+        for line in reversed(log.read_text().splitlines()):
+            if "FATAL:" in line:
+                return line.partition("FATAL:")[2].strip()
+    return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m abs_orm_app.embedded", description="Control an embedded PostgreSQL."
+    )
+    parser.add_argument("action", choices=["start", "stop"])
+    parser.add_argument("directory", type=Path, help="as in DATABASE_URL=embedded:///DIRECTORY")
+    chosen = parser.parse_args()
+    try:
+        if chosen.action == "start":
+            sys.stdout.write(f"{embedded_url(chosen.directory)}\n")
+        else:
+            sys.stdout.write("stopped\n" if stop(chosen.directory) else "was not running\n")
+    except EmbeddedError as refusal:
+        parser.exit(1, f"{refusal}\n")

@@ -1,0 +1,300 @@
+"""What DATABASES says of each alias, as facts. Nothing here connects."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
+
+from abs_orm_app.environment import PoolSettings
+from abs_orm_app.facts.failure import scrub
+
+Value = int | float | str | bool | None
+
+# The settings that reports and profiles speak of: fields of PoolSettings, and their variables.
+FIELDS = {
+    "mode": "DB_POOL_MODE",
+    "size": "DB_POOL_SIZE",
+    "overflow": "DB_MAX_OVERFLOW",
+    "pre_ping": "DB_POOL_PRE_PING",
+    "recycle": "DB_POOL_RECYCLE",
+    "timeout": "DB_POOL_TIMEOUT",
+}
+# The option of Django or psycopg_pool that each setting becomes; one that is missing is not used.
+OPTIONS = {
+    "pool": {
+        "mode": "OPTIONS['pool']",
+        "size": "pool.min_size",
+        "overflow": "pool.max_size",
+        "pre_ping": "CONN_HEALTH_CHECKS",
+        "recycle": "pool.max_lifetime",
+        "timeout": "pool.timeout",
+    },
+    "persistent": {
+        "mode": "CONN_MAX_AGE",
+        "pre_ping": "CONN_HEALTH_CHECKS",
+        "recycle": "CONN_MAX_AGE",
+    },
+    "pgbouncer": {"mode": "DISABLE_SERVER_SIDE_CURSORS"},
+    "null": {"mode": "CONN_MAX_AGE"},
+}
+NEVER = -1  # recycle
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One setting: its value, where it came from, what it became."""
+
+    name: str  # of the variable, with its prefix
+    field: str  # one of FIELDS, or the same as `option`
+    value: Value  # None: not used in this mode
+    source: str  # "environment", ".env", "default"; "settings" for a DATABASES written by hand
+    option: str | None  # None: not used in this mode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configured:
+    """One alias of DATABASES."""
+
+    alias: str
+    engine: str
+    vendor: str  # "postgresql", "sqlite" ...; "" for an engine that cannot be loaded
+    can_pool: bool  # the engine knows OPTIONS["pool"]
+    hardened: bool  # the engine is this app's own
+    error: str  # why the engine cannot be loaded, or ""
+
+    mode: str  # "pool", "persistent", "pgbouncer" or "null"
+    pool: Any = field(repr=False)  # OPTIONS["pool"], as it stands there
+    conn_max_age: float | None  # seconds; None: for ever
+    health_checks: bool
+    settings: tuple[Setting, ...]
+    server_side_cursors: bool
+    prepares: bool  # psycopg prepares statements
+    atomic_requests: bool
+
+    address: str
+    address_source: str
+    prefix: str  # of the variables
+    host: str
+    password: str = field(repr=False)
+    sslmode: str
+    connect_timeout: float | None  # seconds
+    keepalives: bool  # of TCP; libpq has them on by default
+    embedded: bool
+    secrets: tuple[str, ...] = field(repr=False)
+
+    @property
+    def pools(self) -> bool:
+        """True if this process has, or would have, a PostgreSQL pool for the alias."""
+        return self.mode == "pool" and self.vendor == "postgresql"
+
+    def value(self, name: str) -> Value:
+        """The value of one of FIELDS."""
+        return next(s.value for s in self.settings if s.field == name)
+
+
+def configured_databases(aliases: Iterable[str] | None = None) -> list[Configured]:
+    """The facts of some aliases, or of all."""
+    return [configured(alias) for alias in (connections if aliases is None else aliases)]
+
+
+def configured(alias: str) -> Configured:
+    """The facts of one alias, also of one that is wrong."""
+    entry = connections.settings[alias]
+    engine, error = None, ""
+    try:
+        wrapper = connections[alias]
+        engine, entry = type(wrapper), wrapper.settings_dict
+    except (ImproperlyConfigured, ImportError) as problem:
+        error = str(problem).strip().partition("\n")[0]
+    entry = {**entry, "OPTIONS": entry["OPTIONS"] or {}}
+    options = entry["OPTIONS"]
+    pool = options.get("pool") or None
+    extra = entry.get("ABS_ORM_APP") or {}
+    mode = _mode(entry, extra)
+    secrets = secrets_of(entry)
+    return Configured(
+        alias=alias,
+        engine=entry["ENGINE"],
+        vendor=engine.vendor if engine else "",
+        can_pool=hasattr(engine, "pool"),
+        hardened=engine is not None
+        and any(base.__module__.startswith("abs_orm_app.") for base in engine.__mro__),
+        error=error,
+        mode=mode,
+        pool=pool,
+        conn_max_age=entry["CONN_MAX_AGE"],
+        health_checks=bool(entry["CONN_HEALTH_CHECKS"]),
+        settings=_settings(entry, extra, mode),
+        server_side_cursors=not entry.get("DISABLE_SERVER_SIDE_CURSORS", False),
+        # psycopg prepares nothing where it puts the parameters into the query itself.
+        prepares=options.get("prepare_threshold") is not None
+        and bool(options.get("server_side_binding")),
+        atomic_requests=bool(entry["ATOMIC_REQUESTS"]),
+        address=scrub(_address(entry, extra), secrets),
+        address_source=_address_source(extra),
+        prefix=extra.get("prefix", ""),
+        host=scrub(entry["HOST"] or options.get("host") or "", secrets),
+        password=entry["PASSWORD"] or options.get("password") or "",
+        sslmode=options.get("sslmode") or os.environ.get("PGSSLMODE", ""),
+        connect_timeout=_number(options.get("connect_timeout")),
+        keepalives=str(options.get("keepalives", 1)) != "0",
+        embedded=bool(extra.get("embedded")),
+        secrets=secrets,
+    )
+
+
+def pool_settings(database: Configured) -> PoolSettings:
+    """The five settings of an alias: its pool's, or what the environment says where it has none.
+
+    Raises ValueError, one sentence, for a pool that cannot be.
+    """
+    if database.mode != "pool":
+        return PoolSettings.from_env(database.prefix)
+    values = {name: database.value(name) for name in FIELDS}
+    if not all(isinstance(value, int | float) for name, value in values.items() if name != "mode"):
+        raise ValueError(
+            f"The pool of DATABASES[{database.alias!r}] is not one: see `manage.py check`."
+        )
+    return PoolSettings(**values)  # type: ignore[arg-type]
+
+
+def secrets_of(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """What of an entry of DATABASES must not be shown."""
+    options = entry["OPTIONS"]
+    hidden = [v for name, v in options.items() if re.search("password|secret", str(name))]
+    # A development database may have one word for all; that the name is shown gives nothing away.
+    shown = (entry["USER"], entry["NAME"], entry["HOST"])
+    # Whoever wrote a whole URL into a part of the address may have written the password, too.
+    in_urls = [each for part in shown for each in re.findall("://[^:/@]*:([^@]+)@", str(part))]
+    return tuple(str(s) for s in (entry["PASSWORD"], *hidden, *in_urls) if s and s not in shown)
+
+
+def _address(entry: Mapping[str, Any], extra: Mapping[str, Any]) -> str:
+    if extra.get("embedded"):
+        return f"the embedded server in {extra['embedded']}"
+    if service := entry["OPTIONS"].get("service"):
+        return f"service {service}"
+    port = f":{entry['PORT']}" if entry["PORT"] else ""
+    where = f" on {entry['HOST']}{port}" if entry["HOST"] or port else ""
+    return f"{entry['NAME']}{where}" + (f" as {entry['USER']}" if entry["USER"] else "")
+
+
+def _address_source(extra: Mapping[str, Any]) -> str:
+    sources = extra.get("sources", {})
+    for name in ("DATABASE_URL", "DB_HOST", "DB_NAME"):
+        if sources.get(name, "default") != "default":
+            return f"{extra['variables'][name]}, {sources[name]}"
+    return "the default" if sources else "settings"
+
+
+def _mode(entry: Mapping[str, Any], extra: Mapping[str, Any]) -> str:
+    if entry["OPTIONS"].get("pool"):
+        return "pool"
+    if extra.get("mode") == "pgbouncer":
+        return "pgbouncer"
+    return "null" if entry["CONN_MAX_AGE"] == 0 else "persistent"
+
+
+def _settings(entry: Mapping[str, Any], extra: Mapping[str, Any], mode: str) -> tuple[Setting, ...]:
+    values: dict[str, Value] = {"mode": mode}
+    if mode == "pool":
+        values |= _pool_values(entry)
+    elif mode == "persistent":
+        age = entry["CONN_MAX_AGE"]
+        values |= {
+            "pre_ping": bool(entry["CONN_HEALTH_CHECKS"]),
+            "recycle": NEVER if age is None else age,
+        }
+    by_hand = "sources" not in extra
+    sources, variables = extra.get("sources", {}), extra.get("variables", {})
+    rows = [
+        Setting(
+            name=variables.get(name, extra.get("prefix", "") + name),
+            field=key,
+            value=values.get(key),
+            source="settings" if by_hand else sources.get(name, "default"),
+            option=OPTIONS[mode].get(key),
+        )
+        for key, name in FIELDS.items()
+    ]
+    others = [] if by_hand else _rare_settings(entry, sources, variables)
+    return (*rows, *others, *_other_pool_options(entry["OPTIONS"].get("pool")))
+
+
+def _rare_settings(
+    entry: Mapping[str, Any], sources: Mapping[str, str], variables: Mapping[str, str]
+) -> list[Setting]:
+    """Settings that are worth a row only where somebody has set them."""
+    rare = (
+        ("DB_POOL_LEAK_SECONDS", entry["ABS_ORM_APP"].get("leak_seconds"), "ABS_ORM_APP"),
+        (
+            "DB_DISABLE_SERVER_SIDE_CURSORS",
+            entry["DISABLE_SERVER_SIDE_CURSORS"],
+            "DISABLE_SERVER_SIDE_CURSORS",
+        ),
+    )
+    return [
+        Setting(name=variables[name], field=name, value=value, source=sources[name], option=option)
+        for name, value, option in rare
+        if sources.get(name, "default") != "default"
+    ]
+
+
+def pool_parameters() -> dict[str, Any]:
+    """psycopg_pool's parameters and their defaults; none if it is not installed."""
+    try:
+        from psycopg_pool import ConnectionPool
+    except ImportError:
+        return {}
+    parameters = inspect.signature(ConnectionPool).parameters
+    return {name: parameter.default for name, parameter in parameters.items()}
+
+
+def _pool_values(entry: Mapping[str, Any]) -> dict[str, Value]:
+    given = entry["OPTIONS"]["pool"]
+    pool = {**pool_parameters(), **(given if isinstance(given, dict) else {})}
+    size, most, recycle = pool.get("min_size"), pool.get("max_size"), pool.get("max_lifetime")
+    most = size if most is None else most
+    overflow = most - size if isinstance(size, int) and isinstance(most, int) else None
+    return {
+        "size": _shown(size),
+        "overflow": overflow,
+        "pre_ping": bool(entry["CONN_HEALTH_CHECKS"]),
+        "recycle": NEVER if recycle == math.inf else _shown(recycle),
+        "timeout": _shown(pool.get("timeout")),
+    }
+
+
+def _other_pool_options(pool: Any) -> list[Setting]:
+    given = pool if isinstance(pool, dict) else {}
+    others = given.keys() - {"min_size", "max_size", "max_lifetime", "timeout"}
+    return [
+        Setting(
+            name=f"pool.{name}",
+            field=f"pool.{name}",
+            value=_shown(given[name]),
+            source="settings",
+            option=f"pool.{name}",
+        )
+        for name in sorted(others, key=str)
+    ]
+
+
+def _shown(value: Any) -> Value:
+    """The value if it is a number; of anything else, which may be a secret, its type."""
+    return value if isinstance(value, int | float | None) else f"<{type(value).__name__}>"
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,128 @@
+"""What a PostgreSQL server says of itself to one role: limits, timeouts, who is connected."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from abs_orm_app.config.application_name import OF_PROCESS
+from abs_orm_app.facts.pooler import PoolerFacts
+
+# One round trip, and nothing that a role without privileges may not read. Of another role's session
+# such a role sees that it is there, but not its type; hence the coalesce.
+# The postmaster's start and port tell servers apart, and are the same over TCP and sockets; the
+# system identifier would not do: a standby has that of its primary.
+_QUERY = """
+SELECT json_build_object(
+    'identity', extract(epoch FROM pg_postmaster_start_time()) || ' ' || current_setting('port'),
+    'version', current_setting('server_version'),
+    'database', d.datname,
+    'role', r.rolname,
+    'superuser', r.rolsuper,
+    'tls_version', (SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid()),
+    'tls_cipher', (SELECT cipher FROM pg_stat_ssl WHERE pid = pg_backend_pid()),
+    'in_recovery', pg_is_in_recovery(),
+    'read_only', current_setting('transaction_read_only')::bool,
+    'max_connections', current_setting('max_connections')::int,
+    'superuser_reserved', current_setting('superuser_reserved_connections')::int,
+    'reserved', coalesce(current_setting('reserved_connections', true), '0')::int,
+    'may_use_reserved', coalesce(
+        pg_has_role(r.oid, to_regrole('pg_use_reserved_connections')::oid, 'usage'), false),
+    'role_limit', nullif(r.rolconnlimit, -1),
+    'database_limit', nullif(d.datconnlimit, -1),
+    'used', a.used,
+    'used_by_role', a.used_by_role,
+    'used_in_database', a.used_in_database,
+    'used_by_project', a.used_by_project,
+    'settings', (
+        SELECT json_object_agg(name, CASE unit WHEN 'ms' THEN setting::float / 1000
+                                               ELSE setting::float END)
+        FROM pg_settings
+        WHERE name IN (
+            'statement_timeout', 'lock_timeout', 'transaction_timeout',
+            'idle_in_transaction_session_timeout', 'idle_session_timeout',
+            'tcp_keepalives_idle', 'tcp_keepalives_interval', 'tcp_keepalives_count',
+            'tcp_user_timeout'))
+)::text
+FROM pg_roles r, pg_database d, (
+    SELECT count(*) AS used,
+           count(*) FILTER (WHERE usename = session_user) AS used_by_role,
+           count(*) FILTER (WHERE datname = current_database()) AS used_in_database,
+           count(*) FILTER (WHERE usename = session_user AND datname = current_database()
+                              AND application_name <> ''
+                              AND regexp_replace(application_name, %(of_process)s, '')
+                                  = regexp_replace(current_setting('application_name'),
+                                                   %(of_process)s, '')) AS used_by_project
+    FROM pg_stat_activity
+    WHERE datid IS NOT NULL AND usesysid IS NOT NULL AND pid <> pg_backend_pid()
+      AND coalesce(backend_type, 'client backend') = 'client backend'
+) a
+WHERE r.rolname = session_user AND d.datname = current_database()
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerFacts:
+    """A server as one role sees it, over one connection. PostgreSQL 13 or newer."""
+
+    identity: str  # equal for two aliases exactly if they are on one server
+    version: str
+    address: str  # as the client reached it
+    database: str
+    role: str  # that logged in
+    superuser: bool
+
+    tls: bool  # of the client's connection
+    tls_version: str | None
+    tls_cipher: str | None
+    in_recovery: bool  # a standby: it takes no writes
+    read_only: bool  # what a transaction is by default
+
+    max_connections: int
+    superuser_reserved: int
+    reserved: int  # for members of pg_use_reserved_connections (PostgreSQL 16)
+    may_use_reserved: bool
+    role_limit: int | None  # CONNECTION LIMIT of the role; None: there is none
+    database_limit: int | None
+
+    # Sessions of clients now, without the one that asks.
+    used: int
+    used_by_role: int
+    used_in_database: int
+    used_by_project: int  # of these two, those that are named like the one that asks
+
+    # By PostgreSQL's names, as this session has them: times in seconds, 0 is off.
+    # A name that this version of the server does not know is not there.
+    settings: Mapping[str, float]
+
+    pooler: PoolerFacts | None = None  # None: there is none in between
+
+
+def read_server(connection: Any) -> ServerFacts:
+    """Ask the server, in one round trip, over an open DB-API connection (psycopg 3 or psycopg2).
+
+    Raises the driver's `Error` if the server does not know what PostgreSQL 13 knows.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(_QUERY, {"of_process": OF_PROCESS})
+        facts = json.loads(cursor.fetchone()[0])
+    tls = _uses_tls(connection)
+    if not tls:
+        # A pooler in between may speak TLS with the server; that is not the client's connection.
+        facts |= {"tls_version": None, "tls_cipher": None}
+    return ServerFacts(address=_address(connection), tls=tls, **facts)
+
+
+def _uses_tls(connection: Any) -> bool:
+    pgconn = getattr(connection, "pgconn", None)
+    return bool(connection.info.ssl_in_use if pgconn is None else pgconn.ssl_in_use)
+
+
+def _address(connection: Any) -> str:
+    """HOST:PORT, or the path of the Unix socket."""
+    info = connection.info
+    if info.host.startswith(("/", "@")):
+        return f"{info.host}/.s.PGSQL.{info.port}"
+    return f"{info.host}:{info.port}"

@@ -1,0 +1,184 @@
+"""Who is connected to a database: the sessions of the whole fleet, as its server sees them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from abs_orm_app.config.application_name import Name, parse_name
+
+STATES = ("active", "idle", "idle in transaction")
+
+# One round trip, and nothing that a role without privileges may not read. Of another role's session
+# such a role sees the name, but neither the address nor the state.
+# Only who waits for a lock is asked for its blockers, since that stops the lock manager for a bit;
+# so does pg_locks, which is looked at once, when the first of them needs it.
+_QUERY = """
+WITH waits AS MATERIALIZED (
+    SELECT pid, min((to_jsonb(l) ->> 'waitstart')::timestamptz) AS since  -- PostgreSQL 14
+    FROM pg_locks l WHERE NOT granted GROUP BY pid
+)
+SELECT coalesce(json_agg(json_build_object(
+    'pid', pid,
+    'application_name', coalesce(application_name, ''),
+    'address', host(client_addr),
+    'state', state,
+    'seconds', greatest(extract(epoch FROM clock_timestamp() - state_change), 0),
+    'waits', CASE wait_event_type WHEN 'Lock' THEN (
+        SELECT greatest(extract(epoch FROM clock_timestamp() - since), 0)
+        FROM waits WHERE waits.pid = activity.pid AND since IS NOT NULL) END,
+    'blockers', CASE wait_event_type WHEN 'Lock' THEN pg_blocking_pids(pid) ELSE '{}' END
+)), '[]')::text
+FROM pg_stat_activity activity
+WHERE datname = current_database() AND usesysid IS NOT NULL AND pid <> pg_backend_pid()
+  AND coalesce(backend_type, 'client backend') = 'client backend'
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The sessions of one application on one host."""
+
+    application: str  # "" for sessions without a name
+    host: str  # as the process names it, else its address; "" for a Unix socket, or not to be seen
+    processes: int | None  # that are connected; None: they do not name themselves
+
+    active: int
+    idle: int
+    in_transaction: int  # idle in it
+    unknown: int  # of which this role may not see the state
+
+    # Seconds that the one has been so which has been so for longest; None: there is none.
+    oldest_active: float | None
+    oldest_idle: float | None
+    oldest_in_transaction: float | None
+
+    @property
+    def sessions(self) -> int:
+        return self.active + self.idle + self.in_transaction + self.unknown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """One of those who block, or are blocked."""
+
+    pid: int  # of the server's process
+    application: str
+    host: str
+    state: str | None  # None: this role may not see it, or it is in no session of this database
+    seconds: float | None  # for which it has been in that state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocked:
+    """A session that waits for a lock, and those that stand before it."""
+
+    session: Session
+    seconds: float | None  # for which it has waited; None: PostgreSQL 13 does not tell
+    blockers: tuple[Session, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fleet:
+    """All sessions of one database, but the one that asks."""
+
+    groups: tuple[Group, ...]  # the largest first
+    blocked: tuple[Blocked, ...]  # who has waited for longest first
+
+    @property
+    def sessions(self) -> int:
+        return sum(group.sessions for group in self.groups)
+
+
+def read_fleet(connection: Any) -> Fleet:
+    """Ask the server, in one round trip, over an open DB-API connection (psycopg 3 or psycopg2).
+
+    Raises the driver's `Error`.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(_QUERY)
+        return fleet(json.loads(cursor.fetchone()[0]))
+
+
+def fleet(rows: Iterable[Mapping[str, Any]]) -> Fleet:
+    """Group the sessions."""
+    rows = list(rows)
+    members: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        session = _session(row)
+        members.setdefault((session.application, session.host), []).append(row)
+    by_pid = {row["pid"]: _session(row) for row in rows}
+    blocked = [
+        Blocked(
+            session=by_pid[row["pid"]],
+            seconds=row["waits"],
+            blockers=tuple(
+                by_pid.get(pid) or _elsewhere(pid) for pid in dict.fromkeys(row["blockers"])
+            ),
+        )
+        for row in rows
+        if row["blockers"]
+    ]
+    groups = [_group(*key, sessions) for key, sessions in members.items()]
+    return Fleet(
+        groups=tuple(sorted(groups, key=lambda g: (-g.sessions, g.application, g.host))),
+        blocked=tuple(sorted(blocked, key=_longest_first)),
+    )
+
+
+def _group(application: str, host: str, rows: Iterable[Mapping[str, Any]]) -> Group:
+    seconds: dict[str, list[float]] = {state: [] for state in (*STATES, "unknown")}
+    pids = set()
+    for row in rows:
+        seconds[_state(row) or "unknown"].append(row["seconds"] or 0.0)
+        pids.add(_name(row).pid)
+    active, idle, in_transaction, unknown = seconds.values()
+    return Group(
+        application=application,
+        host=host,
+        processes=None if None in pids else len(pids),
+        active=len(active),
+        idle=len(idle),
+        in_transaction=len(in_transaction),
+        unknown=len(unknown),
+        oldest_active=max(active, default=None),
+        oldest_idle=max(idle, default=None),
+        oldest_in_transaction=max(in_transaction, default=None),
+    )
+
+
+def _longest_first(blocked: Blocked) -> float:
+    waits = blocked.session.seconds if blocked.seconds is None else blocked.seconds
+    return -(waits or 0.0)
+
+
+def _session(row: Mapping[str, Any]) -> Session:
+    name = _name(row)
+    return Session(
+        pid=row["pid"],
+        application=name.application,
+        host=name.host or row["address"] or "",
+        state=_state(row),
+        seconds=row["seconds"],
+    )
+
+
+def _elsewhere(pid: int) -> Session:
+    """A blocker that is no session of this database, such as a prepared transaction (pid 0)."""
+    return Session(pid=pid, application="", host="", state=None, seconds=None)
+
+
+def _name(row: Mapping[str, Any]) -> Name:
+    return parse_name(row["application_name"])
+
+
+def _state(row: Mapping[str, Any]) -> str | None:
+    """One of STATES; None if this role may not see it."""
+    state = row["state"]
+    if state == "idle in transaction (aborted)":
+        return "idle in transaction"
+    if state == "fastpath function call":
+        return "active"
+    return state if state in STATES else None

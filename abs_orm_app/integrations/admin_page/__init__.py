@@ -1,0 +1,1 @@
+"""The live page of the pools in the Django admin."""

@@ -1,0 +1,340 @@
+"""The five settings as the text of PgBouncer's files. docs/pgbouncer.md explains each line."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from urllib.parse import quote
+
+from abs_orm_app.environment import PoolSettings
+from abs_orm_app.facts.databases import NEVER
+from abs_orm_app.pgbouncer.target import PARAMETERS, Plan, Target
+from abs_orm_app.pool.connector import RETRY_INTERVAL
+from abs_orm_app.pool.pool import PING_AFTER
+
+CLIENTS_PER_PROCESS = 100  # a client that waits costs PgBouncer some kB; one refused is an error
+FOR_EVER = 315_360_000  # seconds, ten years: to PgBouncer, a lifetime of 0 means "use it once"
+RESERVE_AFTER = 0.1  # seconds; the overflow is for whoever has to wait at all, and 0 is "never"
+THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
+EVERY_ADDRESS = ("*", "0.0.0.0", "::")  # noqa: S104 - recognized, not listened on
+
+
+def pgbouncer_ini(targets: Sequence[Target], plan: Plan) -> str:
+    """Write a pgbouncer.ini that starts as it is.
+
+    Raises ValueError, one sentence, for what one PgBouncer cannot be at the same time.
+    """
+    first, private = targets[0], _is_private(targets, plan)
+    for each in targets:
+        _check_target(each, plan)
+        _check_shared(first, each)
+    _passwords(targets)
+    names = _names(targets)
+    lines = [
+        _head(targets, plan),
+        *(_database(t, names[t.alias], first.settings, plan, private) for t in targets),
+        "",
+        "[pgbouncer]",
+        *_clients(targets, plan, private),
+        *_pools(targets, plan),
+        *_servers(_shared(first)),
+        *_operation(plan),
+    ]
+    return "\n".join(lines)
+
+
+def userlist(targets: Sequence[Target], plan: Plan) -> str:
+    """Write the userlist.txt that goes with it: who may come in, and how to log in as them.
+
+    Raises ValueError, one sentence, for passwords that PgBouncer cannot use.
+    """
+    lines = []
+    for user, (alias, password) in _passwords(targets).items():
+        if plan.with_password and not password and not _is_private(targets, plan):
+            raise ValueError(
+                f"DATABASES[{alias!r}] has no password for the role {user!r}, without which"
+                " PgBouncer lets nobody in. If it is elsewhere, as in .pgpass, leave"
+                " --with-password out, and write it in the place of PASSWORD."
+            )
+        lines.append(f"{_quoted(user)} {_quoted(password if plan.with_password else 'PASSWORD')}\n")
+    return "".join(lines)
+
+
+def client_settings(targets: Sequence[Target], plan: Plan) -> list[str]:
+    """What leads each alias to PgBouncer, without a password, a line for each setting or entry."""
+    host, names = _client_host(targets, plan), _names(targets)
+    found = []
+    if any(each.prefix is not None for each in targets):
+        found.append("DB_POOL_MODE=pgbouncer")
+    for each in targets:
+        name = names[each.alias]
+        if each.prefix is None:
+            found.append(
+                f"DATABASES[{each.alias!r}]: 'HOST': {host!r}, 'PORT': {plan.listen_port}, 'NAME':"
+                f" {name!r}, 'DISABLE_SERVER_SIDE_CURSORS': True, 'CONN_MAX_AGE': 0, and no pool in"
+                " OPTIONS"
+            )
+        else:
+            found.append(
+                f"{each.prefix}DATABASE_URL={each.scheme}://{quote(each.user, safe='')}"
+                f"@{_in_url(host)}:{plan.listen_port}/{quote(name, safe='')}"
+            )
+    return found
+
+
+def _client_host(targets: Sequence[Target], plan: Plan) -> str:
+    if _is_private(targets, plan):
+        return targets[0].host
+    host = plan.addresses[0] or THIS_MACHINE[1]
+    return "HOST" if host in EVERY_ADDRESS else host
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else quote(host, safe="")
+
+
+def _check_target(each: Target, plan: Plan) -> None:
+    where = f"DATABASES[{each.alias!r}]"
+    near = each.host.startswith("/") or each.host in (*THIS_MACHINE, *plan.addresses)
+    if each.port == plan.listen_port and (near or each.settings.mode == "pgbouncer"):
+        raise ValueError(
+            f"{where} is at port {each.port}, where PgBouncer itself is to listen: give the"
+            " address of the server for this command, or another --listen-port."
+        )
+    if plan.pool_mode == "session" and each.options:
+        name, value = next(iter(each.options.items()))
+        raise ValueError(
+            f"{where} has options ({name}), which PgBouncer does not pass on, and which no"
+            " connection has any more after its first client: let the server set them with"
+            f" ALTER ROLE {_quoted(each.user)} SET {name} TO {_literal(value)}."
+        )
+
+
+def _check_shared(first: Target, other: Target) -> None:
+    wanted, found = _shared(first), _shared(other)
+    for name in wanted | found:
+        if wanted.get(name) != found.get(name):
+            raise ValueError(
+                f"DATABASES[{first.alias!r}] needs {name} = {wanted.get(name)},"
+                f" DATABASES[{other.alias!r}] {found.get(name)}, and one PgBouncer has one for all:"
+                " make them equal, or write a file for each with --database."
+            )
+
+
+def _shared(each: Target) -> dict[str, str]:
+    """What PgBouncer has once for all its databases."""
+    pre_ping, recycle = each.settings.pre_ping, each.settings.recycle
+    return {
+        "query_wait_timeout": f"{each.settings.timeout:g}",
+        "server_lifetime": f"{FOR_EVER if recycle == NEVER else recycle:.10g}",
+        # The cheapest query that every version can send; without one, nothing is checked.
+        "server_check_query": ";" if pre_ping else "",
+        "server_check_delay": f"{PING_AFTER:g}",
+        **each.parameters,
+    }
+
+
+def _passwords(targets: Sequence[Target]) -> dict[str, tuple[str, str]]:
+    """Each role's password, "" if it is not known, and an alias that has it."""
+    found: dict[str, tuple[str, str]] = {}
+    for each in targets:
+        alias, password = found.get(each.user, (each.alias, ""))
+        if password and each.password and password != each.password:
+            raise ValueError(
+                f"DATABASES[{alias!r}] and DATABASES[{each.alias!r}] have different passwords for"
+                f" the role {each.user!r}, and one PgBouncer has one for all: make them equal, or"
+                " write a file for each with --database."
+            )
+        if not password:
+            found[each.user] = (each.alias, each.password)
+    return found
+
+
+def _names(targets: Sequence[Target]) -> dict[str, str]:
+    """What each alias's database is called at PgBouncer, where no two may be called the same."""
+    names: dict[str, str] = {}
+    for each in targets:
+        name = _plain(each.name)
+        while name in names.values() or name == "pgbouncer":  # that is its console
+            name = f"{name}_{_plain(each.alias)}"
+        names[each.alias] = name
+    return names
+
+
+def _plain(name: str) -> str:
+    """A name that the configuration can hold: PgBouncer 1.18 cannot read one in quotes."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+
+
+def _is_private(targets: Sequence[Target], plan: Plan) -> bool:
+    return plan.listen_addr is None and all(each.is_private for each in targets)
+
+
+def _head(targets: Sequence[Target], plan: Plan) -> str:
+    has_password = any(each.password for each in targets)
+    lines = [
+        "; Written by `manage.py pgbouncer_ini` of abs_orm_app, whose docs/pgbouncer.md says more.",
+        "; Start it with `pgbouncer FILE`. To connect through it, the project needs:",
+        *(f";   {line}" for line in client_settings(targets, plan)),
+        *[";   and the password that it has now"] * has_password,
+        "",
+        "[databases]",
+    ]
+    return "\n".join(lines)
+
+
+def _database(each: Target, name: str, default: PoolSettings, plan: Plan, private: bool) -> str:
+    """One line of [databases]: where it is, and what only it has."""
+    pairs = {"host": each.host, "port": str(each.port)}
+    if name != each.name:
+        pairs["dbname"] = each.name
+    if private or (plan.with_password and each.password):
+        pairs["user"] = each.user
+    if plan.with_password and each.password:
+        pairs["password"] = each.password
+    if (each.settings.size, each.settings.overflow) != (default.size, default.overflow):
+        pairs["pool_size"] = str(each.settings.size)
+        pairs["reserve_pool"] = str(each.settings.overflow)
+        pairs["max_db_connections"] = str(each.settings.size + each.settings.overflow)
+    in_session = {**each.options, **({"role": each.role} if each.role else {})}
+    if in_session and plan.pool_mode != "session":
+        calls = (f"set_config({_literal(n)}, {_literal(v)}, false)" for n, v in in_session.items())
+        pairs["connect_query"] = f"SELECT {', '.join(calls)}"
+    return f"{name} = " + " ".join(f"{name}={_value(value)}" for name, value in pairs.items())
+
+
+def _clients(targets: Sequence[Target], plan: Plan, private: bool) -> Iterator[str]:
+    directories = [each.host for each in targets if each.host.startswith("/")]
+    if private:
+        yield from _block(
+            "Where clients connect. The database asks for no password, because only one account"
+            " can reach its socket; so only that account (and root) can reach this one.",
+            listen_port=plan.listen_port,
+            unix_socket_dir=directories[0],
+            unix_socket_mode="0700",
+            auth_type="any",
+        )
+    else:
+        yield from _block(
+            "Where clients connect, and which may. `manage.py pgbouncer_ini --userlist` writes the"
+            " file. It holds passwords: let PgBouncer's account alone read it. It is looked for in"
+            " the directory where PgBouncer is started.",
+            listen_addr=plan.listen_addr or THIS_MACHINE[1],
+            listen_port=plan.listen_port,
+            **{"unix_socket_dir": directories[0]} if directories else {},
+            auth_type="scram-sha-256",
+            auth_file="userlist.txt",
+        )
+        yield from _block("For clients that are not on this machine: TLS.")
+        yield ";client_tls_sslmode = require"
+        yield ";client_tls_key_file = server.key"
+        yield ";client_tls_cert_file = server.crt"
+    clients = plan.processes * CLIENTS_PER_PROCESS * len(targets)
+    servers = sum(each.settings.size + each.settings.overflow for each in targets)
+    yield from _block(
+        f"{CLIENTS_PER_PROCESS} threads in each of {_counted(plan.processes)}, amply: a client that"
+        " waits costs little, one that is refused is an error. It takes a limit of open files"
+        f" (ulimit -n) of {clients + servers} and some more.",
+        max_client_conn=clients,
+    )
+    yield from _block(
+        "Who may look at SHOW POOLS and SHOW CONFIG (database `pgbouncer`), as check_pool does; and"
+        " who may RELOAD, PAUSE and RESUME.",
+        stats_users=", ".join(dict.fromkeys(each.user for each in targets)),
+    )
+    yield ";admin_users = postgres"
+
+
+def _pools(targets: Sequence[Target], plan: Plan) -> Iterator[str]:
+    first = targets[0].settings
+    if plan.pool_mode == "transaction":
+        yield from _block(
+            "A client has a server connection for as long as its transaction takes. What needs a"
+            " session does not work: SET, LISTEN, session advisory locks, cursors WITH HOLD.",
+            pool_mode="transaction",
+        )
+    else:
+        yield from _block(
+            "A client has a server connection for as long as it is connected.", pool_mode="session"
+        )
+    if any(each.options for each in targets):
+        yield from _block(
+            "What `options` would set is in connect_query above.",
+            ignore_startup_parameters="options",
+        )
+    needed = any(each.prepares for each in targets)
+    yield from _block("For OPTIONS['prepare_threshold']; PgBouncer 1.21 or newer.")
+    yield f"{'' if needed else ';'}max_prepared_statements = 200"
+    yield from _block(
+        "DB_POOL_SIZE: connections to the server, for all processes together.",
+        default_pool_size=first.size,
+    )
+    yield from _block(
+        f"DB_MAX_OVERFLOW: more, once a client has waited for {RESERVE_AFTER:g} s.",
+        reserve_pool_size=first.overflow,
+        reserve_pool_timeout=f"{RESERVE_AFTER:g}",
+    )
+    yield from _block(
+        "Both together, also where several roles use the same database: each has its own pool.",
+        max_db_connections=first.size + first.overflow,
+    )
+
+
+def _servers(shared: Mapping[str, str]) -> Iterator[str]:
+    def some(*names: str) -> dict[str, object]:
+        return {name: shared[name] for name in names if name in shared}
+
+    yield from _block(
+        "DB_POOL_TIMEOUT: seconds that a client waits for a server connection.",
+        **some("query_wait_timeout"),
+    )
+    yield from _block(
+        f"DB_POOL_RECYCLE: seconds that a server connection is used ({FOR_EVER} stands for ever).",
+        **some("server_lifetime"),
+    )
+    yield from _block(
+        "DB_POOL_PRE_PING: check a server connection that was idle for longer than the delay,"
+        " in seconds, before it is used; no query: never.",
+        **some("server_check_query", "server_check_delay"),
+    )
+    yield from _block(
+        "Seconds between attempts to connect to a server that is down. With the default of 15, an"
+        " outage goes on for up to 15 s after its end.",
+        server_login_retry=f"{RETRY_INTERVAL:g}",
+    )
+    yield from _block("How to connect to the server.", **some(*PARAMETERS.values()))
+
+
+def _operation(plan: Plan) -> Iterator[str]:
+    yield from _block("It logs to stderr. As a daemon (-d) it needs these.")
+    yield ";logfile = pgbouncer.log"
+    yield ";pidfile = pgbouncer.pid"
+    yield from _block("The account that it becomes, if root starts it: it refuses to be root.")
+    yield f"user = {plan.account}" if plan.account else ";user = pgbouncer"
+
+
+def _counted(processes: int) -> str:
+    return "1 process" if processes == 1 else f"{processes} processes"
+
+
+def _block(comment: str, /, **settings: object) -> Iterator[str]:
+    yield ""
+    yield from textwrap.wrap(comment, 98, initial_indent="; ", subsequent_indent="; ")
+    for name, value in settings.items():
+        yield f"{name} = {value}".rstrip()
+
+
+def _value(text: str) -> str:
+    """A value of a connection string, in PgBouncer's own syntax: no backslashes."""
+    return text if re.fullmatch(r"[\w./:@-]+", text, re.ASCII) else _literal(text)
+
+
+def _literal(text: str) -> str:
+    doubled = text.replace("'", "''")
+    return f"'{doubled}'"
+
+
+def _quoted(text: str) -> str:
+    doubled = text.replace('"', '""')
+    return f'"{doubled}"'

@@ -1,0 +1,81 @@
+"""What each pool of this process is doing at one moment. All metrics are made from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from abs_orm_app.backends.pooled import current_pools
+from abs_orm_app.pool.connector import POOL_OPENING
+from abs_orm_app.pool.histogram import Distribution
+from abs_orm_app.pool.pool import HardenedPool
+from abs_orm_app.pool.queue import TIMEOUTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """One pool. The counters and the distributions begin at zero with the pool."""
+
+    alias: str
+
+    # Connections
+    size: int  # kept open
+    limit: int  # size and overflow
+    idle: int
+    in_use: int
+    opening: int
+    waiting: int  # requests that wait for one
+
+    # Counters
+    checkouts: int  # connections asked for, whether one came or not
+    queued: int  # of these, how many found no idle one and waited
+    timeouts: int  # of these, how many got none in time
+    errors: int  # all that got none, timeouts included
+    connects: int  # attempts to open a connection
+    connect_errors: int  # of these, how many failed
+    lost: int  # found dead, or never returned
+    returned_broken: int
+
+    # Seconds
+    waits: Distribution  # of the queued
+    uses: Distribution
+    creates: Distribution
+
+    @property
+    def connections(self) -> int:
+        return self.idle + self.in_use + self.opening
+
+    @property
+    def overflow(self) -> int:
+        """Connections beyond the pool size."""
+        return max(0, self.connections - self.size)
+
+
+def snapshots() -> list[Snapshot]:
+    """Every pool that this process has for an alias of DATABASES."""
+    return [snapshot(pool) for pool in current_pools().values()]
+
+
+def snapshot(pool: HardenedPool) -> Snapshot:
+    stats = pool.get_stats()
+    timings = pool.timings()
+    connections, idle, opening = stats["pool_size"], stats["pool_available"], stats[POOL_OPENING]
+    return Snapshot(
+        alias=pool.name,
+        size=stats["pool_min"],
+        limit=stats["pool_max"],
+        idle=idle,
+        in_use=connections - idle - opening,
+        opening=opening,
+        waiting=stats["requests_waiting"],
+        checkouts=stats.get("requests_num", 0),
+        queued=stats.get("requests_queued", 0),
+        timeouts=stats.get(TIMEOUTS, 0),
+        errors=stats.get("requests_errors", 0),
+        connects=stats.get("connections_num", 0),
+        connect_errors=stats.get("connections_errors", 0),
+        lost=stats.get("connections_lost", 0),
+        returned_broken=stats.get("returns_bad", 0),
+        waits=timings.waits,
+        uses=timings.uses,
+        creates=timings.creates,
+    )
