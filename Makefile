@@ -1,6 +1,6 @@
 # Each target sets up $(VENV) first, and again only when a requirement has changed.
 # Others than the defaults: make test PYTHON=python3.13 VENV=.venv313 DJANGO='django~=6.1.0'
-# Only some tests: make test TESTS='tests/test_checkout.py -k deadline'
+# Only some tests: make test TESTS='tests/pool/test_checkout.py -k deadline'
 
 PYTHON = python3
 VENV = .venv
@@ -25,7 +25,7 @@ test: $(READY)
 
 # A site of Wagtail, in an environment of its own, through a restart of its database.
 wagtail: $(READY) $(WAGTAIL)/.ready
-	$(BIN)/python -m pytest tests/test_wagtail.py -rP
+	$(BIN)/python -m pytest tests/project/test_wagtail.py -rP
 
 # About twelve minutes on an idle machine; less, and into nothing: make bench BENCH=--quick
 bench: $(VENV)/.ready-bench
@@ -38,7 +38,7 @@ lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	DATABASE_URL=postgresql:///unused $(BIN)/python -m mypy
-	$(BIN)/python -m pytest --quiet tests/test_docs.py
+	$(BIN)/python -m pytest --quiet tests/project/test_docs.py
 
 # The embedded PostgreSQL goes on running between commands.
 stop:

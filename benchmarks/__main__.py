@@ -14,7 +14,7 @@ from benchmarks.peers import PEERS, Peer
 from benchmarks.plot import draw
 from benchmarks.targets import targets
 from benchmarks.worker import Worker, WorkerError
-from tests.servers import Server
+from tests.support.servers import Server
 
 PAGE = "benchmarks.md"
 PLOT = "benchmarks.png"

@@ -17,7 +17,7 @@ from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
 from time import perf_counter
 
-from tests.servers import Server
+from tests.support.servers import Server
 
 Times = Mapping[str, Sequence[float]]
 

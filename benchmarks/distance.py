@@ -11,7 +11,7 @@ from time import perf_counter
 
 import psycopg
 
-from tests.servers import Server
+from tests.support.servers import Server
 
 SAMPLES = 200
 
@@ -22,7 +22,7 @@ def distant(server: Server, round_trip: float) -> Iterator[int]:
 
     The proxy is a process of its own, so that it waits for none of ours.
     """
-    command = [sys.executable, "-m", "tests.proxy", str(server.port), str(round_trip / 2)]
+    command = [sys.executable, "-m", "tests.support.proxy", str(server.port), str(round_trip / 2)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as proxy:
         assert proxy.stdout is not None

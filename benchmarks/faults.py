@@ -14,7 +14,7 @@ from benchmarks.clients import Client, all_at_once, fill, query
 from benchmarks.figure import Effort, Figure, column, duration
 from benchmarks.peers import Peer
 from benchmarks.worker import ROOM, Worker, workers
-from tests.servers import Server
+from tests.support.servers import Server
 
 CLIENTS = 8
 PAUSE = 0.1  # seconds between two queries of a client

@@ -26,7 +26,7 @@ from benchmarks.figure import (
 )
 from benchmarks.peers import Peer
 from benchmarks.worker import ROOM, workers
-from tests.servers import Server
+from tests.support.servers import Server
 
 THREADS = 200
 QUERY = 0.005  # seconds

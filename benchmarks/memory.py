@@ -13,7 +13,7 @@ from benchmarks.clients import build, fill, open_plain
 from benchmarks.figure import Effort, Figure, column, kilobytes
 from benchmarks.peers import Peer
 from benchmarks.worker import ROOM, Worker
-from tests.servers import Server
+from tests.support.servers import Server
 
 SMALL, LARGE = 20, 200  # connections
 

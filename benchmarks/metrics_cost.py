@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from time import monotonic, perf_counter, process_time, sleep
 
-from tests.servers import Server
+from tests.support.servers import Server
 
 ROUNDS = 7
 TO_REACH = 3.0  # microseconds more for a checkout

@@ -12,7 +12,7 @@ import psycopg
 from benchmarks.figure import Figure, cells, headings
 from benchmarks.peers import BY_NAME, Peer
 from benchmarks.targets import Target
-from tests.servers import Server
+from tests.support.servers import Server
 
 PACKAGES = (
     "Django",

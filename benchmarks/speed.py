@@ -22,8 +22,8 @@ from benchmarks.figure import (
 )
 from benchmarks.peers import Peer
 from benchmarks.worker import ROOM, workers
-from tests.proxy import Proxy
-from tests.servers import Server
+from tests.support.proxy import Proxy
+from tests.support.servers import Server
 
 WARM_UP = 20
 BATCH = 10  # operations between two looks at the clock

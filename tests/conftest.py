@@ -18,7 +18,7 @@ import psutil
 import pytest
 from pytest_django.plugin import DjangoDbBlocker
 
-from tests.servers import Server, scratch
+from tests.support.servers import Server, scratch
 
 # Ctrl-C is ignored by what a shell has started in the background, as a CI may.
 signal.signal(signal.SIGINT, signal.default_int_handler)

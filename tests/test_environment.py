@@ -16,7 +16,7 @@ from abs_orm_app.environment import (
     unknown_pool_variables,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 URL = "postgresql://app:s3cret@db.example:5433/shop"
 DEFAULTS = {
     "connect_timeout": "10",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from abs_orm_app.environment import PLACEHOLDER_PASSWORDS, VARIABLES, PoolSettings, read_env_file
-from tests.projects import ROOT
+from tests.support.projects import ROOT
 
 OF_THE_SAMPLE_PROJECT = {"DEBUG", "SECRET_KEY", "ALLOWED_HOSTS"}
 DEFAULTS_IN_WORDS = {

@@ -17,8 +17,8 @@ from pytest_django import DjangoDbBlocker
 from abs_orm_app.config.application_name import process_name
 from abs_orm_app.embedded import cluster
 from abs_orm_app.environment import SettingsError, database_from_env
-from tests.projects import ROOT
-from tests.servers import Server
+from tests.support.projects import ROOT
+from tests.support.servers import Server
 
 
 def entry(**variables: str) -> dict[str, Any]:

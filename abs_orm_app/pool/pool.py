@@ -13,7 +13,7 @@ so that the server never counts more either. What an exception interrupts is not
 or an attempt that nobody refers to any more gives its slot back when it is garbage-collected.
 
 psycopg_pool's private names are used in this file, in `opening.py` and in `waiting.py` alone;
-`tests/test_contract.py` names each one.
+`tests/pool/test_contract.py` names each one.
 """
 
 from __future__ import annotations
@@ -372,6 +372,9 @@ class HardenedPool(WaitingPool):
                 observer(self)
             except Exception:
                 logger.exception(messages.observer_failed(self.name))
+
+
+HardenedPool.__module__ = "abs_orm_app.pool"  # its public name
 
 
 class Tick(MaintenanceTask):

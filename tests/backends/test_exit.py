@@ -1,0 +1,276 @@
+"""A process that used the pool ends at once, says nothing, and takes leave of the server."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import pytest
+from django.db import OperationalError, connection, transaction
+
+from abs_orm_app.pool import registry
+from abs_orm_app.pool.pool import HardenedPool, observers
+from abs_orm_app.pool.snapshot import snapshots
+from tests.support.processes import (
+    GUNICORN,
+    UVICORN,
+    Result,
+    backend,
+    program,
+    run,
+    states,
+    web_server,
+)
+from tests.support.proxy import Proxy
+from tests.support.servers import Server, wait_until
+
+# What the server logs, at debug1, of a session whose client was gone without a goodbye.
+NO_GOODBYE = "unexpected EOF"
+DEVELOPMENT = ("-X", "dev", "-W", "error::ResourceWarning")
+AT_ONCE = 6.0  # seconds, on a busy machine; what hangs takes longer by far
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server(settings={"log_min_messages": "debug1"}) as own:
+        yield own
+
+
+# What the processes do
+
+
+def query() -> None:
+    backend()
+
+
+def exit_in_an_atomic_block() -> None:
+    with transaction.atomic():
+        backend()
+        sys.exit()
+
+
+def end_in_a_transaction() -> None:
+    transaction.set_autocommit(False)
+    backend()
+
+
+def exit_in_a_thread() -> None:
+    def work() -> None:
+        backend()
+        sys.exit(1)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+
+
+def end_before_a_thread() -> None:
+    """The main thread is at its end when the others begin to work."""
+
+    def work() -> None:
+        threading.main_thread().join()
+        for _ in range(3):
+            backend()
+            connection.close()
+            time.sleep(0.05)
+
+    for _ in range(8):
+        threading.Thread(target=work).start()
+
+
+def query_at_exit() -> None:
+    atexit.register(backend)
+    backend()
+
+
+def end_while_threads_query() -> None:
+    """The end comes at any point of what the threads do."""
+
+    def work() -> None:
+        while True:
+            backend()
+            connection.close()
+
+    for _ in range(4):
+        threading.Thread(target=work, daemon=True).start()
+    time.sleep(0.2)
+
+
+def end_while_a_thread_has_a_connection() -> None:
+    holding = threading.Event()
+
+    def work() -> None:
+        backend()
+        holding.set()
+        time.sleep(60)
+
+    threading.Thread(target=work, daemon=True).start()
+    backend()
+    assert holding.wait(10)
+
+
+def run_last(function: Callable[[], object]) -> None:
+    """At exit after the pools are closed, as what was registered before the app was imported."""
+    atexit.unregister(registry._close_all)
+    atexit.register(function)
+    atexit.register(registry._close_all)
+
+
+def let_a_thread(function: Callable[[], object]) -> None:
+    """Wait for what a thread does, as a telemetry's last export or a log's last record."""
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    thread.join(20)
+
+
+def query_after_the_pools() -> None:
+    def work() -> None:
+        backend()
+        connection.close()
+
+    run_last(work)
+    backend()
+
+
+def read_the_state_at_the_end() -> None:
+    run_last(lambda: let_a_thread(snapshots))
+    backend()
+
+
+def query_in_a_thread_at_the_end() -> None:
+    def work() -> None:
+        with suppress(OperationalError):
+            backend()
+
+    run_last(lambda: let_a_thread(work))
+    backend()
+
+
+def end_while_an_observer_reads() -> None:
+    """The observer has a lock of its own, which the last call of it wants, too."""
+    lock, inside = threading.Lock(), threading.Event()
+
+    def observe(pool: HardenedPool) -> None:
+        with lock:
+            inside.set()
+            time.sleep(0.3)
+            pool.get_stats()
+
+    observers.append(observe)
+    backend()
+    assert inside.wait(10)
+
+
+def end_while_the_server_hangs(postmaster: str) -> None:
+    transaction.set_autocommit(False)
+    with connection.cursor() as cursor:
+        cursor.execute("select pid from pg_stat_activity where backend_type = 'client backend'")
+        backends = [row[0] for row in cursor.fetchall()]
+    for pid in (int(postmaster), *backends):
+        os.kill(pid, signal.SIGSTOP)
+
+
+# The tests
+
+
+def check_that_it_ended_well(result: Result) -> None:
+    assert not result.errors, result.errors
+    assert result.status == 0
+    assert result.ended_at - float(result.output) < AT_ONCE
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        query,
+        exit_in_an_atomic_block,
+        end_in_a_transaction,
+        exit_in_a_thread,
+        end_before_a_thread,
+        query_at_exit,
+        query_after_the_pools,
+    ],
+)
+def test_the_end_of_a_program_is_quiet_and_closes_every_connection(
+    server: Server, function: Callable[[], None]
+) -> None:
+    result = run(server, function, options=DEVELOPMENT)
+    check_that_it_ended_well(result)
+    wait_until(lambda: not states(server), "the sessions to end")
+    assert NO_GOODBYE not in server.log
+
+
+def test_a_management_command_ends_quietly_and_closes_every_connection(server: Server) -> None:
+    command = [sys.executable, *DEVELOPMENT, "manage.py", "migrate", "--plan"]
+    with program(command, server) as running:
+        result = running.wait()
+    assert not result.errors, result.errors
+    assert result.status == 0
+    wait_until(lambda: not states(server), "the sessions to end")
+    assert NO_GOODBYE not in server.log
+
+
+def test_a_program_that_ends_while_connections_are_opened_waits_for_them(server: Server) -> None:
+    with Proxy(server.port, delay=0.05) as proxy:
+        url = server.tcp_url.replace(str(server.port), str(proxy.port))
+        result = run(server, query, options=DEVELOPMENT, DATABASE_URL=url)
+    check_that_it_ended_well(result)
+    wait_until(lambda: not states(server), "the sessions to end")
+    assert NO_GOODBYE not in server.log
+
+
+@pytest.mark.parametrize("function", [end_while_threads_query, end_while_a_thread_has_a_connection])
+def test_daemon_threads_neither_delay_the_end_nor_complain(
+    server: Server, function: Callable[[], None]
+) -> None:
+    result = run(server, function)
+    check_that_it_ended_well(result)
+    wait_until(lambda: not states(server), "the sessions to end")
+    # The connections that they have are cut off, as they are; the others are closed.
+    assert server.log.count(NO_GOODBYE) <= 4
+
+
+@pytest.mark.parametrize(
+    "function",
+    [read_the_state_at_the_end, query_in_a_thread_at_the_end, end_while_an_observer_reads],
+)
+def test_who_comes_when_the_pool_is_closed_is_not_kept_waiting(
+    server: Server, function: Callable[[], None]
+) -> None:
+    check_that_it_ended_well(run(server, function))
+
+
+def test_a_server_that_hangs_delays_the_end_by_no_more_than_a_few_seconds(server: Server) -> None:
+    try:
+        result = run(server, end_while_the_server_hangs, str(server.pid), options=DEVELOPMENT)
+    finally:
+        server.resume()
+    check_that_it_ended_well(result)
+
+
+def test_gunicorn_closes_every_connection_at_sigterm(server: Server) -> None:
+    for worker in ("gthread", "gevent"):
+        with web_server(GUNICORN, server, f"--worker-class={worker}", "--log-level=error") as web:
+            web.get(["/slow/"] * 40)
+            result = web.program.stop()
+        assert not result.errors, result.errors
+        assert result.status == 0
+        wait_until(lambda: not states(server), "the sessions to end")
+    assert NO_GOODBYE not in server.log
+
+
+def test_uvicorn_ends_every_session_at_sigterm(server: Server) -> None:
+    with web_server(UVICORN, server) as web:
+        web.get(["/slow/"] * 40)
+        result = web.program.stop()
+    assert not result.errors, result.errors
+    # It ends itself by the signal that it got, without which Python has no chance to say goodbye.
+    assert result.status == -signal.SIGTERM
+    wait_until(lambda: not states(server), "the sessions to end")
+    assert f"{NO_GOODBYE} on client connection with an open transaction" not in server.log

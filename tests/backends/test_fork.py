@@ -1,0 +1,350 @@
+"""A process that forks: the child has connections of its own, the parent keeps its own."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import pytest
+from django.db import connection, connections, transaction
+
+from abs_orm_app.backends.postgresql.base import DatabaseWrapper
+from abs_orm_app.config.application_name import process_name
+from abs_orm_app.pool.pool import HardenedPool
+from tests.support.processes import backend, run
+from tests.support.proxy import Proxy
+from tests.support.servers import Server, wait_until
+
+SIZE = 4
+STOCK = "django.db.backends.postgresql"
+
+FORKS: dict[str, Callable[[], int]] = {
+    "fork": os.fork,
+    # As a server written in C does: no Python code is told of it.
+    "fork_in_c": ctypes.PyDLL(None).fork,
+}
+CHILD_DEADLINE = 10.0  # seconds
+
+
+def end_at_once() -> None:
+    os._exit(0)
+
+
+def end_as_a_program() -> None:
+    sys.exit(0)
+
+
+def end_after_collecting_garbage() -> None:
+    gc.collect()
+    os._exit(0)
+
+
+ENDS = [end_at_once, end_as_a_program, end_after_collecting_garbage]
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    # It then logs each session that ends without a goodbye.
+    with Server(settings={"log_min_messages": "debug1"}) as own:
+        yield own
+
+
+# What the processes do
+
+
+def fork(kind: str, child: Callable[[], None], end: Callable[[], None] = end_at_once) -> None:
+    """Run `child` and `end` in a fork; return when it has ended, and well."""
+    if kind == "fork_in_c":
+        # Python cannot see to its own locks then: what another thread holds is never released.
+        wait_until(lambda: not threads_that_connect(), "the pool to be filled")
+    pid = FORKS[kind]()
+    if pid == 0:
+        try:
+            child()
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            os._exit(1)
+        end()
+    deadline = time.monotonic() + CHILD_DEADLINE
+    ended, status = 0, 0
+    while not ended and time.monotonic() < deadline:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        time.sleep(0.005)
+    if not ended:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+    assert ended, f"the child hangs: {end.__name__}"
+    assert os.waitstatus_to_exitcode(status) == 0, f"the child failed: {end.__name__}"
+
+
+def threads_that_connect() -> list[str]:
+    names = [thread.name for thread in threading.enumerate()]
+    return [name for name in names if name.endswith("-connector")]
+
+
+def sessions() -> set[int]:
+    """The process ids of the sessions on the server, of whichever process."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "select pid from pg_stat_activity"
+            " where backend_type = 'client backend' and application_name <> 'admin'"
+        )
+        return {row[0] for row in cursor.fetchall()}
+
+
+def named() -> str:
+    """The application_name of this thread's session."""
+    with connection.cursor() as cursor:
+        cursor.execute("select current_setting('application_name')")
+        return str(cursor.fetchone()[0])
+
+
+def the_wrapper() -> DatabaseWrapper:
+    return cast(DatabaseWrapper, connections["default"])
+
+
+def filled_pool() -> HardenedPool:
+    connection.close()
+    pool = the_wrapper().pool
+    assert pool is not None
+    pool.open(wait=True, timeout=CHILD_DEADLINE)
+    return pool
+
+
+def check_no_session_but(expected: set[int]) -> None:
+    wait_until(lambda: sessions() == expected, "the sessions of the child to end, and no others")
+
+
+@contextmanager
+def a_thread_with_a_connection() -> Iterator[None]:
+    holding, end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with transaction.atomic():
+            backend()
+            holding.set()
+            end.wait(CHILD_DEADLINE)
+        connection.close()
+
+    thread = threading.Thread(target=hold, daemon=True)
+    thread.start()
+    assert holding.wait(CHILD_DEADLINE)
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join(1.0)  # a child that was forked in C waits for it in vain
+
+
+def forks_with_connections(kind: str) -> None:
+    """One connection is in use here, one in a thread, two are idle."""
+    pool = filled_pool()
+    mine, all_mine = backend(), sessions()
+
+    def child() -> None:
+        assert backend() not in all_mine
+        assert named() == process_name("abs_project")
+        filled_pool()
+        assert len(sessions() - all_mine) == SIZE
+        assert the_wrapper().pool is not pool
+
+    with a_thread_with_a_connection():
+        for end in ENDS:
+            fork(kind, child, end)
+            assert backend() == mine
+            check_no_session_but(all_mine)
+        pool.check()
+    assert pool.get_stats().get("connections_lost", 0) == 0
+    assert sessions() == all_mine
+
+
+def forks_in_an_atomic_block(kind: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("create table note (text text)")
+
+    def write(text: str) -> int:
+        with connection.cursor() as cursor:
+            cursor.execute("insert into note values (%s)", [text])
+            cursor.execute("select pg_current_xact_id()::text::bigint")
+            return int(cursor.fetchone()[0])
+
+    def child() -> None:
+        with transaction.atomic():
+            write("of the child")
+
+    with transaction.atomic(), transaction.atomic():
+        number = write("of the parent")
+        for end in ENDS:
+            fork(kind, child, end)
+        assert write("of the parent") == number, "it is not the same transaction any more"
+    with connection.cursor() as cursor:
+        cursor.execute("select text from note order by text")
+        texts = [row[0] for row in cursor.fetchall()]
+    assert texts == ["of the child"] * len(ENDS) + ["of the parent"] * 2
+
+
+def forks_and_uses_nothing(kind: str) -> None:
+    filled_pool()
+    all_mine = sessions()
+    for end in ENDS:
+        fork(kind, lambda: None, end)
+    time.sleep(0.1)  # a session that the child had ended would be gone by now
+    assert sessions() == all_mine
+
+
+def forks_and_closes_the_pool(kind: str) -> None:
+    """As a hook for forked workers does that was written for Django's own pool."""
+    filled_pool()
+    all_mine = sessions()
+
+    def child() -> None:
+        began = time.monotonic()
+        connection.close_pool()  # type: ignore[attr-defined]
+        assert time.monotonic() - began < 1
+        assert backend() not in all_mine
+
+    for end in ENDS:
+        fork(kind, child, end)
+    check_no_session_but(all_mine)
+
+
+def forks_with_a_connection_of_a_closed_pool(kind: str) -> None:
+    mine = backend()
+    the_wrapper().close_pool()
+
+    def child() -> None:
+        assert backend() != mine
+
+    fork(kind, child)
+    assert backend() == mine
+
+
+def forks_where_a_loop_runs() -> None:
+    mine = backend()
+
+    async def forks() -> None:
+        fork("fork", lambda: None)
+
+    asyncio.run(forks())
+    assert backend() == mine
+
+
+def forks_while_connecting() -> None:
+    """Ten forks, a few ms apart: each meets the connections in another state."""
+    backend()  # the first of twenty: the others are being opened
+    for _ in range(10):
+        before = sessions()
+
+        def child(before: set[int] = before) -> None:
+            assert backend() not in before
+
+        fork("fork", child)
+        time.sleep(0.007)
+    pool = filled_pool()
+    pool.check()
+    assert pool.get_stats().get("connections_errors", 0) == 0
+    assert pool.get_stats().get("connections_lost", 0) == 0
+    wait_until(lambda: len(sessions()) == 20, "the sessions of the children to end")
+
+
+def uses_multiprocessing() -> None:
+    pool = filled_pool()
+    all_mine = sessions()
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=be_a_child, args=(all_mine,))
+    process.start()
+    process.join(CHILD_DEADLINE)
+    assert process.exitcode == 0
+    with context.Pool(2) as workers:
+        theirs = set(workers.map(be_a_worker, range(20)))
+        assert not theirs & all_mine
+        workers.close()
+        workers.join()
+    check_no_session_but(all_mine)
+    pool.check()
+    assert pool.get_stats().get("connections_lost", 0) == 0
+
+
+def be_a_child(of_the_parent: set[int]) -> None:
+    assert backend() not in of_the_parent
+
+
+def be_a_worker(_: int) -> int:
+    return backend()
+
+
+# The tests
+
+
+def check(server: Server, function: Callable[..., None], *arguments: str, **environ: str) -> None:
+    """Run the function in a process, in which nothing must fail, and nothing in its children."""
+    result = run(
+        server,
+        function,
+        *arguments,
+        options=["-W", "ignore::DeprecationWarning"],  # of a fork beside threads: 3.12 and later
+        # No overflow: where connecting takes long, a second attempt may succeed beside the first.
+        **{"DB_POOL_SIZE": str(SIZE), "DB_MAX_OVERFLOW": "0", "DB_POOL_TIMEOUT": "5"} | environ,
+    )
+    assert not result.errors, result.errors
+    assert result.status == 0
+
+
+@pytest.mark.parametrize("kind", FORKS)
+def test_a_child_has_its_own_connections_and_leaves_its_parents_alone(
+    server: Server, kind: str
+) -> None:
+    check(server, forks_with_connections, kind)
+
+
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="it uses the connections of its parent"
+)
+def test_with_djangos_pool_a_child_has_its_own_connections(server: Server) -> None:
+    check(server, forks_with_connections, "fork", TEST_ENGINE=STOCK)
+
+
+@pytest.mark.parametrize("kind", FORKS)
+def test_a_child_is_not_in_the_atomic_block_of_its_parent(server: Server, kind: str) -> None:
+    check(server, forks_in_an_atomic_block, kind)
+
+
+@pytest.mark.parametrize("kind", FORKS)
+def test_a_child_that_uses_no_database_ends_no_session(server: Server, kind: str) -> None:
+    check(server, forks_and_uses_nothing, kind)
+
+
+@pytest.mark.parametrize("kind", FORKS)
+def test_a_child_that_closes_the_pool_closes_none_of_the_parents(server: Server, kind: str) -> None:
+    check(server, forks_and_closes_the_pool, kind)
+
+
+@pytest.mark.parametrize("kind", FORKS)
+def test_a_connection_that_outlives_its_pool_is_not_shared_either(
+    server: Server, kind: str
+) -> None:
+    check(server, forks_with_a_connection_of_a_closed_pool, kind)
+
+
+def test_a_fork_where_an_event_loop_runs_is_as_any_other(server: Server) -> None:
+    check(server, forks_where_a_loop_runs)
+
+
+def test_a_fork_beside_threads_that_connect_disturbs_nobody(server: Server) -> None:
+    with Proxy(server.port, delay=0.005) as proxy:
+        url = server.tcp_url.replace(str(server.port), str(proxy.port))
+        check(server, forks_while_connecting, DATABASE_URL=url, DB_POOL_SIZE="20")
+
+
+def test_children_of_multiprocessing_need_no_hook(server: Server) -> None:
+    check(server, uses_multiprocessing)
+    assert "unexpected EOF" not in server.log

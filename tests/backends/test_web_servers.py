@@ -1,0 +1,142 @@
+"""gunicorn and uvicorn as real processes: 30 connections serve 200 requests at the same time."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import GUNICORN, UVICORN, Watch, Web, states, web_server
+from tests.support.proxy import Proxy
+from tests.support.servers import Server, wait_until
+
+LIMIT = 30  # the default: 20 and an overflow of 10
+REQUESTS = 200
+WITHOUT_QUERY = "/slow/?ms=none"
+
+GTHREAD = ("--worker-class=gthread", "--threads=60")
+GEVENT = ("--worker-class=gevent",)
+
+# Opens the pool in the master, which the workers are then forked from.
+PRELOAD = """
+import json
+preload_app = True
+def pre_fork(server, worker):
+    from django.db import connection
+    with connection.cursor() as cursor:
+        cursor.execute("select pg_backend_pid()")
+        print(json.dumps(cursor.fetchone()[0]), flush=True)
+"""
+# Where Django is loaded before the fork, gevent has to come before Django.
+PRELOAD_GEVENT = "from gevent import monkey; monkey.patch_all()" + PRELOAD
+
+
+def url_through(proxy: Proxy, server: Server) -> str:
+    return server.tcp_url.replace(f":{server.port}/", f":{proxy.port}/")
+
+
+def succeed(answers: list[str]) -> bool:
+    return all(answer.startswith("HTTP/1.1 200") for answer in answers)
+
+
+def check_that_the_connections_serve(web: Web, server: Server, view: str = "slow") -> None:
+    with Watch(server) as watch:
+        began = time.monotonic()
+        answers = web.get([f"/{view}/?ms=100"] * REQUESTS)
+        seconds = time.monotonic() - began
+    assert succeed(answers), set(answers)
+    assert watch.most <= LIMIT
+    assert seconds < REQUESTS * 0.1 / 2, "they were not served at the same time"
+    wait_until(lambda: states(server).keys() == {"idle"}, "the connections to be returned")
+    # If one had not been returned, it would be missing here.
+    with Watch(server) as watch:
+        answers = web.get([f"/{view}/?ms=1000"] * (LIMIT + 5))
+    assert succeed(answers), set(answers)
+    assert watch.most == watch.most_active == LIMIT
+
+
+@pytest.mark.parametrize("worker", [GTHREAD, GEVENT], ids=["gthread", "gevent"])
+def test_under_gunicorn_30_connections_serve_200_requests(
+    server: Server, worker: tuple[str, ...]
+) -> None:
+    with web_server(GUNICORN, server, *worker) as web:
+        check_that_the_connections_serve(web, server)
+
+
+@pytest.mark.parametrize("view", ["slow", "async"])
+def test_under_uvicorn_30_connections_serve_200_requests(server: Server, view: str) -> None:
+    with web_server(UVICORN, server) as web:
+        check_that_the_connections_serve(web, server, view)
+
+
+def test_under_uvicorn_clients_that_hang_up_take_no_connection_with_them(server: Server) -> None:
+    with web_server(UVICORN, server) as web:
+        for _ in range(3):
+            web.hang_up_on(["/slow/?ms=100"] * 2 * LIMIT, after=0.1)
+        wait_until(lambda: "active" not in states(server), "the queries to end")
+        check_that_the_connections_serve(web, server)
+
+
+@pytest.mark.parametrize(
+    ("worker", "config"),
+    [(GTHREAD, PRELOAD), (GEVENT, PRELOAD_GEVENT)],
+    ids=["gthread", "gevent"],
+)
+def test_under_gunicorn_a_pool_opened_before_the_fork_stays_the_masters(
+    server: Server, tmp_path: Path, worker: tuple[str, ...], config: str
+) -> None:
+    file = tmp_path / "gunicorn.conf.py"
+    file.write_text(config)
+    options = (*worker, "--workers=2", f"--config={file}", "--log-level=warning")
+    # The delay lets the master fork while most of its connections are being opened.
+    with (
+        Proxy(server.port, delay=0.03) as proxy,
+        web_server(GUNICORN, server, *options, DATABASE_URL=url_through(proxy, server)) as web,
+    ):
+        answers = web.get(["/"] * REQUESTS)
+        assert succeed(answers), set(answers)
+        theirs = {json.loads(answer.partition("\n")[2])["pid"] for answer in answers}
+        masters = {json.loads(line) for line in web.program.output.splitlines()}
+        assert len(masters) == 1
+        assert not theirs & masters
+        wait_until(lambda: states(server).keys() == {"idle"}, "the connections to be returned")
+        result = web.program.stop()
+    assert not result.errors, result.errors
+
+
+@contextmanager
+def a_request_waits(web: Web) -> Iterator[list[str]]:
+    """Yields where its answer will be, at the end of the block."""
+    answers: list[str] = []
+    thread = threading.Thread(target=lambda: answers.extend(web.get(["/"])), daemon=True)
+    thread.start()
+    yield answers
+    thread.join()
+
+
+def check_that_others_are_served(web: Web) -> None:
+    began = time.monotonic()
+    answers = web.get([WITHOUT_QUERY] * 10)
+    assert all(answer.startswith("HTTP/1.1 400") for answer in answers), answers
+    assert time.monotonic() - began < 5
+
+
+def test_under_gevent_a_checkout_that_waits_lets_others_work(server: Server) -> None:
+    options = {"DB_POOL_SIZE": "1", "DB_MAX_OVERFLOW": "0", "DB_POOL_TIMEOUT": "15"}
+    with web_server(GUNICORN, server, *GEVENT, **options) as web:
+        time.sleep(0.6)  # from now on the connection is pinged
+        server.suspend()
+        try:
+            with a_request_waits(web) as pinging, a_request_waits(web) as queueing:
+                time.sleep(0.2)
+                check_that_others_are_served(web)
+                assert not pinging + queueing
+                server.resume()
+        finally:
+            server.resume()
+        assert succeed(pinging + queueing), pinging + queueing

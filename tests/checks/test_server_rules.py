@@ -1,0 +1,301 @@
+"""The rules on the server's timeouts, on a real server, and on the web server's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from django.test import override_settings
+
+from abs_orm_app.checks.collect import all_findings, ask_servers
+from abs_orm_app.checks.server_rules import session_findings, web_findings
+from abs_orm_app.checks.settings_rules import Finding
+from abs_orm_app.checks.system_checks import deployment_findings
+from abs_orm_app.facts.databases import configured
+from abs_orm_app.facts.report import report
+from abs_orm_app.facts.server import read_server
+from abs_orm_app.facts.web_server import WebServer, web_server
+from tests.checks.test_settings_rules import from_env, ids
+from tests.support.projects import OURS, STOCK, database, entry
+from tests.support.servers import Server
+
+pytestmark = pytest.mark.usefixtures("unblocked")
+
+POOL = {"min_size": 2, "max_size": 3, "timeout": 30.0, "max_lifetime": 3600.0}
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Server]:
+    with Server() as server:
+        with server.admin() as admin:
+            admin.execute("CREATE ROLE app LOGIN")
+        yield server
+
+
+@contextmanager
+def role_has(server: Server, **settings: str) -> Iterator[None]:
+    """Let the role of the application have these settings in its sessions."""
+    with server.admin() as admin:
+        try:
+            for name, value in settings.items():
+                admin.execute(f"ALTER ROLE app SET {name} = '{value}'")
+            yield
+        finally:
+            admin.execute("ALTER ROLE app RESET ALL")
+
+
+def ask(conninfo: str, alias: str = "other", **more: Any) -> list[Finding]:
+    """The findings about an alias at this address, from what the server really says."""
+    engine = more.pop("engine", OURS)
+    options = {"pool": POOL, **more.pop("OPTIONS", {})}
+    given = entry(f"{conninfo} user=app", engine, OPTIONS=options, **more)
+    with database(given) as name, psycopg.connect(f"{conninfo} user=app") as connection:
+        return session_findings([(replace(configured(name), alias=alias), read_server(connection))])
+
+
+def named(found: list[Finding], number: str) -> Finding:
+    [finding] = [finding for finding in found if finding.id == f"abs_orm_app.{number}"]
+    return finding
+
+
+GOOD = {"statement_timeout": "15s", "idle_in_transaction_session_timeout": "60s"}
+
+
+def test_a_role_with_timeouts_has_no_finding(shared: Server) -> None:
+    with role_has(shared, **GOOD):
+        assert ask(shared.conninfo) == ask(shared.tcp_conninfo) == []
+        assert ask(shared.conninfo, ATOMIC_REQUESTS=True) == []
+        assert ask(shared.conninfo, "default") == []
+
+
+# Idle sessions
+
+
+def test_sessions_that_the_server_ends_before_they_are_recycled_are_found(shared: Server) -> None:
+    with role_has(shared, **GOOD, idle_session_timeout="10min"):
+        found = ask(shared.conninfo)
+    assert ids(found) == ["W022"]
+    assert "idle for 600 s" in found[0].message
+    assert "ALTER ROLE app SET idle_session_timeout = 0; or set DB_POOL_RECYCLE to 600" in (
+        found[0].hint
+    )
+
+
+@pytest.mark.parametrize(
+    ("health_checks", "said"), [(True, "is replaced at its next use"), (False, "are dead")]
+)
+def test_what_becomes_of_them_depends_on_the_pre_ping(
+    shared: Server, health_checks: bool, said: str
+) -> None:
+    with role_has(shared, **GOOD, idle_session_timeout="10min"):
+        [found] = ask(shared.conninfo, CONN_HEALTH_CHECKS=health_checks)
+    assert said in found.message
+
+
+def test_a_recycle_below_the_idle_timeout_is_enough_but_not_for_djangos_pool(
+    shared: Server,
+) -> None:
+    options = {"pool": {**POOL, "max_lifetime": 600.0}}
+    with role_has(shared, **GOOD, idle_session_timeout="10min"):
+        assert ask(shared.conninfo, OPTIONS=options) == []
+        assert ids(ask(shared.conninfo, OPTIONS=options, engine=STOCK)) == ["W022"]
+
+
+@pytest.mark.parametrize(
+    ("age", "expected"), [(None, ["W022"]), (900, ["W022"]), (600, []), (0, [])]
+)
+def test_persistent_connections_are_meant_as_well(
+    shared: Server, age: int | None, expected: list[str]
+) -> None:
+    with role_has(shared, **GOOD, idle_session_timeout="10min"):
+        found = ask(shared.conninfo, OPTIONS={"pool": None}, CONN_MAX_AGE=age)
+    assert ids(found) == expected
+
+
+# Statements and transactions
+
+
+def test_statements_and_transactions_without_end_are_to_be_known(shared: Server) -> None:
+    found = ask(shared.conninfo)
+    assert ids(found) == ["I021", "I022"]
+    assert "ATOMIC_REQUESTS" not in found[1].message
+    assert "ATOMIC_REQUESTS" in named(ask(shared.conninfo, ATOMIC_REQUESTS=True), "I022").message
+
+
+def test_a_statement_timeout_in_the_options_counts(shared: Server) -> None:
+    given = f"{shared.conninfo} options='-c statement_timeout=5s'"
+    assert ids(ask(given)) == ["I022"]
+
+
+def test_a_pause_that_a_transaction_does_not_survive_is_to_be_known(shared: Server) -> None:
+    settings = {**GOOD, "idle_in_transaction_session_timeout": "30s"}
+    with role_has(shared, **settings):
+        assert ids(ask(shared.conninfo, ATOMIC_REQUESTS=True)) == ["I023"]
+        assert ask(shared.conninfo) == []
+
+
+# A remote host: of this machine, but by a name that tells nobody so.
+
+
+def remote(server: Server) -> str:
+    return f"hostaddr=127.0.0.1 {server.tcp_conninfo.replace('127.0.0.1', 'db.example')}"
+
+
+def test_keepalives_that_are_off_are_found_on_a_remote_host(shared: Server) -> None:
+    with role_has(shared, **GOOD, tcp_keepalives_idle="60"):
+        assert ask(remote(shared)) == []
+        assert ids(ask(remote(shared), OPTIONS={"keepalives": "0"})) == ["W023"]
+        assert ids(ask(remote(shared), OPTIONS={"keepalives": 0})) == ["W023"]
+        assert ask(shared.tcp_conninfo, OPTIONS={"keepalives": "0"}) == []
+        assert ask(shared.conninfo, OPTIONS={"keepalives": "0"}) == []
+
+
+def test_a_server_that_looks_for_its_clients_after_hours_is_to_be_known(shared: Server) -> None:
+    with role_has(shared, **GOOD, tcp_keepalives_idle="7200"):
+        found = ask(remote(shared))
+        assert ask(shared.tcp_conninfo) == []
+    assert ids(found) == ["I024"]
+    assert "only after 7200 s" in found[0].message
+
+
+# A server that takes no writes
+
+
+def test_a_read_only_server_behind_the_default_alias_is_found(shared: Server) -> None:
+    with role_has(shared, **GOOD, default_transaction_read_only="on"):
+        [found] = ask(shared.conninfo, "default")
+        assert ask(shared.conninfo, "replica") == []
+    assert found.id == "abs_orm_app.W024"
+    assert "read only for this role" in found.message
+
+
+def test_a_standby_behind_the_default_alias_is_found() -> None:
+    with Server(settings={"hot_standby": "on"}) as server:
+        with server.admin() as admin:
+            admin.execute("CREATE ROLE app LOGIN")
+        server.stop()
+        (server.socket_dir / "data" / "standby.signal").touch()
+        server.start()
+        [found] = [f for f in ask(server.conninfo, "default") if f.id.endswith("W024")]
+    assert "is a standby" in found.message
+    assert "target_session_attrs=read-write" in found.hint
+
+
+# Where they are shown
+
+
+def test_warnings_are_for_checks_and_what_is_to_be_known_for_production(shared: Server) -> None:
+    options = {"pool": POOL}
+    with (
+        role_has(shared, idle_session_timeout="10min"),
+        database(entry(f"{shared.conninfo} user=app", OPTIONS=options)) as alias,
+    ):
+        assert ids(ask_servers([configured(alias)])) == ["W022"]
+        reports = [report(configured(alias))]
+        with override_settings(DEBUG=True):
+            assert ids(all_findings(reports)) == ["W022"]
+        with override_settings(DEBUG=False):
+            assert ids(all_findings(reports)) == ["W022", "I021", "I022"]
+
+
+# The web server
+
+TIMEOUTS = {
+    "--timeout 60": 60.0,
+    "--timeout=60 -w 4": 60.0,
+    "-t 60": 60.0,
+    "-t60 app.wsgi": 60.0,
+    "-w 4 --bind '[::]:80'": 30.0,
+    "--timeout 0": None,
+    "--timeout 60 --threads 4": None,
+    "--timeout 60 --threads=4": None,
+    "--timeout 60 -k gevent": None,
+    "--timeout 60 -k gthread": None,
+    "--timeout 60 -c conf.py": None,
+    "--timeout many": None,
+    "--timeout": None,
+    "--bind 'x": None,
+    "": None,
+}
+
+
+@pytest.mark.parametrize("arguments", TIMEOUTS)
+def test_the_timeout_of_a_sync_worker_is_read_and_no_other(arguments: str) -> None:
+    found = web_server({"GUNICORN_CMD_ARGS": arguments}, ["manage.py", "check_pool"])
+    assert found.worker_timeout == TIMEOUTS[arguments]
+
+
+@pytest.mark.parametrize("program", ["/venv/bin/gunicorn", "/lib/gunicorn/__main__.py"])
+def test_gunicorn_itself_is_recognised_with_its_arguments_first(program: str) -> None:
+    assert web_server({}, [program, "app.wsgi"]).worker_timeout == 30
+    environ = {"GUNICORN_CMD_ARGS": "-t 60"}
+    assert web_server(environ, [program, "-t", "90", "app.wsgi"]).worker_timeout == 90
+    assert web_server({}, ["manage.py", "--timeout", "9"]) == WebServer()
+
+
+def test_a_configuration_file_that_gunicorn_finds_by_itself_leaves_it_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    environ = {"GUNICORN_CMD_ARGS": "-t 60"}
+    assert web_server(environ, ["manage.py"]).worker_timeout == 60
+    (tmp_path / "gunicorn.conf.py").touch()
+    assert web_server(environ, ["manage.py"]).worker_timeout is None
+
+
+def test_gunicorn_reads_its_timeout_in_the_same_way() -> None:
+    code = (
+        "import sys; sys.argv = ['gunicorn', 'x'];"
+        "from gunicorn.app.wsgiapp import WSGIApplication; print(WSGIApplication('').cfg.timeout)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"GUNICORN_CMD_ARGS": "-t60 -w 4"}, capture_output=True,
+        text=True, check=True, timeout=30,
+    )  # fmt: skip
+    assert done.stdout.strip() == "60"
+
+
+@pytest.mark.parametrize(
+    ("timeout", "expected"), [("29.9", []), ("30", ["W017"]), ("60", ["W017"])]
+)
+def test_a_pool_timeout_that_outlives_the_worker_is_found(
+    timeout: str, expected: list[str]
+) -> None:
+    found = web_findings([from_env(DB_POOL_TIMEOUT=timeout)], WebServer(worker_timeout=30.0))
+    assert ids(found) == expected
+
+
+def test_without_a_known_worker_timeout_or_without_a_pool_there_is_nothing_to_find() -> None:
+    assert web_findings([from_env()], WebServer()) == []
+    assert web_findings([from_env(DB_POOL_MODE="null")], WebServer(worker_timeout=30.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "arguments"),
+    [
+        (["/venv/bin/uvicorn", "app.asgi:application"], ""),
+        (["/venv/bin/daphne", "app.asgi:application"], ""),
+        (["manage.py"], "-k uvicorn.workers.UvicornWorker"),
+        (["manage.py"], "-k uvicorn_worker.UvicornWorker --threads 4"),
+    ],
+)
+def test_persistent_connections_under_asgi_are_found(argv: list[str], arguments: str) -> None:
+    web = web_server({"GUNICORN_CMD_ARGS": arguments} if arguments else {}, argv)
+    assert ids(web_findings([from_env(DB_POOL_MODE="persistent")], web)) == ["W018"]
+    assert web_findings([from_env()], web) == []
+
+
+def test_a_project_that_names_its_asgi_application_is_served_by_it() -> None:
+    databases = [from_env(DB_POOL_MODE="persistent")]
+    assert deployment_findings(databases) == []
+    with override_settings(ASGI_APPLICATION="shop.asgi.application"):
+        [found] = deployment_findings(databases)
+    assert found.id == "abs_orm_app.W018"
+    assert "(ASGI_APPLICATION)" in found.message

@@ -1,0 +1,212 @@
+"""Passwords that change while the pool serves: no restart, no error."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from time import sleep
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.db import OperationalError, connections
+
+from tests.backends.test_engine import ALIAS, Database, ask
+from tests.support.pools import Call
+from tests.support.servers import Server
+
+SCRAM = "local all all trust\nhost all all all scram-sha-256\n"
+asked: list[Mapping[str, Any]] = []
+token = {"password": ""}
+
+
+def provide(params: Mapping[str, Any]) -> str:
+    """A provider, as one that asks a cloud for a token."""
+    asked.append(params)
+    return token["password"]
+
+
+def fail(_params: Mapping[str, Any]) -> str:
+    raise ConnectionError("s3cret token service is away")
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Server]:
+    with Server(hba=SCRAM) as server:
+        with server.admin() as admin:
+            admin.execute("CREATE ROLE app LOGIN PASSWORD 'first'")
+        yield server
+
+
+@pytest.fixture
+def database(shared: Server, django_db_blocker: Any) -> Iterator[Database]:
+    change_on_server(shared, "first")
+    token["password"] = "first"
+    database = Database(shared)
+    with django_db_blocker.unblock():
+        yield database
+        database.remove()
+
+
+def change_on_server(server: Server, password: str) -> None:
+    with server.admin() as admin:
+        admin.execute(f"ALTER ROLE app PASSWORD '{password}'")
+
+
+def app(**extra: Any) -> dict[str, Any]:
+    """A DATABASES entry for the role whose password changes, with connections that live 0.2 s."""
+    return {
+        "HOST": "127.0.0.1",
+        "USER": "app",
+        "OPTIONS": {"pool": {"min_size": 2, "max_size": 4, "timeout": 5, "max_lifetime": 0.2}},
+        "ABS_ORM_APP": extra,
+    }
+
+
+class Load:
+    """Threads that query all the time; leaving the block raises what any of them met."""
+
+    def __enter__(self) -> None:
+        self.stop = threading.Event()
+        self.calls = [Call(self.work) for _ in range(6)]
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        for call in self.calls:
+            call.result(within=10)
+
+    def work(self) -> None:
+        while not self.stop.is_set():
+            ask(connections[ALIAS])
+            connections[ALIAS].close()
+            sleep(0.005)
+
+
+@pytest.mark.parametrize("server_first", [True, False])
+def test_a_password_file_that_is_rotated_under_load_costs_no_error(
+    database: Database, shared: Server, tmp_path: Path, server_first: bool
+) -> None:
+    path = tmp_path / "password"
+    path.write_text("first\n")
+    database(**app(password_file=str(path)))
+    ask(connections[ALIAS])
+
+    def on_server() -> None:
+        change_on_server(shared, "second")
+
+    def in_file() -> None:
+        path.write_text("second\n")
+
+    with Load():
+        sleep(0.5)
+        for change in (on_server, in_file) if server_first else (in_file, on_server):
+            change()
+            sleep(0.7)
+
+
+def test_a_provider_is_asked_for_each_connection_and_knows_whom_for(
+    database: Database, shared: Server
+) -> None:
+    asked.clear()
+    database(**app(password_provider=f"{__name__}.provide"))
+    with Load():
+        sleep(0.3)
+        change_on_server(shared, "second")
+        token["password"] = "second"
+        sleep(0.7)
+    assert len(asked) > 2
+    assert asked[-1]["user"] == "app"
+    assert asked[-1]["host"] == "127.0.0.1"
+    assert "password" not in asked[-1]
+
+
+def test_a_password_that_never_worked_is_said_at_once(database: Database, tmp_path: Path) -> None:
+    path = tmp_path / "password"
+    path.write_text("wrong")
+    database(**app(password_file=str(path)))
+    call = Call(lambda: ask(connections[ALIAS]))
+    with pytest.raises(OperationalError, match="password authentication failed"):
+        call.result(within=3)
+
+
+def test_without_a_pool_the_password_is_read_again_too(
+    database: Database, shared: Server, tmp_path: Path
+) -> None:
+    path = tmp_path / "password"
+    path.write_text("first")
+    wrapper = database(**{**app(password_file=str(path)), "OPTIONS": {"pool": None}})
+    ask(wrapper)
+    wrapper.close()
+    change_on_server(shared, "second")
+    path.write_text("second")
+    assert ask(wrapper)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (
+            {"password_file": "/nowhere/password"},
+            "DB_PASSWORD_FILE='/nowhere/password' cannot be read",
+        ),
+        (
+            {"password_provider": f"{__name__}.fail"},
+            "DB_PASSWORD_PROVIDER=.* failed: ConnectionError",
+        ),
+    ],
+)
+@pytest.mark.parametrize("pooled", [True, False])
+def test_a_source_that_does_not_answer_is_named(
+    database: Database, extra: dict[str, str], message: str, pooled: bool
+) -> None:
+    pool = {"min_size": 1, "timeout": 0.5} if pooled else None
+    wrapper = database(**{**app(**extra), "OPTIONS": {"pool": pool}})
+    with pytest.raises(OperationalError, match=message) as caught:
+        ask(wrapper)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("provider", "message"),
+    [
+        ("nowhere.to.be.found", "cannot be imported"),
+        ("builtins.len", "returned int, not a password"),
+    ],
+)
+def test_a_wrong_provider_is_named(database: Database, provider: str, message: str) -> None:
+    wrapper = database(**app(password_provider=provider))
+    with pytest.raises(ImproperlyConfigured, match=message):
+        ask(wrapper)
+
+
+def test_a_source_that_is_away_for_a_moment_is_asked_again(
+    database: Database, shared: Server, tmp_path: Path
+) -> None:
+    path = tmp_path / "password"
+    path.write_text("first")
+    database(**app(password_file=str(path)))
+    ask(connections[ALIAS])
+    connections[ALIAS].close()
+    path.unlink()
+    sleep(0.3)
+    call = Call(lambda: ask(connections[ALIAS]))
+    sleep(0.5)
+    assert call.is_alive()
+    path.write_text("first")
+    assert call.result(within=3)
+
+
+def test_a_checkout_of_an_open_connection_asks_for_no_password(database: Database) -> None:
+    wrapper = database(
+        **{
+            **app(password_provider=f"{__name__}.provide"),
+            "OPTIONS": {"pool": {"min_size": 1, "max_size": 1}},
+        }
+    )
+    ask(wrapper)
+    asked.clear()
+    for _ in range(3):
+        wrapper.close()
+        ask(wrapper)
+    assert asked == []

@@ -1,0 +1,363 @@
+"""`manage.py check_pool`: what it shows, and how it exits."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from io import StringIO
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import connections
+from django.test import override_settings
+
+from abs_orm_app.console.profiles import SETTING
+from abs_orm_app.environment import database_from_env
+from tests.support.projects import (
+    OURS,
+    POOL,
+    ROOT,
+    SQLITE,
+    STOCK,
+    Ran,
+    database,
+    entry,
+    line,
+    manage,
+)
+from tests.support.servers import Server, wait_until
+
+pytestmark = pytest.mark.usefixtures("unblocked")
+
+SECTIONS = ["Configured", "Active", "Server", "Connection test", "Findings"]
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Server]:
+    with Server({"max_connections": "50"}) as server:
+        yield server
+
+
+# What it shows
+
+
+def test_the_five_sections_are_shown_for_a_database_from_the_environment(shared: Server) -> None:
+    done = manage("check_pool", DATABASE_URL=shared.url, DB_MAX_OVERFLOW="5")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [row for row in done.stdout.splitlines() if row in SECTIONS] == SECTIONS
+    assert line(done.stdout, "DB_POOL_SIZE").split() == [
+        "DB_POOL_SIZE",
+        "20",
+        "default",
+        "pool.min_size",
+    ]
+    assert line(done.stdout, "DB_MAX_OVERFLOW").split()[:3] == [
+        "DB_MAX_OVERFLOW",
+        "5",
+        "environment",
+    ]
+    assert "abs_orm_app.pool.HardenedPool" in line(done.stdout, "pool ")
+    assert "may open 50" in line(done.stdout, "limit")
+    for step in ("connect", "checkout", "query"):
+        assert " ms " in line(done.stdout, step)
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert done.stderr == ""
+
+
+def test_long_names_of_variables_make_no_line_wider_than_a_terminal(shared: Server) -> None:
+    values = {"DATABASE_URL": shared.url, "DB_DISABLE_SERVER_SIDE_CURSORS": "false"}
+    values |= {"DB_POOL_SIZE": "3", "DB_MAX_OVERFLOW": "4"}
+    for prefix in ("", "ANALYTICS_", "ANALYTICS_REPLICA_"):
+        environ = {prefix + name: value for name, value in values.items()}
+        with database(database_from_env(prefix, environ=environ)) as alias:
+            ran = Ran(database=[alias])
+        assert max(map(len, ran.out.splitlines())) <= 80
+        assert line(ran.out, f"{prefix}DB_POOL_SIZE").split()[1:3] == ["3", "environment"]
+        assert "DISABLE_SERVER_SIDE_CURSORS" in [row.strip() for row in ran.out.splitlines()]
+
+
+def test_a_setting_from_the_env_file_says_so(tmp_path: Any, shared: Server) -> None:
+    file = tmp_path / "env"
+    file.write_text(f"DATABASE_URL={shared.url}\nDB_POOL_SIZE=7\n")
+    done = manage("check_pool", ENV_FILE=str(file))
+    assert line(done.stdout, "DB_POOL_SIZE").split()[:3] == ["DB_POOL_SIZE", "7", ".env"]
+    assert "address from DATABASE_URL, .env" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("engine", [OURS, STOCK])
+def test_a_pool_written_by_hand_is_shown(shared: Server, engine: str) -> None:
+    options = {"pool": {**POOL["pool"], "reconnect_timeout": float("inf"), "min_size": 2}}
+    with database(entry(shared.conninfo, engine, OPTIONS=options)) as alias:
+        ran = Ran(database=[alias])
+    assert ran.code == 0
+    assert line(ran.out, "DB_POOL_SIZE").split() == [
+        "DB_POOL_SIZE",
+        "2",
+        "settings",
+        "pool.min_size",
+    ]
+    assert line(ran.out, "DB_MAX_OVERFLOW").split()[1] == "28"
+    assert line(ran.out, "pool.reconnect_timeout").split()[1] == "inf"
+    assert ("(Django's own)" in line(ran.out, "pool ")) == (engine == STOCK)
+    assert " ms " in line(ran.out, "checkout")
+
+
+def test_a_live_pool_is_read_and_marked_where_it_differs(shared: Server) -> None:
+    with database(entry(shared.conninfo, OPTIONS=POOL)) as alias:
+        pool: Any = connections[alias].pool  # type: ignore[attr-defined]
+        pool.open()
+        pool.resize(5, 30)
+        text, document = Ran(database=[alias]), Ran(database=[alias], format="json")
+        assert not pool.closed
+    assert "differs: configured is 20" in line(text.out, "pool size")
+    assert "differs: configured is 10" in line(text.out, "overflow")
+    assert "differs" not in line(text.out, "timeout")
+    [reported] = document.json["databases"]
+    assert reported["active"]["differs"] == ["size", "overflow"]
+    assert reported["active"]["opened"] is True
+
+
+def test_a_pool_that_nothing_has_needed_stays_closed(shared: Server) -> None:
+    with database(entry(shared.conninfo, OPTIONS=POOL)) as alias:
+        ran = Ran(database=[alias])
+        pool: Any = connections[alias].pool  # type: ignore[attr-defined]
+        assert pool.closed
+        wait_until(lambda: shared.sessions() == 0, "the sessions to end")
+    assert "not opened yet" in line(ran.out, "now")
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        ("null", "each request opens a connection"),
+        ("persistent", "each thread keeps one"),
+        ("pgbouncer", "PgBouncer has it"),
+    ],
+)
+def test_an_alias_without_a_pool_says_so(shared: Server, mode: str, said: str) -> None:
+    done = manage("check_pool", DATABASE_URL=shared.url, DB_POOL_MODE=mode)
+    assert done.returncode == 0
+    assert said in done.stdout
+    assert f"not used in {mode} mode" in line(done.stdout, "DB_POOL_SIZE")
+    assert "checkout" not in done.stdout
+
+
+def test_another_database_is_named_in_one_line_and_not_tested() -> None:
+    with database(SQLITE) as alias:
+        ran = Ran(database=[alias])
+    assert ran.code == 0
+    assert "It is not PostgreSQL" in ran.out
+    assert "Active" not in ran.out
+
+
+def test_several_aliases_are_shown_one_after_the_other(shared: Server) -> None:
+    with (
+        database(entry(shared.conninfo)) as one,
+        database(SQLITE, alias="lite") as two,
+        database(entry(shared.tcp_conninfo), alias="third") as three,
+    ):
+        ran = Ran("--database", one, two, "--database", three)
+        every = Ran()
+    heads = [row.split(":")[0] for row in ran.out.splitlines() if ": " in row and row[0] != " "]
+    assert heads == [one, two, three]
+    assert "default: " in every.out
+
+
+def test_it_takes_one_connection_at_a_time() -> None:
+    limits = {"max_connections": "6", "superuser_reserved_connections": "5"}
+    with Server(limits, hba="local all all trust") as server:
+        with server.admin() as admin:
+            admin.execute("CREATE ROLE app LOGIN")
+        with database(entry(f"{server.conninfo} user=app", OPTIONS=POOL)) as alias:
+            ran = Ran(database=[alias])
+    assert "Failed" not in ran.out
+    assert " ms " in line(ran.out, "checkout")
+
+
+def test_the_findings_are_those_of_the_checks(
+    shared: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DB_POOL_PROCESSES", "100")
+    monkeypatch.setenv("DB_POOL_SISE", "5")
+    with database(entry(shared.conninfo, OPTIONS=POOL)) as alias:
+        ran = Ran(database=[alias])
+        ids = ["abs_orm_app.W001", "abs_orm_app.E021"]
+        with override_settings(SILENCED_SYSTEM_CHECKS=ids, DEBUG=True):
+            silenced = Ran(database=[alias])
+    assert ran.code == 1
+    assert ran.out.index("ERROR abs_orm_app.E021") < ran.out.index("WARNING abs_orm_app.W001")
+    assert "\n    docs/checks.md#E021\n" in ran.out
+    assert silenced.code == 0
+    assert "Findings\n  None." in silenced.out
+
+
+def test_production_findings_are_there_when_debug_is_off(shared: Server) -> None:
+    with database(entry(shared.conninfo)) as alias:
+        with override_settings(DEBUG=True):
+            assert "W011" not in Ran(database=[alias]).out
+        with override_settings(DEBUG=False):
+            assert "W011" in Ran(database=[alias]).out
+
+
+@pytest.mark.parametrize(("level", "code"), [("ERROR", 0), ("WARNING", 1), ("INFO", 1)])
+def test_the_fail_level_decides_about_the_exit(shared: Server, level: str, code: int) -> None:
+    with database(entry(shared.conninfo)) as alias, override_settings(DEBUG=False):
+        assert Ran(database=[alias], fail_level=level).code == code
+
+
+def test_colour_is_for_terminals(shared: Server) -> None:
+    with database(entry(shared.conninfo)) as alias:
+        out = StringIO()
+        call_command("check_pool", database=[alias], stdout=out)
+        assert "\x1b[" not in out.getvalue()
+        call_command("check_pool", database=[alias], stdout=out, force_color=True)
+        assert "\x1b[" in out.getvalue()
+
+
+# JSON
+
+
+@override_settings(DEBUG=True)
+def test_the_json_is_one_document_as_documented(shared: Server) -> None:
+    options = {
+        "pool": {**POOL["pool"], "reconnect_timeout": float("inf"), "max_lifetime": float("inf")}
+    }
+    with database(entry(shared.conninfo, OPTIONS=options)) as alias:
+        ran = Ran("--format", "json", "--database", alias, "--compare", "fullon_orm")
+    document = json.loads(ran.out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert (document["schema"], document["exit_code"], ran.code) == (1, 1, 1)
+    [reported] = document["databases"]
+    assert {s["field"]: s["value"] for s in reported["configured"]} == {
+        "mode": "pool", "size": 20, "overflow": 10, "pre_ping": True, "recycle": -1,
+        "timeout": 30.0, "pool.reconnect_timeout": None,
+    }  # fmt: skip
+    assert reported["active"]["recycle"] == -1
+    assert reported["server"]["allowed"] == 50
+    assert reported["connection_test"]["ok"] is True
+    assert all(reported["connection_test"][f"{step}_ms"] > 0 for step in ("connect", "query"))
+    assert reported["failures"] == document["findings"] == []
+    assert document["comparison"]["profile"] == "fullon_orm"
+    assert [r["name"] for r in document["comparison"]["rows"] if not r["matches"]] == [
+        "DB_POOL_RECYCLE"
+    ]
+
+
+def test_each_key_of_the_json_is_documented(shared: Server) -> None:
+    page = (ROOT / "docs" / "check_pool.md").read_text()
+
+    def keys(value: Any) -> Iterator[str]:
+        for key, item in value.items() if isinstance(value, dict) else ():
+            yield key
+            if key != "settings":  # of the server: PostgreSQL's own names
+                yield from keys(item)
+        for item in value if isinstance(value, list) else ():
+            yield from keys(item)
+
+    with (
+        database(entry(shared.conninfo, OPTIONS=POOL)) as one,
+        database(entry("host=127.0.0.1 port=1 user=x dbname=x"), alias="down") as two,
+        override_settings(DEBUG=False),
+    ):
+        document = Ran("--database", one, two, "--format", "json", "--compare", "fullon_orm").json
+    assert document["findings"]
+    assert [key for key in keys(document) if f"`{key}`" not in page] == []
+
+
+# Bad arguments
+
+
+def test_an_unknown_alias_is_a_sentence_that_names_the_known() -> None:
+    with pytest.raises(CommandError) as raised:
+        Ran(database=["defualt"])
+    assert raised.value.returncode == 2
+    assert str(raised.value) == (
+        "DATABASES has no alias 'defualt' (did you mean 'default'?); it has default."
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--database", "nobody"),
+        ("--compare", "nothing"),
+        ("--format", "xml"),
+        ("--fail-level", "NEVER"),
+        ("--database",),
+        ("--no-such-option",),
+    ],
+)
+def test_bad_arguments_exit_with_2(arguments: tuple[str, ...]) -> None:
+    done = manage("check_pool", *arguments, DATABASE_URL="postgresql://127.0.0.1:1/x")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_wrong_settings_are_all_named_without_a_traceback() -> None:
+    done = manage("check_pool", DB_POOL_SIZE="abc", DB_POOL_PRE_PING="ture")
+    assert done.returncode != 0
+    assert "DB_POOL_SIZE='abc'" in done.stderr
+    assert "DB_POOL_PRE_PING='ture'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# Comparison
+
+
+def test_settings_that_match_the_profile_exit_with_0(shared: Server) -> None:
+    with database(entry(shared.conninfo, OPTIONS=POOL)) as alias:
+        ran = Ran(database=[alias], compare="fullon_orm")
+    assert ran.code == 0
+    rows = ran.out[ran.out.index("Comparison with fullon_orm") :].splitlines()
+    assert rows[1].split() == ["Setting", "here", "fullon_orm", "match"]
+    assert rows[2].split() == ["DB_POOL_SIZE", "20", "20", "yes"]
+    assert rows[-1].strip() == "other matches fullon_orm."
+
+
+def test_a_setting_that_differs_exits_with_1(shared: Server) -> None:
+    done = manage(
+        "check_pool", "--compare", "fullon_orm", DATABASE_URL=shared.url, DB_POOL_SIZE="5"
+    )
+    assert done.returncode == 1
+    assert "default differs from fullon_orm in DB_POOL_SIZE." in done.stdout
+
+
+def test_nothing_to_compare_is_no_match() -> None:
+    with database(SQLITE) as alias:
+        ran = Ran(database=[alias], compare="fullon_orm")
+    assert ran.code == 1
+    assert "no PostgreSQL alias to compare" in ran.out
+
+
+def test_an_unknown_profile_is_a_sentence_that_names_the_known() -> None:
+    with pytest.raises(CommandError) as raised:
+        Ran(compare="fulon_orm")
+    assert raised.value.returncode == 2
+    assert str(raised.value) == (
+        "There is no profile 'fulon_orm' (did you mean 'fullon_orm'?); there is fullon_orm."
+    )
+
+
+@override_settings(**{SETTING: {"small": {"DB_POOL_SIZE": "many"}}})
+def test_a_profile_that_cannot_be_one_exits_with_2() -> None:
+    with pytest.raises(CommandError, match="DB_POOL_SIZE='many'") as raised:
+        Ran(compare="small")
+    assert raised.value.returncode == 2
+
+
+# Pipes
+
+
+def test_a_reader_that_leaves_early_causes_no_noise(shared: Server) -> None:
+    with subprocess.Popen(
+        [sys.executable, "manage.py", "check_pool"], cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(30) == 1

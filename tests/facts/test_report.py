@@ -1,0 +1,177 @@
+"""The connection test of `check_pool`: it does what Django does to a connection, and ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from threading import Event
+from time import monotonic
+from typing import Any
+
+import pytest
+from django.db import connections
+from django.db.backends.signals import connection_created
+
+from abs_orm_app.facts import report as module
+from abs_orm_app.facts.databases import configured
+from abs_orm_app.facts.report import ConnectionTest, report
+from abs_orm_app.facts.server import ServerFacts
+from tests.support.pgbouncers import PgBouncer, needs_pgbouncer
+from tests.support.projects import OURS, STOCK, database, entry, manage
+from tests.support.servers import Server, wait_until
+
+pytestmark = pytest.mark.usefixtures("unblocked")
+
+POOL = {"pool": {"min_size": 20, "max_size": 30}}
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Server]:
+    with Server() as server:
+        with server.admin() as admin:
+            admin.execute("CREATE ROLE app LOGIN")
+            admin.execute("CREATE ROLE owner")
+        yield server
+
+
+def looked_at(given: dict[str, Any]) -> ConnectionTest:
+    with database(given) as alias:
+        found = report(configured(alias)).test
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("mode", ["pool", "persistent", "pgbouncer", "null"])
+def test_a_role_that_cannot_be_assumed_is_a_failure(shared: Server, mode: str) -> None:
+    url = f"{shared.url}?assume_role=nosuch"
+    done = manage("check_pool", DATABASE_URL=url, DB_POOL_MODE=mode)
+    assert done.returncode == 1
+    assert 'Failed: role "nosuch" does not exist.' in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("options", [{}, POOL], ids=["bare", "pool"])
+def test_a_role_that_may_not_be_assumed_is_a_failure(
+    shared: Server, options: dict[str, Any]
+) -> None:
+    options = {**options, "assume_role": "owner"}
+    failure = looked_at(entry(f"{shared.conninfo} user=app", OPTIONS=options)).failure
+    assert failure
+    assert 'permission denied to set role "owner"' in failure.cause
+    assert looked_at(entry(shared.conninfo, OPTIONS=options)).failure is None
+
+
+@pytest.mark.parametrize("engine", [OURS, STOCK])
+@pytest.mark.parametrize("options", [{}, POOL], ids=["bare", "pool"])
+def test_an_isolation_level_that_is_none_is_a_failure(
+    shared: Server, engine: str, options: dict[str, Any]
+) -> None:
+    options = {**options, "isolation_level": "foo"}
+    found = looked_at(entry(shared.conninfo, engine, OPTIONS=options))
+    assert found.failure
+    assert "Invalid transaction isolation level foo" in found.failure.cause
+    assert found.connect_ms is not None
+    wait_until(lambda: shared.sessions() == 0, "the session to end")
+
+
+@pytest.mark.parametrize("options", [{}, POOL], ids=["bare", "pool"])
+def test_a_time_zone_that_is_none_is_a_failure(shared: Server, options: dict[str, Any]) -> None:
+    found = looked_at(entry(shared.conninfo, OPTIONS=options, TIME_ZONE="Nowhere"))
+    assert found.failure
+    assert "No time zone found with key Nowhere" in found.failure.cause
+    assert found.failure.hint == "Correct the settings of this database."
+
+
+@pytest.mark.parametrize("engine", [OURS, STOCK])
+@pytest.mark.parametrize("options", [{}, POOL], ids=["bare", "pool"])
+def test_the_projects_own_setup_of_connections_is_done_with_the_aliass_name(
+    shared: Server, engine: str, options: dict[str, Any]
+) -> None:
+    seen = []
+
+    def set_up(connection: Any, **_: Any) -> None:
+        seen.append(connection)
+        with connection.cursor() as cursor:
+            cursor.execute("SET work_mem = '8MB'")
+
+    connection_created.connect(set_up)
+    try:
+        with database(entry(shared.conninfo, engine, OPTIONS=options)) as alias:
+            found = report(configured(alias)).test
+            wrapper: Any = connections[alias]
+            assert wrapper.connection is None
+            assert wrapper not in seen
+            assert alias not in type(wrapper)._connection_pools or wrapper.pool.closed
+    finally:
+        connection_created.disconnect(set_up)
+    assert found
+    assert found.failure is None
+    assert {connection.alias for connection in seen} == {"other"}
+
+
+@pytest.mark.parametrize("options", [{}, POOL], ids=["bare", "pool"])
+def test_one_connection_is_enough(options: dict[str, Any]) -> None:
+    limits = {"max_connections": "6", "superuser_reserved_connections": "5"}
+    with Server(limits, hba="local all all trust") as server:
+        with server.admin() as admin:
+            admin.execute("CREATE ROLE app LOGIN")
+        for _ in range(10):
+            found = looked_at(entry(f"{server.conninfo} user=app", OPTIONS=options))
+            assert found.failure is None
+            wait_until(lambda: server.sessions() == 0, "the session to end")
+
+
+@pytest.mark.parametrize("options", [{}, POOL], ids=["bare", "pool"])
+def test_a_setup_that_hangs_ends_in_a_failure(
+    shared: Server, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(module, "MARGIN", 0.5)
+    over = Event()
+
+    def hang(**_: Any) -> None:
+        over.wait(30)
+
+    connection_created.connect(hang)
+    began = monotonic()
+    try:
+        options = {**options, "connect_timeout": 1}
+        found = looked_at(entry(shared.conninfo, OPTIONS=options))
+    finally:
+        over.set()
+        connection_created.disconnect(hang)
+    assert monotonic() - began < 8
+    assert found.failure
+    assert found.failure.cause == "no answer within 1.5 seconds."
+    wait_until(lambda: shared.sessions() == 0, "the session to end")
+
+
+@pytest.mark.parametrize("options", [{}, POOL], ids=["bare", "pool"])
+def test_a_host_that_does_not_answer_leaves_the_others_their_time(
+    shared: Server, server: Server, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(module, "MARGIN", 1.0)
+    server.suspend()
+    hosts = {"HOST": ",".join(["127.0.0.1"] * 3)}
+    hosts["PORT"] = f"{server.port},{server.port},{shared.port}"
+    options = {**options, "connect_timeout": 2}
+    found = looked_at({**entry(shared.conninfo, OPTIONS=options), **hosts})
+    server.resume()
+    assert found.failure is None
+
+
+@needs_pgbouncer
+def test_a_pooler_is_looked_at_where_it_has_answered(shared: Server, server: Server) -> None:
+    users = shared.socket_dir / "userlist.txt"
+    users.write_text('"postgres" ""\n')
+    users.chmod(0o644)
+    closed = {"auth_type": "trust", "auth_file": users.name, "admin_users": ""}  # the console
+    with PgBouncer(shared, pool_mode="transaction", **closed) as pooler:
+        server.suspend()
+        hosts = {"HOST": f"{server.socket_dir},{shared.socket_dir}"}
+        hosts["PORT"] = f"{server.port},{pooler.port}"
+        given = entry(shared.conninfo, OPTIONS={"connect_timeout": 2})
+        with database({**given, **hosts}) as alias:
+            found = report(configured(alias)).server
+        server.resume()
+    assert isinstance(found, ServerFacts)
+    assert found.pooler
+    assert (found.pooler.software, found.pooler.pool_mode) == ("PgBouncer", "transaction")

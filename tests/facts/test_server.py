@@ -1,0 +1,110 @@
+"""What a server says of itself, to whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from abs_orm_app.facts.server import ServerFacts, read_server
+from tests.support.servers import Server
+
+LIMITS = {
+    "max_connections": "20",
+    "superuser_reserved_connections": "2",
+    "reserved_connections": "3",
+}
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Server]:
+    with Server(LIMITS) as server:
+        with server.admin() as admin:
+            admin.execute("CREATE ROLE app LOGIN CONNECTION LIMIT 7")
+            admin.execute("CREATE ROLE vip LOGIN IN ROLE pg_use_reserved_connections")
+            admin.execute("ALTER ROLE app SET statement_timeout = '1500ms'")
+            admin.execute("CREATE DATABASE shop CONNECTION LIMIT 5")
+        yield server
+
+
+def facts(conninfo: str) -> ServerFacts:
+    with psycopg.connect(conninfo, connect_timeout=10) as connection:
+        return read_server(connection)
+
+
+def test_a_superuser_learns_who_and_where_it_is(shared: Server) -> None:
+    found = facts(shared.conninfo)
+    assert found.version.startswith("18.")
+    assert found.address == f"{shared.socket_dir}/.s.PGSQL.{shared.port}"
+    assert (found.database, found.role, found.superuser) == ("postgres", "postgres", True)
+    assert (found.tls, found.in_recovery, found.read_only) == (False, False, False)
+
+
+def test_a_role_without_privileges_learns_the_limits(shared: Server) -> None:
+    found = facts(f"{shared.conninfo} user=app dbname=shop")
+    assert (found.superuser, found.may_use_reserved) == (False, False)
+    assert (found.max_connections, found.superuser_reserved, found.reserved) == (20, 2, 3)
+    assert (found.role_limit, found.database_limit) == (7, 5)
+
+
+def test_a_role_may_be_a_member_of_those_with_reserved_connections(shared: Server) -> None:
+    found = facts(f"{shared.conninfo} user=vip")
+    assert found.may_use_reserved
+    assert (found.role_limit, found.database_limit) == (None, None)
+
+
+def test_sessions_of_other_roles_are_counted_by_a_role_without_privileges(shared: Server) -> None:
+    with (
+        psycopg.connect(shared.conninfo),
+        psycopg.connect(f"{shared.conninfo} user=app"),
+        psycopg.connect(f"{shared.conninfo} user=app dbname=shop"),
+    ):
+        found = facts(f"{shared.conninfo} user=app dbname=shop")
+    assert (found.used, found.used_by_role, found.used_in_database) == (3, 2, 1)
+
+
+def test_sessions_of_the_same_project_are_counted_apart(shared: Server) -> None:
+    named = f"{shared.conninfo} dbname=template1 application_name="
+    names = ("shop@web1:7", "shop@web2:8", "shop", "shop@eu", "shopping", "''")
+    held = [psycopg.connect(named + name) for name in names]
+    elsewhere = psycopg.connect(f"{shared.conninfo} application_name=shop")
+    found, unnamed = facts(f"{named}shop@web3:9"), facts(f"{named}''")
+    for connection in (*held, elsewhere):
+        connection.close()
+    assert (found.used_in_database, found.used_by_project) == (6, 3)
+    assert unnamed.used_by_project == 0
+
+
+def test_a_connection_over_tcp_is_told_with_its_port_and_without_tls(shared: Server) -> None:
+    found = facts(shared.tcp_conninfo)
+    assert found.address == f"127.0.0.1:{shared.port}"
+    assert (found.tls, found.tls_version, found.tls_cipher) == (False, None, None)
+
+
+def test_settings_are_told_as_the_role_has_them_in_seconds(shared: Server) -> None:
+    app, postgres = facts(f"{shared.conninfo} user=app"), facts(shared.conninfo)
+    assert (app.settings["statement_timeout"], postgres.settings["statement_timeout"]) == (1.5, 0)
+    assert app.settings["idle_in_transaction_session_timeout"] == 0
+
+
+def test_keepalives_are_told_for_tcp(shared: Server) -> None:
+    found = facts(shared.tcp_conninfo).settings
+    assert found["tcp_keepalives_idle"] > 0
+    assert found["tcp_keepalives_count"] > 0
+
+
+def test_read_only_by_default_is_told(shared: Server) -> None:
+    options = "options='-c default_transaction_read_only=on'"
+    assert facts(f"{shared.conninfo} {options}").read_only
+
+
+def test_a_server_is_the_same_by_socket_and_tcp_and_in_any_time_zone(shared: Server) -> None:
+    by_socket = facts(f"{shared.conninfo} options='-c TimeZone=Asia/Tokyo'")
+    by_tcp = facts(f"{shared.tcp_conninfo} user=app dbname=shop")
+    assert by_socket.identity == by_tcp.identity
+
+
+def test_two_servers_are_two(shared: Server) -> None:
+    with Server() as other:
+        assert facts(shared.conninfo).identity != facts(other.conninfo).identity

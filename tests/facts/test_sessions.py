@@ -1,0 +1,144 @@
+"""Who is connected, as a real server tells it, and how processes name themselves."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from abs_orm_app.config.application_name import LONGEST, Name, parse_name, process_name
+from abs_orm_app.facts.sessions import Fleet, Group, read_fleet
+from tests.support.pools import Call
+from tests.support.servers import Server, wait_until
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Server]:
+    with Server() as server:
+        with server.admin() as admin:
+            admin.execute("CREATE ROLE app LOGIN")
+            admin.execute("CREATE TABLE t (id int)")
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def _nobody_is_left(shared: Server) -> None:
+    """The server takes some time to end a session that its client has closed."""
+    wait_until(lambda: shared.sessions() == 0, "the sessions of other tests to end")
+
+
+def see(server: Server, user: str = "postgres") -> Fleet:
+    with psycopg.connect(f"{server.conninfo} user={user}", autocommit=True) as connection:
+        return read_fleet(connection)
+
+
+def connect(server: Server, name: str) -> psycopg.Connection:
+    return psycopg.connect(server.conninfo, application_name=name)
+
+
+def group(found: Fleet, application: str) -> Group:
+    [one] = [group for group in found.groups if group.application == application]
+    return one
+
+
+def test_sessions_are_grouped_by_application_and_host(shared: Server) -> None:
+    names = ("shop@web1:7", "shop@web1:7", "shop@web1:8", "shop@web2:7", "psql")
+    held = [connect(shared, name) for name in names]
+    found = see(shared)
+    assert [(g.application, g.host, g.processes, g.sessions) for g in found.groups] == [
+        ("shop", "web1", 2, 3),
+        ("psql", "", None, 1),
+        ("shop", "web2", 1, 1),
+    ]
+    assert found.sessions == 5
+    for connection in held:
+        connection.close()
+
+
+def test_each_state_is_counted_with_its_oldest(shared: Server) -> None:
+    with connect(shared, "shop") as first, connect(shared, "shop") as second:
+        first.execute("SELECT 1")
+        sleeping = Call(second.execute, "SELECT pg_sleep(0.5)")
+        wait_until(lambda: group(see(shared), "shop").active == 1, "the query")
+        seen = group(see(shared), "shop")
+        sleeping.result(10)
+    assert (seen.active, seen.idle, seen.in_transaction, seen.unknown) == (1, 0, 1, 0)
+    assert seen.oldest_active is not None
+    assert 0 <= seen.oldest_active < 10
+    assert seen.oldest_idle is None
+
+
+def test_who_is_blocked_is_told_with_the_one_that_blocks(shared: Server) -> None:
+    with connect(shared, "locker@web1:7") as locker, connect(shared, "waiter@web2:9") as waiter:
+        pid = locker.info.backend_pid
+        locker.execute("LOCK TABLE t")
+        waiting = Call(waiter.execute, "SELECT * FROM t")
+        wait_until(lambda: bool(see(shared).blocked), "the session to wait")
+        [blocked] = see(shared).blocked
+        locker.rollback()
+        waiting.result(10)
+    assert (blocked.session.application, blocked.session.host) == ("waiter", "web2")
+    [blocker] = blocked.blockers
+    assert (blocker.pid, blocker.application) == (pid, "locker")
+    assert blocker.state == "idle in transaction"
+
+
+def test_a_wait_begins_where_the_session_was_blocked(shared: Server) -> None:
+    with connect(shared, "locker") as locker, connect(shared, "waiter") as waiter:
+        locker.execute("LOCK TABLE t")
+        slow = "DO $$ BEGIN PERFORM pg_sleep(1); LOCK TABLE t; END $$"
+        waiting = Call(waiter.execute, slow)
+        wait_until(lambda: bool(see(shared).blocked), "the session to wait")
+        [blocked] = see(shared).blocked
+        locker.rollback()
+        waiting.result(10)
+    assert blocked.session.seconds is not None
+    assert blocked.seconds is not None
+    assert 0 <= blocked.seconds < blocked.session.seconds - 0.9
+
+
+def test_what_a_role_may_not_see_is_counted_all_the_same(shared: Server) -> None:
+    with connect(shared, "secret"):
+        [seen] = see(shared, "app").groups
+    assert (seen.application, seen.unknown, seen.sessions) == ("secret", 1, 1)
+
+
+def test_other_databases_do_not_count(shared: Server) -> None:
+    with psycopg.connect(f"{shared.conninfo} dbname=template1", application_name="elsewhere"):
+        assert see(shared).groups == ()
+
+
+# Names
+
+
+def test_a_process_names_its_project_its_host_and_itself() -> None:
+    assert process_name("shop") == f"shop@{socket.gethostname()[-40:]}:{os.getpid()}"
+    assert parse_name(process_name("shop")).pid == os.getpid()
+
+
+@pytest.mark.parametrize("project", ["p" * 10, "p" * 80])
+@pytest.mark.parametrize("host", ["h", "h" * 80 + "-x2x7k"])
+def test_a_long_name_fits_and_keeps_its_end(
+    monkeypatch: pytest.MonkeyPatch, project: str, host: str
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: host)
+    name = process_name(project)
+    assert len(name) <= LONGEST
+    parsed = parse_name(name)
+    assert parsed.pid == os.getpid()
+    assert parsed.host is not None
+    assert host.endswith(parsed.host)
+    assert project.endswith(parsed.application)
+    assert parsed.application
+
+
+def test_what_postgresql_would_not_show_is_replaced() -> None:
+    assert process_name("größe").startswith("gr??e@")
+
+
+@pytest.mark.parametrize("name", ["", "psql", "shop@eu", "a:1", "shop@eu:x"])
+def test_the_name_of_another_application_stays_whole(name: str) -> None:
+    assert parse_name(name) == Name(application=name, host=None, pid=None)

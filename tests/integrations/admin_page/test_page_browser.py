@@ -1,0 +1,288 @@
+"""The live page in Debian's chromium, on a gunicorn with a pool of two connections and one more."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from time import monotonic
+
+import pytest
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.by import By
+
+from tests.support.browsers import (
+    CUSTOMER,
+    STAFF,
+    Site,
+    browser,
+    needs_browser,
+    prefer,
+    prepare,
+    resize,
+    site,
+)
+from tests.support.pools import Call
+from tests.support.processes import DEADLINE
+from tests.support.servers import Server, wait_until
+
+pytestmark = needs_browser
+
+THREE = {"DB_POOL_SIZE": "2", "DB_MAX_OVERFLOW": "1", "DB_POOL_TIMEOUT": "30"}
+MISSPELT = {"DB_POOL_SISE": "2"}  # which is a finding
+HELD = 15.0  # seconds, in which a busy machine shows a page, and refreshes it
+IN_TIME = 15.0  # seconds, on a busy machine
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with Server() as server:
+        prepare(server)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def shop(server: Server) -> Iterator[Site]:
+    with site(server, **THREE, **MISSPELT) as shop:
+        yield shop
+
+
+@pytest.fixture(scope="module")
+def staffs_browser(shop: Site) -> Iterator[Chrome]:
+    with browser() as chromium:
+        shop.log_in(chromium, STAFF)
+        yield chromium
+
+
+@pytest.fixture
+def chromium(staffs_browser: Chrome, shop: Site) -> Chrome:
+    resize(staffs_browser, 1280, 1000)
+    prefer(staffs_browser, "light")
+    complaints(staffs_browser)  # of the tests before
+    visit(staffs_browser, shop)
+    return staffs_browser
+
+
+def visit(chromium: Chrome, shop: Site) -> None:
+    began = monotonic()
+    chromium.get(f"{shop.url}/admin/pool/")
+    assert monotonic() - began < IN_TIME
+
+
+def text(chromium: Chrome, selector: str) -> str:
+    """The text at this moment: the page may be replaced at any."""
+    return str(
+        chromium.execute_script(
+            "return document.querySelector(arguments[0])?.innerText ?? ''", selector
+        )
+    )
+
+
+def state(chromium: Chrome) -> str:
+    """What the page says of the pool: "ok", "busy", "exhausted" or "unused"."""
+    return str(
+        chromium.execute_script("return document.querySelector('[data-state]').dataset.state")
+    )
+
+
+def shown_at(chromium: Chrome) -> str:
+    return text(chromium, "#pool-live time")
+
+
+def complaints(chromium: Chrome) -> list[str]:
+    """What the browser has to say about the page, as of a breach of its security policy."""
+    return [
+        entry["message"]
+        for entry in chromium.get_log("browser")  # type: ignore[no-untyped-call]
+        if "favicon" not in entry["message"]
+    ]
+
+
+def eventually(condition: Callable[[], bool], what: str) -> None:
+    wait_until(condition, what, DEADLINE)
+
+
+def hold(shop: Site, connections: int, seconds: float) -> Call:
+    """Have requests hold so many connections; ends when they are answered."""
+    return Call(shop.web.get, [f"/slow/?ms={seconds * 1000:.0f}"] * connections)
+
+
+def test_staff_comes_to_the_page_through_the_login(chromium: Chrome) -> None:
+    assert "Connection pools" in text(chromium, "h1")
+    assert text(chromium, ".pool-card h2") == "default"
+    assert complaints(chromium) == []
+
+
+def test_others_come_to_the_login_and_no_further(shop: Site) -> None:
+    with browser() as chromium:
+        visit(chromium, shop)
+        assert "/admin/login/" in chromium.current_url
+        shop.log_in(chromium, CUSTOMER)
+        visit(chromium, shop)
+        assert "/admin/login/" in chromium.current_url
+        assert "data-state" not in chromium.page_source
+
+
+def test_it_follows_the_pool_by_itself(chromium: Chrome, shop: Site) -> None:
+    held = hold(shop, 3, seconds=HELD)
+    eventually(lambda: "IN USE\n3" in text(chromium, ".pool-numbers").upper(), "3 in use")
+    assert "requests wait" not in text(chromium, "[data-state]")
+    assert state(chromium) == "busy"
+    held.result(DEADLINE)
+    eventually(lambda: "IN USE\n0" in text(chromium, ".pool-numbers").upper(), "none in use")
+    points = chromium.find_element(By.CSS_SELECTOR, ".pool-sparks .line").get_attribute("points")
+    assert points
+    assert len(points.split()) >= 5
+    assert complaints(chromium) == []
+
+
+# The answer to the next refresh is there, and comes when the test wants.
+HOLD_BACK = """
+    const fetched = fetch;
+    window.fetch = async (...given) => {
+        const answer = await fetched(...given);
+        await new Promise((resolve) => { window.letGo = resolve; });
+        return answer;
+    };"""
+
+
+def is_held_back(chromium: Chrome) -> bool:
+    return bool(chromium.execute_script("return Boolean(window.letGo)"))
+
+
+def test_it_can_be_paused_also_while_it_refreshes(chromium: Chrome) -> None:
+    button = chromium.find_element(By.ID, "pool-pause")
+    chromium.execute_script(HOLD_BACK)
+    eventually(lambda: is_held_back(chromium), "a refresh")
+    button.click()
+    at = shown_at(chromium)
+    chromium.execute_script("letGo()")
+    with pytest.raises(TimeoutError):
+        wait_until(lambda: shown_at(chromium) != at, "nothing", 3)
+    assert text(chromium, "#pool-status") == f"Paused at {at}."
+    button.click()
+    assert text(chromium, "#pool-status") == "Refreshes every 1 seconds."
+    chromium.execute_script("window.letGo = null")
+    eventually(lambda: is_held_back(chromium), "the next refresh")
+    chromium.execute_script("letGo()")
+    eventually(lambda: shown_at(chromium) != at, "the page to go on")
+
+
+def test_a_refresh_leaves_what_the_reader_has_scrolled_to_and_focused(chromium: Chrome) -> None:
+    resize(chromium, 390, 900)
+    table, focused = ".pool-columns .pool-scroll", "#pool-findings a"
+    look = """
+        return [document.querySelector(arguments[0]).scrollLeft,
+                document.activeElement === document.querySelector(arguments[1])]"""
+    chromium.execute_script(
+        "document.querySelector(arguments[0]).scrollLeft = 30;"
+        "document.querySelector(arguments[1]).focus()",
+        *(table, focused),
+    )
+    at = shown_at(chromium)
+    assert chromium.execute_script(look, table, focused) == [30, True]
+    eventually(lambda: shown_at(chromium) != at, "a refresh")
+    assert chromium.execute_script(look, table, focused) == [30, True]
+
+
+def test_it_refreshes_without_javascript(shop: Site) -> None:
+    with browser(javascript=False) as chromium:
+        shop.log_in(chromium, STAFF)
+        at = chromium.find_element(By.CSS_SELECTOR, "#pool-live time").text
+        assert not chromium.find_element(By.ID, "pool-pause").is_displayed()
+
+        def is_fresh() -> bool:
+            times = re.findall(r"<time [^>]*>([0-9:]+)</time>", chromium.page_source)
+            return bool(times) and times != [at]
+
+        eventually(is_fresh, "a refresh")
+
+
+def test_it_is_there_when_the_pool_is_exhausted(chromium: Chrome, shop: Site) -> None:
+    held = hold(shop, 6, seconds=HELD / 2)  # three of them wait for as long
+    eventually(lambda: state(chromium) == "exhausted", "the pool to be exhausted")
+    assert re.search("WAITING\n[123]", text(chromium, ".pool-numbers").upper())
+    visit(chromium, shop)
+    assert held.is_alive()
+    held.result(DEADLINE)
+    eventually(lambda: state(chromium) in ("ok", "busy"), "the pool to have idle connections")
+
+
+def test_it_is_there_when_the_server_is_away_and_comes_back_with_it(
+    chromium: Chrome, shop: Site, server: Server
+) -> None:
+    server.stop()
+    try:
+        eventually(lambda: "does not answer" in text(chromium, ".errornote"), "the page to notice")
+        assert "not reached" in text(chromium, "#pool-live")
+        visit(chromium, shop)
+        assert state(chromium)
+    finally:
+        server.start()
+    eventually(lambda: not text(chromium, ".errornote"), "the page to be whole again")
+
+
+def test_it_is_there_when_the_server_hangs(chromium: Chrome, shop: Site, server: Server) -> None:
+    server.suspend()
+    try:
+        visit(chromium, shop)
+        assert "does not answer" in text(chromium, ".errornote")
+    finally:
+        server.resume()
+    eventually(lambda: not text(chromium, ".errornote"), "the page to be whole again")
+
+
+def test_it_says_that_the_web_server_does_not_answer(server: Server) -> None:
+    with browser() as chromium:
+        with site(server, **THREE) as gone:
+            gone.log_in(chromium, STAFF)
+            # Before that there is no script to notice anything.
+            pause = chromium.find_element(By.ID, "pool-pause")
+            eventually(pause.is_displayed, "the page's script")
+            at = shown_at(chromium)
+        # A request that was under way is given up after 30 s.
+        wait_until(lambda: "No answer" in text(chromium, "#pool-status"), "the page to notice", 60)
+        assert shown_at(chromium) >= at
+
+
+@pytest.mark.parametrize("width", [1280, 768, 390])
+def test_it_fits(chromium: Chrome, width: int) -> None:
+    resize(chromium, width, 900)
+    script = "return [document.documentElement.scrollWidth, innerWidth]"
+    assert chromium.execute_script(script) == [width, width]
+    for card in chromium.find_elements(By.CSS_SELECTOR, ".pool-card"):
+        assert card.rect["x"] >= 0
+        assert card.rect["x"] + card.rect["width"] <= width
+
+
+def colours(chromium: Chrome) -> list[str]:
+    """Of a card, of its heading, of the gauge."""
+    script = """
+        const colour = (selector, name) =>
+            getComputedStyle(document.querySelector(selector)).getPropertyValue(name);
+        return [
+            colour(".pool-card", "background-color"),
+            colour(".pool-card h2", "color"),
+            colour(".pool-gauge .track", "fill"),
+        ];"""
+    return list(chromium.execute_script(script))
+
+
+def test_it_is_light_or_dark_as_the_admin_is(chromium: Chrome) -> None:
+    light = colours(chromium)
+    prefer(chromium, "dark")
+    dark = colours(chromium)
+    assert all(one != other for one, other in zip(light, dark, strict=True))
+    # The admin's own switch wins over the system's preference.
+    chromium.execute_script("document.documentElement.dataset.theme = 'light'")
+    assert colours(chromium) == light
+    chromium.execute_script("document.documentElement.dataset.theme = 'dark'")
+    prefer(chromium, "light")
+    assert colours(chromium) == dark
+
+
+def test_a_finding_leads_to_its_place_in_the_docs(chromium: Chrome) -> None:
+    chromium.find_element(By.LINK_TEXT, "abs_orm_app.W001").click()
+    assert chromium.current_url.endswith("/admin/pool/guide/checks/#W001")
+    heading = chromium.find_element(By.CSS_SELECTOR, ":target")
+    assert "nothing reads this variable" in heading.text
+    assert complaints(chromium) == []

@@ -1,0 +1,329 @@
+"""The view for a load balancer, and the check for django-health-check, on real servers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
+from django.http import HttpResponse
+from django.test import AsyncRequestFactory, Client, RequestFactory, override_settings
+from django.urls import path
+from health_check.views import HealthCheckView  # type: ignore[import-untyped]
+from pytest_django.plugin import DjangoDbBlocker
+
+from abs_orm_app.integrations import health
+from abs_orm_app.pool.pool import HardenedPool
+from tests.support.pools import Call
+from tests.support.processes import GUNICORN, states, web_server
+from tests.support.projects import SQLITE, STOCK, database, entry
+from tests.support.proxy import Proxy
+from tests.support.servers import Server, wait_until
+
+ONE = {"pool": {"min_size": 1, "max_size": 1, "timeout": 20.0}}
+SECONDS = 0.5
+LATE = 5.0  # what a busy machine may add
+
+urlpatterns = [
+    path("healthz/", health.view, {"aliases": "other", "seconds": 10.0}),
+]
+
+
+@pytest.fixture(autouse=True)
+def database_may_be_used(django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
+    with django_db_blocker.unblock():
+        yield
+
+
+@pytest.fixture
+def alias(server: Server) -> Iterator[str]:
+    with database(entry(server.conninfo, OPTIONS=ONE)) as alias:
+        yield alias
+
+
+def pool_of(alias: str) -> HardenedPool:
+    pool: HardenedPool = connections[alias].pool  # type: ignore[attr-defined]
+    pool.open(wait=True)
+    return pool
+
+
+@contextmanager
+def exhausted(pool: HardenedPool) -> Iterator[None]:
+    conn = pool.getconn()
+    try:
+        yield
+    finally:
+        pool.putconn(conn)
+
+
+def ask(*aliases: str, seconds: float = SECONDS) -> tuple[int, dict[str, Any]]:
+    began = time.monotonic()
+    response = health.view(RequestFactory().get("/"), aliases=aliases, seconds=seconds)
+    assert time.monotonic() - began < seconds + LATE
+    return response.status_code, json.loads(response.content)
+
+
+def state(alias: str, seconds: float = SECONDS) -> str:
+    status, answer = ask(alias, seconds=seconds)
+    assert answer["status"] == answer["databases"][alias]
+    assert status == (503 if answer["status"] == "failed" else 200)
+    return str(answer["status"])
+
+
+# With a pool
+
+
+def test_a_process_that_has_not_used_its_database_yet_serves(alias: str) -> None:
+    assert state(alias, seconds=10.0) == "ok"
+
+
+def test_a_check_takes_no_connection_away(alias: str) -> None:
+    pool = pool_of(alias)
+    for _ in range(3):
+        assert state(alias, seconds=10.0) == "ok"
+    assert pool.get_stats()["pool_available"] == 1
+
+
+def test_a_pool_that_is_exhausted_all_the_time_has_failed(alias: str) -> None:
+    with exhausted(pool_of(alias)):
+        assert state(alias) == "failed"
+    assert state(alias, seconds=10.0) == "ok"
+
+
+def test_a_connection_that_comes_when_it_is_nearly_too_late_is_not_lost(server: Server) -> None:
+    with Proxy(server.port, delay=0.02) as proxy:
+        given = entry(server.tcp_conninfo, OPTIONS=ONE, PORT=proxy.port)
+        with database(given) as alias:
+            pool = pool_of(alias)
+            with exhausted(pool):
+                checked = Call(state, alias)
+                wait_until(lambda: pool.get_stats()["requests_waiting"] == 1, "the check to wait")
+                time.sleep(max(0.0, checked.began_at + SECONDS - 0.02 - time.monotonic()))
+            checked.result(LATE)
+            assert state(alias, seconds=10.0) == "ok"
+            assert pool.get_stats()["connections_num"] == 1
+
+
+def test_a_pool_that_serves_while_requests_wait_is_degraded(alias: str) -> None:
+    pool = pool_of(alias)
+    with exhausted(pool):
+        request = Call(pool.getconn)
+        wait_until(lambda: pool.get_stats()["requests_waiting"] == 1, "the request to wait")
+        checked = Call(state, alias, 10.0)
+        wait_until(lambda: pool.get_stats()["requests_waiting"] == 2, "the check to wait")
+    pool.putconn(request.result(LATE))
+    assert checked.result(LATE) == "degraded"
+    assert state(alias, seconds=10.0) == "ok"
+
+
+def test_requests_that_wait_for_the_first_connections_are_no_sign_of_trouble(
+    server: Server,
+) -> None:
+    options = {"pool": {"min_size": 1, "max_size": 50, "timeout": 20.0}}
+    with database(entry(server.conninfo, OPTIONS=options)) as alias:
+        pool = connections[alias].pool  # type: ignore[attr-defined]
+        pool.open()
+        server.suspend()
+        pool.drain()
+        request = Call(pool.getconn)
+        wait_until(lambda: pool.get_stats()["requests_waiting"] == 1, "the request to wait")
+        checked = Call(state, alias, 10.0)
+        wait_until(lambda: pool.get_stats()["requests_waiting"] == 2, "the check to wait")
+        server.resume()
+        pool.putconn(request.result(LATE))
+        assert checked.result(LATE) == "ok"
+
+
+def test_a_server_that_is_down_has_failed_and_is_well_when_it_is_back(
+    server: Server, alias: str
+) -> None:
+    pool_of(alias)
+    server.stop()
+    assert state(alias) == "failed"
+    server.start()
+    assert state(alias, seconds=10.0) == "ok"
+
+
+def test_a_server_that_hangs_has_failed_even_right_after_a_good_query(
+    server: Server, alias: str
+) -> None:
+    pool = pool_of(alias)
+    with pool.connection() as conn:
+        conn.execute("select 1")
+    server.suspend()
+    try:
+        assert state(alias) == "failed"
+    finally:
+        server.resume()
+    assert state(alias, seconds=10.0) == "ok"
+
+
+# Without a pool
+
+
+@pytest.mark.parametrize("options", [{}, ONE], ids=["no pool", "Django's own pool"])
+def test_an_alias_without_a_pool_of_ours_is_checked_too(
+    server: Server, options: dict[str, Any]
+) -> None:
+    with database(entry(server.conninfo, STOCK, OPTIONS=options)) as alias:
+        assert state(alias, seconds=10.0) == "ok"
+        server.stop()
+        assert state(alias) == "failed"
+        server.start()
+        assert state(alias, seconds=20.0) == "ok"
+        wait_until(lambda: server.sessions() == len(options), "the session to end")
+
+
+def test_an_alias_that_is_not_postgresql_is_checked_too() -> None:
+    with database(SQLITE) as alias:
+        assert state(alias, seconds=10.0) == "ok"
+
+
+def test_however_often_one_asks_only_one_thread_waits_for_a_server_that_hangs(
+    server: Server,
+) -> None:
+    with database(entry(server.conninfo)) as alias:
+        server.suspend()
+        try:
+            for _ in range(3):
+                assert state(alias) == "failed"
+            names = [thread.name for thread in threading.enumerate()]
+            assert names.count(f"{alias}-health") == 1
+        finally:
+            server.resume()
+        assert state(alias, seconds=10.0) == "ok"
+
+
+@pytest.mark.parametrize("aliases", ["replca", ["default", "replca"]])
+def test_an_alias_that_is_not_there_is_named_beside_those_that_are(
+    alias: str, aliases: str | list[str]
+) -> None:
+    with pytest.raises(ImproperlyConfigured) as raised:
+        health.check(aliases)
+    assert str(raised.value) == (
+        "DATABASES has no alias 'replca' to be checked: it has 'default', 'other'."
+    )
+
+
+# The answer
+
+
+def test_one_that_fails_hides_no_other_and_all_are_asked_at_once(
+    server: Server, alias: str
+) -> None:
+    with (
+        database(entry(server.conninfo, OPTIONS=ONE), "one") as one,
+        database(entry(server.conninfo, OPTIONS=ONE), "two") as two,
+        exhausted(pool_of(one)),
+        exhausted(pool_of(two)),
+    ):
+        pool_of(alias)
+        # One after the other, the first would leave no time for the last.
+        status, answer = ask(one, two, alias, seconds=3.0)
+    assert status == 503
+    assert answer == {
+        "status": "failed",
+        "databases": {one: "failed", two: "failed", alias: "ok"},
+    }
+
+
+def test_without_aliases_all_are_checked(server: Server, alias: str) -> None:
+    response = health.view(RequestFactory().get("/"), seconds=10.0)
+    assert json.loads(response.content)["databases"] == {"default": "ok", alias: "ok"}
+
+
+@override_settings(
+    ROOT_URLCONF=__name__,
+    MIDDLEWARE=[
+        "django.contrib.sessions.middleware.SessionMiddleware",
+        "django.contrib.auth.middleware.AuthenticationMiddleware",
+        "django.contrib.auth.middleware.LoginRequiredMiddleware",
+    ],
+)
+def test_it_asks_for_no_login_and_is_not_cached(alias: str) -> None:
+    response = Client().get("/healthz/")
+    assert response.status_code == 200
+    assert "no-store" in response.headers["Cache-Control"]
+    assert Client().post("/healthz/").status_code == 405
+
+
+def test_it_says_nothing_of_the_server_the_user_or_the_error(server: Server) -> None:
+    secretive = entry(server.conninfo, OPTIONS=ONE, PASSWORD="do-not-tell")
+    with database(secretive) as alias:
+        server.stop()
+        _, answer = ask(alias)
+    assert answer == {"status": "failed", "databases": {alias: "failed"}}
+
+
+# A real process, with ATOMIC_REQUESTS
+
+SITE = {"DJANGO_SETTINGS_MODULE": "tests.support.watched.settings", "ATOMIC": "true"}
+
+
+def test_a_load_balancer_sees_a_real_process_fail_and_recover(server: Server) -> None:
+    with web_server(GUNICORN, server, "--worker-class=gthread", "--threads=2", **SITE) as web:
+        assert web.get(["/healthz/"])[0].startswith("HTTP/1.1 200 OK\n")
+        server.stop()
+        began = time.monotonic()
+        assert web.get(["/healthz/"])[0].startswith("HTTP/1.1 503")
+        assert time.monotonic() - began < health.SECONDS + LATE
+        server.start()
+        wait_until(lambda: web.get(["/healthz/"])[0].startswith("HTTP/1.1 200"), "recovery")
+
+
+def test_a_load_balancer_sees_a_real_process_with_an_exhausted_pool(server: Server) -> None:
+    one = {"DB_POOL_SIZE": "1", "DB_MAX_OVERFLOW": "0"}
+    with web_server(
+        GUNICORN, server, "--worker-class=gthread", "--threads=4", **SITE, **one
+    ) as web:
+        request = Call(web.get, [f"/slow/?ms={(health.SECONDS + LATE) * 1000:.0f}"])
+        wait_until(lambda: "active" in states(server), "the request to use the connection")
+        assert web.get(["/healthz/"])[0].startswith("HTTP/1.1 503")
+        assert request.is_alive()
+        assert request.result(30)[0].startswith("HTTP/1.1 200")
+
+
+# django-health-check
+
+
+def health_check(alias: str, seconds: float = SECONDS) -> tuple[int, str]:
+    """Its answer, for one alias: status code and text."""
+    options = {"alias": alias, "timeout": timedelta(seconds=seconds)}
+    name = "abs_orm_app.integrations.health_check.Pool"
+    view = HealthCheckView.as_view(checks=[(name, options)])
+    request = AsyncRequestFactory().get("/", query_params={"format": "text"})
+
+    async def answer() -> HttpResponse:
+        response: HttpResponse = await view(request)
+        return response
+
+    response = asyncio.run(answer())
+    return response.status_code, response.content.decode().partition(": ")[2].strip()
+
+
+def test_django_health_check_says_ok_of_a_pool_that_serves(alias: str) -> None:
+    assert health_check(alias, seconds=10.0) == (200, "OK")
+
+
+def test_django_health_check_says_unavailable_of_one_that_does_not(alias: str) -> None:
+    with exhausted(pool_of(alias)):
+        assert health_check(alias) == (500, "Unavailable: Not served within 0.5 seconds")
+
+
+def test_django_health_check_warns_while_requests_wait(alias: str) -> None:
+    pool = pool_of(alias)
+    with exhausted(pool):
+        request = Call(pool.getconn)
+        wait_until(lambda: pool.get_stats()["requests_waiting"] == 1, "the request to wait")
+        checked = Call(health_check, alias, 10.0)
+        wait_until(lambda: pool.get_stats()["requests_waiting"] == 2, "the check to wait")
+    pool.putconn(request.result(LATE))
+    assert checked.result(LATE) == (500, "Warning: 1 waiting for a connection")

@@ -1,0 +1,213 @@
+"""What OpenTelemetry's own SDK collects of real pools."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.db import connections
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from psycopg_pool import PoolTimeout
+
+from abs_orm_app.integrations import opentelemetry
+from abs_orm_app.pool import pool as pool_module
+from abs_orm_app.pool.histogram import BOUNDS, Histogram
+from abs_orm_app.pool.pool import TICK, HardenedPool
+from tests.support.pools import opened, ours
+from tests.support.processes import run
+from tests.support.projects import database, entry
+from tests.support.servers import Server, wait_until
+
+SMALL = {"pool": {"min_size": 1, "max_size": 3, "timeout": 5.0}}
+PREFIX = "db.client.connection."
+
+
+@pytest.fixture(scope="module")
+def reader() -> Iterator[InMemoryMetricReader]:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider(metric_readers=[reader])
+    opentelemetry.instrument(provider)
+    yield reader
+    provider.shutdown()
+    pool_module.observers.remove(opentelemetry.pass_on)
+    opentelemetry._histograms.clear()
+    Histogram.samples_kept = 0
+
+
+@pytest.fixture
+def alias(server: Server, reader: InMemoryMetricReader, request: Any) -> Iterator[str]:
+    """One of its own for each test: the reader sums up over its life."""
+    with database(entry(server.conninfo, OPTIONS=SMALL), request.node.name) as alias:
+        yield alias
+
+
+def open_pool(alias: str) -> HardenedPool:
+    pool: HardenedPool = connections[alias].pool  # type: ignore[attr-defined]
+    pool.open(wait=True)
+    return pool
+
+
+def points(reader: InMemoryMetricReader, alias: str) -> dict[str, Any]:
+    """The data points of one pool: `{"max": <point>, "count used": <point>, ...}`."""
+    data = reader.get_metrics_data()
+    found: dict[str, Any] = {}
+    if data is None:
+        return found
+    for metric in data.resource_metrics[0].scope_metrics[0].metrics:
+        for point in metric.data.data_points:
+            attributes = dict(point.attributes or {})
+            if attributes.pop("db.client.connection.pool.name") == alias:
+                found[
+                    " ".join([metric.name.removeprefix(PREFIX), *map(str, attributes.values())])
+                ] = point
+    return found
+
+
+def values(reader: InMemoryMetricReader, alias: str) -> dict[str, int]:
+    return {
+        name: point.value
+        for name, point in points(reader, alias).items()
+        if hasattr(point, "value")
+    }
+
+
+def test_the_instruments_are_those_of_the_semantic_conventions(
+    reader: InMemoryMetricReader, alias: str
+) -> None:
+    open_pool(alias)
+    data = reader.get_metrics_data()
+    assert data is not None
+    instruments = {
+        metric.name.removeprefix(PREFIX): (metric.unit, getattr(metric.data, "is_monotonic", None))
+        for metric in data.resource_metrics[0].scope_metrics[0].metrics
+    }
+    assert (
+        instruments.items()
+        >= {
+            "count": ("{connection}", False),
+            "idle.min": ("{connection}", False),
+            "idle.max": ("{connection}", False),
+            "max": ("{connection}", False),
+            "pending_requests": ("{request}", False),
+            "timeouts": ("{timeout}", True),
+            "create_time": ("s", None),
+        }.items()
+    )
+
+
+def test_it_tells_idle_from_used_and_counts_timeouts(
+    reader: InMemoryMetricReader, alias: str
+) -> None:
+    pool = open_pool(alias)
+    taken = [pool.getconn() for _ in range(3)]
+    with pytest.raises(PoolTimeout):
+        pool.getconn(timeout=0.02)
+    pool.putconn(taken.pop())
+    assert values(reader, alias) == {
+        "count used": 2,
+        "count idle": 1,
+        "idle.min": 1,
+        "idle.max": 3,
+        "max": 3,
+        "pending_requests": 0,
+        "timeouts": 1,
+    }
+    for conn in taken:
+        pool.putconn(conn)
+
+
+def test_each_duration_is_in_a_histogram_with_bounds_for_connections(
+    reader: InMemoryMetricReader, alias: str
+) -> None:
+    pool = open_pool(alias)
+    for _ in range(3):
+        with pool.connection():
+            time.sleep(0.03)
+    taken = [pool.getconn() for _ in range(3)]
+    with pytest.raises(PoolTimeout):
+        pool.getconn(timeout=0.02)
+    for conn in taken:
+        pool.putconn(conn)
+    seen = points(reader, alias)
+    used, waited, created = (seen[f"{name}_time"] for name in ("use", "wait", "create"))
+    assert used.count == 6
+    assert used.max >= 0.03
+    assert used.sum >= 0.09
+    assert waited.count == pool.timings().waits.count
+    assert waited.max >= 0.02
+    assert created.count == pool.timings().creates.count
+    assert tuple(used.explicit_bounds) == tuple(map(float, BOUNDS))
+    assert list(used.bucket_counts) == list(pool.timings().uses.counts)
+
+
+def test_durations_are_passed_on_between_two_collections_so_that_few_are_kept(
+    reader: InMemoryMetricReader, alias: str
+) -> None:
+    pool = open_pool(alias)
+    for _ in range(5):
+        with pool.connection():
+            pass
+    samples = pool.use_times.samples
+    assert samples is not None
+    assert samples.maxlen == opentelemetry.KEPT
+    wait_until(lambda: not samples, "a tick", 10 * TICK)
+    assert points(reader, alias)["use_time"].count == 5
+
+
+def test_a_pool_that_is_closed_passes_on_its_last_durations(
+    reader: InMemoryMetricReader, alias: str
+) -> None:
+    pool = open_pool(alias)
+    with pool.connection():
+        pass
+    connections[alias].close_pool()  # type: ignore[attr-defined]
+    assert points(reader, alias)["use_time"].count == 1
+
+
+def test_a_pool_that_is_no_alias_of_the_project_is_left_out(
+    reader: InMemoryMetricReader, server: Server
+) -> None:
+    with opened(ours, server.conninfo, min_size=1) as pool, pool.connection():
+        pass
+    assert points(reader, pool.name) == {}
+
+
+def test_nothing_of_it_says_where_the_database_is_or_how_to_log_in(
+    reader: InMemoryMetricReader, server: Server
+) -> None:
+    given = entry(server.conninfo, OPTIONS=SMALL, PASSWORD="do-not-tell")
+    with database(given, "secretive") as alias:
+        open_pool(alias)
+        assert points(reader, alias)
+        data = reader.get_metrics_data()
+    assert data is not None
+    for secret in ("do-not-tell", str(given["HOST"]), "postgres"):
+        assert secret not in data.to_json()
+
+
+def test_instrumenting_twice_makes_nothing_twice(reader: InMemoryMetricReader, alias: str) -> None:
+    opentelemetry.instrument(MeterProvider(metric_readers=[InMemoryMetricReader()]))
+    pool = open_pool(alias)
+    with pool.connection():
+        pass
+    assert points(reader, alias)["use_time"].count == 1
+
+
+def use_pool_before_and_after_instrumenting() -> None:
+    pool = open_pool("default")
+    with pool.connection():
+        pass
+    reader = InMemoryMetricReader()
+    opentelemetry.instrument(MeterProvider(metric_readers=[reader]))
+    with pool.connection():
+        pass
+    print(points(reader, "default")["use_time"].count)  # noqa: T201
+
+
+def test_a_pool_that_was_open_before_is_measured_from_then_on(server: Server) -> None:
+    result = run(server, use_pool_before_and_after_instrumenting, DB_POOL_SIZE="1")
+    assert result.errors == ""
+    assert result.output.splitlines()[0] == "1"

@@ -1,0 +1,331 @@
+"""What Prometheus scrapes: of one process, and of several gunicorn workers together."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from django.db import connections
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from psycopg_pool import PoolTimeout
+
+from abs_orm_app.integrations import prometheus
+from abs_orm_app.pool.pool import TICK
+from tests.support.pools import Call
+from tests.support.processes import DEADLINE, GUNICORN, Web, backends, run, web_server
+from tests.support.projects import database, entry
+from tests.support.servers import Server, wait_until
+
+SMALL = {"pool": {"min_size": 1, "max_size": 3, "timeout": 5.0}}
+SITE = {"DJANGO_SETTINGS_MODULE": "tests.support.watched.settings"}
+HELD = 6.0  # seconds, in which a busy machine writes its metrics, and is scraped
+TEN_SLOTS = {"DB_POOL_SIZE": "2", "DB_MAX_OVERFLOW": "8", "DB_POOL_TIMEOUT": "10"}
+
+Samples = dict[str, float]
+
+
+def samples(exposition: str, alias: str) -> Samples:
+    """The samples of one alias: `{"django_db_pool_limit": 3.0, ...}`; a bucket's have its bound."""
+    return {
+        sample.name + (f"<={bound}" if (bound := sample.labels.get("le")) else ""): sample.value
+        for family in text_string_to_metric_families(exposition)
+        for sample in family.samples
+        if sample.labels.get("alias") == alias and sample.name.startswith("django_db_pool_")
+    }
+
+
+# One process
+
+
+@contextmanager
+def scraped(server: Server, alias: str = "other") -> Iterator[CollectorRegistry]:
+    registry = CollectorRegistry(auto_describe=True)
+    prometheus.register(registry)
+    with database(entry(server.conninfo, OPTIONS=SMALL), alias):
+        yield registry
+
+
+def scrape(registry: CollectorRegistry, alias: str = "other") -> Samples:
+    return samples(generate_latest(registry).decode(), alias)
+
+
+def test_a_scrape_says_what_the_pool_is_doing(server: Server) -> None:
+    with scraped(server) as registry:
+        assert scrape(registry) == {}
+        pool = connections["other"].pool  # type: ignore[attr-defined]
+        pool.open()
+        taken = [pool.getconn() for _ in range(3)]
+        with pytest.raises(PoolTimeout):
+            pool.getconn(timeout=0.03)
+        pool.putconn(taken.pop())
+        seen = scrape(registry)
+        for conn in taken:
+            pool.putconn(conn)
+    assert seen["django_db_pool_size"] == 1
+    assert seen["django_db_pool_limit"] == 3
+    assert seen["django_db_pool_connections_in_use"] == 2
+    assert seen["django_db_pool_connections_idle"] == 1
+    assert seen["django_db_pool_connections_opening"] == 0
+    assert seen["django_db_pool_requests_waiting"] == 0
+    assert seen["django_db_pool_checkouts_total"] == 4
+    assert seen["django_db_pool_timeouts_total"] == 1
+    assert seen["django_db_pool_errors_total"] == 1
+    assert seen["django_db_pool_connects_total"] == 3
+    assert seen["django_db_pool_use_seconds_count"] == 1
+    assert seen["django_db_pool_connect_seconds_bucket<=+Inf"] == 3
+    assert seen["django_db_pool_wait_seconds_sum"] >= 0.03
+    assert seen["django_db_pool_wait_seconds_count"] >= 1
+
+
+def test_registering_twice_changes_nothing(server: Server) -> None:
+    with scraped(server) as registry:
+        prometheus.register(registry)
+        pool = connections["other"].pool  # type: ignore[attr-defined]
+        pool.open()
+        exposition = generate_latest(registry).decode()
+    assert exposition.count("django_db_pool_limit{") == 1
+
+
+def test_no_metric_tells_where_the_database_is_or_how_to_log_in(server: Server) -> None:
+    given = entry(server.conninfo, OPTIONS=SMALL, PASSWORD="do-not-tell")
+    registry = CollectorRegistry(auto_describe=True)
+    prometheus.register(registry)
+    with database(given) as alias:
+        connections[alias].pool.open()  # type: ignore[attr-defined]
+        exposition = generate_latest(registry).decode()
+    for secret in ("do-not-tell", str(given["HOST"]), str(given["PORT"]), "postgres"):
+        assert secret not in exposition
+
+
+def print_what_is_registered() -> None:
+    exposition = generate_latest().decode()
+    print("django_db_pool_limit" in exposition)  # noqa: T201
+
+
+@pytest.mark.parametrize(
+    ("settings", "there"),
+    [("tests.support.watched.settings", True), ("abs_project.settings", False)],
+)
+def test_it_comes_of_itself_with_django_prometheus_and_only_then(
+    server: Server, settings: str, there: bool
+) -> None:
+    result = run(server, print_what_is_registered, DJANGO_SETTINGS_MODULE=settings)
+    assert result.errors == ""
+    assert result.output.splitlines()[0] == str(there)
+
+
+# Several processes
+
+CHILD_EXIT = """
+from prometheus_client import multiprocess
+def child_exit(server, worker):
+    multiprocess.mark_process_dead(worker.pid)
+"""
+PRELOAD = """
+preload_app = True
+def pre_fork(server, worker):
+    from django.db import connection
+    with connection.cursor() as cursor:
+        cursor.execute("select 1")
+    connection.close()
+"""
+
+
+@contextmanager
+def two_workers(server: Server, directory: Path, config: str = CHILD_EXIT) -> Iterator[Web]:
+    files = directory / "metrics"
+    files.mkdir()
+    (directory / "gunicorn.conf.py").write_text(config)
+    options = ("--workers=2", "--worker-class=gthread", "--threads=12")
+    with web_server(
+        GUNICORN,
+        server,
+        *options,
+        f"--config={directory / 'gunicorn.conf.py'}",
+        PROMETHEUS_MULTIPROC_DIR=str(files),
+        **SITE,
+        **TEN_SLOTS,
+    ) as web:
+        yield web
+
+
+def scrape_web(web: Web) -> Samples:
+    status, _, exposition = web.get(["/metrics"])[0].partition("\n")
+    assert status == "HTTP/1.1 200 OK"
+    return samples(exposition, "default")
+
+
+def wait_for(web: Web, expected: Samples, paths: tuple[str, ...] = ()) -> Samples:
+    """Request the paths and scrape, until the scrape is as expected."""
+    seen: Samples = {}
+
+    def as_expected() -> bool:
+        if paths:
+            web.get(paths)
+        seen.clear()
+        seen.update(scrape_web(web))
+        return expected.items() <= seen.items()
+
+    try:
+        wait_until(as_expected, "the scrape", DEADLINE)
+    except TimeoutError:
+        assert {name: seen.get(name) for name in expected} == expected
+    return seen
+
+
+def use_both(web: Web, processes: int = 2) -> Samples:
+    """Request until each process has its pool."""
+    together = {"django_db_pool_size": 2.0 * processes, "django_db_pool_limit": 10.0 * processes}
+    wait_for(web, together, ("/slow/?ms=50",) * 8)
+    time.sleep(2 * TICK)  # until each has published what it did for these requests
+    return scrape_web(web)
+
+
+def test_whichever_worker_is_scraped_it_shows_the_sum_of_all_that_live(
+    server: Server, tmp_path: Path
+) -> None:
+    with two_workers(server, tmp_path) as web:
+        before = use_both(web)
+        busy = Call(web.get, [f"/slow/?ms={HELD * 1000:.0f}"] * 8)
+        wait_for(web, {"django_db_pool_connections_in_use": 8.0})
+        busy.result(DEADLINE)
+        counted = ("checkouts_total", "use_seconds_count", "use_seconds_bucket<=+Inf")
+        expected = {
+            name: before[name] + 8 for name in (f"django_db_pool_{field}" for field in counted)
+        }
+        for _ in range(2):
+            after = wait_for(web, expected | {"django_db_pool_connections_in_use": 0.0})
+        assert after["django_db_pool_connections_idle"] == len(backends(server))
+        assert 8 * HELD < after["django_db_pool_use_seconds_sum"] < 2 * 8 * HELD
+        psutil.Process(web.program.pid).children()[0].kill()  # gunicorn reports it
+        left = wait_for(web, {"django_db_pool_limit": 10.0})
+        assert left["django_db_pool_checkouts_total"] == after["django_db_pool_checkouts_total"]
+
+
+def test_a_worker_that_ends_takes_its_connections_from_the_sum_and_leaves_its_counts(
+    server: Server, tmp_path: Path
+) -> None:
+    with two_workers(server, tmp_path, config="") as web:
+        before = use_both(web)
+        web.get(["/slow/?ms=1"] * 6)
+        for worker in psutil.Process(web.program.pid).children():
+            worker.terminate()
+        wait_for(
+            web,
+            {
+                "django_db_pool_checkouts_total": before["django_db_pool_checkouts_total"] + 6,
+                "django_db_pool_limit": 0.0,
+                "django_db_pool_connections_idle": 0.0,
+            },
+        )
+
+
+def test_a_pool_opened_before_the_fork_counts_once(server: Server, tmp_path: Path) -> None:
+    with two_workers(server, tmp_path, config=CHILD_EXIT + PRELOAD) as web:
+        before = use_both(web, processes=3)
+        web.get(["/slow/?ms=1"] * 20)
+        name = "django_db_pool_checkouts_total"
+        wait_for(web, {name: before[name] + 20})
+        assert scrape_web(web)["django_db_pool_limit"] == 30
+
+
+# What the docs make of it
+
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def read(file: str) -> str:
+    return (DOCS / file).read_text()
+
+
+def names() -> set[str]:
+    """Every name that a query may use."""
+    histograms = {name for _, name, _ in prometheus.HISTOGRAMS}
+    return (
+        {name for _, name, _ in prometheus.GAUGES}
+        | {f"{name}_total" for _, name, _ in prometheus.COUNTERS}
+        | histograms
+        | {f"{name}_{part}" for name in histograms for part in ("bucket", "sum", "count")}
+    )
+
+
+def test_the_docs_list_each_metric() -> None:
+    listed = set(re.findall(r"^\| `(django_db_pool_\w+)`", read("metrics.md"), re.MULTILINE))
+    parts = ("_bucket", "_sum", "_count")
+    assert sorted(listed) == sorted(name for name in names() if not name.endswith(parts))
+
+
+@pytest.mark.parametrize("file", ["metrics.md", "alerts.yml", "grafana/connection-pools.json"])
+def test_what_the_docs_query_is_there(file: str) -> None:
+    used = set(re.findall(r"django_db_pool_\w+", read(file)))
+    assert used
+    assert used <= names()
+
+
+def test_the_dashboard_is_json_and_each_panel_has_a_query() -> None:
+    dashboard = json.loads(read("grafana/connection-pools.json"))
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    assert len(queries) >= len(dashboard["panels"]) > 5
+    assert all('{job=~"$job", alias=~"$alias"}' in query for query in queries)
+
+
+def test_there_is_an_alert_for_each_of_the_five_questions() -> None:
+    alerts = re.findall(r"- alert: (\w+)", read("alerts.yml"))
+    listed = re.findall(r"^\| .*\? \| `(\w+)`", read("metrics.md"), re.MULTILINE)
+    assert len(alerts) == 5
+    assert alerts == listed
+
+
+# Every half minute: how many attempts to connect have failed so far.
+ONE_FAILED = "0 0 1x10"
+FAIL_FOR_FIVE_MINUTES = "0+2x10"
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool: apt-get prometheus")
+@pytest.mark.parametrize(
+    ("failed", "minutes"),
+    [(ONE_FAILED, set()), (FAIL_FOR_FIVE_MINUTES, {4, 5})],
+    ids=["one failed", "five minutes"],
+)
+def test_the_alert_that_nobody_can_connect_is_about_more_than_one_failure(
+    tmp_path: Path, failed: str, minutes: set[int]
+) -> None:
+    series = 'django_db_pool_connect_errors_total{job="shop", alias="default"}'
+    firing = "ALERTS{alertname='CannotConnectToDatabase', alertstate='firing'}"
+    test = {
+        "rule_files": [str(DOCS / "alerts.yml")],
+        "tests": [
+            {
+                "interval": "30s",
+                "input_series": [{"series": series, "values": failed}],
+                "promql_expr_test": [
+                    {
+                        "expr": f"count({firing}) or vector(0)",
+                        "eval_time": f"{minute}m",
+                        "exp_samples": [{"labels": "{}", "value": int(minute in minutes)}],
+                    }
+                    for minute in range(1, 6)
+                ],
+            }
+        ],
+    }
+    file = tmp_path / "test.yml"
+    file.write_text(json.dumps(test))  # which is YAML
+    ran = subprocess.run(
+        ["promtool", "test", "rules", file],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr

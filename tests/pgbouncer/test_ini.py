@@ -1,0 +1,350 @@
+"""`manage.py pgbouncer_ini`: each setting, what is refused, and that PgBouncer starts with it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from django.core.management import call_command
+
+from abs_orm_app.environment import database_from_env
+from abs_orm_app.pgbouncer.target import session_options
+from tests.support.pgbouncers import PgBouncer, needs_pgbouncer
+from tests.support.projects import OURS, SQLITE, STOCK, database, manage
+from tests.support.servers import Server
+
+URL = "postgresql://app:s3cret@db.example.com/shop"
+
+
+def entry(url: str = URL, **environ: str) -> dict[str, Any]:
+    return database_from_env(environ={"DATABASE_URL": url, **environ})
+
+
+def written(*arguments: str, **entries: dict[str, Any]) -> str:
+    """What the command writes for these entries of DATABASES."""
+    out = StringIO()
+    with ExitStack() as stack:
+        aliases = [stack.enter_context(database(each, alias)) for alias, each in entries.items()]
+        call_command(
+            "pgbouncer_ini", "--database", *aliases, *arguments, stdout=out, stderr=StringIO()
+        )
+    return out.getvalue()
+
+
+def ini(*arguments: str, **entries: dict[str, Any]) -> dict[str, str]:
+    """The same as `{name: value}`, comments left out."""
+    lines = written(*arguments, **entries).splitlines()
+    pairs = (line.partition(" =") for line in lines if line and line[0] not in ";[")
+    return {name: value.strip() for name, _, value in pairs}
+
+
+# Settings
+
+
+def test_the_five_settings_have_their_counterparts() -> None:
+    settings = ini(
+        shop=entry(
+            DB_POOL_SIZE="12",
+            DB_MAX_OVERFLOW="3",
+            DB_POOL_RECYCLE="1800",
+            DB_POOL_TIMEOUT="2.5",
+            DB_POOL_PRE_PING="true",
+        )
+    )
+    expected = {
+        "default_pool_size": "12",
+        "reserve_pool_size": "3",
+        "max_db_connections": "15",
+        "server_lifetime": "1800",
+        "query_wait_timeout": "2.5",
+        "server_check_query": ";",
+        "server_check_delay": "0.5",
+        "pool_mode": "transaction",
+        "listen_port": "6432",
+    }
+    assert {name: settings[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "name", "theirs"),
+    [
+        ("DB_POOL_RECYCLE", "-1", "server_lifetime", "315360000"),  # 0 would be "use it once"
+        ("DB_POOL_RECYCLE", "2147483647", "server_lifetime", "2147483647"),
+        ("DB_POOL_PRE_PING", "false", "server_check_query", ""),
+        ("DB_MAX_OVERFLOW", "0", "reserve_pool_size", "0"),
+        ("DB_POOL_TIMEOUT", "86400", "query_wait_timeout", "86400"),
+        ("DB_POOL_TIMEOUT", "0.25", "query_wait_timeout", "0.25"),
+    ],
+)
+def test_the_edges_of_a_setting_keep_their_meaning(
+    variable: str, value: str, name: str, theirs: str
+) -> None:
+    assert ini(shop=entry(**{variable: value}))[name] == theirs
+
+
+def test_an_alias_without_a_pool_has_the_settings_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DB_POOL_SIZE", "7")
+    monkeypatch.setenv("REPLICA_DB_POOL_SIZE", "5")
+    plain = {"ENGINE": STOCK, "NAME": "shop", "HOST": "db", "USER": "app", "PASSWORD": "x"}
+    assert ini(shop=plain)["default_pool_size"] == "7"
+    given = {"REPLICA_DATABASE_URL": URL, "DB_POOL_MODE": "pgbouncer"}
+    replica = database_from_env("REPLICA_", environ=given)
+    assert ini(shop=replica)["default_pool_size"] == "5"
+
+
+def test_a_stock_pool_written_by_hand_is_understood() -> None:
+    pool = {"min_size": 2, "max_size": 6, "timeout": 4, "max_lifetime": 60}
+    settings = ini(
+        shop={"ENGINE": STOCK, "NAME": "a", "HOST": "db", "USER": "u", "OPTIONS": {"pool": pool}}
+    )
+    names = ("default_pool_size", "reserve_pool_size", "query_wait_timeout", "server_lifetime")
+    assert [settings[name] for name in names] == ["2", "4", "4", "60"]
+
+
+def test_clients_are_counted_from_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ini("--processes", "8", shop=entry())["max_client_conn"] == "800"
+    monkeypatch.setenv("DB_POOL_PROCESSES", "3")
+    assert ini(shop=entry())["max_client_conn"] == "300"
+
+
+def test_the_connection_to_the_server_is_made_as_the_alias_makes_it() -> None:
+    url = f"{URL}?sslmode=verify-full&sslrootcert=/etc/ca.pem&connect_timeout=3"
+    settings = ini(shop=entry(url))
+    expected = {
+        "server_tls_sslmode": "verify-full",
+        "server_tls_ca_file": "/etc/ca.pem",
+        "server_connect_timeout": "3",
+        "tcp_keepidle": "30",
+        "tcp_user_timeout": "60000",
+    }
+    assert {name: settings[name] for name in expected} == expected
+    assert ini(shop=entry())["server_tls_sslmode"] == "prefer"
+
+
+def test_what_the_settings_leave_out_comes_from_where_libpq_takes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PGHOST", "pg.example.com")
+    monkeypatch.setenv("PGSSLMODE", "require")
+    monkeypatch.setenv("PGUSER", "me")
+    settings = ini(shop={"ENGINE": OURS, "NAME": "shop"})
+    assert settings["shop"] == "host=pg.example.com port=5432"
+    assert (settings["server_tls_sslmode"], settings["stats_users"]) == ("require", "me")
+
+
+def test_prepared_statements_are_switched_on_where_they_are_used() -> None:
+    assert "max_prepared_statements" not in ini(shop=entry())  # PgBouncer 1.18 would not start
+    prepares = {**entry(), "OPTIONS": {"prepare_threshold": 5, "server_side_binding": True}}
+    assert ini(shop=prepares)["max_prepared_statements"] == "200"
+
+
+def test_several_aliases_have_their_own_databases_and_sizes() -> None:
+    settings = ini(
+        primary=entry("postgresql://app:x@one/shop"),
+        replica=entry("postgresql://app:x@two/shop", DB_POOL_SIZE="5", DB_MAX_OVERFLOW="0"),
+        odd=entry("postgresql://app:x@three/we%22ird-name"),
+    )
+    assert settings["shop"] == "host=one port=5432"
+    assert settings["shop_replica"] == (
+        "host=two port=5432 dbname=shop pool_size=5 reserve_pool=0 max_db_connections=5"
+    )
+    assert settings["we_ird-name"] == "host=three port=5432 dbname='we\"ird-name'"
+    assert settings["max_client_conn"] == "300"
+
+
+def test_no_two_databases_are_called_the_same() -> None:
+    settings = ini(
+        a=entry("postgresql://app:x@one/shop"),
+        b=entry("postgresql://app:x@two/shop_c"),
+        c=entry("postgresql://app:x@three/shop"),
+        d=entry("postgresql://app:x@four/pgbouncer"),  # that is the console's name
+    )
+    assert settings["shop"] == "host=one port=5432"
+    assert settings["shop_c"] == "host=two port=5432"
+    assert settings["shop_c_c"] == "host=three port=5432 dbname=shop"
+    assert settings["pgbouncer_d"] == "host=four port=5432 dbname=pgbouncer"
+
+
+def led(*arguments: str, **entries: dict[str, Any]) -> list[str]:
+    """The lines on what the project needs."""
+    lines = written(*arguments, **entries).splitlines()
+    return [line.removeprefix(";   ") for line in lines if line.startswith(";   ")]
+
+
+def test_entries_that_are_written_by_hand_are_led_to_pgbouncer_by_name() -> None:
+    by_hand = {"ENGINE": STOCK, "USER": "app", "PASSWORD": "x"}
+    lines = led(
+        first={**by_hand, "HOST": "two", "NAME": "stock"},
+        second={**by_hand, "HOST": "three", "NAME": "stock"},
+    )
+    rest = "'DISABLE_SERVER_SIDE_CURSORS': True, 'CONN_MAX_AGE': 0, and no pool in OPTIONS"
+    where = "'HOST': '127.0.0.1', 'PORT': 6432"
+    assert lines == [
+        f"DATABASES['first']: {where}, 'NAME': 'stock', {rest}",
+        f"DATABASES['second']: {where}, 'NAME': 'stock_second', {rest}",
+        "and the password that it has now",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("listen", "host"),
+    [
+        ("10.1.2.3", "10.1.2.3"),
+        ("10.1.2.3, ::1", "10.1.2.3"),
+        ("::1,10.1.2.3", "[::1]"),
+        ("*", "HOST"),
+        ("0.0.0.0,::", "HOST"),
+    ],
+)
+def test_of_several_addresses_the_first_is_given_to_clients(listen: str, host: str) -> None:
+    assert f"DATABASE_URL=postgresql://app@{host}:6432/shop" in led(
+        "--listen-addr", listen, shop=entry()
+    )
+    assert ini("--listen-addr", listen, shop=entry())["listen_addr"] == listen
+
+
+# Secrets
+
+
+def test_a_password_is_written_only_when_asked_for() -> None:
+    given = entry("postgresql://app:s3c'%22ret@db/shop")
+    assert "s3c" not in written(shop=given)
+    assert written("--userlist", shop=given) == '"app" "PASSWORD"\n'
+    assert written("--userlist", "--with-password", shop=given) == '"app" "s3c\'""ret"\n'
+    assert ini("--with-password", shop=given)["shop"] == (
+        "host=db port=5432 user=app password='s3c''\"ret'"
+    )
+
+
+def test_no_password_means_that_only_the_socket_s_owner_gets_in() -> None:
+    given = entry("postgresql://app@%2Frun%2Fpg/shop")
+    settings = ini(shop=given)
+    assert settings["shop"] == "host=/run/pg port=5432 user=app"
+    assert (settings["auth_type"], settings["unix_socket_mode"]) == ("any", "0700")
+    assert "listen_addr" not in settings
+    # Everybody reaches a port, so that there has to be a password.
+    settings = ini("--listen-addr", "127.0.0.1", shop=given)
+    assert (settings["auth_type"], settings["auth_file"]) == ("scram-sha-256", "userlist.txt")
+
+
+# What is not there
+
+
+def test_databases_that_are_not_postgresql_are_left_out_unless_named() -> None:
+    out = StringIO()
+    with database(SQLITE, "cache"):
+        call_command("pgbouncer_ini", stdout=out, stderr=StringIO())
+    assert "postgres = host=" in out.getvalue()
+    assert "cache" not in out.getvalue()
+
+
+NAMELESS = 4_000_000  # an account of the operating system that has no name, as in a container
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's PgBouncer becomes somebody else")
+def test_a_socket_of_an_account_without_a_name_leaves_the_account_open(tmp_path: Path) -> None:
+    os.chown(tmp_path, NAMELESS, -1)
+    directory = str(tmp_path).replace("/", "%2F")
+    text = written(shop=entry(f"postgresql://app@{directory}/shop"))
+    assert "\n;user = pgbouncer" in text
+
+
+# With a real PgBouncer
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A server that trusts its socket, and asks for a password on its port."""
+    hba = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256"
+    with Server(hba=hba) as own:
+        with own.admin() as admin:
+            admin.execute("CREATE ROLE app LOGIN PASSWORD 's3c''\"ret'")
+            admin.execute("CREATE ROLE reader NOLOGIN; GRANT reader TO app")
+            admin.execute('CREATE DATABASE "we""ird-name"')
+        yield own
+
+
+@needs_pgbouncer
+def test_what_is_written_starts_as_it_is_and_serves_the_sample_project(server: Server) -> None:
+    done = manage("pgbouncer_ini", DATABASE_URL=server.url)
+    assert done.returncode == 0
+    variables = [line.split("=", 1) for line in done.stderr.split() if "=" in line]
+    through = dict(variables)
+    assert through == {
+        "DB_POOL_MODE": "pgbouncer",
+        "DATABASE_URL": server.url.replace(f":{server.port}/", ":6432/"),
+    }
+    with PgBouncer(server, ini=done.stdout) as pooler:
+        checked = manage("check_pool", "--fail-level", "WARNING", **through)
+        assert checked.returncode == 0, checked.stdout
+        assert "PgBouncer" in checked.stdout
+        assert "transaction pooling" in checked.stdout
+        assert manage("migrate", **through).returncode == 0
+        ask = "from django.test import Client; print(Client().get('/', HTTP_HOST='localhost'))"
+        served = manage("shell", "-c", ask, **through)
+        assert 'status_code=200, "application/json"' in served.stdout
+        assert "WARNING" not in pooler.log
+
+
+@needs_pgbouncer
+def test_the_userlist_lets_those_in_who_know_the_password(server: Server) -> None:
+    given = entry(f"postgresql://app:s3c'%22ret@127.0.0.1:{server.port}/we%22ird-name")
+    users = server.socket_dir / "userlist.txt"
+    users.write_text(written("--userlist", "--with-password", shop=given))
+    os.chown(users, server.socket_dir.stat().st_uid, -1)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    text = written("--listen-port", str(port), shop=given)
+    with PgBouncer(server, ini=text, listen_port=port):
+        address = f"host=127.0.0.1 port={port} user=app dbname=we_ird-name"
+        with psycopg.connect(address, password="s3c'\"ret") as connection:
+            row = connection.execute("SELECT current_user, current_database()").fetchone()
+        assert row == ("app", 'we"ird-name')
+        with pytest.raises(psycopg.OperationalError, match="authentication failed"):
+            psycopg.connect(address, password="wrong")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "-c a.b=x",
+        "-ca.b=x",
+        "--a.b=x",
+        r"-c a.b=x\ y\\z  -c a.c='1'",
+        "--a.b== --search-path=s",
+        "-c a.b=",
+    ],
+)
+def test_options_are_read_as_the_server_reads_them(server: Server, options: str) -> None:
+    with psycopg.connect(server.conninfo, options=options) as connection:
+        for name, text in session_options(options).items():
+            row = connection.execute("SELECT current_setting(%s)", [name]).fetchone()
+            assert row == (text,)
+
+
+@needs_pgbouncer
+def test_options_and_role_hold_in_every_transaction(server: Server) -> None:
+    options = {"options": r"-c search_path=a,\ b -c work_mem=5MB", "assume_role": "reader"}
+    given = {
+        "ENGINE": OURS,
+        "NAME": "postgres",
+        "USER": "app",
+        "HOST": str(server.socket_dir),
+        "PORT": str(server.port),
+        "OPTIONS": options,
+    }
+    with PgBouncer(server, ini=written(shop=given)) as pooler:
+        ask = "SELECT current_setting('search_path'), current_setting('work_mem'), current_user"
+        sent = f"{pooler.conninfo} options='-c search_path=a'"  # as the project goes on to do
+        with psycopg.connect(sent) as first, psycopg.connect(pooler.conninfo) as second:
+            for connection in (first, second):  # both hold a session
+                assert connection.execute(ask).fetchone() == ("a, b", "5MB", "reader")

@@ -1,0 +1,134 @@
+"""`manage.py pgbouncer_ini`: what one PgBouncer cannot do is refused, in a sentence."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+from django.core.management import CommandError
+
+from tests.pgbouncer.test_ini import NAMELESS, entry, ini, written
+from tests.support.projects import OURS, SQLITE, manage
+
+
+def refusal(*arguments: str, **entries: dict[str, Any]) -> str:
+    with pytest.raises(CommandError) as caught:
+        written(*arguments, **entries)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (SQLITE, "DATABASES['shop'] is sqlite: PgBouncer is for PostgreSQL alone."),
+        (
+            {"ENGINE": OURS, "NAME": "shop", "HOST": "a,b"},
+            "DATABASES['shop'] names several hosts",
+        ),
+        ({"ENGINE": OURS, "NAME": "shop"}, "DATABASES['shop'] names no host"),
+        (
+            {"ENGINE": OURS, "NAME": "", "OPTIONS": {"service": "x"}},
+            "DATABASES['shop'] names a service",
+        ),
+        (
+            {"ENGINE": OURS, "NAME": "shop", "HOST": "db", "PORT": "1,2"},
+            "DATABASES['shop'] has the port '1,2': give one whole number.",
+        ),
+        (
+            {"ENGINE": OURS, "NAME": "shop", "HOST": "db", "PASSWORD": "a\nb"},
+            "DATABASES['shop'] has a PASSWORD with a line break, which no file can hold.",
+        ),
+        (
+            {"ENGINE": OURS, "NAME": "x", "HOST": "db", "OPTIONS": {"sslmode": "verify-full"}},
+            "DATABASES['shop'] has the server's certificate verified with certificates that only"
+            " libpq finds",
+        ),
+        (
+            {"ENGINE": OURS, "NAME": "x", "HOST": "db", "OPTIONS": {"options": "-x"}},
+            "DATABASES['shop'] has options that are not all like -c NAME=VALUE.",
+        ),
+        (
+            {"ENGINE": OURS, "NAME": "x", "HOST": "db", "OPTIONS": {"pool": {"min_size": "4"}}},
+            "The pool of DATABASES['shop'] is not one: see `manage.py check`.",
+        ),
+    ],
+)
+def test_what_pgbouncer_cannot_do_is_refused_in_a_sentence(
+    given: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        monkeypatch.delenv(name)
+    assert refusal(shop=given).startswith(sentence)
+
+
+def test_a_password_from_a_function_is_refused() -> None:
+    given = {**entry(), "ABS_ORM_APP": {"password_provider": "shop.tokens.fresh"}}
+    assert "which PgBouncer cannot call" in refusal(shop=given)
+
+
+def test_pgbouncer_is_not_pointed_at_itself() -> None:
+    sentence = "DATABASES['shop'] is at port 6432, where PgBouncer itself is to listen"
+    assert refusal(shop=entry("postgresql://app:x@127.0.0.1:6432/shop")).startswith(sentence)
+    remote = "postgresql://app:x@pooler.example.com:6432/shop"
+    assert ini(shop=entry(remote))
+    assert ini("--listen-port", "6433", shop=entry("postgresql://app:x@127.0.0.1:6432/shop"))
+    own = "postgresql://app:x@10.1.2.3:6432/shop"
+    assert refusal("--listen-addr", "::1, 10.1.2.3", shop=entry(own)).startswith(sentence)
+
+
+def test_one_pgbouncer_cannot_wait_for_two_times() -> None:
+    sentence = refusal(one=entry(), two=entry(DB_POOL_TIMEOUT="5"))
+    assert sentence == (
+        "DATABASES['one'] needs query_wait_timeout = 30, DATABASES['two'] 5, and one PgBouncer has"
+        " one for all: make them equal, or write a file for each with --database."
+    )
+
+
+def test_one_role_has_one_password() -> None:
+    aliases = {
+        "one": entry("postgresql://app:first@one/shop"),
+        "two": entry("postgresql://app:second@two/stock"),
+    }
+    sentence = (
+        "DATABASES['one'] and DATABASES['two'] have different passwords for the role 'app', and one"
+        " PgBouncer has one for all: make them equal, or write a file for each with --database."
+    )
+    assert refusal(**aliases) == sentence
+    assert refusal("--userlist", "--with-password", **aliases) == sentence
+
+
+def test_a_password_that_is_not_known_is_not_written_as_none() -> None:
+    elsewhere = entry("postgresql://app@db.example.com/shop")  # such as in .pgpass
+    assert refusal("--userlist", "--with-password", shop=elsewhere).startswith(
+        "DATABASES['shop'] has no password for the role 'app', without which PgBouncer lets nobody"
+    )
+    assert written("--userlist", shop=elsewhere) == '"app" "PASSWORD"\n'
+    # Another alias may know it.
+    both = written("--userlist", "--with-password", shop=elsewhere, stock=entry())
+    assert both == '"app" "s3cret"\n'
+    # Where the socket's owner alone gets in, there is none.
+    private = entry("postgresql://app@%2Frun%2Fpg/shop")
+    assert written("--userlist", "--with-password", shop=private) == '"app" ""\n'
+
+
+def test_session_pooling_would_forget_the_options() -> None:
+    given = {**entry(), "OPTIONS": {"options": r"-c search_path=a\ b,c"}}
+    assert refusal("--pool-mode", "session", shop=given).endswith(
+        "let the server set them with ALTER ROLE \"app\" SET search_path TO 'a b,c'."
+    )
+
+
+def test_an_account_without_a_name_has_to_name_the_role(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PGUSER", "LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: NAMELESS)
+    sentence = "DATABASES['shop'] names no USER, and this account of the operating system has no"
+    assert refusal(shop={"ENGINE": OURS, "NAME": "shop", "HOST": "db"}).startswith(sentence)
+
+
+def test_bad_arguments_exit_with_2() -> None:
+    assert manage("pgbouncer_ini", "--processes", "0").returncode == 2
+    unknown = manage("pgbouncer_ini", "--database", "defautl")
+    assert unknown.returncode == 2
+    assert "no alias 'defautl' (did you mean 'default'?); it has default." in unknown.stderr

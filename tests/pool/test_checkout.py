@@ -1,0 +1,197 @@
+"""What is handed out at checkout is alive and young, and finding that out costs next to nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from time import sleep
+
+import psycopg
+import pytest
+from psycopg_pool import PoolTimeout
+
+from abs_orm_app.pool.pool import PING_AFTER
+from tests.support.pools import APP, Call, MakePool, compared_with_stock, opened, ours, pid, use
+from tests.support.proxy import Proxy
+from tests.support.servers import Server, wait_until
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Server]:
+    with Server() as server:
+        yield server
+
+
+@compared_with_stock("its check is a round trip at each checkout")
+def test_a_warm_connection_is_handed_out_without_a_round_trip(
+    shared: Server, make: MakePool
+) -> None:
+    with (
+        Proxy(shared.port) as proxy,
+        opened(make, f"{shared.tcp_conninfo} port={proxy.port}", min_size=1) as pool,
+    ):
+        use(pool)
+        before = proxy.client_messages
+        for _ in range(20):
+            pool.putconn(pool.getconn())
+        assert proxy.client_messages == before
+
+
+def test_with_little_traffic_the_same_warm_connection_is_used_again(shared: Server) -> None:
+    with opened(ours, shared.conninfo, min_size=4) as pool:
+        assert len({use(pool) for _ in range(8)}) == 1
+
+
+def test_a_connection_that_was_idle_for_long_is_pinged_once(shared: Server) -> None:
+    with (
+        Proxy(shared.port) as proxy,
+        opened(ours, f"{shared.tcp_conninfo} port={proxy.port}", min_size=1) as pool,
+    ):
+        use(pool)
+        sleep(PING_AFTER + 0.1)
+        before = proxy.client_messages
+        for _ in range(5):
+            pool.putconn(pool.getconn())
+        assert proxy.client_messages == before + 1
+
+
+def test_without_pre_ping_a_connection_is_handed_out_as_it_is(shared: Server) -> None:
+    with opened(ours, shared.conninfo, min_size=1, pre_ping=False) as pool:
+        shared.terminate(APP)
+        conn = pool.getconn()
+        with pytest.raises(psycopg.OperationalError):
+            conn.execute("SELECT 1")
+        pool.putconn(conn)
+        assert use(pool)
+
+
+@pytest.mark.parametrize("clients", [1, 8])
+@compared_with_stock("each failed check adds a back-off of 1, 2, 4 … s")
+def test_after_a_restart_each_client_gets_a_new_connection_at_once(
+    server: Server, make: MakePool, clients: int
+) -> None:
+    with opened(make, server.conninfo, min_size=20, timeout=8) as pool:
+        server.restart()
+        calls = [Call(use, pool) for _ in range(clients)]
+        for call in calls:
+            call.result(within=10)
+        assert max(call.seconds for call in calls) < 1
+
+
+def test_a_restart_is_paid_for_once(server: Server) -> None:
+    with opened(ours, server.conninfo, min_size=5) as pool:
+        server.restart()
+        use(pool)
+        assert pool.get_stats()["connections_lost"] == 5
+        wait_until(lambda: server.sessions(APP) == 5, "the pool to have its size again")
+
+
+def test_a_terminated_connection_is_not_handed_out(shared: Server) -> None:
+    with opened(ours, shared.conninfo, min_size=3) as pool:
+        shared.terminate(APP)
+        for _ in range(6):
+            use(pool)
+
+
+def test_a_connection_with_an_unread_notice_stays_in_the_pool(shared: Server) -> None:
+    with opened(ours, shared.conninfo, min_size=1) as pool:
+        with pool.connection() as conn:
+            conn.execute("LISTEN gossip")
+            listener = pid(conn)
+        with shared.admin() as admin:
+            admin.execute("NOTIFY gossip")
+        wait_until(
+            lambda: bool(pool._slots[id(pool._pool[0])].poller.poll(0)),  # type: ignore[attr-defined]
+            "the notice to arrive",
+        )
+        assert use(pool) == listener
+
+
+@compared_with_stock("a check of a hung connection waits for ever")
+def test_a_hung_connection_is_replaced_before_the_timeout(server: Server, make: MakePool) -> None:
+    with opened(make, server.conninfo, min_size=1, max_size=2, timeout=3) as pool:
+        hung = use(pool)
+        sleep(PING_AFTER + 0.1)
+        server.suspend_backend(hung)
+        assert Call(use, pool).result(within=4) != hung
+
+
+def test_connections_that_hang_together_are_waited_for_once(server: Server) -> None:
+    with opened(ours, server.conninfo, min_size=4, timeout=2) as pool:
+        conns = [pool.getconn() for _ in range(4)]
+        for conn in conns:
+            pool.putconn(conn)
+        sleep(PING_AFTER + 0.1)
+        for conn in conns:
+            server.suspend_backend(pid(conn))
+        first = Call(use, pool)
+        first.result(within=3)
+        others = [Call(use, pool, "SELECT pg_sleep(0.1)") for _ in range(4)]
+        for call in others:
+            call.result(within=3)
+        assert first.seconds > 0.9 > max(call.seconds for call in others)
+
+
+@compared_with_stock("a check of a hung connection waits for ever")
+def test_a_server_that_has_stopped_answering_costs_the_timeout_and_no_more(
+    server: Server, make: MakePool
+) -> None:
+    with opened(make, server.conninfo, min_size=4, timeout=2) as pool:
+        sleep(PING_AFTER + 0.1)
+        server.suspend()
+        calls = [Call(use, pool) for _ in range(4)]
+        for call in calls:
+            with pytest.raises(PoolTimeout):
+                call.result(within=3)
+        server.resume()
+        assert Call(use, pool).result(within=3)
+
+
+@compared_with_stock("the age is looked at only when a connection is returned")
+def test_an_expired_connection_is_not_handed_out(shared: Server, make: MakePool) -> None:
+    with opened(make, shared.conninfo, min_size=1, max_lifetime=0.5) as pool:
+        old = use(pool)
+        sleep(0.6)
+        assert use(pool) != old
+
+
+def test_an_expired_connection_is_not_kept_at_return(shared: Server) -> None:
+    with opened(ours, shared.conninfo, min_size=1, max_lifetime=0.5) as pool:
+        with pool.connection() as conn:
+            sleep(0.6)
+        assert conn.closed
+        assert use(pool)
+
+
+def test_recycling_does_not_keep_a_request_waiting_when_another_is_ready(shared: Server) -> None:
+    with opened(ours, shared.conninfo, min_size=1, max_size=2, max_lifetime=1.0) as pool:
+        old = pool.getconn()
+        sleep(0.6)
+        young = pool.getconn()
+        young_pid = pid(young)
+        pool.putconn(young)
+        pool.putconn(old)
+        sleep(0.5)
+        queued = pool.get_stats()["requests_queued"]
+        assert use(pool) == young_pid
+        assert pool.get_stats()["requests_queued"] == queued
+
+
+def test_a_check_of_all_takes_one_ping_where_they_hang(server: Server) -> None:
+    with opened(ours, server.conninfo, min_size=4) as pool:
+        conns = [pool.getconn() for _ in range(4)]
+        hung = {pid(conn) for conn in conns}
+        for conn in conns:
+            server.suspend_backend(pid(conn))
+            pool.putconn(conn)
+        call = Call(pool.check)
+        call.result(within=12)
+        assert call.seconds < 8, "one ping takes 5 s"
+        assert use(pool, timeout=5) not in hung
+        server.resume()
+
+
+def test_connections_opened_together_do_not_expire_together(shared: Server) -> None:
+    with opened(ours, shared.conninfo, min_size=8, max_lifetime=3600) as pool:
+        ends = sorted(conn._expire_at for conn in pool._pool)
+        assert ends[-1] - ends[0] > 1
+        assert ends[-1] - ends[0] < 3600 * 0.06

@@ -1,0 +1,399 @@
+"""A server that is away, hangs or refuses: who waits, for how long, and what they are told."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Iterator
+from time import monotonic, sleep
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from abs_orm_app.pool.connector import RETRY_INTERVAL
+from abs_orm_app.pool.faults import is_permanent
+from tests.support.pools import APP, Call, MakePool, compared_with_stock, opened, ours, stock, use
+from tests.support.proxy import Proxy
+from tests.support.servers import Server, wait_until
+
+SCRAM = "local all all trust\nhost all postgres all trust\nhost all all all scram-sha-256\n"
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Server]:
+    """With a role `app` that may open 3 connections, and whose password is asked for over TCP."""
+    with Server(hba=SCRAM) as server:
+        with server.admin() as admin:
+            admin.execute("CREATE ROLE app LOGIN PASSWORD 'right' CONNECTION LIMIT 3")
+        yield server
+
+
+# Permanent faults
+
+PERMANENT = {
+    "user=app password=wrong": "password authentication failed",
+    "user=app": "no password supplied",
+    "user=nobody password=x": "password authentication failed",
+    "dbname=nowhere": 'database "nowhere" does not exist',
+    "host=nowhere.invalid": "nowhere.invalid|Name or service not known",  # older psycopg names none
+    "sslmode=require": "SSL",
+}
+
+
+@pytest.mark.parametrize("change", PERMANENT)
+def test_a_permanent_fault_is_raised_at_once_to_everyone_with_the_servers_words(
+    shared: Server, change: str
+) -> None:
+    conninfo = psycopg.conninfo.make_conninfo(
+        shared.tcp_conninfo, **psycopg.conninfo.conninfo_to_dict(change)
+    )
+    pool = ours(conninfo, min_size=2, max_size=4, timeout=30)
+    pool.open()
+    try:
+        for call in [Call(use, pool) for _ in range(6)]:
+            with pytest.raises(psycopg.OperationalError, match=PERMANENT[change]) as caught:
+                call.result(within=5)
+            assert not isinstance(caught.value, PoolTimeout)
+    finally:
+        pool.close()
+
+
+def test_an_unknown_role_is_a_permanent_fault(shared: Server) -> None:
+    pool = ours(shared.conninfo, min_size=1, timeout=30, kwargs={"user": "nobody"})
+    pool.open()
+    with pytest.raises(psycopg.OperationalError, match='role "nobody" does not exist'):
+        Call(use, pool).result(within=5)
+    pool.close()
+
+
+def test_a_parameter_that_libpq_does_not_know_is_raised_at_once(shared: Server) -> None:
+    pool = ours(shared.conninfo, min_size=1, timeout=30, kwargs={"conect_timeout": 3})
+    pool.open()
+    with pytest.raises(psycopg.ProgrammingError, match="conect_timeout"):
+        Call(use, pool).result(within=5)
+    pool.close()
+
+
+def test_waiting_for_a_pool_that_can_never_fill_ends_at_once(shared: Server) -> None:
+    pool = ours(shared.tcp_conninfo, min_size=2, kwargs={"user": "app", "password": "wrong"})
+    began = monotonic()
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        pool.open(wait=True, timeout=20)
+    assert monotonic() - began < 5
+    assert pool.closed
+
+
+def test_a_permanent_fault_leaves_those_waiting_whom_a_return_can_serve(shared: Server) -> None:
+    with opened(
+        ours,
+        shared.tcp_conninfo,
+        min_size=1,
+        max_size=2,
+        kwargs={"user": "app", "password": "right"},
+    ) as pool:
+        held = pool.getconn()
+        with shared.admin() as admin:
+            admin.execute("ALTER ROLE app PASSWORD 'other'")
+        try:
+            waiting = Call(use, pool)
+            sleep(3 * RETRY_INTERVAL)
+            assert waiting.is_alive()
+            pool.putconn(held)
+            waiting.result(within=5)
+        finally:
+            with shared.admin() as admin:
+                admin.execute("ALTER ROLE app PASSWORD 'right'")
+
+
+def test_credentials_that_are_mended_work_without_a_new_pool(shared: Server) -> None:
+    password = {"password": "wrong"}
+    pool = ours(shared.tcp_conninfo, min_size=1)
+    pool.kwargs = lambda: {"user": "app", "application_name": APP, **password}
+    pool.open()
+    with pytest.raises(psycopg.OperationalError):
+        use(pool)
+    password["password"] = "right"
+    sleep(RETRY_INTERVAL)
+    use(pool)
+    pool.close()
+
+
+# Faults that pass
+
+
+def test_an_outage_shorter_than_the_timeout_costs_no_error(server: Server) -> None:
+    with opened(ours, server.conninfo, min_size=4, max_size=8, timeout=20) as pool:
+        server.stop()
+        calls = [Call(use, pool) for _ in range(8)]
+        sleep(3)
+        server.start()
+        back = monotonic()
+        for call in calls:
+            call.result(within=10)
+        assert max(call.ended_at for call in calls) - back < 1
+
+
+def test_a_server_that_is_away_is_not_stormed(server: Server) -> None:
+    with opened(ours, server.conninfo, min_size=8, timeout=2) as pool:
+        server.stop()
+        for call in [Call(use, pool) for _ in range(16)]:
+            with pytest.raises(PoolTimeout):
+                call.result(within=3.5)
+        # A few find out together; after that it is one attempt at a time.
+        assert pool.get_stats()["connections_errors"] <= 8 + 2 / RETRY_INTERVAL
+
+
+def test_the_last_fault_is_the_cause_when_the_timeout_is_over(server: Server) -> None:
+    with opened(ours, server.tcp_conninfo, min_size=2, timeout=1) as pool:
+        server.stop()
+        call = Call(use, pool)
+        with pytest.raises(PoolTimeout, match="Connection refused") as caught:
+            call.result(within=2)
+        assert "couldn't get a connection after 1.00 sec" in str(caught.value)
+        assert isinstance(caught.value.__cause__, psycopg.OperationalError)
+        assert "Connection refused" in str(caught.value.__cause__)
+
+
+def test_an_outage_is_logged_once_and_so_is_its_end(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    with opened(ours, server.tcp_conninfo, min_size=1, timeout=20) as pool:
+        server.stop()
+        with caplog.at_level(logging.WARNING, "abs_orm_app.pool"):
+            call = Call(use, pool)
+            sleep(5 * RETRY_INTERVAL)
+            server.start()
+            call.result(within=10)
+        said = [record.getMessage() for record in caplog.records]
+        assert sum("cannot connect" in line for line in said) < 5
+        assert "connected again" in said[-1]
+
+
+def test_when_the_server_has_no_place_left_the_clients_share_what_there_is(
+    shared: Server,
+) -> None:
+    with opened(
+        ours,
+        shared.tcp_conninfo,
+        min_size=1,
+        max_size=10,
+        timeout=10,
+        kwargs={"user": "app", "password": "right"},
+    ) as pool:
+        for call in [Call(use, pool, "SELECT pg_sleep(0.05)") for _ in range(30)]:
+            call.result(within=15)
+        conns = [pool.getconn() for _ in range(3)]
+        with pytest.raises(PoolTimeout, match="too many connections for role"):
+            pool.getconn(timeout=0.5)
+        for conn in conns:
+            pool.putconn(conn)
+
+
+def test_a_connection_attempt_that_hangs_does_not_delay_the_next(shared: Server) -> None:
+    """A firewall swallows the first attempt; the network is back for the second."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        ports = iter([silent.getsockname()[1]])
+        pool = ours("", min_size=1, max_size=4, timeout=10)
+        pool.kwargs = lambda: {
+            **psycopg.conninfo.conninfo_to_dict(shared.tcp_conninfo),
+            "port": next(ports, shared.port),
+            "autocommit": True,
+        }
+        pool.open()
+        call = Call(use, pool)
+        call.result(within=5)
+        assert call.seconds < 1
+        pool.close(timeout=0.1)
+
+
+def test_attempts_that_hang_do_not_take_every_slot_for_long(shared: Server) -> None:
+    """A firewall swallows all attempts for a while, and never answers those."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        ports = [silent.getsockname()[1]]
+        pool = ours("", min_size=1, max_size=4, timeout=15)
+        pool.kwargs = lambda: {
+            **psycopg.conninfo.conninfo_to_dict(shared.tcp_conninfo),
+            "port": ports[0],
+            "connect_timeout": 10,
+            "autocommit": True,
+        }
+        pool.open()
+        calls = [Call(use, pool) for _ in range(6)]
+        sleep(3)
+        ports[0] = shared.port
+        back = monotonic()
+        for call in calls:
+            call.result(within=5)
+            assert call.ended_at - back < 4, "it takes 1 s at the most, and without a limit 7 s"
+        pool.close(timeout=0.1)
+
+
+# What is worth another try
+
+
+def test_one_address_of_several_that_may_come_back_is_worth_it(shared: Server) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(psycopg.Error) as caught:
+        psycopg.connect(
+            host="127.0.0.1,127.0.0.1",
+            port=f"{shared.port},{silent.getsockname()[1]}",
+            user="nobody",
+            password="x",
+            connect_timeout=2,
+        )
+    # The older psycopg tells of the last address alone; the newer of each.
+    assert "connection timeout expired" in str(caught.value)
+    assert not is_permanent(caught.value)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), OSError(24, "files")])
+def test_what_the_process_is_out_of_it_may_have_again(shared: Server, error: Exception) -> None:
+    left = [error, error]
+    pool = ours("", min_size=1, timeout=10)
+
+    def kwargs() -> dict[str, Any]:
+        if left:
+            raise left.pop()
+        return {**psycopg.conninfo.conninfo_to_dict(shared.conninfo), "autocommit": True}
+
+    pool.kwargs = kwargs
+    pool.open()
+    try:
+        assert Call(use, pool).result(within=5)
+    finally:
+        pool.close()
+
+
+# The hard deadline
+
+
+@compared_with_stock("it can only say that there was no connection, not why")
+def test_a_server_that_accepts_and_says_nothing_costs_the_timeout_and_no_more(
+    make: MakePool,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"host=127.0.0.1 port={silent.getsockname()[1]} sslmode=require user=x"
+        pool = make(address, min_size=1, timeout=1)
+        pool.open()
+        with pytest.raises(PoolTimeout, match="no connection could be opened in time"):
+            Call(use, pool).result(within=2)
+        pool.close(timeout=0.1)
+
+
+def test_a_network_that_swallows_everything_costs_the_timeout_and_no_more(shared: Server) -> None:
+    with (
+        Proxy(shared.port) as proxy,
+        opened(
+            ours, f"{shared.tcp_conninfo} port={proxy.port}", min_size=2, max_size=4, timeout=2
+        ) as pool,
+    ):
+        sleep(0.6)
+        proxy.blackhole()
+        calls = [Call(use, pool) for _ in range(3)]
+        for call in calls:
+            with pytest.raises(PoolTimeout):
+                call.result(within=3)
+        proxy.resume()
+        use(pool, timeout=5)
+
+
+# What is said
+
+
+def test_an_exhausted_pool_names_its_limits_its_holders_and_what_to_do(shared: Server) -> None:
+    with opened(ours, shared.conninfo, min_size=1, max_size=2) as pool:
+        first = pool.getconn()
+        sleep(0.3)
+        second = pool.getconn()
+        with pytest.raises(PoolTimeout) as caught:
+            pool.getconn(timeout=0.2)
+        text = str(caught.value)
+        for part in (
+            "couldn't get a connection after 0.20 sec",
+            "all 2 connections are in use",
+            "size 1 + overflow 1",
+            "2 in use, 0 idle, 1 waiting",
+            "'MainThread' has held one for 0.",
+            f"server process {first.info.backend_pid}",
+            "DB_POOL_SIZE",
+            "#pool-exhausted",
+        ):
+            assert part in text
+        pool.putconn(first)
+        pool.putconn(second)
+
+
+def test_a_password_is_in_no_message(shared: Server, caplog: pytest.LogCaptureFixture) -> None:
+    pool = ours(
+        shared.tcp_conninfo,
+        min_size=1,
+        timeout=1,
+        kwargs={"user": "app", "password": "n0t-f0r-y0u"},
+    )
+    with caplog.at_level(logging.DEBUG):
+        pool.open()
+        with pytest.raises(psycopg.OperationalError) as caught:
+            use(pool)
+        pool.close()
+    assert "n0t-f0r-y0u" not in str(caught.value) + repr(caught.value) + caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "permanent"),
+    [
+        ('connection failed: FATAL:  password authentication failed for user "x"', True),
+        ('connection failed: FATAL:  role "x" is not permitted to log in', True),
+        ('connection failed: FATAL:  no pg_hba.conf entry for host "10.0.0.1", user "x"', True),
+        ("connection failed: FATAL:  the database system is starting up", False),
+        ("connection failed: FATAL:  sorry, too many clients already", False),
+        ("connection failed: connection to server failed: Connection refused", False),
+        ("connection timeout expired", False),
+        ("failed to resolve host 'db': [Errno -3] Temporary failure in name resolution", False),
+        ("failed to resolve host 'db': [Errno -2] Name or service not known", True),
+    ],
+)
+def test_faults_that_may_pass_are_told_from_those_that_do_not(text: str, permanent: bool) -> None:
+    assert is_permanent(psycopg.OperationalError(text)) is permanent
+
+
+def test_one_address_that_may_come_back_is_enough_to_go_on() -> None:
+    text = (
+        'connection failed: FATAL:  role "x" does not exist\n'
+        "Multiple connection attempts failed. All failures were:\n"
+        "- host: 'a', port: 5432: connection failed: Connection refused\n"
+        "- host: 'b', port: 5432: connection failed: FATAL:  role \"x\" does not exist"
+    )
+    assert not is_permanent(psycopg.OperationalError(text))
+
+
+@pytest.mark.parametrize("make", [ours, stock])
+def test_reconnect_failed_is_called_at_once_without_a_timeout(make: MakePool) -> None:
+    called: list[ConnectionPool[psycopg.Connection]] = []
+    nowhere = "host=127.0.0.1 port=1 user=x dbname=x"
+    pool = make(
+        nowhere, min_size=1, max_size=1, reconnect_timeout=0, reconnect_failed=called.append
+    )
+    pool.open()
+    with pytest.raises(PoolTimeout):
+        pool.getconn(timeout=1)
+    assert called == [pool]
+    pool.close()
+
+
+def test_reconnect_failed_is_called_once_for_a_long_outage(server: Server) -> None:
+    called: list[ConnectionPool[psycopg.Connection]] = []
+    with opened(
+        ours,
+        server.conninfo,
+        min_size=1,
+        timeout=3,
+        reconnect_timeout=1,
+        reconnect_failed=called.append,
+    ) as pool:
+        server.stop()
+        with pytest.raises(PoolTimeout):
+            use(pool)
+        assert called == [pool]
+        server.start()
+        wait_until(lambda: bool(Call(use, pool).result(within=5)), "the pool to be back")

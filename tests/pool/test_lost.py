@@ -1,0 +1,246 @@
+"""No slot is lost: not by threads, tasks and wrappers that die, nor by exceptions from nowhere."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import logging
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from time import sleep
+
+import pytest
+
+from abs_orm_app.pool.pool import HardenedPool
+from tests.support.pools import (
+    APP,
+    AnyPool,
+    Call,
+    MakePool,
+    compared_with_stock,
+    opened,
+    ours,
+    pid,
+    use,
+)
+from tests.support.servers import Server, wait_until
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Server]:
+    with Server() as server:
+        yield server
+
+
+@compared_with_stock("a connection that is not returned takes its slot with it, for good")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_threads_that_end_with_a_connection_give_their_slots_back(
+    shared: Server, make: MakePool
+) -> None:
+    with opened(make, shared.conninfo, min_size=2, max_size=4, timeout=3) as pool:
+        for _ in range(4):
+            thread = threading.Thread(target=pool.getconn)
+            thread.start()
+            thread.join(5)
+        for _ in range(4):
+            use(pool)
+        assert shared.sessions(APP) <= 4
+
+
+@compared_with_stock("a connection that is not returned takes its slot with it, for good")
+def test_a_tasks_connection_comes_back_when_the_task_is_cancelled(
+    shared: Server, make: MakePool
+) -> None:
+    async def hold(pool: AnyPool) -> None:
+        _conn = await asyncio.to_thread(pool.getconn)
+        await asyncio.sleep(60)
+
+    async def cancel_one(pool: AnyPool) -> None:
+        task = asyncio.create_task(hold(pool))
+        await asyncio.sleep(0.3)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    with opened(make, shared.conninfo, min_size=1, timeout=2) as pool:
+        asyncio.run(cancel_one(pool))
+        use(pool)
+
+
+def test_a_reference_cycle_is_collected_when_the_pool_is_exhausted(shared: Server) -> None:
+    class Wrapper:
+        """As Django's: a cycle, which only the garbage collector frees."""
+
+        def __init__(self, pool: AnyPool) -> None:
+            self.myself = self
+            self.conn = pool.getconn()
+
+    with opened(ours, shared.conninfo, min_size=1, timeout=5) as pool:
+        gc.collect()
+        gc.disable()
+        try:
+            Wrapper(pool)
+            use(pool)
+        finally:
+            gc.enable()
+
+
+def test_a_lost_connection_is_replaced_though_nobody_waits(shared: Server) -> None:
+    with opened(ours, shared.conninfo, min_size=2) as pool:
+        lost = pid(pool.getconn())
+        wait_until(
+            lambda: pool.get_stats()["pool_available"] == 2, "the place to be filled", seconds=5
+        )
+        assert isinstance(pool, HardenedPool)
+        assert not pool.holders()
+        assert lost not in {pid(conn) for conn in pool._pool}
+
+
+def test_the_place_that_lost_a_connection_is_named(
+    shared: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lose_one(pool: AnyPool) -> None:
+        pool.getconn()
+
+    with opened(ours, shared.conninfo, min_size=1, timeout=5, leak_seconds=60) as pool:
+        lose_one(pool)
+        with caplog.at_level(logging.WARNING, "abs_orm_app.pool"):
+            use(pool)
+    assert "test_lost.py" in caplog.text
+    assert "in lose_one" in caplog.text
+
+
+def test_without_tracing_the_warning_says_how_to_find_the_place(
+    shared: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    with opened(ours, shared.conninfo, min_size=1, timeout=5) as pool:
+        pool.getconn()
+        with caplog.at_level(logging.WARNING, "abs_orm_app.pool"):
+            use(pool)
+    assert "DB_POOL_LEAK_SECONDS" in caplog.text
+
+
+def test_a_connection_held_too_long_is_warned_about_once_with_its_stack(
+    shared: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        opened(ours, shared.conninfo, min_size=1, leak_seconds=0.4) as pool,
+        caplog.at_level(logging.WARNING, "abs_orm_app.pool"),
+    ):
+        conn = pool.getconn()
+        wait_until(lambda: "has held one for" in caplog.text, "the warning", seconds=5)
+        sleep(1)
+        pool.putconn(conn)
+    warnings = [r for r in caplog.records if "has held one for" in r.getMessage()]
+    assert len(warnings) == 1
+    assert "conn = pool.getconn()" in warnings[0].getMessage()
+
+
+def test_holders_are_named_with_their_threads_the_longest_first(shared: Server) -> None:
+    with opened(ours, shared.conninfo, min_size=2) as pool:
+        assert isinstance(pool, HardenedPool)
+        first = pool.getconn()
+        sleep(0.05)
+        call = Call(pool.getconn)
+        second = call.result(within=5)
+        holders = pool.holders()
+        assert [holder.pid for holder in holders] == [
+            first.info.backend_pid,
+            second.info.backend_pid,
+        ]
+        assert holders[0].thread == "MainThread"
+        assert holders[1].thread == call.name
+        assert holders[0].seconds > holders[1].seconds
+        pool.putconn(first)
+        pool.putconn(second)
+        assert pool.holders() == []
+
+
+def test_ctrl_c_during_a_checkout_loses_nothing(shared: Server) -> None:
+    with opened(ours, shared.conninfo, min_size=1, timeout=20) as pool:
+        held = pool.getconn()
+        main = threading.get_ident()
+        threading.Timer(0.3, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
+        # In the background of a shell, the suite was started with this signal ignored.
+        handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                pool.getconn()
+        finally:
+            signal.signal(signal.SIGINT, handler)
+        assert pool.get_stats()["requests_waiting"] == 0
+        pool.putconn(held)
+        use(pool)
+
+
+class Interrupted(BaseException):
+    """Thrown into threads at any point, as a task server's soft time limit is."""
+
+
+def test_exceptions_thrown_at_any_point_of_a_checkout_lose_nothing(shared: Server) -> None:
+    stop = threading.Event()
+
+    def work(pool: AnyPool) -> None:
+        while not stop.is_set():
+            try:
+                conn = pool.getconn()
+                try:
+                    sleep(0.0005)
+                finally:
+                    pool.putconn(conn)
+            except (Interrupted, ValueError, AttributeError):
+                # An interrupted return is tried again by nobody: then it is not in the pool.
+                conn = None
+
+    with opened(ours, shared.conninfo, min_size=2, max_size=4, timeout=5) as pool:
+        calls = [Call(work, pool) for _ in range(8)]
+        for _ in range(400):
+            victim = random.choice(calls).ident  # noqa: S311
+            assert victim is not None
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(victim), ctypes.py_object(Interrupted)
+            )
+            sleep(0.003)
+        stop.set()
+        for call in calls:
+            call.join(10)
+            assert not call.is_alive()
+        gc.collect()
+        conns = [pool.getconn(timeout=10) for _ in range(4)]
+        assert shared.sessions(APP) <= 4
+        for conn in conns:
+            pool.putconn(conn)
+        assert pool.get_stats()["pool_size"] <= 4
+        assert pool.get_stats()["requests_waiting"] == 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_the_timer_thread_is_started_again_when_it_has_died(
+    shared: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    def die() -> None:
+        raise SystemExit
+
+    with opened(ours, shared.conninfo, min_size=1, max_size=3, max_idle=0.5) as pool:
+        timer = pool._sched_runner
+        assert timer is not None
+        pool._sched.enter(0, die)
+        timer.join(5)
+        assert not timer.is_alive()
+        with caplog.at_level(logging.WARNING, "abs_orm_app.pool"):
+            conns = [pool.getconn() for _ in range(3)]
+        for conn in conns:
+            pool.putconn(conn)
+        assert "timer thread" in caplog.text
+        wait_until(lambda: shared.sessions(APP) == 1, "the overflow to be closed", seconds=5)
+
+
+def test_an_idle_pool_has_one_thread_and_no_other(shared: Server) -> None:
+    before = set(threading.enumerate())
+    with opened(ours, shared.conninfo, min_size=3) as pool:
+        use(pool)
+        wait_until(lambda: len(set(threading.enumerate()) - before) == 1, "the connectors to end")
+        (timer,) = set(threading.enumerate()) - before
+        assert timer is pool._sched_runner

@@ -1,0 +1,198 @@
+"""Whatever happens in whatever order, the invariants hold: drawn by hypothesis on a real server."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from time import monotonic, sleep
+from typing import Any, ClassVar
+
+import psycopg
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from psycopg_pool import PoolTimeout
+
+from abs_orm_app.pool.pool import HardenedPool
+from tests.support.pools import APP, Call, ours, pid
+from tests.support.servers import Server, wait_until
+
+TIMEOUT = 3.0
+ROOM = 1.5  # seconds that a shared machine may take on top of a deadline
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Drives one pool; `held` are the connections that this test has checked out."""
+
+    server: ClassVar[Server]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: list[psycopg.Connection[Any]] = []
+        self.up = True
+        self.limit = 4
+        pool = ours(self.server.conninfo, min_size=2, max_size=4, timeout=TIMEOUT, max_idle=1)
+        assert isinstance(pool, HardenedPool)
+        self.pool = pool
+        self.pool.open(wait=True, timeout=20)
+
+    def teardown(self) -> None:
+        if not self.up:
+            self.server.start()
+        for conn in self.held:
+            self.pool.putconn(conn)
+        self.pool.close()
+        wait_until(lambda: self.server.sessions(APP) == 0, "every session to end")
+
+    def checkout(self, timeout: float) -> psycopg.Connection[Any] | None:
+        began = monotonic()
+        try:
+            return self.pool.getconn(timeout)
+        except PoolTimeout:
+            return None
+        finally:
+            assert monotonic() - began <= timeout + ROOM, "a wait past the deadline"
+
+    @rule()
+    def take(self) -> None:
+        conn = self.checkout(TIMEOUT if self.up and len(self.held) < self.limit else 0.2)
+        if conn is None:
+            assert not self.up or len(self.held) >= self.limit, "none came, and there was one"
+            return
+        assert all(conn is not other for other in self.held), "one connection in two hands"
+        self.held.append(conn)
+        if self.up:
+            conn.execute("SELECT 1")
+
+    @precondition(lambda self: self.held)
+    @rule(which=st.integers(0, 9), broken=st.booleans())
+    def give_back(self, which: int, broken: bool) -> None:
+        conn = self.held.pop(which % len(self.held))
+        if broken:
+            conn.close()
+        self.pool.putconn(conn)
+
+    @precondition(lambda self: self.held)
+    @rule(which=st.integers(0, 9))
+    def lose(self, which: int) -> None:
+        self.held.pop(which % len(self.held))
+        gc.collect()
+
+    @precondition(lambda self: self.up)
+    @rule()
+    def crowd(self) -> None:
+        """More clients than places: each is served, or told so at its deadline."""
+
+        def use() -> None:
+            if conn := self.checkout(TIMEOUT):
+                sleep(0.005)
+                self.pool.putconn(conn)
+
+        allowed = max(self.limit, len(self.held))
+        calls = [Call(use) for _ in range(8)]
+        while any(call.is_alive() for call in calls):
+            assert self.pool.get_stats()["pool_size"] <= allowed
+            # One that was replaced may still be ending when it is counted; not twice.
+            assert min(self.server.sessions(APP) for _ in range(2)) <= allowed
+        for call in calls:
+            call.result(within=TIMEOUT + 2)
+
+    @precondition(lambda self: self.up)
+    @rule(which=st.integers(0, 9))
+    def terminate_one(self, which: int) -> None:
+        with self.server.admin() as admin:
+            pids = admin.execute(
+                "SELECT pid FROM pg_stat_activity WHERE application_name = %s ORDER BY pid", [APP]
+            ).fetchall()
+            if pids:
+                admin.execute("SELECT pg_terminate_backend(%s, 5000)", pids[which % len(pids)])
+        self.replace_broken()
+
+    @rule()
+    def expire(self) -> None:
+        with self.pool._lock:
+            for conn in self.pool._pool:
+                conn._expire_at = 0.0
+
+    @rule()
+    def drain(self) -> None:
+        self.pool.drain()
+
+    @rule(size=st.integers(0, 3), overflow=st.integers(1, 3))
+    def resize(self, size: int, overflow: int) -> None:
+        self.pool.resize(size, size + overflow)
+        self.limit = size + overflow
+        self.the_server_counts_no_more_than_the_limit()
+
+    @precondition(lambda self: self.up)
+    @rule(crash=st.booleans())
+    def stop(self, crash: bool) -> None:
+        self.server.kill() if crash else self.server.stop()
+        self.up = False
+        self.replace_broken()
+
+    @precondition(lambda self: not self.up)
+    @rule()
+    def start(self) -> None:
+        self.server.start()
+        self.up = True
+
+    @rule()
+    def rest(self) -> None:
+        """Long enough for the next checkout to ping, and for the overflow to be closed."""
+        sleep(0.6)
+
+    def replace_broken(self) -> None:
+        """What a project does with a connection that broke in its hands: it gives it back."""
+        for conn in list(self.held):
+            try:
+                conn.execute("SELECT 1")
+            except psycopg.OperationalError:
+                self.held.remove(conn)
+                self.pool.putconn(conn)
+
+    @invariant()
+    def the_server_counts_no_more_than_the_limit(self) -> None:
+        if self.up:
+            allowed = max(self.limit, len(self.held))
+            wait_until(lambda: self.server.sessions(APP) <= allowed, f"at most {allowed}", 2)
+
+    @invariant()
+    def every_slot_is_accounted_for(self) -> None:
+        def settled() -> bool:
+            with self.pool._lock:
+                self.pool._reclaim_lost()
+                known = {id(conn) for conn in [*self.pool._pool, *self.held]}
+                return set(self.pool._slots) == known and not self.pool._attempts
+
+        wait_until(settled, "slots to be idle or in hand", 5)
+        stats = self.pool.get_stats()
+        assert stats["pool_size"] == stats["pool_available"] + len(self.held)
+        assert stats["pool_size"] <= max(self.limit, len(self.held))
+        assert stats["requests_waiting"] == 0
+
+    @invariant()
+    def no_connection_is_idle_and_in_hand(self) -> None:
+        idle = {id(conn) for conn in self.pool._pool}
+        assert len(idle) == len(self.pool._pool)
+        assert not idle & {id(conn) for conn in self.held}
+        assert sorted(h.pid for h in self.pool.holders()) == sorted(map(_pid, self.held))
+
+
+def _pid(conn: psycopg.Connection[Any]) -> int:
+    return 0 if conn.closed else pid(conn)
+
+
+def test_the_invariants_hold_after_each_step_of_any_story() -> None:
+    with Server() as server:
+        PoolMachine.server = server
+        threads = threading.active_count()
+        machine = settings(
+            max_examples=12,
+            stateful_step_count=25,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        PoolMachine.TestCase.settings = machine
+        PoolMachine.TestCase("runTest").runTest()
+        wait_until(lambda: threading.active_count() <= threads, "the threads to end")

@@ -1,0 +1,126 @@
+"""The pool over TLS, with a certificate that is verified: `sslmode=verify-full`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic, sleep
+from urllib.parse import quote
+
+import psycopg
+import pytest
+
+from abs_orm_app.pool import liveness
+from tests.support.debian import DebianServer, make_certificate, needs_debian
+from tests.support.pools import APP, AnyPool, Call, opened, ours, pid, use
+from tests.support.projects import manage
+
+pytestmark = needs_debian
+
+AT_ONCE = 5.0  # seconds, of a timeout of 30
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("certificates")
+    make_certificate(directory, "localhost")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def server(certificates: Path) -> Iterator[DebianServer]:
+    with DebianServer(certificate=certificates) as server:
+        yield server
+
+
+@pytest.fixture
+def conninfo(server: DebianServer, certificates: Path) -> str:
+    root = certificates / "ca.crt"
+    return f"{server.tcp_conninfo} host=localhost sslmode=verify-full sslrootcert={root}"
+
+
+@pytest.fixture
+def pool(conninfo: str) -> Iterator[AnyPool]:
+    with opened(ours, conninfo, min_size=3, max_size=5) as pool:
+        yield pool
+
+
+def unencrypted(server: DebianServer) -> int:
+    """How many of the pool's sessions the server takes for unencrypted."""
+    with server.admin() as admin:
+        row = admin.execute(
+            "SELECT count(*) FILTER (WHERE ssl), count(*) FILTER (WHERE NOT ssl)"
+            " FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE application_name = %s",
+            [APP],
+        ).fetchone()
+    assert row is not None
+    assert row[0] > 0
+    return int(row[1])
+
+
+def test_every_connection_is_encrypted_and_used_again(pool: AnyPool, server: DebianServer) -> None:
+    first = use(pool)
+    assert use(pool) == first
+    for call in [Call(use, pool, "SELECT pg_sleep(0.1)") for _ in range(10)]:
+        call.result(within=20)
+    assert unencrypted(server) == 0
+    assert server.sessions(APP) <= 5
+
+
+def test_an_idle_connection_is_pinged_and_kept(pool: AnyPool) -> None:
+    first = use(pool)
+    sleep(0.6)  # from now on it is pinged
+    assert use(pool) == first
+
+
+def test_a_ping_that_is_not_answered_ends_in_time(pool: AnyPool, server: DebianServer) -> None:
+    with pool.connection() as conn:
+        assert liveness.answers(conn, timeout=5)
+        server.suspend_backend(pid(conn))
+        began = monotonic()
+        try:
+            assert not liveness.answers(conn, timeout=0.2)
+            assert monotonic() - began < AT_ONCE
+        finally:
+            server.resume()
+        conn.close()
+
+
+def test_a_restart_of_the_server_costs_no_error(pool: AnyPool, server: DebianServer) -> None:
+    before = use(pool)
+    server.restart()
+    began = monotonic()
+    assert use(pool) != before
+    assert monotonic() - began < AT_ONCE
+    assert unencrypted(server) == 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ("host=127.0.0.1", "does not match host name"),
+        ("sslrootcert=nowhere.crt", "root certificate file"),
+        ("sslrootcert={others}/ca.crt", "certificate verify failed"),
+    ],
+)
+def test_a_server_that_is_not_who_it_should_be_is_refused_at_once(
+    conninfo: str, tmp_path: Path, changed: str, words: str
+) -> None:
+    make_certificate(tmp_path, "localhost")
+    pool = ours(f"{conninfo} {changed.format(others=tmp_path)}", min_size=1, timeout=30)
+    pool.open()
+    try:
+        call = Call(use, pool)
+        with pytest.raises(psycopg.OperationalError, match=words):
+            call.result(within=20)
+        assert call.seconds < AT_ONCE
+    finally:
+        pool.close()
+
+
+def test_check_pool_shows_the_encryption(server: DebianServer, certificates: Path) -> None:
+    root = quote(str(certificates / "ca.crt"))
+    address = f"postgresql://postgres@localhost:{server.port}/postgres"
+    done = manage("check_pool", DATABASE_URL=f"{address}?sslmode=verify-full&sslrootcert={root}")
+    assert "TLS        TLSv1.3" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0

@@ -1,0 +1,49 @@
+"""The pages hang together: with each other, and with what the code says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+MODULES = sorted((ROOT / "abs_orm_app").rglob("*.py"))
+
+
+def anchors(page: Path) -> set[str]:
+    """The places in a page that a link can lead to, as GitHub names them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    plain = [re.sub(r"<[^>]+>|[^\w\- ]", "", heading.lower()).strip() for heading in headings]
+    return {*(heading.replace(" ", "-") for heading in plain), *re.findall(r'<a id="(.+?)"', text)}
+
+
+def leads_somewhere(target: str, base: Path) -> bool:
+    name, _, anchor = target.partition("#")
+    page = base.parent / name if name else base
+    return page.exists() and (not anchor or anchor in anchors(page))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_each_link_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    inner = [link for link in links if not link.startswith(("http:", "https:"))]
+    assert [link for link in inner if not leads_somewhere(link, page)] == []
+
+
+def test_each_page_that_the_code_speaks_of_is_there() -> None:
+    spoken = {
+        (module.name, path)
+        for module in MODULES
+        for path in re.findall(r"docs/[\w-]+\.md", module.read_text())
+    }
+    assert [(module, path) for module, path in spoken if not (ROOT / path).exists()] == []
+
+
+def test_each_advice_of_the_pool_leads_to_an_entry_of_the_troubleshooting_page() -> None:
+    source = (ROOT / "abs_orm_app" / "pool" / "messages.py").read_text()
+    named = set(re.findall(r"\{GUIDE\}#([\w-]+)", source))
+    assert named
+    assert named <= anchors(ROOT / "docs" / "troubleshooting.md")

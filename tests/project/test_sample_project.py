@@ -1,0 +1,40 @@
+"""The sample project, as tests and benchmarks use it and as a user first meets it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from django.test import Client
+
+from tests.support.servers import Server
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.django_db
+def test_a_page_says_which_server_process_answered(client: Client) -> None:
+    first, second = client.get("/").json(), client.get("/slow/?ms=1").json()
+    assert first == second
+    assert first["pid"] > 1
+
+
+@pytest.mark.parametrize("ms", ["", "-1", "1.5", "60001", "9" * 5000])
+def test_a_time_that_a_page_does_not_take_is_a_bad_request(client: Client, ms: str) -> None:
+    answer = client.get("/slow/", {"ms": ms})
+    assert answer.status_code == 400
+    assert answer.content == b"ms is not a whole number from 0 to 60000."
+
+
+def test_the_project_passes_djangos_checks_as_it_is(server: Server) -> None:
+    done = subprocess.run(
+        [sys.executable, "manage.py", "check", "--fail-level", "WARNING"],
+        cwd=ROOT,
+        env={"PATH": os.defpath, "ENV_FILE": os.devnull, "DATABASE_URL": server.url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,44 @@
+"""Other people's projects, and README's lines, as they stand there, put into them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+OURS = ("DB_", "DATABASE_URL", "DJANGO_", "PYTHON", "ENV_FILE")  # variables of the suite's own
+
+
+def run(*command: str | Path, cwd: Path, **environ: str) -> str:
+    """Run a command to its end; return its output, which is the message if it fails."""
+    inherited = {name: text for name, text in os.environ.items() if not name.startswith(OURS)}
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**inherited, **environ},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}"
+    return done.stdout
+
+
+def block(language: str, beginning: str) -> str:
+    """The block of README in this language that begins so."""
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    (found,) = (text for name, text in blocks if name == language and text.startswith(beginning))
+    return str(found)
+
+
+def embed(settings: Path) -> None:
+    """Add README's lines to a settings module; their "..." stands for what it has there."""
+    lines = block("python", "# settings.py")
+    assert lines.count("...") == 1
+    with settings.open("a") as file:
+        file.write("\n" + lines.replace("...", "*INSTALLED_APPS"))

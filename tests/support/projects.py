@@ -1,0 +1,89 @@
+"""A project's DATABASES and command line, as a test wants them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from django.core.management import call_command
+from django.db import connections
+from psycopg.conninfo import conninfo_to_dict
+
+ROOT = Path(__file__).resolve().parents[2]
+OURS = "abs_orm_app.backends.postgresql"
+STOCK = "django.db.backends.postgresql"
+POOL = {"pool": {"min_size": 20, "max_size": 30, "timeout": 30.0, "max_lifetime": 3600.0}}
+SQLITE = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
+
+
+@contextmanager
+def database(entry: dict[str, Any], alias: str = "other") -> Iterator[str]:
+    """Have one more alias in DATABASES; it and its pool are gone at the end."""
+    connections.settings[alias] = connections.configure_settings({"default": {**entry}})["default"]
+    try:
+        yield alias
+    finally:
+        wrapper: Any = connections[alias]
+        wrapper.close()
+        if pool := getattr(type(wrapper), "_connection_pools", {}).pop(alias, None):
+            pool.close()
+        del connections[alias]
+        del connections.settings[alias]
+
+
+def entry(conninfo: str, engine: str = OURS, **more: Any) -> dict[str, Any]:
+    """One entry of DATABASES for libpq's connection string."""
+    given = conninfo_to_dict(conninfo)
+    return {
+        "ENGINE": engine,
+        "NAME": given["dbname"],
+        "USER": given["user"],
+        "HOST": given["host"],
+        "PORT": given["port"],
+        "CONN_HEALTH_CHECKS": True,
+        **more,
+    }
+
+
+def manage(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run manage.py of the sample project, without the variables of the suite's own server."""
+    mine = ("DB_", "DATABASE_URL", "DEBUG", "WEB_CONCURRENCY", "PG")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(mine)}
+    return subprocess.run(
+        [sys.executable, "manage.py", *arguments],
+        cwd=ROOT,
+        env={**inherited, **environ},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+class Ran:
+    """What a run of check_pool in this process printed, and its exit code."""
+
+    def __init__(self, *arguments: str, **options: Any) -> None:
+        out = StringIO()
+        try:
+            call_command("check_pool", *arguments, stdout=out, no_color=True, **options)
+            self.code = 0
+        except SystemExit as end:
+            self.code = int(end.code or 0)
+        self.out = out.getvalue()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def line(text: str, start: str) -> str:
+    """The first line of a text that begins so."""
+    return next(row for row in text.splitlines() if row.strip().startswith(start))

@@ -1,0 +1,155 @@
+"""A TCP proxy between clients and a server: adds latency, breaks, counts.
+
+    with Proxy(server.port, delay=0.0005) as proxy:  # a round trip takes 1 ms longer
+        psycopg.connect(f"{server.tcp_conninfo} port={proxy.port}")
+        proxy.blackhole()
+
+For a latency that does not depend on what the clients' interpreter does, run it as a process of
+its own: `python -m tests.support.proxy PORT DELAY` prints its port and works until its stdin is
+closed.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import Any, Self
+
+from tests.support.servers import PORTS
+
+LOCALHOST = "127.0.0.1"
+CHUNK = 65536
+
+
+class Proxy:
+    """Forwards TCP connections to `target`, a port of this machine.
+
+    delay: seconds to hold back what arrives, each way; a few 0.1 ms come on top.
+    port: where it listens; the same after `refuse` and `resume`.
+    client_messages: how often clients have sent something, which is once per flush of libpq.
+    """
+
+    def __init__(self, target: int, delay: float = 0.0) -> None:
+        self.delay = delay
+        self.port = 0
+        self.client_messages = 0
+        self._target = target
+        self._lock = threading.Lock()
+        self._open: set[socket.socket] = set()
+        self._flowing = threading.Event()
+        self._listener: socket.socket | None = None
+
+    def __enter__(self) -> Self:
+        self.resume()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.refuse()
+        self._flowing.set()  # lets the threads find that their sockets are closed
+
+    def blackhole(self) -> None:
+        """Forward nothing from now on, as a firewall that has forgotten its connections.
+
+        They stay open. New ones can be made, because the kernel does that, and hear nothing.
+        """
+        self._flowing.clear()
+
+    def refuse(self) -> None:
+        """Drop all connections and refuse new ones, as a machine whose server is not running."""
+        if self._listener is not None:
+            with suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)  # wakes up accept(), close() would not
+            self._listener.close()
+            self._listener = None
+        with self._lock:
+            for each in self._open:
+                _end(each)
+
+    def resume(self) -> None:
+        """Undo `blackhole`, forwarding what has been held back, and `refuse`."""
+        self._flowing.set()
+        if self._listener is None:
+            self._listener = self._listen()
+            _run(self._accept, self._listener)
+
+    def _listen(self) -> socket.socket:
+        if self.port:
+            return socket.create_server((LOCALHOST, self.port))
+        # Not a port of the kernel's choice, which it might give to somebody else after `refuse`.
+        for self.port in random.sample(PORTS, 9):
+            with suppress(OSError):
+                return socket.create_server((LOCALHOST, self.port))
+        raise RuntimeError("found no free TCP port")
+
+    def _accept(self, listener: socket.socket) -> None:
+        with suppress(OSError):  # closed by `refuse`
+            while True:
+                client, _ = listener.accept()
+                _run(self._serve, client)
+
+    def _serve(self, client: socket.socket) -> None:
+        """Live as long as one client's connection."""
+        with client, socket.socket() as server:
+            with self._lock:
+                self._open |= {client, server}
+            self._flowing.wait()
+            try:
+                server.connect((LOCALHOST, self._target))
+                for each in (client, server):
+                    each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                answers = _run(self._forward, server, client)
+                self._forward(client, server, is_client=True)
+                answers.join()
+            except OSError:
+                pass  # no server, or a client that is gone already: what remains is to hang up
+            finally:
+                with self._lock:
+                    self._open -= {client, server}
+
+    def _forward(self, source: socket.socket, sink: socket.socket, is_client: bool = False) -> None:
+        """Copy until either side hangs up, then hang up on both."""
+        late: SimpleQueue[tuple[float, bytes]] = SimpleQueue()
+        sender = _run(self._send, sink, late)
+        with suppress(OSError):
+            while data := source.recv(CHUNK):
+                if is_client:
+                    with self._lock:
+                        self.client_messages += 1
+                late.put((time.monotonic() + self.delay, data))
+        late.put((time.monotonic() + self.delay, b""))
+        sender.join()
+
+    def _send(self, sink: socket.socket, late: SimpleQueue[tuple[float, bytes]]) -> None:
+        with suppress(OSError):
+            while True:
+                due, data = late.get()
+                time.sleep(max(0.0, due - time.monotonic()))
+                self._flowing.wait()
+                if not data:
+                    break
+                sink.sendall(data)
+        _end(sink)
+
+
+def _run(target: Any, *arguments: Any) -> threading.Thread:
+    thread = threading.Thread(target=target, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
+
+def _end(connection: socket.socket) -> None:
+    """Hang up; unlike close(), it wakes the thread that reads from it."""
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+if __name__ == "__main__":
+    with Proxy(int(sys.argv[1]), float(sys.argv[2])) as running:
+        sys.stdout.write(f"{running.port}\n")
+        sys.stdout.flush()
+        sys.stdin.read()
