@@ -145,8 +145,11 @@ class PooledMixin(Base):
             self.run_on_commit = []
 
 
-def current_pools() -> dict[str, HardenedPool]:
-    """The pools that this process has for aliases of DATABASES, by alias."""
-    notice_fork()
-    mine = pools.copy()
-    return {alias: mine[alias] for alias in connections if alias in mine}
+def _hang_up() -> None:
+    """Hang up this thread's connections of our engines."""
+    for wrapper in connections.all(initialized_only=True):
+        if isinstance(wrapper, PooledMixin):
+            wrapper.hang_up()
+
+
+registry.hang_up_hooks.append(_hang_up)

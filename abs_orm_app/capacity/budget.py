@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.server import ServerFacts
+
+Answers = Sequence[tuple[Configured, ServerFacts]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,3 +183,19 @@ def _others(members: Iterable[tuple[Demand, ServerFacts, Limit]]) -> int:
         whose = (server.role, server.database)
         ours[whose] = max(ours.get(whose, 0), server.used_by_project)
     return max(used - sum(ours.values()), 0)
+
+
+def demands(answers: Answers) -> list[tuple[Demand, ServerFacts]]:
+    """What the pools of each process may open, and on which server."""
+    return [  # an alias without a pool has no size
+        (Demand(alias=database.alias, size=size, overflow=overflow), server)
+        for database, server in answers
+        if has_one_for_each(server)
+        and isinstance(size := database.value("size"), int)
+        and isinstance(overflow := database.value("overflow"), int)
+    ]
+
+
+def has_one_for_each(server: ServerFacts) -> bool:
+    """True if the server has one connection for each of ours; a pooler may make do with fewer."""
+    return server.pooler is None or server.pooler.pool_mode == "session"

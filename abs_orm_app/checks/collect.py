@@ -1,4 +1,4 @@
-"""What the servers that answered mean to the settings; `checks.py` has what needs no server."""
+"""All findings on some databases: those that need no server, and those on what servers answered."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ from collections.abc import Iterable, Sequence
 from django.conf import settings
 from django.core.checks import INFO
 
-from abs_orm_app.capacity.budget import Demand, budgets
-from abs_orm_app.checks import settings_rules
+from abs_orm_app.capacity.budget import Answers, budgets, demands
+from abs_orm_app.checks.finding import Finding
 from abs_orm_app.checks.pooler_rules import Through, no_pooler, pooler_findings
-from abs_orm_app.checks.server_rules import session_findings
-from abs_orm_app.checks.settings_rules import Finding
-from abs_orm_app.checks.system_checks import deployment_findings, settings_findings
+from abs_orm_app.checks.server_rules import budget_findings, server_not_asked, session_findings
+from abs_orm_app.checks.without_server import deployment_findings, settings_findings
 from abs_orm_app.environment import SettingsError, pool_processes
 from abs_orm_app.facts.databases import Configured, pool_settings
 from abs_orm_app.facts.failure import Failure
 from abs_orm_app.facts.report import Report, probe
 from abs_orm_app.facts.server import ServerFacts
-
-Answers = Sequence[tuple[Configured, ServerFacts]]
 
 TIMEOUT = 5.0  # seconds for each server that a check asks
 
@@ -35,7 +32,7 @@ def ask_servers(databases: Iterable[Configured]) -> list[Finding]:
             if isinstance(server, ServerFacts):
                 answers.append((database, server))
             elif failure:
-                unanswered.append(settings_rules.server_not_asked(database.alias, failure))
+                unanswered.append(server_not_asked(database.alias, failure))
     # What is only to be known is for check_pool, not for every `migrate`.
     found = [*server_findings(answers), *session_findings(answers)]
     serious = [finding for finding in found if finding.level > INFO]
@@ -78,23 +75,7 @@ def _budget_findings(answers: Answers, processes: int | None) -> list[Finding]:
         processes = processes or pool_processes()
     except SettingsError:
         return []  # `settings_findings` has it
-    return settings_rules.budget_findings(budgets(demands(answers), processes))
-
-
-def demands(answers: Answers) -> list[tuple[Demand, ServerFacts]]:
-    """What the pools of each process may open, and on which server."""
-    return [  # an alias without a pool has no size
-        (Demand(alias=database.alias, size=size, overflow=overflow), server)
-        for database, server in answers
-        if has_one_for_each(server)
-        and isinstance(size := database.value("size"), int)
-        and isinstance(overflow := database.value("overflow"), int)
-    ]
-
-
-def has_one_for_each(server: ServerFacts) -> bool:
-    """True if the server has one connection for each of ours; a pooler may make do with fewer."""
-    return server.pooler is None or server.pooler.pool_mode == "session"
+    return budget_findings(budgets(demands(answers), processes))
 
 
 def _pooler_findings(answers: Answers) -> list[Finding]:

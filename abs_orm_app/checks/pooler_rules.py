@@ -1,4 +1,4 @@
-"""The rules for an alias that reaches its server through a pooler, or should: see findings.py."""
+"""The rules for an alias that reaches its server through a pooler, or should."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from abs_orm_app.capacity.budget import allowance
-from abs_orm_app.checks.settings_rules import Finding, new_finding
+from abs_orm_app.checks.finding import Finding, new_finding
 from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.pooler import PoolerFacts
 from abs_orm_app.facts.server import ServerFacts

@@ -1,4 +1,4 @@
-"""More rules: the settings beside the server's timeouts, and beside the web server's."""
+"""Rules on what the server says: its limit of connections, its timeouts, its role."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator
 
 from django.db import DEFAULT_DB_ALIAS
 
-from abs_orm_app.checks.settings_rules import Finding, is_local, new_finding
-from abs_orm_app.facts.databases import NEVER, Configured
+from abs_orm_app.capacity.budget import Budget
+from abs_orm_app.checks.finding import Finding, new_finding
+from abs_orm_app.facts.databases import NEVER, Configured, is_local
+from abs_orm_app.facts.failure import Failure
 from abs_orm_app.facts.server import ServerFacts
-from abs_orm_app.facts.web_server import WebServer
 
 LONGEST_SILENCE = 3600  # seconds, before a server asks whether a client is still there
 
@@ -146,41 +147,55 @@ def _is_remote(server: ServerFacts) -> bool:
     return not is_local(server.address.rpartition(":")[0])
 
 
-# Beside the web server
-
-
-def web_findings(databases: Iterable[Configured], web: WebServer) -> list[Finding]:
-    """What does not go together with how the project is served."""
+def budget_findings(budgets: Iterable[Budget]) -> list[Finding]:
+    """One for each limit that all the processes together can pass."""
     return [
-        finding
-        for database in databases
-        if database.vendor == "postgresql"
-        for rule in (worker_killed_first, persistent_under_asgi)
-        for finding in rule(database, web)
-    ]
+        pool_size_too_large(budget) if budget.at_rest > budget.limit.connections
+        else overflow_too_large(budget)
+        for budget in budgets
+        if budget.at_peak > budget.limit.connections
+    ]  # fmt: skip
 
 
-def worker_killed_first(database: Configured, web: WebServer) -> Iterator[Finding]:
-    timeout = database.value("timeout")
-    if web.worker_timeout is None or not (database.pools and isinstance(timeout, int | float)):
-        return
-    if timeout >= web.worker_timeout:
-        yield new_finding(
-            "W017",
-            f"A request may wait for a connection for {timeout:g} s, and gunicorn kills its worker"
-            f" after {web.worker_timeout:g} s: the error that says why never comes.",
-            "Set DB_POOL_TIMEOUT lower (3 to 5 seconds suit a web page), or gunicorn's --timeout"
-            " higher.",
-            database.alias,
-        )
+def pool_size_too_large(budget: Budget) -> Finding:
+    return new_finding(
+        "E021",
+        f"{budget.arithmetic}; {budget.limit.why}. Even without overflow it is {budget.at_rest}.",
+        _how_to_fit(budget),
+        _only_alias(budget),
+    )
 
 
-def persistent_under_asgi(database: Configured, web: WebServer) -> Iterator[Finding]:
-    if web.asgi and database.mode == "persistent":
-        yield new_finding(
-            "W018",
-            f"Each thread keeps a connection of its own, and under ASGI ({web.asgi}) threads"
-            " come and go: connections pile up, and are not used again.",
-            "Set DB_POOL_MODE=pool.",
-            database.alias,
-        )
+def overflow_too_large(budget: Budget) -> Finding:
+    return new_finding(
+        "W021",
+        f"{budget.arithmetic}; {budget.limit.why}. With all of the overflow in use, "
+        "some processes will be refused.",
+        _how_to_fit(budget),
+        _only_alias(budget),
+    )
+
+
+def _how_to_fit(budget: Budget) -> str:
+    fits, aliases = budget.per_process, [repr(demand.alias) for demand in budget.demands]
+    of_all = f" of {' and '.join(aliases)} together" if len(aliases) > 1 else ""
+    smaller = (
+        f"Lower DB_POOL_SIZE + DB_MAX_OVERFLOW{of_all} to {fits} or less in each process, run"
+        if fits >= len(aliases)
+        else "Run"
+    )
+    return f"{smaller} fewer processes, raise the limit, or put PgBouncer in between."
+
+
+def _only_alias(budget: Budget) -> str | None:
+    return budget.demands[0].alias if len(budget.demands) == 1 else None
+
+
+def server_not_asked(alias: str, failure: Failure) -> Finding:
+    """The server did not answer: no error, because no check may fail for that."""
+    return new_finding(
+        "I001",
+        f"The server could not be asked about its limits: {failure.cause}",
+        failure.hint,
+        alias,
+    )

@@ -1,53 +1,18 @@
-"""The rules: facts in, findings out. No I/O. Each id has its entry in docs/checks.md."""
+"""Rules on the settings and the environment alone: what cannot work, whatever the server says."""
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from django.core.checks import ERROR, INFO, WARNING
-
+from abs_orm_app.checks.finding import Finding, new_finding
 from abs_orm_app.config.variables import did_you_mean
-from abs_orm_app.environment import PLACEHOLDER_PASSWORDS
-from abs_orm_app.facts.databases import NEVER, Configured
+from abs_orm_app.facts.databases import Configured
 
-if TYPE_CHECKING:  # every command runs the checks, and most need no server
-    from abs_orm_app.capacity.budget import Budget
-    from abs_orm_app.facts.failure import Failure
-
-GUIDE = "docs/checks.md"
 LEAST_PSYCOPG = (3, 2)
 LEAST_PSYCOPG_POOL = (3, 2)
-LONGEST_RECYCLE = 3600  # seconds
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """Something that an operator should know, and what to do about it."""
-
-    id: str  # "abs_orm_app.E001"
-    level: int  # of django.core.checks
-    message: str
-    hint: str
-    alias: str | None = None  # None: it is about several aliases, or about none
-
-    @property
-    def guide(self) -> str:
-        """Where the docs say more."""
-        return f"{GUIDE}#{self.id.rpartition('.')[2]}"
-
-
-def new_finding(number: str, message: str, hint: str, alias: str | None = None) -> Finding:
-    """Make a finding; the number's letter gives the level."""
-    level = {"E": ERROR, "W": WARNING, "I": INFO}[number[0]]
-    return Finding(id=f"abs_orm_app.{number}", level=level, message=message, hint=hint, alias=alias)
-
-
-# From the settings alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,159 +206,4 @@ def wrong_processes(reason: str) -> Finding:
     """The number of processes cannot be read from the environment."""
     return new_finding(
         "E008", reason, "Set it to how many processes have these pools, or unset it."
-    )
-
-
-# For production
-
-
-def deploy_findings(databases: Iterable[Configured]) -> list[Finding]:
-    """What works, and should not be in production."""
-    rules = (
-        pooling_off,
-        pre_ping_off,
-        recycle_off_or_long,
-        embedded_database,
-        tls_not_required,
-        placeholder_password,
-    )
-    return [
-        finding
-        for database in databases
-        if database.vendor == "postgresql"
-        for rule in rules
-        for finding in rule(database)
-    ]
-
-
-def pooling_off(database: Configured) -> Iterator[Finding]:
-    if database.mode == "null":
-        yield new_finding(
-            "W011",
-            "Every request opens a connection of its own.",
-            "Set DB_POOL_MODE=pool; or pgbouncer, if a PgBouncer does the pooling.",
-            database.alias,
-        )
-
-
-def pre_ping_off(database: Configured) -> Iterator[Finding]:
-    if database.mode in ("pool", "persistent") and not database.health_checks:
-        yield new_finding(
-            "W012",
-            "Pre-ping is off: after a restart of the server, requests get dead connections.",
-            "Set DB_POOL_PRE_PING=true (CONN_HEALTH_CHECKS).",
-            database.alias,
-        )
-
-
-def recycle_off_or_long(database: Configured) -> Iterator[Finding]:
-    recycle = database.value("recycle")
-    if not isinstance(recycle, int | float) or NEVER < recycle <= LONGEST_RECYCLE:
-        return
-    what = "off" if recycle == NEVER else f"{recycle:g} seconds"
-    yield new_finding(
-        "W013",
-        f"Recycle is {what}: connections grow old, and so does the memory of their sessions; "
-        "after a failover they stay where they are.",
-        f"Set DB_POOL_RECYCLE={LONGEST_RECYCLE} or less.",
-        database.alias,
-    )
-
-
-def embedded_database(database: Configured) -> Iterator[Finding]:
-    if database.embedded:
-        yield new_finding(
-            "W014",
-            "The database is the embedded one, which is for development and tests.",
-            "Set DATABASE_URL to a server of your own.",
-            database.alias,
-        )
-
-
-def tls_not_required(database: Configured) -> Iterator[Finding]:
-    demanding = database.sslmode in ("require", "verify-ca", "verify-full")
-    remote = [host for host in database.host.split(",") if not is_local(host)]
-    if remote and not demanding:
-        yield new_finding(
-            "W015",
-            f"Connections to {', '.join(remote)} may go without TLS: "
-            f"sslmode is {database.sslmode or 'prefer'}.",
-            "Add ?sslmode=verify-full (or at least require) to DATABASE_URL.",
-            database.alias,
-        )
-
-
-def is_local(host: str) -> bool:
-    if not host or host == "localhost" or host.startswith(("/", "@")):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def placeholder_password(database: Configured) -> Iterator[Finding]:
-    if database.password in PLACEHOLDER_PASSWORDS:
-        yield new_finding(
-            "W016",
-            "The password is the placeholder of .env.example.",
-            "Change the role's password on the server, and set DB_PASSWORD or DATABASE_URL.",
-            database.alias,
-        )
-
-
-# From what the server says
-
-
-def budget_findings(budgets: Iterable[Budget]) -> list[Finding]:
-    """One for each limit that all the processes together can pass."""
-    return [
-        pool_size_too_large(budget) if budget.at_rest > budget.limit.connections
-        else overflow_too_large(budget)
-        for budget in budgets
-        if budget.at_peak > budget.limit.connections
-    ]  # fmt: skip
-
-
-def pool_size_too_large(budget: Budget) -> Finding:
-    return new_finding(
-        "E021",
-        f"{budget.arithmetic}; {budget.limit.why}. Even without overflow it is {budget.at_rest}.",
-        _how_to_fit(budget),
-        _only_alias(budget),
-    )
-
-
-def overflow_too_large(budget: Budget) -> Finding:
-    return new_finding(
-        "W021",
-        f"{budget.arithmetic}; {budget.limit.why}. With all of the overflow in use, "
-        "some processes will be refused.",
-        _how_to_fit(budget),
-        _only_alias(budget),
-    )
-
-
-def _how_to_fit(budget: Budget) -> str:
-    fits, aliases = budget.per_process, [repr(demand.alias) for demand in budget.demands]
-    of_all = f" of {' and '.join(aliases)} together" if len(aliases) > 1 else ""
-    smaller = (
-        f"Lower DB_POOL_SIZE + DB_MAX_OVERFLOW{of_all} to {fits} or less in each process, run"
-        if fits >= len(aliases)
-        else "Run"
-    )
-    return f"{smaller} fewer processes, raise the limit, or put PgBouncer in between."
-
-
-def _only_alias(budget: Budget) -> str | None:
-    return budget.demands[0].alias if len(budget.demands) == 1 else None
-
-
-def server_not_asked(alias: str, failure: Failure) -> Finding:
-    """The server did not answer: no error, because no check may fail for that."""
-    return new_finding(
-        "I001",
-        f"The server could not be asked about its limits: {failure.cause}",
-        failure.hint,
-        alias,
     )

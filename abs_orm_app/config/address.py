@@ -347,3 +347,17 @@ def running(address: Address, base_dir: Path, variable: str) -> Address:
         return parse_url(embedded_url(base_dir / address.embedded))
     except ImproperlyConfigured as error:
         refuse([f"{variable}: {error}"])
+
+
+def session_options(text: str) -> dict[str, str]:
+    """Read libpq's `options`: what `-c NAME=VALUE`, in all its spellings, sets in a session."""
+    words = [re.sub(r"\\(.)", r"\1", word) for word in re.findall(r"(?:\\.|[^\s\\])+", text)]
+    found = {}
+    while words:
+        word = words.pop(0)
+        setting = words.pop(0) if word == "-c" and words else re.sub("^(-c|--)", "", word)
+        name, equals, value = setting.partition("=")
+        if setting == word or not equals:
+            raise ValueError("not all like -c NAME=VALUE")
+        found[name.replace("-", "_")] = value
+    return found

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from abs_orm_app.capacity.advice import Advice, advise, refuse_unbearable
-from abs_orm_app.capacity.budget import Budget, Demand, budgets
+from abs_orm_app.capacity.budget import Budget, Demand, budgets, demands, has_one_for_each
 from abs_orm_app.capacity.queueing import Load
-from abs_orm_app.checks.collect import demands, has_one_for_each
 from abs_orm_app.console.arguments import above_zero, argument, number
 from abs_orm_app.environment import DB_POOL_PROCESSES, SettingsError, pool_processes
 from abs_orm_app.facts.databases import Configured

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from abs_orm_app.capacity.advice import Advice
 from abs_orm_app.capacity.budget import Budget, allowance, largest_that_fit
 from abs_orm_app.capacity.queueing import Wait
-from abs_orm_app.checks.settings_rules import Finding
+from abs_orm_app.checks.finding import Finding
 from abs_orm_app.console.capacity_options import Answer
 from abs_orm_app.console.profiles import Compared
-from abs_orm_app.console.text import LEVELS
 from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.failure import Failure
 from abs_orm_app.facts.report import Active, Report
 from abs_orm_app.facts.server import ServerFacts
+from abs_orm_app.facts.wording import LEVELS
 
 if TYPE_CHECKING:
     from abs_orm_app.drill.runner import Drilled

@@ -9,18 +9,18 @@ from typing import Any
 from django.core.checks import ERROR, WARNING
 
 from abs_orm_app.capacity.budget import allowance
-from abs_orm_app.checks.settings_rules import Finding
+from abs_orm_app.checks.finding import Finding
 from abs_orm_app.console.profiles import Compared
-from abs_orm_app.facts.databases import NEVER, Configured, Setting, Value
+from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.failure import Failure
 from abs_orm_app.facts.pooler import PoolerFacts
 from abs_orm_app.facts.report import Active, ConnectionTest, Report
 from abs_orm_app.facts.server import ServerFacts
+from abs_orm_app.facts.wording import LEVELS, WITHOUT_POOL, became, shown
 
 WIDTH = 80
 INDENT = "  "
 
-LEVELS = {10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
 
 # django.core.management.color.Style: its roles are made at run time.
 Style = Any
@@ -43,15 +43,6 @@ def configured_section(database: Configured, style: Style) -> str:
     return _lines([*head, "", style.MIGRATE_LABEL("Configured"), *table(rows)])
 
 
-def became(setting: Setting, mode: str) -> str:
-    """The option that a setting became."""
-    if setting.option is None:
-        return f"not used in {mode} mode"
-    if setting.field == "overflow":
-        return f"{setting.option}, size + overflow"
-    return setting.option
-
-
 def answer_sections(report: Report, style: Style) -> str:
     """What is active, what the server says, and how it answered."""
     database = report.configured
@@ -63,13 +54,6 @@ def answer_sections(report: Report, style: Style) -> str:
     return "\n\n".join(
         _lines([style.MIGRATE_LABEL(name), *lines]) for name, lines in sections.items()
     )
-
-
-WITHOUT_POOL = {
-    "null": "No pool: each request opens a connection and closes it.",
-    "persistent": "No pool: each thread keeps one connection of its own.",
-    "pgbouncer": "No pool in this process: PgBouncer has it.",
-}
 
 
 def _active(active: Active | Failure | None, database: Configured, style: Style) -> list[str]:
@@ -246,19 +230,6 @@ def _verdict(profile: str, alias: str, rows: Iterable[Compared], style: Style) -
         return f"{INDENT}{style.SUCCESS(f'{alias} matches {profile}.')}"
     differs = f"{alias} differs from {profile} in {', '.join(names)}."
     return _lines(style.ERROR(line) for line in wrap(differs))
-
-
-def shown(field: str, value: Value) -> str:
-    """The value of a setting, with its unit."""
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if field == "recycle" and value == NEVER:
-        return "never"
-    if field in ("recycle", "timeout", "DB_POOL_LEAK_SECONDS") and not isinstance(value, str):
-        return f"{value:g} s"
-    return str(value)
 
 
 def _seconds_or_off(seconds: float) -> str:

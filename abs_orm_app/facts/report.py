@@ -14,13 +14,13 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DjangoError
 from django.db import connections
 
+from abs_orm_app.config.address import session_options
 from abs_orm_app.facts.databases import NEVER, Configured
 from abs_orm_app.facts.failure import Failure, explain
 from abs_orm_app.facts.pooler import PoolerFacts, read_pooler
 from abs_orm_app.facts.server import ServerFacts, read_server
 from abs_orm_app.facts.timeout import within
 from abs_orm_app.facts.trial_pool import trial
-from abs_orm_app.pgbouncer.target import session_options
 
 MARGIN = 5.0  # seconds for all that comes after connecting
 CONNECT_TIMEOUT = 10.0  # seconds, where the settings give none

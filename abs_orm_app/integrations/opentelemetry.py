@@ -22,11 +22,10 @@ from opentelemetry.metrics import (
     get_meter,
 )
 
-from abs_orm_app.backends.pooled import current_pools
+from abs_orm_app.facts.pools import current_pools, snapshots
 from abs_orm_app.pool import histogram
 from abs_orm_app.pool.histogram import BOUNDS
 from abs_orm_app.pool.pool import HardenedPool, observers
-from abs_orm_app.pool.snapshot import snapshots
 
 Observe = Callable[[CallbackOptions], Iterable[Observation]]
 

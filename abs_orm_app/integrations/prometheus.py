@@ -27,9 +27,10 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from abs_orm_app.facts.pools import snapshots
 from abs_orm_app.pool.histogram import BOUNDS, Distribution
 from abs_orm_app.pool.pool import HardenedPool, observers
-from abs_orm_app.pool.snapshot import Snapshot, snapshot, snapshots
+from abs_orm_app.pool.snapshot import Snapshot, snapshot
 
 # The field of a snapshot, what to call it (Prometheus adds _total to a counter), what it means.
 GAUGES = (

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from abs_orm_app.config.address import libpq_parameters
+from abs_orm_app.config.address import libpq_parameters, session_options
 from abs_orm_app.environment import PoolSettings
 from abs_orm_app.facts.databases import Configured, pool_settings
 
@@ -165,17 +165,3 @@ def _options(where: str, text: str) -> dict[str, str]:
         return session_options(text)
     except ValueError as error:
         raise ValueError(f"{where} has options that are {error}.") from None
-
-
-def session_options(text: str) -> dict[str, str]:
-    """Read libpq's `options`: what `-c NAME=VALUE`, in all its spellings, sets in a session."""
-    words = [re.sub(r"\\(.)", r"\1", word) for word in re.findall(r"(?:\\.|[^\s\\])+", text)]
-    found = {}
-    while words:
-        word = words.pop(0)
-        setting = words.pop(0) if word == "-c" and words else re.sub("^(-c|--)", "", word)
-        name, equals, value = setting.partition("=")
-        if setting == word or not equals:
-            raise ValueError("not all like -c NAME=VALUE")
-        found[name.replace("-", "_")] = value
-    return found

@@ -6,9 +6,8 @@ import atexit
 import os
 import sys
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING
-
-from django.db import connections
 
 if TYPE_CHECKING:
     from abs_orm_app.pool.pool import HardenedPool
@@ -19,6 +18,10 @@ LAST = -100  # priority of what ends a child, after finalizers that may query
 
 pools: dict[str, HardenedPool] = {}  # this process's, by alias; `build_lock` guards additions
 build_lock = threading.Lock()
+
+# Each closes what this thread holds of the pools, without a word to a pool or a transaction. Called
+# at the end of the process, and in a forked child.
+hang_up_hooks: list[Callable[[], None]] = []
 
 _pid = os.getpid()
 _closes_at_end = True
@@ -103,10 +106,8 @@ def _close_all() -> None:
 
 
 def _hang_up() -> None:
-    """Close this thread's connections, without a word to a pool or a transaction."""
-    for wrapper in connections.all(initialized_only=True):
-        if hang_up := getattr(wrapper, "hang_up", None):  # of our engine
-            hang_up()
+    for hang_up in hang_up_hooks:
+        hang_up()
 
 
 os.register_at_fork(before=_settle, after_in_parent=_resume, after_in_child=_start_clean)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from abs_orm_app.backends.pooled import current_pools
 from abs_orm_app.pool.connector import POOL_OPENING
 from abs_orm_app.pool.histogram import Distribution
 from abs_orm_app.pool.pool import HardenedPool
@@ -48,11 +47,6 @@ class Snapshot:
     def overflow(self) -> int:
         """Connections beyond the pool size."""
         return max(0, self.connections - self.size)
-
-
-def snapshots() -> list[Snapshot]:
-    """Every pool that this process has for an alias of DATABASES."""
-    return [snapshot(pool) for pool in current_pools().values()]
 
 
 def snapshot(pool: HardenedPool) -> Snapshot:

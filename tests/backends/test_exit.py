@@ -14,9 +14,9 @@ from contextlib import suppress
 import pytest
 from django.db import OperationalError, connection, transaction
 
+from abs_orm_app.facts.pools import snapshots
 from abs_orm_app.pool import registry
 from abs_orm_app.pool.pool import HardenedPool, observers
-from abs_orm_app.pool.snapshot import snapshots
 from tests.support.processes import (
     GUNICORN,
     UVICORN,

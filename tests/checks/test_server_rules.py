@@ -15,9 +15,10 @@ import pytest
 from django.test import override_settings
 
 from abs_orm_app.checks.collect import all_findings, ask_servers
-from abs_orm_app.checks.server_rules import session_findings, web_findings
-from abs_orm_app.checks.settings_rules import Finding
-from abs_orm_app.checks.system_checks import deployment_findings
+from abs_orm_app.checks.finding import Finding
+from abs_orm_app.checks.production_rules import web_findings
+from abs_orm_app.checks.server_rules import session_findings
+from abs_orm_app.checks.without_server import deployment_findings
 from abs_orm_app.facts.databases import configured
 from abs_orm_app.facts.report import report
 from abs_orm_app.facts.server import read_server

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from abs_orm_app.capacity.budget import Budget, Demand, Limit
-from abs_orm_app.checks import settings_rules
-from abs_orm_app.checks.settings_rules import Finding, Installed, deploy_findings, static_findings
+from abs_orm_app.checks import server_rules, settings_rules
+from abs_orm_app.checks.finding import GUIDE, Finding
+from abs_orm_app.checks.production_rules import deploy_findings
+from abs_orm_app.checks.settings_rules import Installed, static_findings
 from abs_orm_app.environment import database_from_env
 from abs_orm_app.facts.databases import Configured, configured, pool_parameters
 from abs_orm_app.facts.failure import Failure
@@ -262,12 +264,12 @@ def budget(processes: int, limit: int = 97, aliases: tuple[str, ...] = ("default
 
 
 def test_what_fits_has_no_finding() -> None:
-    assert settings_rules.budget_findings([budget(3)]) == []
-    assert settings_rules.budget_findings([budget(1, limit=30)]) == []
+    assert server_rules.budget_findings([budget(3)]) == []
+    assert server_rules.budget_findings([budget(1, limit=30)]) == []
 
 
 def test_overflow_that_does_not_fit_is_a_warning() -> None:
-    [finding] = settings_rules.budget_findings([budget(4)])
+    [finding] = server_rules.budget_findings([budget(4)])
     assert finding.id == "abs_orm_app.W021"
     assert "4 processes x (20 + 10) for 'default' = 120 connections" in finding.message
     assert "this role may open 97" in finding.message
@@ -275,13 +277,13 @@ def test_overflow_that_does_not_fit_is_a_warning() -> None:
 
 
 def test_a_pool_size_that_does_not_fit_is_an_error() -> None:
-    [finding] = settings_rules.budget_findings([budget(5)])
+    [finding] = server_rules.budget_findings([budget(5)])
     assert finding.id == "abs_orm_app.E021"
     assert "Even without overflow it is 100." in finding.message
 
 
 def test_the_pools_of_several_aliases_are_told_to_fit_together() -> None:
-    [finding] = settings_rules.budget_findings([budget(2, aliases=("default", "reports"))])
+    [finding] = server_rules.budget_findings([budget(2, aliases=("default", "reports"))])
     assert finding.hint.startswith(
         "Lower DB_POOL_SIZE + DB_MAX_OVERFLOW of 'default' and 'reports' together to 48 or less "
         "in each process, run fewer"
@@ -290,17 +292,17 @@ def test_the_pools_of_several_aliases_are_told_to_fit_together() -> None:
 
 
 def test_several_aliases_are_not_told_to_share_less_than_one_connection_each() -> None:
-    [finding] = settings_rules.budget_findings([budget(97, aliases=("default", "reports"))])
+    [finding] = server_rules.budget_findings([budget(97, aliases=("default", "reports"))])
     assert finding.hint.startswith("Run fewer processes")
 
 
 def test_more_processes_than_connections_are_not_told_to_have_none_each() -> None:
-    [finding] = settings_rules.budget_findings([budget(100)])
+    [finding] = server_rules.budget_findings([budget(100)])
     assert finding.hint.startswith("Run fewer processes")
 
 
 def test_a_server_that_does_not_answer_is_no_error() -> None:
-    finding = settings_rules.server_not_asked(
+    finding = server_rules.server_not_asked(
         "default", Failure(cause="It is down.", hint="Start it.")
     )
     assert finding.id == "abs_orm_app.I001"
@@ -312,7 +314,7 @@ def test_a_server_that_does_not_answer_is_no_error() -> None:
 def test_each_id_is_documented_and_each_documented_id_exists() -> None:
     files = Path(settings_rules.__file__).parent.glob("*_rules.py")
     source = "".join(file.read_text() for file in files)
-    page = (ROOT / settings_rules.GUIDE).read_text()
+    page = (ROOT / GUIDE).read_text()
     in_code = set(re.findall(r'"([EWI]\d{3})"', source))
     assert set(re.findall(r'<a id="([EWI]\d{3})"></a>', page)) == in_code
     assert set(re.findall(r"^### .*\b([EWI]\d{3})\b", page, re.MULTILINE)) == in_code

@@ -14,8 +14,8 @@ import psycopg
 import pytest
 from django.core.management import call_command
 
+from abs_orm_app.config.address import session_options
 from abs_orm_app.environment import database_from_env
-from abs_orm_app.pgbouncer.target import session_options
 from tests.support.pgbouncers import PgBouncer, needs_pgbouncer
 from tests.support.projects import OURS, SQLITE, STOCK, database, manage
 from tests.support.servers import Server

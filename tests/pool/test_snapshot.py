@@ -13,9 +13,10 @@ import pytest
 from django.db import connections
 from psycopg_pool import PoolTimeout
 
+from abs_orm_app.facts.pools import snapshots
 from abs_orm_app.pool import pool as pool_module
 from abs_orm_app.pool.pool import HardenedPool
-from abs_orm_app.pool.snapshot import Snapshot, snapshot, snapshots
+from abs_orm_app.pool.snapshot import Snapshot, snapshot
 from tests.support.pools import Call, opened, ours
 from tests.support.projects import OURS, STOCK, database, entry
 from tests.support.servers import Server, wait_until

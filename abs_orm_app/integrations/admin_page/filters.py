@@ -6,8 +6,8 @@ import os
 
 from django.urls import reverse
 
-from abs_orm_app.checks.settings_rules import Finding
-from abs_orm_app.console import text
+from abs_orm_app.checks.finding import Finding
+from abs_orm_app.facts import wording
 from abs_orm_app.facts.databases import Setting
 from abs_orm_app.integrations.admin_page import charts, guide
 from abs_orm_app.integrations.admin_page.overview import Database, Panel
@@ -65,17 +65,17 @@ def _percentile(timed: Distribution, share: float) -> str:
 
 
 def value(setting: Setting) -> str:
-    return text.shown(setting.field, setting.value)
+    return wording.shown(setting.field, setting.value)
 
 
 def became(setting: Setting, mode: str) -> str:
-    return text.became(setting, mode)
+    return wording.became(setting, mode)
 
 
 def in_effect(panel: Panel, setting: Setting) -> str:
     """What the pool has where that is not what is configured."""
     actual = getattr(panel.active, setting.field, None)
-    return "" if actual in (None, setting.value) else text.shown(setting.field, actual)
+    return "" if actual in (None, setting.value) else wording.shown(setting.field, actual)
 
 
 def place(where: str) -> str:
@@ -84,11 +84,11 @@ def place(where: str) -> str:
 
 
 def without_pool(panel: Panel) -> str:
-    return text.WITHOUT_POOL.get(panel.configured.mode, "No pool.")
+    return wording.WITHOUT_POOL.get(panel.configured.mode, "No pool.")
 
 
 def level(finding: Finding) -> str:
-    return text.LEVELS[finding.level].lower()
+    return wording.LEVELS[finding.level].lower()
 
 
 def guide_url(finding: Finding) -> str:

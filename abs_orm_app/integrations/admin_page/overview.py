@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 from django.db import connections
 
-from abs_orm_app.backends.pooled import current_pools
 from abs_orm_app.capacity.budget import Limit, allowance, in_use
 from abs_orm_app.checks.collect import all_findings
-from abs_orm_app.checks.settings_rules import Finding
+from abs_orm_app.checks.finding import Finding
 from abs_orm_app.facts.databases import Configured, configured_databases
 from abs_orm_app.facts.failure import Failure, explain
 from abs_orm_app.facts.pooler import is_pooled
+from abs_orm_app.facts.pools import current_pools
 from abs_orm_app.facts.report import Active, Report, active, parameters_of, pooler_of
 from abs_orm_app.facts.server import ServerFacts, read_server
 from abs_orm_app.facts.sessions import Fleet, read_fleet

@@ -13,7 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 
 from abs_orm_app.checks.collect import all_findings
-from abs_orm_app.checks.settings_rules import Finding
+from abs_orm_app.checks.finding import Finding
 from abs_orm_app.console import capacity_options, capacity_text, json_output, text
 from abs_orm_app.console.arguments import (
     BAD_ARGUMENTS,
