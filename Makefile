@@ -38,6 +38,7 @@ lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	DATABASE_URL=postgresql:///unused $(BIN)/python -m mypy
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest --quiet tests/project/test_docs.py
 
 # The embedded PostgreSQL goes on running between commands.
