@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from abs_orm_app.pool.entry import Holder
 from abs_orm_app.pool.faults import Fault
+from abs_orm_app.pool.server_errors import UNKNOWN, WRONG_SETTINGS, ServerError, classify
 
 GUIDE = "docs/troubleshooting.md"
 
@@ -28,7 +29,9 @@ def pool_timeout(
     )
     held = f" {_holds(holders[0])}" if holders else ""
     if fault:
-        why, what = f"the server cannot be reached: {first_line(fault.error)}", _advice_on(fault)
+        kind = _kind(fault)
+        why = f"{kind.problem}: {first_line(fault.error)}"
+        what = f"{kind.hint} See {GUIDE}#{kind.entry}"
     elif stats["pool_size"] - connecting >= limit:
         why = f"all {limit} connections are in use."
         what = (
@@ -41,15 +44,9 @@ def pool_timeout(
     return f"couldn't get a connection after {timeout:.2f} sec: {why} {state}{held} {what}"
 
 
-def _advice_on(fault: Fault) -> str:
-    if "too many clients" in str(fault.error) or "connection slots" in str(fault.error):
-        return (
-            "Lower DB_POOL_SIZE + DB_MAX_OVERFLOW, or the number of processes."
-            f" See {GUIDE}#too-many-clients"
-        )
-    if fault.permanent:
-        return f"Mend the address or the credentials. See {GUIDE}#wrong-credentials"
-    return f"See {GUIDE}#server-down"
+def _kind(fault: Fault) -> ServerError:
+    kind = classify(fault.error)
+    return WRONG_SETTINGS if kind is UNKNOWN and fault.permanent else kind
 
 
 def _holds(holder: Holder) -> str:

@@ -1,0 +1,143 @@
+"""The table of server errors: each kind is found, and no name is taken for a message."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from psycopg_pool import PoolTimeout
+
+from abs_orm_app.pool.server_errors import (
+    AUTHENTICATION_FAILED,
+    FULL,
+    REFUSED,
+    SERVER_ERRORS,
+    UNKNOWN,
+    classify,
+)
+from tests.support.pools import opened, ours
+from tests.support.servers import Server
+
+HBA = """
+local all postgres trust
+local all app      trust
+local all all      scram-sha-256
+"""
+
+# One real text for each row of the table, in its order.
+TEXTS = (
+    'connection failed: FATAL:  password authentication failed for user "app"',
+    "connection failed: fe_sendauth: no password supplied",
+    'connection failed: FATAL:  invalid value for parameter "statement_timeout": "x"',
+    "connection failed: FATAL:  unsupported startup parameter: options",
+    'connection to server on socket "/tmp/.s.PGSQL.1" failed: No such file or directory',
+    'connection to server at "127.0.0.1", port 1 failed: Connection refused',
+    "failed to resolve host 'db': [Errno -2] Name or service not known",
+    "failed to resolve host 'db': [Errno -3] Temporary failure in name resolution",
+    'connection failed: FATAL:  role "x" does not exist',
+    'connection failed: FATAL:  role "x" is not permitted to log in',
+    'permission denied to set role "owner"',
+    'connection failed: FATAL:  database "shop" does not exist',
+    'connection failed: FATAL:  permission denied for database "shop"',
+    "connection failed: FATAL:  sorry, too many clients already",
+    'connection failed: FATAL:  no pg_hba.conf entry for host "10.0.0.1", user "x"',
+    "connection failed: received invalid response to SSL negotiation: H",
+    "connection failed: server does not support SSL, but SSL was required",
+    "server closed the connection unexpectedly",
+    "connection failed: SSL error: unsupported protocol",
+    "connection failed: server is not in hot standby mode",
+    "connection failed: FATAL:  the database system is starting up",
+    "query_wait_timeout",
+    "connection failed: FATAL:  server login has been failing, (server_login_retry)",
+    "canceling statement due to lock timeout",
+    "connection timeout expired",
+)
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Server]:
+    limits = {"max_connections": "6", "superuser_reserved_connections": "3"}
+    with Server(limits, hba=HBA) as server:
+        with server.admin() as admin:
+            admin.execute("CREATE ROLE app LOGIN")
+        yield server
+
+
+def refused(conninfo: str) -> psycopg.OperationalError:
+    with pytest.raises(psycopg.OperationalError) as caught:
+        psycopg.connect(f"{conninfo} connect_timeout=5").close()
+    return caught.value
+
+
+def test_each_row_is_found_by_a_text_of_its_own() -> None:
+    assert [classify(text) for text in TEXTS] == list(SERVER_ERRORS)
+
+
+def test_an_unknown_error_is_worth_another_try() -> None:
+    kind = classify(psycopg.OperationalError("eine Meldung in einer anderen Sprache"))
+    assert kind is UNKNOWN
+    assert not kind.permanent
+
+
+@pytest.mark.parametrize("name", ["connection slots", "starting up", "invalid option", "SSL"])
+def test_a_role_that_is_named_like_another_error_is_not_taken_for_it(
+    shared: Server, name: str
+) -> None:
+    error = refused(f"{shared.conninfo} user='{name}' password=x")
+    assert name in str(error)
+    assert classify(error) is AUTHENTICATION_FAILED
+
+
+def test_a_full_server_is_said_to_be_full_and_not_out_of_reach(shared: Server) -> None:
+    conninfo = f"{shared.conninfo} user=app"
+    with opened(ours, conninfo, min_size=3, max_size=4) as pool:
+        held = [pool.getconn() for _ in range(3)]
+        with pytest.raises(PoolTimeout) as caught:
+            pool.getconn(timeout=1)
+        for connection in held:
+            pool.putconn(connection)
+    text = str(caught.value)
+    assert FULL in text
+    assert "cannot be reached" not in text
+    assert "DB_POOL_SIZE" in text
+    assert "#too-many-clients" in text
+
+
+def test_credentials_that_became_wrong_while_connections_are_in_use_are_refused(
+    server: Server,
+) -> None:
+    with server.admin() as admin:
+        admin.execute("CREATE ROLE app LOGIN")
+    with opened(ours, f"{server.conninfo} user=app", min_size=1, max_size=2) as pool:
+        held = pool.getconn()
+        with server.admin() as admin:
+            admin.execute("ALTER ROLE app NOLOGIN")
+        with pytest.raises(PoolTimeout) as caught:
+            pool.getconn(timeout=1)
+        pool.putconn(held)
+    assert REFUSED in str(caught.value)
+    assert "LOGIN" in str(caught.value)
+    assert "#wrong-credentials" in str(caught.value)
+
+
+def test_a_port_that_speaks_http_is_said_not_to_be_postgresql() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            for _ in range(2):  # libpq asks for TLS first, and may try again without
+                try:
+                    client, _address = listener.accept()
+                except OSError:
+                    return
+                with client:
+                    client.recv(1024)
+                    client.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        port = listener.getsockname()[1]
+        error = refused(f"host=127.0.0.1 port={port} user=x dbname=x")
+        listener.shutdown(socket.SHUT_RDWR)
+    assert "not PostgreSQL" in classify(error).hint
