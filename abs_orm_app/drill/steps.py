@@ -19,8 +19,9 @@ from psycopg_pool import ConnectionPool
 
 from abs_orm_app.facts.databases import NEVER, Configured
 from abs_orm_app.facts.timeout import within
+from abs_orm_app.pool.constants import PING_AFTER
 from abs_orm_app.pool.messages import first_line
-from abs_orm_app.pool.pool import PING_AFTER, HardenedPool
+from abs_orm_app.pool.pool import HardenedPool
 
 AnyPool = ConnectionPool[Any]
 AnyConnection = Connection[Any]

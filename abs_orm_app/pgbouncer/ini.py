@@ -10,8 +10,7 @@ from urllib.parse import quote
 from abs_orm_app.environment import PoolSettings
 from abs_orm_app.facts.databases import NEVER
 from abs_orm_app.pgbouncer.target import PARAMETERS, Plan, Target
-from abs_orm_app.pool.connector import RETRY_INTERVAL
-from abs_orm_app.pool.pool import PING_AFTER
+from abs_orm_app.pool.constants import PING_AFTER, RETRY_INTERVAL
 
 CLIENTS_PER_PROCESS = 100  # a client that waits costs PgBouncer some kB; one refused is an error
 FOR_EVER = 315_360_000  # seconds, ten years: to PgBouncer, a lifetime of 0 means "use it once"

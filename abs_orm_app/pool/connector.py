@@ -19,6 +19,7 @@ from psycopg_pool import ConnectionPool
 from psycopg_pool.pool import WaitingClient
 
 from abs_orm_app.pool import messages
+from abs_orm_app.pool.constants import RETRY_INTERVAL
 from abs_orm_app.pool.entry import Holder, Slot
 from abs_orm_app.pool.faults import Fault, again, is_about_credentials, is_permanent
 from abs_orm_app.pool.histogram import Histogram, Timings
@@ -28,7 +29,6 @@ logger = logging.getLogger("abs_orm_app.pool")
 AnyConnection = Connection[Any]
 
 POOL_OPENING = "pool_opening"  # a number beside psycopg_pool's: connections being opened
-RETRY_INTERVAL = 0.2  # seconds between attempts to connect while somebody waits
 PATIENCE = 2.0  # seconds that an attempt gets at least; libpq knows no shorter connect_timeout
 PARALLEL_CONNECTS = 16  # `num_workers`: connections opened at a time for clients that wait
 REFILL = 2  # connections opened at a time when nobody waits

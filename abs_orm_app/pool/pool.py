@@ -31,14 +31,14 @@ from psycopg_pool import ConnectionPool, PoolClosed
 from psycopg_pool.pool import MaintenanceTask, ShrinkPool
 
 from abs_orm_app.pool import liveness, messages
-from abs_orm_app.pool.connector import RETRY_INTERVAL, AnyConnection
+from abs_orm_app.pool.connector import AnyConnection
+from abs_orm_app.pool.constants import PING_AFTER, RETRY_INTERVAL
 from abs_orm_app.pool.entry import Slot
 from abs_orm_app.pool.faults import again
 from abs_orm_app.pool.queue import WaitingPool
 
 logger = logging.getLogger("abs_orm_app.pool")
 
-PING_AFTER = 0.5  # seconds idle; HikariCP's aliveBypassWindow
 PING_TIMEOUT = 5.0  # seconds; HikariCP's validationTimeout
 PING_LEAST = 0.05  # seconds; in less, a connection that is well may seem to hang
 LAST_WAIT = 2.0  # seconds; by then a process that has begun to end is over

@@ -13,7 +13,8 @@ from psycopg_pool import PoolTimeout, TooManyRequests
 from psycopg_pool.pool import WaitingClient
 
 from abs_orm_app.pool import messages
-from abs_orm_app.pool.connector import RETRY_INTERVAL, AnyConnection, OpeningPool
+from abs_orm_app.pool.connector import AnyConnection, OpeningPool
+from abs_orm_app.pool.constants import RETRY_INTERVAL
 from abs_orm_app.pool.faults import again
 
 COLLECT_AFTER = 1.0  # seconds that a client has waited when it looks for garbage

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from io import StringIO
@@ -17,7 +19,7 @@ from django.core.management import call_command
 from abs_orm_app.config.address import session_options
 from abs_orm_app.environment import database_from_env
 from tests.support.pgbouncers import PgBouncer, needs_pgbouncer
-from tests.support.projects import OURS, SQLITE, STOCK, database, manage
+from tests.support.projects import OURS, ROOT, SQLITE, STOCK, database, manage
 from tests.support.servers import Server
 
 URL = "postgresql://app:s3cret@db.example.com/shop"
@@ -43,6 +45,24 @@ def ini(*arguments: str, **entries: dict[str, Any]) -> dict[str, str]:
     lines = written(*arguments, **entries).splitlines()
     pairs = (line.partition(" =") for line in lines if line and line[0] not in ";[")
     return {name: value.strip() for name, _, value in pairs}
+
+
+def test_the_command_does_not_load_the_pool() -> None:
+    code = (
+        "import django, sys; django.setup(); import abs_orm_app.management.commands.pgbouncer_ini;"
+        "print('psycopg_pool' in sys.modules)"
+    )
+    environ = {**os.environ, "DATABASE_URL": URL, "DB_POOL_MODE": "pgbouncer"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == "False\n"
 
 
 # Settings

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from psycopg_pool import PoolTimeout
 
-from abs_orm_app.pool.pool import PING_AFTER
+from abs_orm_app.pool.constants import PING_AFTER
 from tests.support.pools import APP, Call, MakePool, compared_with_stock, opened, ours, pid, use
 from tests.support.proxy import Proxy
 from tests.support.servers import Server, wait_until

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from abs_orm_app.pool.connector import RETRY_INTERVAL
+from abs_orm_app.pool.constants import RETRY_INTERVAL
 from abs_orm_app.pool.faults import is_permanent
 from tests.support.pools import APP, Call, MakePool, compared_with_stock, opened, ours, stock, use
 from tests.support.proxy import Proxy
