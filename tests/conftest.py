@@ -1,7 +1,16 @@
-"""The suite's own PostgreSQL, and no pool: `DB_POOL_MODE=null` opens a fresh connection each time.
+"""The suite's own PostgreSQL, and the fixtures that give a test another one.
 
-So the tests of several developers, and of several processes, neither meet on one server nor
-exhaust it. A test of the pool opts in, with a server of its own.
+Each test process starts a PostgreSQL for Django's DATABASES. It has no pool (`DB_POOL_MODE=null`
+opens a new connection each time), so a test leaves no connection behind. Tests of the pool ask for
+a server:
+
+    pytestmark = pytest.mark.server({"max_connections": "50"}, roles=["app LOGIN"])
+
+    def test_something(shared: Server) -> None: ...  # one for the module, no sessions on it
+    def test_a_fault(server: Server) -> None: ...  # the test's own, to stop, kill, suspend
+
+The mark takes the arguments of `Server` (tests/support/servers.py): settings, hba, roles, sql.
+A module without the mark gets PostgreSQL's defaults; on a test, the mark is for its `server`.
 """
 
 from __future__ import annotations
@@ -18,7 +27,7 @@ import psutil
 import pytest
 from pytest_django.plugin import DjangoDbBlocker
 
-from tests.support.servers import Server, scratch
+from tests.support.servers import Server, scratch, wait_until
 
 # Ctrl-C is ignored by what a shell has started in the background, as a CI may.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -39,11 +48,38 @@ def pytest_unconfigure() -> None:
     _server.__exit__(None, None, None)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "server: arguments of the Server to start; see conftest.py")
+
+
+def _server_for(node: pytest.Item | pytest.Collector) -> Server:
+    mark = node.get_closest_marker("server")
+    return Server(*mark.args, **mark.kwargs) if mark else Server()
+
+
 @pytest.fixture
-def server() -> Iterator[Server]:
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """A PostgreSQL of the test's own, to do anything to."""
-    with Server() as own:
+    with _server_for(request.node) as own:
         yield own
+
+
+@pytest.fixture(scope="module")
+def module_server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """The server behind `shared`, for fixtures that live as long as the module."""
+    with _server_for(request.node) as shared:
+        yield shared
+
+
+@pytest.fixture
+def shared(module_server: Server) -> Server:
+    """A PostgreSQL for all tests of the module; each begins with nobody else's session on it.
+
+    A session outlives its client for a moment, longer on a busy machine. What another test left
+    open, a failed one above all, is ended here.
+    """
+    wait_until(lambda: module_server.terminate() == 0, "the sessions of other tests to end")
+    return module_server
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from celery import Celery, signals  # type: ignore[import-untyped]
 from django.db import connection
 
@@ -53,7 +54,12 @@ def answers(server: Server) -> list[tuple[int, int]]:
         return [(row[0], row[1]) for row in admin.execute("select * from answer").fetchall()]
 
 
-def test_the_children_of_a_worker_have_connections_of_their_own(tmp_path: Path) -> None:
+@pytest.mark.server(
+    {"log_min_messages": "debug1"}, sql=["create table answer (process int, session int)"]
+)
+def test_the_children_of_a_worker_have_connections_of_their_own(
+    server: Server, tmp_path: Path
+) -> None:
     (tmp_path / "control").mkdir()
     # Before the worker starts: it may read a file that is still being written.
     for _ in range(TASKS):
@@ -61,14 +67,11 @@ def test_the_children_of_a_worker_have_connections_of_their_own(tmp_path: Path) 
     command = [sys.executable, "-m", "celery", "--app=tests.backends.test_celery", "worker"]
     command += ["--pool=prefork", f"--concurrency={CHILDREN}", "--loglevel=error"]
     command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
-    with Server(settings={"log_min_messages": "debug1"}) as server:
-        with server.admin() as admin:
-            admin.execute("create table answer (process int, session int)")
-        with program(command, server, DB_POOL_SIZE="4", **{DIRECTORY: str(tmp_path)}) as worker:
-            wait_until(lambda: len(answers(server)) == TASKS, "the tasks", DEADLINE)
-            result = worker.stop()
-        wait_until(lambda: not backends(server), "the sessions to end")
-        done, log = answers(server), server.log
+    with program(command, server, DB_POOL_SIZE="4", **{DIRECTORY: str(tmp_path)}) as worker:
+        wait_until(lambda: len(answers(server)) == TASKS, "the tasks", DEADLINE)
+        result = worker.stop()
+    wait_until(lambda: not backends(server), "the sessions to end")
+    done, log = answers(server), server.log
     assert result.status == 0
     assert not [word for word in ("Traceback", "ERROR", "ignored") if word in result.errors]
     assert len({process for process, _ in done}) == CHILDREN

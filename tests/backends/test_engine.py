@@ -28,12 +28,6 @@ ALIAS = "pooled"
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Server]:
-    with Server() as server:
-        yield server
-
-
 def entry(server: Server, **changes: Any) -> dict[str, Any]:
     options = {"application_name": APP, "pool": {"min_size": 1, "max_size": 4, "timeout": 3}}
     return {

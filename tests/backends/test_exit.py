@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
@@ -30,16 +30,12 @@ from tests.support.processes import (
 from tests.support.proxy import Proxy
 from tests.support.servers import Server, wait_until
 
+pytestmark = pytest.mark.server({"log_min_messages": "debug1"})
+
 # What the server logs, at debug1, of a session whose client was gone without a goodbye.
 NO_GOODBYE = "unexpected EOF"
 DEVELOPMENT = ("-X", "dev", "-W", "error::ResourceWarning")
 AT_ONCE = 6.0  # seconds, on a busy machine; what hangs takes longer by far
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server(settings={"log_min_messages": "debug1"}) as own:
-        yield own
 
 
 # What the processes do

@@ -24,6 +24,8 @@ from tests.support.processes import backend, run
 from tests.support.proxy import Proxy
 from tests.support.servers import Server, wait_until
 
+pytestmark = pytest.mark.server({"log_min_messages": "debug1"})
+
 SIZE = 4
 STOCK = "django.db.backends.postgresql"
 
@@ -49,13 +51,6 @@ def end_after_collecting_garbage() -> None:
 
 
 ENDS = [end_at_once, end_as_a_program, end_after_collecting_garbage]
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    # It then logs each session that ends without a goodbye.
-    with Server(settings={"log_min_messages": "debug1"}) as own:
-        yield own
 
 
 # What the processes do

@@ -14,6 +14,7 @@ from abs_orm_app.pool.pool import HardenedPool
 from tests.support.debian import DebianServer, needs_postgis
 from tests.support.pools import Call
 from tests.support.projects import database, entry
+from tests.support.servers import Server
 
 pytestmark = needs_postgis
 
@@ -21,16 +22,16 @@ ENGINE = "abs_orm_app.backends.postgis"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[DebianServer]:
+def module_server() -> Iterator[Server]:
     with DebianServer() as server:
         yield server
 
 
 @pytest.fixture
-def places(server: DebianServer, django_db_blocker: DjangoDbBlocker) -> Iterator[str]:
+def places(shared: Server, django_db_blocker: DjangoDbBlocker) -> Iterator[str]:
     """The alias of a database with the extension, of which two connections are kept open."""
     options = {"pool": {"min_size": 2, "max_size": 2, "timeout": 20}}
-    written = entry(server.conninfo, ENGINE, OPTIONS=options)
+    written = entry(shared.conninfo, ENGINE, OPTIONS=options)
     with django_db_blocker.unblock(), database(written, "places") as alias:
         connections[alias].prepare_database()
         yield alias
@@ -89,13 +90,13 @@ def test_geometries_go_through_connections_that_others_have_used(place: Any, pla
 
 
 def test_a_connection_that_replaces_a_dead_one_knows_the_types(
-    place: Any, places: str, server: DebianServer
+    place: Any, places: str, shared: Server
 ) -> None:
     from django.contrib.gis.geos import Point
 
     point = Point(13.4, 52.5, srid=4326)
     connections[places].close()
-    server.restart()
+    shared.restart()
     place.objects.using(places).create(name="Berlin", point=point)
     assert place.objects.using(places).get().point == point
 

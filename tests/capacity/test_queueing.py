@@ -155,7 +155,7 @@ def serve(pool: AnyPool, wanted: Iterable[Request]) -> list[Served]:
     return served
 
 
-def test_a_real_pool_waits_as_the_formula_and_the_simulation_say() -> None:
+def test_a_real_pool_waits_as_the_formula_and_the_simulation_say(server: Server) -> None:
     """150 requests at random times, which sleep on the server for random times, and long ones, so
     that what a busy machine adds is little beside them.
 
@@ -165,7 +165,7 @@ def test_a_real_pool_waits_as_the_formula_and_the_simulation_say() -> None:
     wait within 0.1.
     """
     connections, load = 4, Load(rate=14, hold=0.2)
-    with Server() as server, opened(ours, server.conninfo, min_size=4, max_size=4) as pool:
+    with opened(ours, server.conninfo, min_size=4, max_size=4) as pool:
         served = serve(pool, requests(load, 150, seed=15))
     found = [request.begin - request.arrival for request in served]
     replayed = simulate(

@@ -27,17 +27,9 @@ from tests.checks.test_settings_rules import from_env, ids
 from tests.support.projects import OURS, STOCK, database, entry
 from tests.support.servers import Server
 
-pytestmark = pytest.mark.usefixtures("unblocked")
+pytestmark = [pytest.mark.usefixtures("unblocked"), pytest.mark.server(roles=["app LOGIN"])]
 
 POOL = {"min_size": 2, "max_size": 3, "timeout": 30.0, "max_lifetime": 3600.0}
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Server]:
-    with Server() as server:
-        with server.admin() as admin:
-            admin.execute("CREATE ROLE app LOGIN")
-        yield server
 
 
 @contextmanager
@@ -177,14 +169,11 @@ def test_a_read_only_server_behind_the_default_alias_is_found(shared: Server) ->
     assert "read only for this role" in found.message
 
 
-def test_a_standby_behind_the_default_alias_is_found() -> None:
-    with Server(settings={"hot_standby": "on"}) as server:
-        with server.admin() as admin:
-            admin.execute("CREATE ROLE app LOGIN")
-        server.stop()
-        (server.socket_dir / "data" / "standby.signal").touch()
-        server.start()
-        [found] = [f for f in ask(server.conninfo, "default") if f.id.endswith("W024")]
+def test_a_standby_behind_the_default_alias_is_found(server: Server) -> None:
+    server.stop()
+    (server.data / "standby.signal").touch()
+    server.start()
+    [found] = [f for f in ask(server.conninfo, "default") if f.id.endswith("W024")]
     assert "is a standby" in found.message
     assert "target_session_attrs=read-write" in found.hint
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from io import StringIO
 from time import monotonic
 from typing import Any
@@ -17,17 +16,11 @@ from django.test import override_settings
 
 from abs_orm_app.checks.system_checks import TAG
 from tests.support.projects import OURS, SQLITE, STOCK, database, entry, manage
-from tests.support.servers import Server, wait_until
+from tests.support.servers import PASSWORD_OVER_TCP, Server, wait_until
+
+pytestmark = pytest.mark.server({"max_connections": "50"}, roles=["app LOGIN"])
 
 POOL = {"pool": {"min_size": 20, "max_size": 30}}
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Server]:
-    with Server({"max_connections": "50"}) as server:
-        with server.admin() as admin:
-            admin.execute("CREATE ROLE app LOGIN")
-        yield server
 
 
 def found(**arguments: Any) -> list[CheckMessage]:
@@ -151,19 +144,17 @@ def test_a_server_that_is_down_fails_no_check() -> None:
     assert "Connection refused" in message.msg
 
 
-def test_a_wrong_password_fails_no_check_and_is_not_shown() -> None:
-    with Server(hba="local all postgres trust\nlocal all all scram-sha-256") as server:
-        with server.admin() as admin:
-            admin.execute("CREATE ROLE app LOGIN PASSWORD 'right'")
-        options = entry(f"{server.conninfo} user=app", PASSWORD="s3cret", OPTIONS=POOL)
-        with database(options) as alias:
-            [message] = found(databases=[alias])
+@pytest.mark.server(hba=PASSWORD_OVER_TCP, roles=["app LOGIN PASSWORD 'right'"])
+def test_a_wrong_password_fails_no_check_and_is_not_shown(server: Server) -> None:
+    given = entry(f"{server.tcp_conninfo} user=app", PASSWORD="s3cret", OPTIONS=POOL)
+    with database(given) as alias:
+        [message] = found(databases=[alias])
     assert message.id == "abs_orm_app.I001"
     assert "s3cret" not in str(message)
 
 
-def test_a_server_that_hangs_holds_a_check_up_for_some_seconds_only() -> None:
-    with Server() as server, database(entry(server.conninfo, OPTIONS=POOL)) as alias:
+def test_a_server_that_hangs_holds_a_check_up_for_some_seconds_only(server: Server) -> None:
+    with database(entry(server.conninfo, OPTIONS=POOL)) as alias:
         server.suspend()
         began = monotonic()
         [message] = found(databases=[alias])

@@ -14,9 +14,10 @@ from django.db import OperationalError, connections
 
 from tests.backends.test_engine import ALIAS, Database, ask
 from tests.support.pools import Call
-from tests.support.servers import Server
+from tests.support.servers import PASSWORD_OVER_TCP, Server
 
-SCRAM = "local all all trust\nhost all all all scram-sha-256\n"
+pytestmark = pytest.mark.server(hba=PASSWORD_OVER_TCP, roles=["app LOGIN"])
+
 asked: list[Mapping[str, Any]] = []
 token = {"password": ""}
 
@@ -29,14 +30,6 @@ def provide(params: Mapping[str, Any]) -> str:
 
 def fail(_params: Mapping[str, Any]) -> str:
     raise ConnectionError("s3cret token service is away")
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Server]:
-    with Server(hba=SCRAM) as server:
-        with server.admin() as admin:
-            admin.execute("CREATE ROLE app LOGIN PASSWORD 'first'")
-        yield server
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from io import StringIO
 from typing import Any, cast
 
@@ -22,18 +21,15 @@ from tests.support.pools import opened, ours
 from tests.support.projects import ROOT, SQLITE, database, entry, manage
 from tests.support.servers import Server
 
-pytestmark = pytest.mark.usefixtures("unblocked")
+pytestmark = [
+    pytest.mark.usefixtures("unblocked"),
+    pytest.mark.server(
+        {"max_connections": "100", "superuser_reserved_connections": "3"}, roles=["app LOGIN"]
+    ),
+]
 
 POOL = {"pool": {"min_size": 20, "max_size": 30}}
 ASKED = ("--advise", "--rps", "400", "--query-ms", "20")
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Server]:
-    with Server({"max_connections": "100", "superuser_reserved_connections": "3"}) as server:
-        with server.admin() as admin:
-            admin.execute("CREATE ROLE app LOGIN")
-        yield server
 
 
 def run(alias: str, *arguments: str) -> tuple[str, int]:

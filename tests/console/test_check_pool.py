@@ -28,17 +28,11 @@ from tests.support.projects import (
     line,
     manage,
 )
-from tests.support.servers import Server, wait_until
+from tests.support.servers import ONE_CONNECTION, Server, wait_until
 
-pytestmark = pytest.mark.usefixtures("unblocked")
+pytestmark = [pytest.mark.usefixtures("unblocked"), pytest.mark.server({"max_connections": "50"})]
 
 SECTIONS = ["Configured", "Active", "Server", "Connection test", "Findings"]
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Server]:
-    with Server({"max_connections": "50"}) as server:
-        yield server
 
 
 # What it shows
@@ -166,13 +160,10 @@ def test_several_aliases_are_shown_one_after_the_other(shared: Server) -> None:
     assert "default: " in every.out
 
 
-def test_it_takes_one_connection_at_a_time() -> None:
-    limits = {"max_connections": "6", "superuser_reserved_connections": "5"}
-    with Server(limits, hba="local all all trust") as server:
-        with server.admin() as admin:
-            admin.execute("CREATE ROLE app LOGIN")
-        with database(entry(f"{server.conninfo} user=app", OPTIONS=POOL)) as alias:
-            ran = Ran(database=[alias])
+@pytest.mark.server(ONE_CONNECTION, roles=["app LOGIN"])
+def test_it_takes_one_connection_at_a_time(server: Server) -> None:
+    with database(entry(f"{server.conninfo} user=app", OPTIONS=POOL)) as alias:
+        ran = Ran(database=[alias])
     assert "Failed" not in ran.out
     assert " ms " in line(ran.out, "checkout")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from time import monotonic
 from typing import Any
 from urllib.parse import quote
@@ -12,9 +12,14 @@ import pytest
 from django.db import connections
 
 from tests.support.projects import OURS, POOL, STOCK, Ran, database, entry, line, manage
-from tests.support.servers import Server
+from tests.support.servers import PASSWORD_OVER_TCP, Server
 
-pytestmark = pytest.mark.usefixtures("unblocked")
+pytestmark = [
+    pytest.mark.usefixtures("unblocked"),
+    pytest.mark.server(
+        {"max_connections": "50"}, hba=PASSWORD_OVER_TCP, roles=["app LOGIN PASSWORD 'right'"]
+    ),
+]
 
 NASTY = [
     "s3cret",
@@ -26,15 +31,6 @@ NASTY = [
     "x=1&y=2",
     "$(id)",
 ]
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Server]:
-    hba = "local all postgres trust\nhost all postgres all trust\nhost all all all scram-sha-256"
-    with Server({"max_connections": "50"}, hba=hba) as server:
-        with server.admin() as admin:
-            admin.execute("CREATE ROLE app LOGIN PASSWORD 'right'")
-        yield server
 
 
 def test_a_server_that_is_down_is_one_sentence_and_configured_is_shown() -> None:
@@ -60,26 +56,24 @@ def test_a_failure_is_in_the_json_too() -> None:
     assert "Connection refused" in failure["cause"]
 
 
-def test_a_server_that_hangs_ends_in_a_failure() -> None:
-    with Server() as server:
-        options = {**POOL, "connect_timeout": 2}
-        with database(entry(server.conninfo, OPTIONS=options)) as alias:
-            server.suspend()
-            began = monotonic()
-            ran = Ran(database=[alias])
-            assert monotonic() - began < 12
-            server.resume()
+def test_a_server_that_hangs_ends_in_a_failure(server: Server) -> None:
+    with database(entry(server.conninfo, OPTIONS={**POOL, "connect_timeout": 2})) as alias:
+        server.suspend()
+        began = monotonic()
+        ran = Ran(database=[alias])
+        assert monotonic() - began < 12
+        server.resume()
     assert ran.code == 1
     assert "Failed: " in ran.out
 
 
-def test_no_free_connection_on_the_server_is_a_failure_with_its_cause(shared: Server) -> None:
-    with Server({"max_connections": "5"}) as server:
-        held = [psycopg.connect(server.conninfo) for _ in range(5)]
-        with database(entry(server.conninfo, OPTIONS=POOL)) as alias:
-            ran = Ran(database=[alias])
-        for connection in held:
-            connection.close()
+@pytest.mark.server({"max_connections": "5"})
+def test_no_free_connection_on_the_server_is_a_failure_with_its_cause(server: Server) -> None:
+    held = [psycopg.connect(server.conninfo) for _ in range(5)]
+    with database(entry(server.conninfo, OPTIONS=POOL)) as alias:
+        ran = Ran(database=[alias])
+    for connection in held:
+        connection.close()
     assert ran.code == 1
     assert "too many clients" in " ".join(ran.out.split())
 

@@ -11,7 +11,6 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import datetime
 from io import StringIO
@@ -35,16 +34,10 @@ from tests.support.pools import Call
 from tests.support.projects import ROOT, SQLITE, database, entry, manage
 from tests.support.servers import Server, wait_until
 
+pytestmark = pytest.mark.server({"max_connections": "20"}, sql=["CREATE TABLE t (id int)"])
+
 COLUMNS, LINES = 80, 24
 DEADLINE = 20.0  # seconds
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Server]:
-    with Server({"max_connections": "20"}) as server:
-        with server.admin() as admin:
-            admin.execute("CREATE TABLE t (id int)")
-        yield server
 
 
 def named(server: Server, name: str) -> psycopg.Connection:
@@ -153,8 +146,8 @@ def test_who_is_blocked_is_shown_with_the_one_that_blocks(shared: Server) -> Non
     assert re.search(behind, seen, re.MULTILINE)
 
 
-def test_it_goes_on_while_the_database_is_away() -> None:
-    with Server({"max_connections": "20"}) as server, Terminal(server) as terminal:
+def test_it_goes_on_while_the_database_is_away(server: Server) -> None:
+    with Terminal(server) as terminal:
         terminal.wait_for("0 of 20")
         server.stop()
         seen = terminal.wait_for("No answer for", "Below is what it said last.")
@@ -164,8 +157,8 @@ def test_it_goes_on_while_the_database_is_away() -> None:
         assert terminal.press(b"q") == 0
 
 
-def test_a_database_that_hangs_holds_up_neither_the_view_nor_its_end() -> None:
-    with Server({"max_connections": "20"}) as server, Terminal(server) as terminal:
+def test_a_database_that_hangs_holds_up_neither_the_view_nor_its_end(server: Server) -> None:
+    with Terminal(server) as terminal:
         terminal.wait_for("0 of 20")
         server.suspend()
         terminal.wait_for("no answer within 5 seconds")
@@ -173,14 +166,13 @@ def test_a_database_that_hangs_holds_up_neither_the_view_nor_its_end() -> None:
         server.resume()
 
 
-def test_a_database_that_was_never_there_is_tried_until_it_is() -> None:
-    with Server({"max_connections": "20"}) as server:
-        server.stop()
-        with Terminal(server) as terminal:
-            terminal.wait_for("No answer")
-            server.start()
-            terminal.wait_for("0 of 20")
-            assert terminal.press(b"Q") == 0
+def test_a_database_that_was_never_there_is_tried_until_it_is(server: Server) -> None:
+    server.stop()
+    with Terminal(server) as terminal:
+        terminal.wait_for("No answer")
+        server.start()
+        terminal.wait_for("0 of 20")
+        assert terminal.press(b"Q") == 0
 
 
 def test_the_view_ends_with_whatever_ends_its_looks(

@@ -26,7 +26,12 @@ from tests.support.processes import program
 from tests.support.projects import OURS, SQLITE, STOCK, database, entry
 from tests.support.servers import Server, wait_until
 
-pytestmark = pytest.mark.usefixtures("unblocked")
+pytestmark = [
+    pytest.mark.usefixtures("unblocked"),
+    pytest.mark.server(
+        {"max_connections": "100"}, roles=["app LOGIN", "limited LOGIN CONNECTION LIMIT 3"]
+    ),
+]
 
 NAMES = [
     "size", "overflow", "timeout", "explanation", "return", "pre-ping", "recycle", "deadline",
@@ -36,14 +41,12 @@ COMMAND = [sys.executable, "manage.py", "check_pool", "--drill"]
 ON_STOCK = "--settings=abs_project.stock_settings"
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Server]:
-    with Server({"max_connections": "100"}) as server:
-        with server.admin() as admin:
-            admin.execute("CREATE ROLE app LOGIN")
-            admin.execute("CREATE ROLE limited LOGIN CONNECTION LIMIT 3")
-        yield server
-        assert not any("drill" in name for name in names(server))
+@pytest.fixture(autouse=True)
+def _a_drill_leaves_no_session(shared: Server) -> Iterator[None]:
+    yield
+    wait_until(
+        lambda: not any("drill" in name for name in names(shared)), "the drill's sessions to end"
+    )
 
 
 @pytest.fixture
@@ -150,7 +153,6 @@ def test_a_role_without_privileges_can_drill(shared: Server) -> None:
 
 def test_what_the_role_may_not_do_is_skipped_and_said(server: Server) -> None:
     with server.admin() as admin:
-        admin.execute("CREATE ROLE app LOGIN")
         admin.execute("REVOKE EXECUTE ON FUNCTION pg_terminate_backend FROM PUBLIC")
     outcomes = drilled(f"{server.conninfo} user=app", 6)
     assert verdicts(outcomes) == dict.fromkeys(NAMES[:5], "kept") | {"pre-ping": "skipped"}
@@ -159,7 +161,6 @@ def test_what_the_role_may_not_do_is_skipped_and_said(server: Server) -> None:
 
 def test_a_role_that_may_not_count_sessions_must_say_yes(server: Server) -> None:
     with server.admin() as admin:
-        admin.execute("CREATE ROLE app LOGIN")
         admin.execute("REVOKE SELECT ON pg_stat_activity FROM PUBLIC")
     with pytest.raises(Refused, match=r"does not say how many .*permission denied.*--yes"):
         drilled(f"{server.conninfo} user=app")
@@ -188,10 +189,11 @@ def occupied(server: Server, connections: int) -> Iterator[None]:
         yield
 
 
-def test_more_than_half_of_the_free_connections_are_not_taken() -> None:
-    with Server({"max_connections": "10"}) as small, occupied(small, 7):
+@pytest.mark.server({"max_connections": "10"})
+def test_more_than_half_of_the_free_connections_are_not_taken(server: Server) -> None:
+    with occupied(server, 7):
         with pytest.raises(Refused) as refused:
-            drilled(small.conninfo, options=settings(20, 10))
+            drilled(server.conninfo, options=settings(20, 10))
         assert refused.value.failure.cause == (
             "The drill needs 31 connections (20 + 10, and 1 to watch them); 3 are free (this role"
             " may open 10 (max_connections 10, a superuser), and 7 are in use), and it takes no"
@@ -211,10 +213,11 @@ def test_with_yes_it_takes_all_that_it_needs(shared: Server) -> None:
     assert verdicts(outcomes) == dict.fromkeys(NAMES[:4], "kept")
 
 
+@pytest.mark.server({"max_connections": "10"})
 @pytest.mark.usefixtures("hasty")
-def test_with_yes_and_too_few_free_the_servers_limit_breaks_the_promise() -> None:
-    with Server({"max_connections": "10"}) as small, occupied(small, 7):
-        outcomes = drilled(small.conninfo, 5, options=settings(20, 10), take_most=True)
+def test_with_yes_and_too_few_free_the_servers_limit_breaks_the_promise(server: Server) -> None:
+    with occupied(server, 7):
+        outcomes = drilled(server.conninfo, 5, options=settings(20, 10), take_most=True)
         assert verdicts(outcomes) == {
             "size": "broken", "overflow": "broken", "timeout": "skipped",
             "explanation": "skipped", "return": "kept",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from urllib.parse import quote, quote_plus
 
 import psycopg
@@ -18,16 +17,9 @@ local all postgres trust
 host  all postgres 127.0.0.1/32 trust
 host  all app      127.0.0.1/32 scram-sha-256
 """
+LIMITS = {"max_connections": "8", "superuser_reserved_connections": "2"}
 
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Server]:
-    limits = {"max_connections": "8", "superuser_reserved_connections": "2"}
-    with Server(limits, hba=HBA) as server:
-        with server.admin() as admin:
-            admin.execute("CREATE ROLE app LOGIN PASSWORD 'right'")
-            admin.execute("CREATE ROLE owner")
-        yield server
+pytestmark = pytest.mark.server(LIMITS, hba=HBA, roles=["app LOGIN PASSWORD 'right'", "owner"])
 
 
 def refusal(conninfo: str) -> Exception:

@@ -27,24 +27,9 @@ from tests.support.projects import OURS, STOCK, database, entry
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
 
-pytestmark = pytest.mark.usefixtures("unblocked")
+pytestmark = [pytest.mark.usefixtures("unblocked"), pytest.mark.server(roles=["app LOGIN"])]
 
 MODES = ("session", "transaction", "statement")
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Server]:
-    with Server() as server:
-        with server.admin() as admin:
-            admin.execute("CREATE ROLE app LOGIN")
-        users = server.socket_dir / "userlist.txt"
-        users.write_text('"postgres" ""\n"app" ""\n')
-        users.chmod(0o644)
-        yield server
-
-
-# Nobody may use the console.
-CLOSED = {"auth_type": "trust", "auth_file": "userlist.txt", "admin_users": ""}
 
 
 def look(conninfo: str, session: Mapping[str, str] | None = None) -> PoolerFacts | None:
@@ -81,7 +66,7 @@ def test_whoever_may_ask_is_told_the_pool_mode(shared: Server, mode: str) -> Non
 @needs_pgbouncer
 @pytest.mark.parametrize("mode", MODES)
 def test_whoever_may_not_ask_can_see_the_pool_mode(shared: Server, mode: str) -> None:
-    with PgBouncer(shared, pool_mode=mode, default_pool_size=3, **CLOSED) as pooler:
+    with PgBouncer(shared, pool_mode=mode, default_pool_size=3, open_console=False) as pooler:
         for role in ("postgres", "app"):
             facts = look(f"{pooler.conninfo} user={role}")
             assert facts
@@ -92,7 +77,7 @@ def test_whoever_may_not_ask_can_see_the_pool_mode(shared: Server, mode: str) ->
 @needs_pgbouncer
 @pytest.mark.parametrize("mode", ["session", "transaction"])
 def test_the_pool_mode_can_be_seen_under_load(shared: Server, mode: str) -> None:
-    pgbouncer = PgBouncer(shared, pool_mode=mode, default_pool_size=8, **CLOSED)
+    pgbouncer = PgBouncer(shared, pool_mode=mode, default_pool_size=8, open_console=False)
     with pgbouncer as pooler, busy(pooler.conninfo, clients=5):
         seen = {facts.pool_mode for _ in range(5) if (facts := look(pooler.conninfo))}
     assert seen == {mode}
@@ -121,7 +106,7 @@ def busy(conninfo: str, clients: int) -> Iterator[None]:
 
 @needs_pgbouncer
 def test_a_pool_without_a_free_connection_holds_nobody_up(shared: Server) -> None:
-    with PgBouncer(shared, pool_mode="session", default_pool_size=1, **CLOSED) as pooler:
+    with PgBouncer(shared, pool_mode="session", default_pool_size=1, open_console=False) as pooler:
         began = time.monotonic()
         facts = look(pooler.conninfo)
         assert time.monotonic() - began < PATIENCE + 2
@@ -197,7 +182,7 @@ TRANSACTION = PoolerFacts(software="PgBouncer", pool_mode="transaction", console
 NOTE = "I031"  # in transaction pooling it is always there
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def facts(shared: Server) -> ServerFacts:
     with shared.admin() as admin:
         return read_server(admin)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from threading import Event
 from time import monotonic
 from typing import Any
@@ -17,20 +16,14 @@ from abs_orm_app.facts.report import ConnectionTest, report
 from abs_orm_app.facts.server import ServerFacts
 from tests.support.pgbouncers import PgBouncer, needs_pgbouncer
 from tests.support.projects import OURS, STOCK, database, entry, manage
-from tests.support.servers import Server, wait_until
+from tests.support.servers import ONE_CONNECTION, Server, wait_until
 
-pytestmark = pytest.mark.usefixtures("unblocked")
+pytestmark = [
+    pytest.mark.usefixtures("unblocked"),
+    pytest.mark.server(roles=["app LOGIN", "owner"]),
+]
 
 POOL = {"pool": {"min_size": 20, "max_size": 30}}
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Server]:
-    with Server() as server:
-        with server.admin() as admin:
-            admin.execute("CREATE ROLE app LOGIN")
-            admin.execute("CREATE ROLE owner")
-        yield server
 
 
 def looked_at(given: dict[str, Any]) -> ConnectionTest:
@@ -109,15 +102,12 @@ def test_the_projects_own_setup_of_connections_is_done_with_the_aliass_name(
 
 
 @pytest.mark.parametrize("options", [{}, POOL], ids=["bare", "pool"])
-def test_one_connection_is_enough(options: dict[str, Any]) -> None:
-    limits = {"max_connections": "6", "superuser_reserved_connections": "5"}
-    with Server(limits, hba="local all all trust") as server:
-        with server.admin() as admin:
-            admin.execute("CREATE ROLE app LOGIN")
-        for _ in range(10):
-            found = looked_at(entry(f"{server.conninfo} user=app", OPTIONS=options))
-            assert found.failure is None
-            wait_until(lambda: server.sessions() == 0, "the session to end")
+@pytest.mark.server(ONE_CONNECTION, roles=["app LOGIN"])
+def test_one_connection_is_enough(server: Server, options: dict[str, Any]) -> None:
+    for _ in range(10):
+        found = looked_at(entry(f"{server.conninfo} user=app", OPTIONS=options))
+        assert found.failure is None
+        wait_until(lambda: server.sessions() == 0, "the session to end")
 
 
 @pytest.mark.parametrize("options", [{}, POOL], ids=["bare", "pool"])
@@ -160,11 +150,7 @@ def test_a_host_that_does_not_answer_leaves_the_others_their_time(
 
 @needs_pgbouncer
 def test_a_pooler_is_looked_at_where_it_has_answered(shared: Server, server: Server) -> None:
-    users = shared.socket_dir / "userlist.txt"
-    users.write_text('"postgres" ""\n')
-    users.chmod(0o644)
-    closed = {"auth_type": "trust", "auth_file": users.name, "admin_users": ""}  # the console
-    with PgBouncer(shared, pool_mode="transaction", **closed) as pooler:
+    with PgBouncer(shared, open_console=False, pool_mode="transaction") as pooler:
         server.suspend()
         hosts = {"HOST": f"{server.socket_dir},{shared.socket_dir}"}
         hosts["PORT"] = f"{server.port},{pooler.port}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import psycopg
 import pytest
 
@@ -15,17 +13,13 @@ LIMITS = {
     "superuser_reserved_connections": "2",
     "reserved_connections": "3",
 }
+ROLES = ["app LOGIN CONNECTION LIMIT 7", "vip LOGIN IN ROLE pg_use_reserved_connections"]
+SQL = [
+    "ALTER ROLE app SET statement_timeout = '1500ms'",
+    "CREATE DATABASE shop CONNECTION LIMIT 5",
+]
 
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Server]:
-    with Server(LIMITS) as server:
-        with server.admin() as admin:
-            admin.execute("CREATE ROLE app LOGIN CONNECTION LIMIT 7")
-            admin.execute("CREATE ROLE vip LOGIN IN ROLE pg_use_reserved_connections")
-            admin.execute("ALTER ROLE app SET statement_timeout = '1500ms'")
-            admin.execute("CREATE DATABASE shop CONNECTION LIMIT 5")
-        yield server
+pytestmark = pytest.mark.server(LIMITS, roles=ROLES, sql=SQL)
 
 
 def facts(conninfo: str) -> ServerFacts:
@@ -105,6 +99,5 @@ def test_a_server_is_the_same_by_socket_and_tcp_and_in_any_time_zone(shared: Ser
     assert by_socket.identity == by_tcp.identity
 
 
-def test_two_servers_are_two(shared: Server) -> None:
-    with Server() as other:
-        assert facts(shared.conninfo).identity != facts(other.conninfo).identity
+def test_two_servers_are_two(shared: Server, server: Server) -> None:
+    assert facts(shared.conninfo).identity != facts(server.conninfo).identity

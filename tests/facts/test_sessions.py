@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
 
 import psycopg
 import pytest
@@ -14,20 +13,7 @@ from abs_orm_app.facts.sessions import Fleet, Group, read_fleet
 from tests.support.pools import Call
 from tests.support.servers import Server, wait_until
 
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Server]:
-    with Server() as server:
-        with server.admin() as admin:
-            admin.execute("CREATE ROLE app LOGIN")
-            admin.execute("CREATE TABLE t (id int)")
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def _nobody_is_left(shared: Server) -> None:
-    """The server takes some time to end a session that its client has closed."""
-    wait_until(lambda: shared.sessions() == 0, "the sessions of other tests to end")
+pytestmark = pytest.mark.server(roles=["app LOGIN"], sql=["CREATE TABLE t (id int)"])
 
 
 def see(server: Server, user: str = "postgres") -> Fleet:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import ExitStack
 from io import StringIO
 from pathlib import Path
@@ -19,8 +17,15 @@ from django.core.management import call_command
 from abs_orm_app.config.address import session_options
 from abs_orm_app.environment import database_from_env
 from tests.support.pgbouncers import PgBouncer, needs_pgbouncer
+from tests.support.ports import reserved_port
 from tests.support.projects import OURS, ROOT, SQLITE, STOCK, database, manage
-from tests.support.servers import Server
+from tests.support.servers import PASSWORD_OVER_TCP, Server
+
+pytestmark = pytest.mark.server(
+    hba=PASSWORD_OVER_TCP,
+    roles=["app LOGIN PASSWORD 's3c''\"ret'", "reader NOLOGIN ROLE app"],
+    sql=['CREATE DATABASE "we""ird-name"'],
+)
 
 URL = "postgresql://app:s3cret@db.example.com/shop"
 
@@ -281,18 +286,6 @@ def test_a_socket_of_an_account_without_a_name_leaves_the_account_open(tmp_path:
 # With a real PgBouncer
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
-    """A server that trusts its socket, and asks for a password on its port."""
-    hba = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256"
-    with Server(hba=hba) as own:
-        with own.admin() as admin:
-            admin.execute("CREATE ROLE app LOGIN PASSWORD 's3c''\"ret'")
-            admin.execute("CREATE ROLE reader NOLOGIN; GRANT reader TO app")
-            admin.execute('CREATE DATABASE "we""ird-name"')
-        yield own
-
-
 @needs_pgbouncer
 def test_what_is_written_starts_as_it_is_and_serves_the_sample_project(server: Server) -> None:
     done = manage("pgbouncer_ini", DATABASE_URL=server.url)
@@ -321,10 +314,10 @@ def test_the_userlist_lets_those_in_who_know_the_password(server: Server) -> Non
     users = server.socket_dir / "userlist.txt"
     users.write_text(written("--userlist", "--with-password", shop=given))
     os.chown(users, server.socket_dir.stat().st_uid, -1)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    text = written("--listen-port", str(port), shop=given)
-    with PgBouncer(server, ini=text, listen_port=port):
+    with (
+        reserved_port() as port,
+        PgBouncer(server, ini=written("--listen-port", str(port), shop=given), listen_port=port),
+    ):
         address = f"host=127.0.0.1 port={port} user=app dbname=we_ird-name"
         with psycopg.connect(address, password="s3c'\"ret") as connection:
             row = connection.execute("SELECT current_user, current_database()").fetchone()

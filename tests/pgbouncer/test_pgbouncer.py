@@ -25,24 +25,28 @@ from tests.support.processes import Watch
 from tests.support.projects import OURS, STOCK, database
 from tests.support.servers import Server, wait_until
 
-pytestmark = needs_pgbouncer
+pytestmark = [needs_pgbouncer, pytest.mark.usefixtures("unblocked")]
 
 POOLING = ("session", "transaction")
 
 
 @pytest.fixture(scope="module")
-def migrated(django_db_blocker: DjangoDbBlocker) -> Iterator[Server]:
-    """A server whose tables were made through PgBouncer, in transaction pooling."""
-    with Server() as server, django_db_blocker.unblock():
-        with PgBouncer(server, pool_mode="transaction") as pooler, through(pooler) as alias:
-            call_command("migrate", database=alias, verbosity=0)
-        yield server
+def _tables(module_server: Server, django_db_blocker: DjangoDbBlocker) -> None:
+    """Make the tables through PgBouncer, in transaction pooling."""
+    with (
+        django_db_blocker.unblock(),
+        PgBouncer(module_server, pool_mode="transaction") as pooler,
+        through(pooler) as alias,
+    ):
+        call_command("migrate", database=alias, verbosity=0)
 
 
-@pytest.fixture(autouse=True)
-def _no_groups(migrated: Server) -> None:
-    with migrated.admin() as admin:
+@pytest.fixture
+def migrated(_tables: None, shared: Server) -> Server:
+    """The module's server with the tables of the sample project, and no groups."""
+    with shared.admin() as admin:
         admin.execute("DELETE FROM auth_group")
+    return shared
 
 
 @contextmanager
@@ -231,7 +235,7 @@ def test_a_restart_of_pgbouncer_costs_the_requests_in_flight_alone(migrated: Ser
     assert outcomes.total() - outcomes["served"] <= errors + 8
 
 
-def test_a_planned_restart_of_the_server_costs_no_error() -> None:
+def test_a_planned_restart_of_the_server_costs_no_error(server: Server) -> None:
     end = threading.Event()
     served = [0] * 6
 
@@ -241,7 +245,6 @@ def test_a_planned_restart_of_the_server_costs_no_error() -> None:
             connections["other"].close()
 
     with (
-        Server() as server,
         PgBouncer(server, pool_mode="transaction", default_pool_size=3) as pooler,
         through(pooler),
         ThreadPoolExecutor(1) as pool,
@@ -280,7 +283,7 @@ def test_waiting_for_too_long_says_so(migrated: Server) -> None:
     assert "default_pool_size" in explain(caught.value).hint
 
 
-def test_an_outage_of_the_server_is_over_when_it_is_back() -> None:
+def test_an_outage_of_the_server_is_over_when_it_is_back(server: Server) -> None:
     def serves() -> bool:
         try:
             return bool(value("SELECT 1") == 1)
@@ -289,8 +292,8 @@ def test_an_outage_of_the_server_is_over_when_it_is_back() -> None:
         finally:
             connections["other"].close()
 
-    settings = {"server_login_retry": "0.2", "query_wait_timeout": "0.5"}
-    with Server() as server, PgBouncer(server, **settings) as pooler, through(pooler):
+    pgbouncer = PgBouncer(server, server_login_retry="0.2", query_wait_timeout="0.5")
+    with pgbouncer as pooler, through(pooler):
         assert serves()
         server.stop()
         assert not serves()

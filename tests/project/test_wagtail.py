@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import random
 import sys
 import threading
 import time
@@ -21,8 +20,9 @@ from threading import Thread
 import pytest
 
 from tests.support.embedding import ROOT, embed, run
+from tests.support.ports import reserved_port
 from tests.support.processes import DEADLINE, Program, Watch, program
-from tests.support.servers import PORTS, Server, wait_until
+from tests.support.servers import Server, wait_until
 
 ENVIRONMENT = ROOT / ".venv-wagtail"
 PYTHON = ENVIRONMENT / "bin" / "python"
@@ -57,16 +57,15 @@ print("session", client.cookies["sessionid"].value)
 
 @dataclass(frozen=True)
 class Site:
-    """A site, its database, and the session of an editor who is logged in."""
+    """A site, and the session of an editor who is logged in."""
 
     directory: Path
-    server: Server
     session: str
     version: str
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(tmp_path_factory: pytest.TempPathFactory, module_server: Server) -> Site:
     if not PYTHON.exists():
         assert os.environ.get("CI") != "true", "Wagtail is not installed: make wagtail"
         pytest.skip("Wagtail is not installed: make wagtail")
@@ -75,12 +74,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     embed(directory / "shop" / "settings" / "base.py")
     (directory / "shop" / "settings" / "local.py").write_text(LOCAL)
     (directory / "shop" / "asgi.py").write_text(ASGI)
-    with Server() as server:
-        environ = {"DATABASE_URL": server.url, **POOL}
-        run(PYTHON, "manage.py", "migrate", cwd=directory, **environ)
-        printed = run(PYTHON, "manage.py", "shell", "-c", LOG_IN, cwd=directory, **environ)
-        version = run(PYTHON, "-c", "import wagtail; print(wagtail.__version__)", cwd=directory)
-        yield Site(directory, server, printed.split()[-1], version.strip())
+    environ = {"DATABASE_URL": module_server.url, **POOL}
+    run(PYTHON, "manage.py", "migrate", cwd=directory, **environ)
+    printed = run(PYTHON, "manage.py", "shell", "-c", LOG_IN, cwd=directory, **environ)
+    version = run(PYTHON, "-c", "import wagtail; print(wagtail.__version__)", cwd=directory)
+    return Site(directory, printed.split()[-1], version.strip())
 
 
 @dataclass(frozen=True)
@@ -132,6 +130,13 @@ def accepts(running: Program, port: int) -> bool:
     return load(port, VISITORS_PAGES[0]).status == 200
 
 
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A TCP port for the web server: without a port, Wagtail finds no site under uvicorn."""
+    with reserved_port() as port:
+        yield port
+
+
 @pytest.mark.parametrize(
     ("command", "processes"),
     [(GUNICORN, 2), (UVICORN, 1)],
@@ -139,26 +144,26 @@ def accepts(running: Program, port: int) -> bool:
 )
 def test_a_wagtail_site_outlives_a_restart_of_its_database(
     site: Site,
+    shared: Server,
+    port: int,
     tmp_path: Path,
     request: pytest.FixtureRequest,
     command: Sequence[str],
     processes: int,
 ) -> None:
-    # On TCP: without a port, Wagtail finds no site under uvicorn.
-    port, server = random.choice(PORTS), site.server  # noqa: S311
     module, *rest = (part.format(site=site.directory, port=port) for part in command)
     environ = {**POOL, "DJANGO_SETTINGS_MODULE": "shop.settings.dev"}
     environ["XDG_RUNTIME_DIR"] = f"{tmp_path}"  # of gunicorn's control socket
-    with program([str(PYTHON), "-m", module, *rest], server, **environ) as running:
+    with program([str(PYTHON), "-m", module, *rest], shared, **environ) as running:
         wait_until(lambda: accepts(running, port), "the web server to answer", DEADLINE)
         with people(port, site.session) as answers:
-            with Watch(server) as before:
+            with Watch(shared) as before:
                 time.sleep(SECONDS)
-            server.stop()
+            shared.stop()
             stopped = time.monotonic()
             time.sleep(OUTAGE)
-            server.start()
-            with Watch(server) as after:
+            shared.start()
+            with Watch(shared) as after:
                 time.sleep(SECONDS)
         log = running.errors
     failed = [answer for answer in answers if answer.status != 200]

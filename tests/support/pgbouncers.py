@@ -35,11 +35,21 @@ needs_pgbouncer = pytest.mark.skipif(
 class PgBouncer:
     """A PgBouncer on a Unix socket, beside that of the server it is for.
 
-    Keyword arguments are settings of PgBouncer's; everyone is let in, as `postgres`.
-    `ini`: a whole configuration instead, started as it is written, by whoever runs the tests.
+    ini: a whole configuration, in place of the one that is written here; the account that runs
+        the tests starts it.
+    open_console: everybody is let in, and may use the admin console; otherwise `postgres` and
+        `app` are let in, and nobody may use it.
+    settings: more settings of PgBouncer, or other values.
     """
 
-    def __init__(self, server: Server, *, ini: str | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        server: Server,
+        *,
+        ini: str | None = None,
+        open_console: bool = True,
+        **settings: Any,
+    ) -> None:
         self.directory = server.socket_dir
         # Nothing else listens in this directory but the server, on its own port.
         self.port = int(settings.setdefault("listen_port", 6432))
@@ -48,6 +58,8 @@ class PgBouncer:
         if ini is None and os.geteuid() == 0:
             owner = self.directory.stat()
             self._account = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
+        if not open_console:
+            settings = self._closed_console() | settings
         self._ini = self._written(server, settings) if ini is None else ini
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -136,6 +148,12 @@ class PgBouncer:
         if self._process.poll() is not None:
             raise RuntimeError(f"PgBouncer did not start:\n{self.log[-2000:]}")
         return "process up:" in self.log
+
+    def _closed_console(self) -> dict[str, Any]:
+        users = self.directory / "userlist.txt"
+        users.write_text('"postgres" ""\n"app" ""\n')
+        users.chmod(0o644)
+        return {"auth_type": "trust", "auth_file": users, "admin_users": ""}
 
     @staticmethod
     def _written(server: Server, settings: Mapping[str, Any]) -> str:

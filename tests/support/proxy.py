@@ -11,18 +11,16 @@ closed.
 
 from __future__ import annotations
 
-import random
 import socket
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from queue import SimpleQueue
 from typing import Any, Self
 
-from tests.support.servers import PORTS
+from tests.support.ports import LOCALHOST, reserved_port
 
-LOCALHOST = "127.0.0.1"
 CHUNK = 65536
 
 
@@ -43,14 +41,17 @@ class Proxy:
         self._open: set[socket.socket] = set()
         self._flowing = threading.Event()
         self._listener: socket.socket | None = None
+        self._reservation = ExitStack()
 
     def __enter__(self) -> Self:
+        self.port = self._reservation.enter_context(reserved_port())
         self.resume()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.refuse()
         self._flowing.set()  # lets the threads find that their sockets are closed
+        self._reservation.close()
 
     def blackhole(self) -> None:
         """Forward nothing from now on, as a firewall that has forgotten its connections.
@@ -74,17 +75,8 @@ class Proxy:
         """Undo `blackhole`, forwarding what has been held back, and `refuse`."""
         self._flowing.set()
         if self._listener is None:
-            self._listener = self._listen()
+            self._listener = socket.create_server((LOCALHOST, self.port))
             _run(self._accept, self._listener)
-
-    def _listen(self) -> socket.socket:
-        if self.port:
-            return socket.create_server((LOCALHOST, self.port))
-        # Not a port of the kernel's choice, which it might give to somebody else after `refuse`.
-        for self.port in random.sample(PORTS, 9):
-            with suppress(OSError):
-                return socket.create_server((LOCALHOST, self.port))
-        raise RuntimeError("found no free TCP port")
 
     def _accept(self, listener: socket.socket) -> None:
         with suppress(OSError):  # closed by `refuse`

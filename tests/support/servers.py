@@ -1,12 +1,13 @@
 """Throw-away PostgreSQL servers that a test may restart, kill, suspend and reconfigure.
 
-    with Server(settings={"max_connections": "20"}) as server:
+    with Server({"max_connections": "20"}, roles=["app LOGIN"]) as server:
         with server.admin() as admin:
             admin.execute("select 1")
         server.kill()
         server.start()
 
-A server is a copy of a cluster that is made once per session, and starts in about 0.1 s.
+A server starts in about 0.1 s, because it is a copy of a cluster that initdb makes once per
+process. Most tests need no `Server(...)` of their own: tests/conftest.py has fixtures.
 """
 
 from __future__ import annotations
@@ -14,14 +15,13 @@ from __future__ import annotations
 import atexit
 import functools
 import os
-import random
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Literal, Self
 
@@ -31,13 +31,20 @@ from psycopg.rows import TupleRow
 
 from abs_orm_app.embedded.cluster import processes_of, running
 from abs_orm_app.embedded.wheel import Programs, programs
+from tests.support.ports import reserved_port
 
 PREFIX = "abs_orm_app-test-"
 MEMORY = 2 * 2**30  # bytes that must be free in it for clusters, of 40 MB each, to go to memory
 DEADLINE = 20.0  # seconds, for anything a server is waited for
 SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
-# Outside the range from which the kernel gives ports to outgoing connections.
-PORTS = range(20000, 32000)
+# pg_hba.conf: everybody is trusted on the Unix socket, only `postgres` on the TCP port.
+PASSWORD_OVER_TCP = """
+local all all trust
+host all postgres all trust
+host all all all scram-sha-256
+"""
+# One connection for roles that are not superusers.
+ONE_CONNECTION = {"max_connections": "6", "superuser_reserved_connections": "5"}
 # A crash of the operating system may corrupt it: then the test is over, too.
 FAST = {"fsync": "off", "full_page_writes": "off", "shared_buffers": "16MB"}
 FAST |= {"dynamic_shared_memory_type": "mmap"}  # files that go with the directory
@@ -47,9 +54,11 @@ class Server:
     """A PostgreSQL 18 on a Unix socket and on a TCP port of 127.0.0.1; superuser `postgres`.
 
     settings: parameters of postgresql.conf, used at each start.
-    hba: the lines of pg_hba.conf; None trusts everybody.
+    hba: the lines of pg_hba.conf; None trusts everybody. See PASSWORD_OVER_TCP.
+    roles: roles to create, as CREATE ROLE takes them: `app LOGIN CONNECTION LIMIT 3`.
+    sql: more statements to run in the database `postgres` after the first start.
 
-    It knows no TLS, because the wheel is built without.
+    It has no TLS, because the wheel is built without it.
     """
 
     def __init__(
@@ -57,29 +66,37 @@ class Server:
         settings: Mapping[str, str] | None = None,
         *,
         hba: str | None = None,
+        roles: Sequence[str] = (),
+        sql: Sequence[str] = (),
     ) -> None:
         self.settings = dict(settings or {})
         self.port = 0
         self._hba = hba
+        self._sql = [*(f"CREATE ROLE {role}" for role in roles), *sql]
         self._programs = _programs()
         self._process: subprocess.Popen[bytes] | None = None
+        self._cleanup = ExitStack()
 
     def __enter__(self) -> Self:
-        self.socket_dir = _new_directory()
-        self.data = self.socket_dir / "data"
-        self._make_cluster()
-        if self._hba is not None:
-            self._write_hba(self._hba)
-        try:
-            self._start_on_a_free_port()
-        except BaseException:
-            _remove(self.socket_dir)
-            raise
+        with ExitStack() as cleanup:
+            self.socket_dir = _new_directory()
+            cleanup.callback(_remove, self.socket_dir)
+            self.data = self.socket_dir / "data"
+            self._make_cluster()
+            if self._hba is not None:
+                self._write_hba(self._hba)
+            self.port = cleanup.enter_context(reserved_port())
+            cleanup.callback(self._end)
+            self.start()
+            if self._sql:
+                with self.admin() as admin:
+                    for statement in self._sql:
+                        admin.execute(statement)
+            self._cleanup = cleanup.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end()
-        _remove(self.socket_dir)
+        self._cleanup.close()
 
     # Addresses
 
@@ -249,16 +266,6 @@ class Server:
         if self._process.poll() is not None:
             raise RuntimeError(f"the server did not start:\n{self.log[-2000:]}")
         return running(self.data) is not None
-
-    def _start_on_a_free_port(self) -> None:
-        for _ in range(9):
-            self.port = random.choice(PORTS)  # noqa: S311
-            try:
-                return self.start()
-            except RuntimeError:
-                if "could not bind" not in self.log:
-                    raise
-        raise RuntimeError("found no free TCP port")
 
     def _end(self) -> None:
         """Leave no process, whatever state the server is in."""

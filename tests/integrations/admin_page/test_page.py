@@ -181,28 +181,19 @@ def findings(html: str) -> set[str]:
     return set(re.findall(r">abs_orm_app\.([EWI][0-9]+)<", html))
 
 
-def pgbouncer(server: Server, *, open_to_us: bool, **settings: Any) -> PgBouncer:
-    """Whose console we may use, or not."""
-    users = server.socket_dir / "userlist.txt"
-    users.write_text('"postgres" ""\n')
-    users.chmod(0o644)
-    admins = "postgres" if open_to_us else ""
-    return PgBouncer(server, auth_type="trust", auth_file=users, admin_users=admins, **settings)
-
-
 @needs_pgbouncer
-@pytest.mark.parametrize("open_to_us", [True, False])
+@pytest.mark.parametrize("open_console", [True, False])
 def test_behind_a_pooler_it_finds_what_is_wrong_with_that(
-    staff: Client, server: Server, open_to_us: bool
+    staff: Client, server: Server, open_console: bool
 ) -> None:
     large = {"pool": {"min_size": 200, "max_size": 300}}  # the server takes 100
-    with pgbouncer(server, open_to_us=open_to_us, default_pool_size=5) as pooler:
+    with PgBouncer(server, open_console=open_console, default_pool_size=5) as pooler:
         with database(entry(pooler.conninfo, OPTIONS=large)):
             found = findings(content(staff))
         with database(entry(pooler.conninfo, ABS_ORM_APP={"mode": "pgbouncer"})):
             as_meant = findings(content(staff))
     assert {"W031", "W035", "I031"} <= found
-    assert ("W037" in found) == open_to_us
+    assert ("W037" in found) == open_console
     assert "E021" not in found
     assert "W036" not in as_meant
 
@@ -211,7 +202,7 @@ def test_behind_a_pooler_it_finds_what_is_wrong_with_that(
 def test_a_pooler_without_a_free_connection_does_not_hold_up_the_page(
     staff: Client, server: Server
 ) -> None:
-    one = pgbouncer(server, open_to_us=False, default_pool_size=1, pool_mode="session")
+    one = PgBouncer(server, open_console=False, default_pool_size=1, pool_mode="session")
     with one as pooler, database(entry(pooler.conninfo, OPTIONS=SMALL)) as alias:
         html = content(staff)
     assert f"Server of {alias}" not in html

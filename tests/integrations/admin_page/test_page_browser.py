@@ -34,15 +34,9 @@ IN_TIME = 15.0  # seconds, on a busy machine
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with Server() as server:
-        prepare(server)
-        yield server
-
-
-@pytest.fixture(scope="module")
-def shop(server: Server) -> Iterator[Site]:
-    with site(server, **THREE, **MISSPELT) as shop:
+def shop(module_server: Server) -> Iterator[Site]:
+    prepare(module_server)
+    with site(module_server, **THREE, **MISSPELT) as shop:
         yield shop
 
 
@@ -208,32 +202,34 @@ def test_it_is_there_when_the_pool_is_exhausted(chromium: Chrome, shop: Site) ->
 
 
 def test_it_is_there_when_the_server_is_away_and_comes_back_with_it(
-    chromium: Chrome, shop: Site, server: Server
+    chromium: Chrome, shop: Site, module_server: Server
 ) -> None:
-    server.stop()
+    module_server.stop()
     try:
         eventually(lambda: "does not answer" in text(chromium, ".errornote"), "the page to notice")
         assert "not reached" in text(chromium, "#pool-live")
         visit(chromium, shop)
         assert state(chromium)
     finally:
-        server.start()
+        module_server.start()
     eventually(lambda: not text(chromium, ".errornote"), "the page to be whole again")
 
 
-def test_it_is_there_when_the_server_hangs(chromium: Chrome, shop: Site, server: Server) -> None:
-    server.suspend()
+def test_it_is_there_when_the_server_hangs(
+    chromium: Chrome, shop: Site, module_server: Server
+) -> None:
+    module_server.suspend()
     try:
         visit(chromium, shop)
         assert "does not answer" in text(chromium, ".errornote")
     finally:
-        server.resume()
+        module_server.resume()
     eventually(lambda: not text(chromium, ".errornote"), "the page to be whole again")
 
 
-def test_it_says_that_the_web_server_does_not_answer(server: Server) -> None:
+def test_it_says_that_the_web_server_does_not_answer(shop: Site, module_server: Server) -> None:
     with browser() as chromium:
-        with site(server, **THREE) as gone:
+        with site(module_server, **THREE) as gone:
             gone.log_in(chromium, STAFF)
             # Before that there is no script to notice anything.
             pause = chromium.find_element(By.ID, "pool-pause")
