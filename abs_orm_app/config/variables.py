@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Generic, NoReturn, TypeVar
@@ -28,8 +29,9 @@ _from_env_file: dict[str, str] = {}  # what the .env files of this process say
 class SettingsError(ImproperlyConfigured):
     """The environment holds something that cannot be used; the message names each variable.
 
-    Where nobody catches it, the message is printed without a traceback, unless the command line
-    holds `--traceback`: the way through the settings module tells nothing about a wrong variable.
+    Where nobody catches it, the message is printed without a traceback, because the path through
+    the settings module says nothing about a wrong variable. `--traceback` on the command line, or
+    an exception hook of the project (an error reporter), keeps the traceback.
     """
 
 
@@ -41,15 +43,21 @@ def refuse(problems: list[str]) -> NoReturn:
     raise SettingsError("\n  ".join([f"{len(problems)} settings cannot be used.", *problems]))
 
 
+@cache  # once a process, so that errors which are caught leave no chain of hooks
 def _print_settings_errors_plainly() -> None:
-    # Django's command line prints a clean message only for commands of its own: with broken
-    # settings it does not find any other, and lets the error through.
+    """Print a SettingsError that nobody catches without its traceback.
+
+    Django's command line prints a clean message only for commands of its own: with broken settings
+    it does not find any other, and lets the error through. A hook that is there already, such as an
+    error reporter's, is asked in our place.
+    """
     previous = sys.excepthook
 
     def hook(
         kind: type[BaseException], error: BaseException, traceback: TracebackType | None
     ) -> None:
-        if isinstance(error, SettingsError) and "--traceback" not in sys.argv:
+        ours = isinstance(error, SettingsError) and "--traceback" not in sys.argv
+        if ours and previous is sys.__excepthook__:
             sys.stderr.write(f"{kind.__name__}: {error}\n")
         else:
             previous(kind, error, traceback)

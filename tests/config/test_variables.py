@@ -205,6 +205,33 @@ def test_another_error_keeps_its_traceback() -> None:
     assert done.stderr.endswith("ZeroDivisionError: division by zero\n")
 
 
+CAUGHT = """
+import sys
+from abs_orm_app.environment import SettingsError, database_from_env
+def caught():
+    try: database_from_env()
+    except SettingsError: pass
+"""
+REPORTER = """
+def report(kind, error, traceback):
+    sys.stderr.write(f"reported {kind.__name__} with{'' if traceback else 'out'} traceback\\n")
+    before(kind, error, traceback)
+before, sys.excepthook = sys.excepthook, report
+"""
+
+
+def test_errors_that_are_caught_leave_one_hook() -> None:
+    code = f"{CAUGHT}caught()\nhook = sys.excepthook\ncaught()\nprint(sys.excepthook is hook)"
+    assert run("-c", code, DB_POOL_SIZE="abc").stdout == "True\n"
+
+
+@pytest.mark.parametrize("order", [REPORTER, f"{REPORTER}caught()", f"caught(){REPORTER}caught()"])
+def test_an_error_reporters_hook_hears_of_a_crash_once(order: str) -> None:
+    done = run("-c", f"{CAUGHT}{order}\ndatabase_from_env()", DB_POOL_SIZE="abc")
+    assert done.stderr.count("reported SettingsError with traceback") == 1
+    assert done.stderr.count("DB_POOL_SIZE='abc'") == 1
+
+
 def test_a_env_file_that_was_named_and_is_missing_stops_the_command_line() -> None:
     done = run("manage.py", "check", ENV_FILE="typo.env")
     assert done.returncode == 1
