@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 from abs_orm_app.config.address import (
     DATABASE_URL,
@@ -20,6 +20,7 @@ from abs_orm_app.config.address import (
     running,
     with_default_options,
 )
+from abs_orm_app.config.entry import KEY, AppOptions, Mode
 from abs_orm_app.config.variables import (
     Reader,
     SettingsError,
@@ -42,8 +43,6 @@ __all__ = [
     "read_env_file",
     "unknown_pool_variables",
 ]
-
-Mode = Literal["pool", "persistent", "pgbouncer", "null"]
 
 MOST_CONNECTIONS = 262143  # PostgreSQL's own upper bound of max_connections
 DAY = 86400.0  # seconds
@@ -211,17 +210,17 @@ def database_from_env(
             settings.mode == "pgbouncer" if no_cursors is None else no_cursors
         ),
         "OPTIONS": options,
-        "ABS_ORM_APP": {
-            "mode": settings.mode,
-            "prefix": prefix,
-            "sources": reader.sources,
-            "variables": reader.variables,
-            "leak_seconds": leak_seconds,
-            "project": _project(address.options, options, settings.mode),
-            "embedded": given.embedded,
-            "password_file": reader.secret_file("DB_PASSWORD"),
-            "password_provider": given.password_provider or None,
-        },
+        KEY: AppOptions(
+            mode=settings.mode,
+            prefix=prefix,
+            sources=reader.sources,
+            variables=reader.variables,
+            leak_seconds=leak_seconds,
+            project=_project(address.options, options, settings.mode),
+            embedded=given.embedded,
+            password_file=reader.secret_file("DB_PASSWORD"),
+            password_provider=given.password_provider or None,
+        ),
     }
 
 

@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from abs_orm_app.environment import PLACEHOLDER_PASSWORDS, VARIABLES, PoolSettings, read_env_file
+from abs_orm_app.config.entry import KEY, AppOptions
+from abs_orm_app.environment import (
+    PLACEHOLDER_PASSWORDS,
+    VARIABLES,
+    PoolSettings,
+    database_from_env,
+    read_env_file,
+)
 from tests.support.projects import ROOT
 
 OF_THE_SAMPLE_PROJECT = {"DEBUG", "SECRET_KEY", "ALLOWED_HOSTS"}
@@ -63,3 +70,11 @@ def test_the_page_of_settings_lists_every_variable_with_its_default() -> None:
     tables = re.findall(r"^\| variable \| default \|.*\n((?:\|.*\n)+)", text, re.MULTILINE)
     rows = re.findall(r"^\| `([A-Z_]+)` \| (?:`(.*?)`|-) \|", "".join(tables), re.MULTILINE)
     assert dict(rows) == documented_defaults()
+
+
+def test_the_keys_of_abs_orm_app_are_written_and_explained_all() -> None:
+    entry = database_from_env(environ={"DATABASE_URL": "postgresql://h/n"})
+    text = (ROOT / "docs" / "settings.md").read_text()
+    table = text.partition("One more key, `ABS_ORM_APP`")[2].partition("\n\n|")[2]
+    explained = re.findall(r"^\| `([a-z_]+)` \|", table.partition("\n\n")[0], re.MULTILINE)
+    assert set(entry[KEY]) == set(explained) == set(AppOptions.__annotations__)

@@ -10,6 +10,7 @@ from django.db.backends.base.base import NO_DB_ALIAS
 
 from abs_orm_app.config.application_name import process_name
 from abs_orm_app.config.credentials import current_password, is_rotating
+from abs_orm_app.config.entry import app_options
 from abs_orm_app.pool import registry
 from abs_orm_app.pool.registry import close_at_childs_end, notice_fork, pools
 
@@ -71,7 +72,7 @@ class PooledMixin(Base):
         template = self.copy()
         # What is wrong with the settings is said here, not by the pool's threads.
         template.get_connection_params()
-        extra = self.settings_dict.get("ABS_ORM_APP") or {}
+        extra = app_options(self.settings_dict)
         return HardenedPool(
             kwargs=template._params_for_pool,
             name=self.alias,
@@ -92,7 +93,7 @@ class PooledMixin(Base):
 
     def for_new_connection(self, params: dict[str, Any]) -> dict[str, Any]:
         """With the password of this moment, and named by this process: a fork may have made it."""
-        extra = self.settings_dict.get("ABS_ORM_APP") or {}
+        extra = app_options(self.settings_dict)
         password = current_password(extra, params)
         if password is not None:
             params = {**params, "password": password}

@@ -9,29 +9,30 @@ from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 from psycopg import OperationalError
 
+from abs_orm_app.config.entry import AppOptions
 from abs_orm_app.config.variables import read_secret_file
 
 # Takes libpq's parameters of the connection (host, port, user, dbname …), returns the password.
 Provider = Callable[[Mapping[str, Any]], str]
 
 
-def is_rotating(extra: Mapping[str, Any]) -> bool:
-    """True if the settings (`ABS_ORM_APP` of a DATABASES entry) name a source for passwords."""
-    return bool(extra.get("password_file") or extra.get("password_provider"))
+def is_rotating(options: AppOptions) -> bool:
+    """True if the settings name a source for passwords that is read for each connection."""
+    return bool(options.get("password_file") or options.get("password_provider"))
 
 
-def current_password(extra: Mapping[str, Any], params: Mapping[str, Any]) -> str | None:
+def current_password(options: AppOptions, params: Mapping[str, Any]) -> str | None:
     """Return the password that is valid now, or None if the settings name no source for it.
 
     Raises `ImproperlyConfigured` if the provider does not exist or gives no password;
     `psycopg.OperationalError`, which the pool tries again, if the source does not answer now.
     """
-    if path := extra.get("password_file"):
+    if path := options.get("password_file"):
         try:
             return read_secret_file(path, "DB_PASSWORD_FILE")
         except ValueError as error:
             raise OperationalError(str(error)) from error
-    if dotted := extra.get("password_provider"):
+    if dotted := options.get("password_provider"):
         return _ask(dotted, params)
     return None
 

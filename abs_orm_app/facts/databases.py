@@ -14,6 +14,7 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
+from abs_orm_app.config.entry import KEY, AppOptions, app_options
 from abs_orm_app.environment import PoolSettings
 from abs_orm_app.facts.failure import scrub
 
@@ -118,7 +119,7 @@ def configured(alias: str) -> Configured:
     entry = {**entry, "OPTIONS": entry["OPTIONS"] or {}}
     options = entry["OPTIONS"]
     pool = options.get("pool") or None
-    extra = entry.get("ABS_ORM_APP") or {}
+    extra = app_options(entry)
     mode = _mode(entry, extra)
     secrets = secrets_of(entry)
     return Configured(
@@ -178,7 +179,7 @@ def secrets_of(entry: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(s) for s in (entry["PASSWORD"], *hidden, *in_urls) if s and s not in shown)
 
 
-def _address(entry: Mapping[str, Any], extra: Mapping[str, Any]) -> str:
+def _address(entry: Mapping[str, Any], extra: AppOptions) -> str:
     if extra.get("embedded"):
         return f"the embedded server in {extra['embedded']}"
     if service := entry["OPTIONS"].get("service"):
@@ -188,7 +189,7 @@ def _address(entry: Mapping[str, Any], extra: Mapping[str, Any]) -> str:
     return f"{entry['NAME']}{where}" + (f" as {entry['USER']}" if entry["USER"] else "")
 
 
-def _address_source(extra: Mapping[str, Any]) -> str:
+def _address_source(extra: AppOptions) -> str:
     sources = extra.get("sources", {})
     for name in ("DATABASE_URL", "DB_HOST", "DB_NAME"):
         if sources.get(name, "default") != "default":
@@ -196,7 +197,7 @@ def _address_source(extra: Mapping[str, Any]) -> str:
     return "the default" if sources else "settings"
 
 
-def _mode(entry: Mapping[str, Any], extra: Mapping[str, Any]) -> str:
+def _mode(entry: Mapping[str, Any], extra: AppOptions) -> str:
     if entry["OPTIONS"].get("pool"):
         return "pool"
     if extra.get("mode") == "pgbouncer":
@@ -204,7 +205,7 @@ def _mode(entry: Mapping[str, Any], extra: Mapping[str, Any]) -> str:
     return "null" if entry["CONN_MAX_AGE"] == 0 else "persistent"
 
 
-def _settings(entry: Mapping[str, Any], extra: Mapping[str, Any], mode: str) -> tuple[Setting, ...]:
+def _settings(entry: Mapping[str, Any], extra: AppOptions, mode: str) -> tuple[Setting, ...]:
     values: dict[str, Value] = {"mode": mode}
     if mode == "pool":
         values |= _pool_values(entry)
@@ -235,7 +236,7 @@ def _rare_settings(
 ) -> list[Setting]:
     """Settings that are worth a row only where somebody has set them."""
     rare = (
-        ("DB_POOL_LEAK_SECONDS", entry["ABS_ORM_APP"].get("leak_seconds"), "ABS_ORM_APP"),
+        ("DB_POOL_LEAK_SECONDS", app_options(entry).get("leak_seconds"), KEY),
         (
             "DB_DISABLE_SERVER_SIDE_CURSORS",
             entry["DISABLE_SERVER_SIDE_CURSORS"],

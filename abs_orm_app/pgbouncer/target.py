@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from abs_orm_app.config.address import libpq_parameters, session_options
+from abs_orm_app.config.entry import app_options
 from abs_orm_app.environment import PoolSettings
 from abs_orm_app.facts.databases import Configured, pool_settings
 
@@ -82,7 +83,7 @@ def target(database: Configured, entry: Mapping[str, Any], environ: Mapping[str,
     if database.vendor != "postgresql":
         what = database.vendor or database.engine
         raise ValueError(f"{where} is {what}: PgBouncer is for PostgreSQL alone.")
-    if (entry.get("ABS_ORM_APP") or {}).get("password_provider"):
+    if app_options(entry).get("password_provider"):
         raise ValueError(
             f"{where} has its password from a function, which PgBouncer cannot call:"
             " give PgBouncer a role of its own, with a password that lasts."
@@ -94,7 +95,7 @@ def target(database: Configured, entry: Mapping[str, Any], environ: Mapping[str,
     user = str(entry["USER"] or known.get("user") or _own_name(where))
     return Target(
         alias=database.alias,
-        prefix=database.prefix if "sources" in (entry.get("ABS_ORM_APP") or {}) else None,
+        prefix=database.prefix if "sources" in app_options(entry) else None,
         scheme="postgis" if entry["ENGINE"].endswith("postgis") else "postgresql",
         host=_host(where, str(entry["HOST"] or ""), known),
         port=_port(where, str(entry["PORT"] or known.get("port", 5432))),

@@ -1,0 +1,29 @@
+"""The key ABS_ORM_APP of a DATABASES entry: what this app knows of it beyond what Django reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypedDict, cast
+
+KEY = "ABS_ORM_APP"
+
+Mode = Literal["pool", "persistent", "pgbouncer", "null"]
+
+
+class AppOptions(TypedDict, total=False):
+    """`database_from_env` writes all the keys; an entry written by hand may have any of them."""
+
+    mode: Mode
+    prefix: str  # of the variables, such as "REPLICA_"
+    sources: Mapping[str, str]  # by name without prefix: "environment", ".env" or "default"
+    variables: Mapping[str, str]  # by name without prefix: the variable that was read
+    leak_seconds: float | None
+    project: str | None  # the default application_name, which the engine extends by the process
+    embedded: str  # the directory of the embedded server; "" for any other
+    password_file: str | None  # an absolute path, read again for each connection
+    password_provider: str | None  # the dotted path of a function that gives the password
+
+
+def app_options(entry: Mapping[str, Any]) -> AppOptions:
+    """Read the key of an entry of DATABASES; an entry written by hand may have none, or None."""
+    return cast(AppOptions, entry.get(KEY) or {})
