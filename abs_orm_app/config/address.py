@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from urllib.parse import parse_qsl, quote, unquote
+from urllib.parse import quote, unquote
 
 import dj_database_url
 from django.core.exceptions import ImproperlyConfigured
@@ -23,6 +23,17 @@ SCHEMES = {
     **{f"{name}+{driver}": POSTGRESQL for name in ("postgres", "postgresql") for driver in DRIVERS},
     "postgis": POSTGIS,
 }
+OTHER_SCHEMES = (
+    *("mysql", "mysql2", "mysqlgis", "mariadb", "sqlite", "sqlite3", "spatialite", "oracle"),
+    *("mssql", "cockroach", "cockroachdb", "redshift", "mongodb", "redis"),
+)
+# Of asyncpg, SQLAlchemy, Prisma, JDBC and Rails; teams bring them along.
+FOREIGN_PARAMETERS = (
+    *("command_timeout", "statement_cache_size", "prepared_statement_cache_size", "min_size"),
+    *("max_size", "pool_size", "max_overflow", "pool_timeout", "pool_recycle", "pool_pre_ping"),
+    *("schema", "connection_limit", "pgbouncer", "socket_timeout", "sslaccept", "charset"),
+    *("encoding", "pool", "reconnect", "prepared_statements", "conn_max_age", "ssl_require"),
+)
 # The registry is shared with whatever else in the project uses dj-database-url: what is there stays
 # as it is, and what is new gets Django's own engine. Ours is put in after parsing.
 for _scheme in SCHEMES.keys() - dj_database_url.ENGINE_SCHEMES.keys():
@@ -87,8 +98,9 @@ def parse_url(url: str) -> Address:
     if scheme == "embedded":
         return _embedded(authority, path, query + fragment)
     if scheme not in SCHEMES:
-        known = ", ".join(SCHEMES)
-        raise ValueError(f"begins with {scheme}://; what this app can pool begins with: {known}")
+        other = scheme in OTHER_SCHEMES
+        what = f"{scheme}://" if other else f"an unknown scheme{did_you_mean(scheme, (*SCHEMES,))}"
+        raise ValueError(f"begins with {what}; this app supports PostgreSQL only: {EXAMPLE}")
     if fragment or "@" in path + query:
         raise ValueError(f"cannot be taken apart: {ENCODE}")
     user_info, _, hosts = authority.rpartition("@")
@@ -122,33 +134,54 @@ def _embedded(authority: str, path: str, rest: str) -> Address:
 
 
 def _options(query: str) -> dict[str, str]:
-    """Connection parameters as they are written in a query, each known to libpq or to Django."""
-    pairs = parse_qsl(query, keep_blank_values=True)
+    """Connection parameters as they are written in a query, each known to libpq or to Django.
+
+    A + stands for itself, as libpq has it; only in HTML forms does it stand for a space.
+    """
+    if re.search(r";\w+=", query):
+        raise ValueError("separates parameters by a semicolon: put & between them")
+    pairs = [
+        (unquote(name), unquote(value))
+        for name, _, value in (part.partition("=") for part in query.split("&") if part)
+    ]
     options = dict(pairs)
     if len(options) < len(pairs):
         raise ValueError("gives a parameter twice")
-    if empty := [name for name, value in pairs if not value]:
+    if empty := [
+        f"number {n}{_known(name)}" for n, (name, text) in enumerate(pairs, 1) if not text
+    ]:
         raise ValueError(f"gives no value for its parameter {', '.join(empty)}")
     if "currentSchema" in options and "options" in options:
         raise ValueError("gives both currentSchema and options: put search_path into the options")
-    dj_database_url.apply_current_schema({"OPTIONS": options})
-    _translate_tls(options)
-    known = (*libpq_parameters(), *DJANGO_OPTIONS)
-    if unknown := [name for name in options if name not in known]:
-        names = ", ".join(name + did_you_mean(name, known) for name in unknown)
+    accepted = {*libpq_parameters(), *DJANGO_OPTIONS, "ssl", "currentSchema"}
+    if unknown := [
+        f"number {n}{_known(name)}" for n, (name, _) in enumerate(pairs, 1) if name not in accepted
+    ]:
         raise ValueError(
-            f"has parameters that libpq does not know: {names}. Remove them;"
+            f"has parameters that libpq does not know: {', '.join(unknown)}. Remove them;"
             " those of asyncpg, SQLAlchemy or another framework have no meaning here"
         )
+    dj_database_url.apply_current_schema({"OPTIONS": options})
+    _translate_tls(options)
     for name in DEFAULT_OPTIONS.keys() & options.keys():
         if not re.fullmatch(r"-?[0-9]+", options[name]):
-            raise ValueError(f"gives {name}={options[name]!r}, which is not a whole number")
+            raise ValueError(f"gives {name} a value that is not a whole number")
     if "port" in options:
         try:
             _ports(options["port"])
         except ValueError as error:
-            raise ValueError(f"gives port={options['port']!r}, which {error}") from None
+            raise ValueError(f"gives port a value that {error}") from None
     return options
+
+
+def _known(name: str) -> str:
+    """The name of a parameter, in brackets, or the one that was probably meant.
+
+    Any other is not shown: with an & in it, the end of a password is taken for a parameter.
+    """
+    ours = (*libpq_parameters(), *DJANGO_OPTIONS)
+    known = name in ours or name in FOREIGN_PARAMETERS
+    return f" ({name})" if known else did_you_mean(name, ours)
 
 
 def _translate_tls(options: dict[str, str]) -> None:
@@ -161,7 +194,7 @@ def _translate_tls(options: dict[str, str]) -> None:
     mode = options.get("sslmode", TLS_MODES[0])
     if mode not in TLS_MODES:
         accepted = ", ".join(TLS_MODES) + did_you_mean(mode, TLS_MODES)
-        raise ValueError(f"asks for sslmode {mode!r}, which is not one of {accepted}")
+        raise ValueError(f"gives sslmode a value that is not one of {accepted}")
 
 
 def _hosts(text: str) -> tuple[str, str]:
@@ -232,8 +265,11 @@ def _host(text: str) -> str:
 
 def _name(text: str) -> str:
     """Parse the name of a database or role, in which nearly everything is allowed."""
-    if re.search("://|:.*@", text):
-        raise ValueError("looks like a URL, which goes into DATABASE_URL")
+    if ":" in text:
+        raise ValueError(
+            "holds a colon, as a URL does or a user with a password: a URL goes into DATABASE_URL,"
+            " a password into DB_PASSWORD, and a name with a colon into DATABASE_URL, as %3A"
+        )
     return text
 
 
@@ -248,14 +284,14 @@ DATABASE_URL = Variable[Address | None](
 )
 # By the field of Address that each one gives.
 PARTS = {
-    "host": Variable(name="DB_HOST", parse=_host, default="", shared=False),
-    "port": Variable(name="DB_PORT", parse=_ports, default="", shared=False),
-    "name": Variable(name="DB_NAME", parse=_name, default="", shared=False),
-    "user": Variable(name="DB_USER", parse=_name, default="", shared=False),
+    "host": Variable(name="DB_HOST", parse=_host, default="", echo=False, shared=False),
+    "port": Variable(name="DB_PORT", parse=_ports, default="", echo=False, shared=False),
+    "name": Variable(name="DB_NAME", parse=_name, default="", echo=False, shared=False),
+    "user": Variable(name="DB_USER", parse=_name, default="", echo=False, shared=False),
     "password": Variable(name="DB_PASSWORD", parse=str, default="", secret=True, shared=False),
 }
 DB_PASSWORD_PROVIDER = Variable(
-    name="DB_PASSWORD_PROVIDER", parse=_dotted_path, default="", shared=False
+    name="DB_PASSWORD_PROVIDER", parse=_dotted_path, default="", echo=False, shared=False
 )
 
 
@@ -301,12 +337,11 @@ def _contradictions(url: Address, parts: Mapping[str, str], reader: Reader) -> l
     for name, text in parts.items():
         in_url = getattr(url, name)
         if in_url and in_url != text:
-            values = "" if PARTS[name].secret else f" ({in_url!r} and {text!r})"
             both = " and ".join(
                 f"{reader.variables[plain]} (from {reader.sources[plain]})"
                 for plain in ("DATABASE_URL", PARTS[name].name)
             )
-            found.append(f"{both} contradict each other{values}: unset one of them.")
+            found.append(f"{both} contradict each other: unset one of them.")
     return found
 
 
@@ -328,8 +363,8 @@ def _gaps(
             )
     if len(ports) > 1 and len(ports) != len(hosts):
         found.append(
-            f"{len(ports)} ports ({address.port}) do not go with {len(hosts)} hosts"
-            f" ({address.host}): give one port for all, or one for each."
+            f"{len(ports)} ports do not go with {len(hosts)} hosts:"
+            " give one port for all, or one for each."
         )
     if address.password_provider and address.password:
         found.append(

@@ -42,17 +42,24 @@ def _ask(dotted: str, params: Mapping[str, Any]) -> str:
         provider: Provider = import_string(dotted)
     except ImportError as error:
         raise ImproperlyConfigured(
-            f"DB_PASSWORD_PROVIDER={dotted} cannot be imported: {error}"
-        ) from error
+            f"DB_PASSWORD_PROVIDER cannot be imported: {_missing(dotted, error)}."
+        ) from None
     # The password of the settings, if there is one, is not the provider's business.
     asked = {key: value for key, value in params.items() if key != "password"}
     try:
         password = provider(asked)
     except Exception as error:
         kind = type(error).__name__
-        raise OperationalError(f"DB_PASSWORD_PROVIDER={dotted} failed: {kind}") from error
+        raise OperationalError(f"DB_PASSWORD_PROVIDER failed: {kind}") from error
     if not isinstance(password, str) or not password:
         raise ImproperlyConfigured(
-            f"DB_PASSWORD_PROVIDER={dotted} returned {type(password).__name__}, not a password"
+            f"DB_PASSWORD_PROVIDER returned {type(password).__name__}, not a password"
         )
     return password
+
+
+def _missing(dotted: str, error: ImportError) -> str:
+    """What cannot be imported; not the path itself, which may be a password by mistake."""
+    if error.name and not f"{dotted}.".startswith(f"{error.name}."):
+        return str(error)
+    return "no such module or function; it takes a path like package.module.function"

@@ -74,6 +74,7 @@ class Variable(Generic[T]):
     default: T
     refused: Mapping[str, str] = field(default_factory=dict)  # a value -> why, and what to set
     secret: bool = False  # never shown; may also come from the file that NAME_FILE names
+    echo: bool = True  # False: messages do not show what was given; it may be a password by mistake
     shared: bool = True  # with a prefix: while that variable is not set, the one without it counts
     prefixed: bool = True  # False: it is one for all databases, and never has a prefix
 
@@ -144,8 +145,8 @@ class Reader:
 
 
 def _parsed(variable: Variable[T], name: str, text: str) -> T:
-    # A URL that was put into another variable may hold a password.
-    hidden = variable.secret or "@" in text or "://" in text
+    # An address that was put into another variable may hold a password.
+    hidden = variable.secret or not variable.echo or re.search("[:@=]", text)
     shown = name if hidden else f"{name}={text[:80]!r}"
     if not text.strip():
         raise ValueError(f"{name} {EMPTY}.")
@@ -171,16 +172,17 @@ def _is_utf8(text: str) -> bool:
 def read_secret_file(path: str, variable: str) -> str:
     """The secret in a file, without the line break at its end; `variable` names the file.
 
-    Raises ValueError, one sentence, where there is none.
+    Raises ValueError, one sentence, where there is none. It does not show the path, in whose place
+    somebody may have put the secret itself.
     """
     try:
         secret = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
     except OSError as error:
-        raise ValueError(f"{variable}={path!r} cannot be read: {error.strerror}.") from None
+        raise ValueError(f"{variable} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
-        raise ValueError(f"{variable}={path!r} does not hold UTF-8 text.") from None
+        raise ValueError(f"{variable} does not hold UTF-8 text.") from None
     if not secret:
-        raise ValueError(f"{variable}={path!r} names an empty file.")
+        raise ValueError(f"{variable} names an empty file.")
     return secret
 
 

@@ -47,6 +47,12 @@ def _refusal(
     )
 
 
+NO_CREDENTIALS = ServerError(  # raised on this side, by whoever reads the password
+    pattern=r"^DB_PASSWORD_(?:FILE|PROVIDER) ",
+    hint="Correct that variable, or what it names.",
+    problem="the password cannot be read",
+    entry="wrong-credentials",
+)
 AUTHENTICATION_FAILED = _refusal(
     r"authentication failed",  # 28P01: password, SCRAM, LDAP, certificate
     "Correct the user or the password.",
@@ -74,6 +80,7 @@ UNKNOWN = ServerError(
 
 # The first that matches counts, so the narrower stand above the wider.
 SERVER_ERRORS = (
+    NO_CREDENTIALS,
     AUTHENTICATION_FAILED,
     NO_PASSWORD,
     _refusal(

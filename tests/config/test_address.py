@@ -68,6 +68,9 @@ def in_libpqs_words(address: Address) -> dict[str, str]:
 @example("postgresql://%C3%A9:%40%3A%2F%3F%23%25%5B%5D@h/db?application_name=007")
 @example("postgresql://h/db?ssl=true")
 @example("postgresql:///?service=reports")
+@example("postgresql://h/db?user=u+v&password=s3cret+PW&application_name=a+b%2Bc")
+@example("postgresql://u+v:p+w@h/d+b")
+@example("postgresql://h/db?application_name=a;b")
 @example("postgresql://h/db?user=u&password=p&connect_timeout=3")
 def test_a_url_means_what_it_means_to_libpq(url: str) -> None:
     assert in_libpqs_words(parse_url(url)) == by_libpq(url)
@@ -192,22 +195,35 @@ def test_an_embedded_server_is_named_by_its_directory() -> None:
         ('"postgres://h/n"', "begins with a quotation mark, which is no part of a URL: remove it"),
         ("'postgres://h/n'", "begins with a quotation mark"),
         ("postgresql://USER:PASSWORD@HOST:PORT/NAME", "has a port that is not a number from 1 to"),
-        ("mysql://h/n", "begins with mysql://; what this app can pool begins with: postgres,"),
+        ("mysql://h/n", "begins with mysql://; this app supports PostgreSQL only: postgresql://"),
+        ("postgress://h/n", "begins with an unknown scheme (did you mean 'postgres'?); this"),
+        ("s3cret://h/n", "begins with an unknown scheme; this app supports PostgreSQL only: "),
         *(
             (f"postgres://h:{port}/n", "has a port that is not a number from 1 to 65535; an IPv6")
             for port in ("x", "54a", "0", "-1", " 5", "65536", "9" * 5000)
         ),
         ("postgres://::1/n", "not a number from 1 to 65535; an IPv6 address stands in brackets"),
         ("postgres://[::1/n", "has a host that cannot be read: an IPv6 address stands in brackets"),
-        ("postgres://h/n?port=x", "gives port='x', which is not a whole number from 1 to"),
-        ("postgres://h/n?connect_timeout=1s", "gives connect_timeout='1s', which is not a whole"),
+        ("postgres://h/n?port=x", "gives port a value that is not a whole number from 1 to"),
+        ("postgres://h/n?connect_timeout=1s", "gives connect_timeout a value that is not a whole"),
         ("postgres://u:p#w@h/n", "cannot be taken apart: percent-encode what its user name or"),
-        ("postgres://h/n?sslmod=require", "libpq does not know: sslmod (did you mean 'sslmode'?)."),
-        ("postgres://h/n?pool_size=3&x=1", "has parameters that libpq does not know: pool_size, x"),
-        ("postgres://h/n?sslmode=requires", "asks for sslmode 'requires', which is not one of"),
-        ("postgres://h/n?ssl=ture", "asks for sslmode 'ture', which is not one of disable,"),
+        (
+            "postgres://h/n?sslmod=require",
+            "not know: number 1 (did you mean 'sslmode'?).",
+        ),
+        (
+            "postgres://h/n?pool_size=3&x=1",
+            "not know: number 1 (pool_size), number 2.",
+        ),
+        ("postgres://h/n?sslmode=requires", "(did you mean 'require'?)"),
+        ("postgres://h/n?ssl=ture", "gives sslmode a value that is not one of disable,"),
+        (
+            "postgres://h/n?sslmode=allow;user=x",
+            "separates parameters by a semicolon: put &",
+        ),
         ("postgres://h/n?ssl=true&sslmode=require", "gives both ssl and sslmode"),
-        ("postgres://h/n?sslmode=", "gives no value for its parameter sslmode"),
+        ("postgres://h/n?sslmode=", "gives no value for its parameter number 1 (sslmode)"),
+        ("postgres://h/n?sslmode=allow&x", "gives no value for its parameter number 2"),
         ("postgres://h/n?sslmode=allow&sslmode=require", "gives a parameter twice"),
         ("postgres://h/n?host=i", "gives two values for its host"),
         ("postgres://u:a@h/n?password=b", "gives two values for its password"),

@@ -141,11 +141,11 @@ def test_without_a_pool_the_password_is_read_again_too(
     [
         (
             {"password_file": "/nowhere/password"},
-            "DB_PASSWORD_FILE='/nowhere/password' cannot be read",
+            "DB_PASSWORD_FILE cannot be read",
         ),
         (
             {"password_provider": f"{__name__}.fail"},
-            "DB_PASSWORD_PROVIDER=.* failed: ConnectionError",
+            "DB_PASSWORD_PROVIDER failed: ConnectionError",
         ),
     ],
 )

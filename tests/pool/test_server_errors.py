@@ -29,6 +29,7 @@ local all all      scram-sha-256
 
 # One real text for each row of the table, in its order.
 TEXTS = (
+    "DB_PASSWORD_FILE cannot be read: No such file or directory.",
     'connection failed: FATAL:  password authentication failed for user "app"',
     "connection failed: fe_sendauth: no password supplied",
     'connection failed: FATAL:  invalid value for parameter "statement_timeout": "x"',
