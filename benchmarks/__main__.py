@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 
-from benchmarks import faults, load, memory, present, speed
+from benchmarks import failover, faults, load, memory, present, speed
 from benchmarks.figure import FULL, QUICK, Effort, Figure
 from benchmarks.peers import PEERS, Peer
 from benchmarks.plot import draw
@@ -33,6 +33,11 @@ FIGURES: Mapping[str, Callable[[Sequence[Peer], Effort], Figure]] = {
     "outage": faults.outage,
     "hung-server": faults.hung_server,
     "hung-sessions": faults.hung_sessions,
+    "switchover": failover.switchover,
+    "switchover-read-write": failover.switchover_read_write,
+    "crash": failover.crash,
+    "name-is-gone": failover.name_is_gone,
+    "dead-host": failover.dead_host,
     "memory": memory.memory,
 }
 

@@ -22,6 +22,7 @@ class Effort:
     few_rounds: the same, where a turn is one event, as a restart of the server.
     slow_rounds: the same, where a turn takes seconds, as `load_seconds` of full load.
     outage: seconds that the server is away.
+    wrong: seconds that an address leads to the wrong server, and `after`: of writes after that.
     patience: seconds after which a client that still has no success is given up.
     """
 
@@ -31,6 +32,8 @@ class Effort:
     slow_rounds: int
     load_seconds: float
     outage: float
+    wrong: float
+    after: float
     patience: float
 
 
@@ -41,6 +44,8 @@ FULL = Effort(
     slow_rounds=9,
     load_seconds=1.5,
     outage=10.0,
+    wrong=8.0,
+    after=15.0,
     patience=100.0,
 )
 QUICK = Effort(
@@ -50,6 +55,8 @@ QUICK = Effort(
     slow_rounds=1,
     load_seconds=1.5,
     outage=3.0,
+    wrong=2.0,
+    after=4.0,
     patience=10.0,
 )
 

@@ -27,16 +27,18 @@ CHUNK = 65536
 class Proxy:
     """Forwards TCP connections to `target`, a port of this machine.
 
+    target: may be changed; a connection stays with the target that it was opened to, as behind a
+    name or an address that moves.
     delay: seconds to hold back what arrives, each way; a few 0.1 ms come on top.
     port: where it listens; the same after `refuse` and `resume`.
     client_messages: how often clients have sent something, which is once per flush of libpq.
     """
 
     def __init__(self, target: int, delay: float = 0.0) -> None:
+        self.target = target
         self.delay = delay
         self.port = 0
         self.client_messages = 0
-        self._target = target
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._flowing = threading.Event()
@@ -91,7 +93,7 @@ class Proxy:
                 self._open |= {client, server}
             self._flowing.wait()
             try:
-                server.connect((LOCALHOST, self._target))
+                server.connect((LOCALHOST, self.target))
                 for each in (client, server):
                     each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 answers = _run(self._forward, server, client)
