@@ -8,6 +8,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.db.backends.base.base import NO_DB_ALIAS
 
+from abs_orm_app.backends.client import Client
 from abs_orm_app.config.application_name import process_name
 from abs_orm_app.config.credentials import current_password, is_rotating
 from abs_orm_app.config.entry import app_options
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # a command that needs no pool does not load it
     class Base(DjangoWrapper):
         def _configure_connection(self, connection: AnyConnection) -> bool: ...
         def _close(self) -> None: ...
+        def connect(self) -> None: ...
 else:
     Base = object
 
@@ -33,7 +35,9 @@ class PooledMixin(Base):
     Without the `pool` option it is Django's engine, unchanged.
     """
 
+    client_class = Client
     _connection_pools: ClassVar[dict[str, HardenedPool]] = pools
+    _from_pool = False  # while this wrapper takes a connection from the pool
 
     @property
     def pool(self) -> HardenedPool | None:
@@ -71,7 +75,7 @@ class PooledMixin(Base):
         # wrapper, nor the connection that the wrapper may hold when the thread ends.
         template = self.copy()
         # What is wrong with the settings is said here, not by the pool's threads.
-        template.get_connection_params()
+        template._params_of_settings()
         extra = app_options(self.settings_dict)
         return HardenedPool(
             kwargs=template._params_for_pool,
@@ -85,11 +89,25 @@ class PooledMixin(Base):
             **options,
         )
 
-    def get_new_connection(self, conn_params: dict[str, Any]) -> AnyConnection:
-        if self.pool is None:
-            conn_params = self.for_new_connection(conn_params)
-        connection: AnyConnection = super().get_new_connection(conn_params)
-        return connection
+    def connect(self) -> None:
+        self._from_pool = self.pool is not None
+        try:
+            super().connect()
+        finally:
+            self._from_pool = False
+
+    def get_connection_params(self) -> dict[str, Any]:
+        """libpq's parameters of one connection, with the password that is valid now.
+
+        psycopg.AsyncConnection, procrastinate and others connect with them, past the pool. Django
+        asks at each checkout too, where they are not used: that does not ask for a password.
+        """
+        params = self._params_of_settings()
+        return params if self._from_pool else self.for_new_connection(params)
+
+    def _params_of_settings(self) -> dict[str, Any]:
+        params: dict[str, Any] = super().get_connection_params()
+        return params
 
     def for_new_connection(self, params: dict[str, Any]) -> dict[str, Any]:
         """With the password of this moment, and named by this process: a fork may have made it."""
@@ -104,8 +122,8 @@ class PooledMixin(Base):
 
     def _params_for_pool(self) -> dict[str, Any]:
         """libpq's parameters for one connection of the pool, in a thread of the pool."""
-        params = self.for_new_connection(self.get_connection_params())
-        return {**params, "autocommit": True}  # Django sets its own at checkout
+        # Django sets its own autocommit at checkout.
+        return {**self.get_connection_params(), "autocommit": True}
 
     def _configure_for_pool(self, connection: AnyConnection) -> None:
         """Set the time zone and the role, in a thread of the pool.

@@ -141,8 +141,7 @@ def _wrapper(configured: Configured) -> Any:
 def parameters_of(wrapper: Any) -> dict[str, Any]:
     """What one more connection needs, with the password that is valid now."""
     parameters: dict[str, Any] = wrapper.get_connection_params()
-    completed = getattr(wrapper, "for_new_connection", None)
-    return completed(parameters) if completed else parameters
+    return parameters
 
 
 def seconds_to_connect(configured: Configured) -> float:
