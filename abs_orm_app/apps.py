@@ -1,4 +1,4 @@
-"""The app: no models, no URLs; what it brings to a project are checks and commands."""
+"""The Django app. It has no models and no URLs; it adds system checks and commands."""
 
 from django.apps import AppConfig, apps
 

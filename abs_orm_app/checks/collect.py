@@ -1,4 +1,4 @@
-"""All findings on some databases: those that need no server, and those on what servers answered."""
+"""Collects the findings on some databases, with and without answers from their servers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from django.conf import settings
 from django.core.checks import INFO
 
 from abs_orm_app.capacity.budget import Answers, budgets, demands
+from abs_orm_app.checks.budget_rules import budget_findings
 from abs_orm_app.checks.finding import Finding
-from abs_orm_app.checks.pooler_rules import Through, no_pooler, pooler_findings
-from abs_orm_app.checks.server_rules import budget_findings, server_not_asked, session_findings
+from abs_orm_app.checks.pooler_rules import PooledAlias, no_pooler, pooler_findings
+from abs_orm_app.checks.server_rules import server_not_asked, session_findings
 from abs_orm_app.checks.without_server import deployment_findings, settings_findings
 from abs_orm_app.environment import SettingsError, pool_processes
 from abs_orm_app.facts.databases import Configured, pool_settings
@@ -18,11 +19,14 @@ from abs_orm_app.facts.failure import Failure
 from abs_orm_app.facts.report import Report, probe
 from abs_orm_app.facts.server import ServerFacts
 
-TIMEOUT = 5.0  # seconds for each server that a check asks
+TIMEOUT = 5.0  # seconds for each server that a system check asks
 
 
 def ask_servers(databases: Iterable[Configured]) -> list[Finding]:
-    """Ask the server of each, and find; a server that does not answer is only to be known."""
+    """Ask the server of each alias; a server that does not answer gives a finding of level INFO.
+
+    Other findings of that level are left to check_pool: `migrate` runs this before it starts.
+    """
     answers = []
     unanswered = []
     for database in databases:
@@ -33,19 +37,18 @@ def ask_servers(databases: Iterable[Configured]) -> list[Finding]:
                 answers.append((database, server))
             elif failure:
                 unanswered.append(server_not_asked(database.alias, failure))
-    # What is only to be known is for check_pool, not for every `migrate`.
     found = [*server_findings(answers), *session_findings(answers)]
     serious = [finding for finding in found if finding.level > INFO]
     return [*unanswered, *serious]
 
 
 def all_findings(reports: Sequence[Report], processes: int | None = None) -> list[Finding]:
-    """What the checks would find, from reports that are there already, without what is silenced.
+    """Apply every rule to reports that are there already; silenced findings are left out.
 
-    processes: that have these pools; None: what the environment says.
+    processes: how many processes have these pools; None: as the environment says.
 
-    Those of `check --deploy`, and what is only to be known of the server's timeouts, are for
-    production: they are in it where DEBUG is off.
+    The rules of `check --deploy`, and findings of level INFO on the server's timeouts, are for
+    production: they are included while DEBUG is off.
     """
     databases = [report.configured for report in reports]
     answers = [
@@ -66,7 +69,7 @@ def all_findings(reports: Sequence[Report], processes: int | None = None) -> lis
 
 
 def server_findings(answers: Answers, processes: int | None = None) -> list[Finding]:
-    """What the settings of the aliases mean to the servers, and the poolers, that answered."""
+    """Findings on the limits of the servers, and on the poolers, that answered."""
     return [*_budget_findings(answers, processes), *_pooler_findings(answers)]
 
 
@@ -74,21 +77,26 @@ def _budget_findings(answers: Answers, processes: int | None) -> list[Finding]:
     try:
         processes = processes or pool_processes()
     except SettingsError:
-        return []  # `settings_findings` has it
-    return budget_findings(budgets(demands(answers), processes))
+        return []  # `settings_findings` reports it
+    databases = {database.alias: database for database, _ in answers}
+    return budget_findings(budgets(demands(answers), processes), databases)
 
 
 def _pooler_findings(answers: Answers) -> list[Finding]:
-    through, found = [], []
+    pooled, found = [], []
     for database, server in answers:
         if server.pooler:
-            timeout = _timeout(database)
-            through.append(
-                Through(database=database, pooler=server.pooler, server=server, timeout=timeout)
+            pooled.append(
+                PooledAlias(
+                    database=database,
+                    pooler=server.pooler,
+                    server=server,
+                    timeout=_timeout(database),
+                )
             )
         elif database.mode == "pgbouncer":
             found.append(no_pooler(database))
-    return [*found, *pooler_findings(through)]
+    return [*found, *pooler_findings(pooled)]
 
 
 def _timeout(database: Configured) -> float | None:

@@ -1,10 +1,12 @@
-"""What a rule finds. Each id has its entry in docs/checks.md."""
+"""A finding: what a rule reports. Each id has its entry in docs/checks.md."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from django.core.checks import ERROR, INFO, WARNING
+
+from abs_orm_app.config.explain import explain
 
 GUIDE = "docs/checks.md"
 
@@ -16,16 +18,41 @@ class Finding:
     id: str  # "abs_orm_app.E001"
     level: int  # of django.core.checks
     message: str
-    hint: str
+    remedy: str  # what to do; ends with a colon if `fix` follows
+    fix: str = ""  # one line to copy: variables, SQL, a shell command, or a part of DATABASES
     alias: str | None = None  # None: it is about several aliases, or about none
 
     @property
+    def hint(self) -> str:
+        """What to do, in one text."""
+        return f"{self.remedy} {self.fix}".rstrip()
+
+    @property
+    def number(self) -> str:
+        """The id without the app's name, such as "E021"."""
+        return self.id.rpartition(".")[2]
+
+    @property
     def guide(self) -> str:
-        """Where the docs say more."""
-        return f"{GUIDE}#{self.id.rpartition('.')[2]}"
+        """The entry of the docs."""
+        return f"{GUIDE}#{self.number}"
+
+    @property
+    def explained_by(self) -> str:
+        """The command that prints the entry of the docs."""
+        return explain(self.number)
 
 
-def new_finding(number: str, message: str, hint: str, alias: str | None = None) -> Finding:
+def new_finding(
+    number: str, message: str, remedy: str, alias: str | None = None, *, fix: str = ""
+) -> Finding:
     """Make a finding; the number's letter gives the level."""
     level = {"E": ERROR, "W": WARNING, "I": INFO}[number[0]]
-    return Finding(id=f"abs_orm_app.{number}", level=level, message=message, hint=hint, alias=alias)
+    return Finding(
+        id=f"abs_orm_app.{number}",
+        level=level,
+        message=message,
+        remedy=remedy,
+        fix=fix,
+        alias=alias,
+    )

@@ -1,4 +1,4 @@
-"""The rules for an alias that reaches its server through a pooler, or should."""
+"""Rules on an alias whose connections go through a pooler, or should."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from dataclasses import dataclass
 
 from abs_orm_app.capacity.budget import allowance
 from abs_orm_app.checks.finding import Finding, new_finding
+from abs_orm_app.checks.fixes import set_mode
+from abs_orm_app.config.explain import explain
 from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.pooler import PoolerFacts
 from abs_orm_app.facts.server import ServerFacts
 
-DOCS = "docs/pgbouncer.md"
-
 
 @dataclass(frozen=True, kw_only=True)
-class Through:
-    """An alias, the pooler that it goes through, and the server behind it."""
+class PooledAlias:
+    """An alias, the pooler that it connects to, and the server behind the pooler."""
 
     database: Configured
     pooler: PoolerFacts
     server: ServerFacts
-    timeout: float | None  # seconds, that a client should wait for a connection; None: not known
+    timeout: float | None  # seconds that a client should wait for a connection; None: not known
 
     @property
     def by_transaction(self) -> bool:
@@ -33,8 +33,8 @@ class Through:
         return self.pooler.software
 
 
-def pooler_findings(aliases: Iterable[Through]) -> list[Finding]:
-    """What does not go together with the pooler."""
+def pooler_findings(aliases: Iterable[PooledAlias]) -> list[Finding]:
+    """Findings on settings that do not fit the pooler."""
     rules = (
         transactions_refused,
         cursors_by_transaction,
@@ -51,121 +51,131 @@ def pooler_findings(aliases: Iterable[Through]) -> list[Finding]:
 
 
 def no_pooler(database: Configured) -> Finding:
-    """The mode says that there is a pooler, and the server itself answers."""
+    """The mode expects a pooler, but the server itself answers."""
     return new_finding(
         "W036",
         "DB_POOL_MODE is pgbouncer, but the server itself answers: nothing pools, and every request"
-        " opens a connection of its own.",
-        f"Give the address of PgBouncer ({DOCS} says how to set one up), or set DB_POOL_MODE=pool.",
+        " opens its own connection.",
+        f"Set the address of PgBouncer (`{explain('pgbouncer')}` shows how to set one up), or use"
+        " a pool in this process:",
         database.alias,
+        fix=set_mode(database, "pool"),
     )
 
 
-def transactions_refused(alias: Through) -> Iterator[Finding]:
+def transactions_refused(alias: PooledAlias) -> Iterator[Finding]:
     if alias.pooler.pool_mode == "statement":
         yield new_finding(
             "E031",
-            f"{alias.name} is in statement pooling, which refuses transactions: atomic() fails.",
-            "Set pool_mode = transaction in pgbouncer.ini.",
+            f"{alias.name} uses statement pooling, which refuses transactions: atomic() fails.",
+            "Set the pool mode in pgbouncer.ini:",
             alias.database.alias,
+            fix="pool_mode = transaction",
         )
 
 
-def cursors_by_transaction(alias: Through) -> Iterator[Finding]:
+def cursors_by_transaction(alias: PooledAlias) -> Iterator[Finding]:
     if alias.by_transaction and alias.database.server_side_cursors:
         yield new_finding(
             "W031",
-            f"{alias.name} is in transaction pooling, where a server-side cursor ends with its"
+            f"{alias.name} uses transaction pooling, where a server-side cursor ends with its"
             " transaction: QuerySet.iterator() outside of atomic() fails with 'cursor does not"
             " exist'.",
-            "Set DB_POOL_MODE=pgbouncer, or DISABLE_SERVER_SIDE_CURSORS to True.",
+            "Set DISABLE_SERVER_SIDE_CURSORS to True, or the mode:",
             alias.database.alias,
+            fix=set_mode(alias.database, "pgbouncer"),
         )
 
 
-def prepared_by_transaction(alias: Through) -> Iterator[Finding]:
+def prepared_by_transaction(alias: PooledAlias) -> Iterator[Finding]:
     if not (alias.by_transaction and alias.database.prepares):
         return
     console = alias.pooler.console
     if console and int(console.config.get("max_prepared_statements", 0)):
         return
-    known = "does not keep track of" if console else "may not keep track of"
+    known = "does not track" if console else "may not track"
     yield new_finding(
         "E032" if console else "W032",
-        f"OPTIONS['prepare_threshold'] is set, and {alias.name}, in transaction pooling, {known}"
-        " prepared statements: they are missing in the next transaction, or there already.",
-        "Remove prepare_threshold, or set max_prepared_statements in pgbouncer.ini"
-        " (PgBouncer 1.21 or newer).",
+        f"OPTIONS['prepare_threshold'] is set, but {alias.name}, in transaction pooling, {known}"
+        " prepared statements: in the next transaction they are missing, or exist already.",
+        "Remove prepare_threshold, or let PgBouncer (1.21 or newer) track them in pgbouncer.ini:",
         alias.database.alias,
+        fix="max_prepared_statements = 200",
     )
 
 
-def options_lost(alias: Through) -> Iterator[Finding]:
+def options_lost(alias: PooledAlias) -> Iterator[Finding]:
     if names := [name for name in alias.pooler.lost if name != "role"]:
         yield new_finding(
             "W033",
-            f"The options of the connection set {', '.join(names)}, and a session through"
-            f" {alias.name} does not have it.",
-            "Let the server set it (ALTER ROLE ... SET ...), or PgBouncer: connect_query, as"
-            " `manage.py pgbouncer_ini` writes it.",
+            f"The connection options set {', '.join(names)}, but sessions through {alias.name} do"
+            " not have them.",
+            "Set them on the server (ALTER ROLE ... SET ...), or with PgBouncer's connect_query,"
+            " which this command writes:",
             alias.database.alias,
+            fix="manage.py pgbouncer_ini",
         )
 
 
-def role_lost(alias: Through) -> Iterator[Finding]:
+def role_lost(alias: PooledAlias) -> Iterator[Finding]:
     if alias.by_transaction and "role" in alias.pooler.lost:
         yield new_finding(
             "W034",
-            "assume_role is set once by each client connection; in transaction pooling, its next"
-            " transaction may have another session, and another client this one.",
-            "Let PgBouncer set the role (connect_query, as `manage.py pgbouncer_ini` writes it),"
-            " or log in as that role.",
+            "assume_role is set once for each client connection. In transaction pooling, the next"
+            " transaction may run in a session without that role, and another client's with it.",
+            "Log in as that role, or set it with PgBouncer's connect_query, which this command"
+            " writes:",
             alias.database.alias,
+            fix="manage.py pgbouncer_ini",
         )
 
 
-def two_pools(alias: Through) -> Iterator[Finding]:
+def two_pools(alias: PooledAlias) -> Iterator[Finding]:
     if alias.database.pools and alias.by_transaction:
         yield new_finding(
             "W035",
-            f"Two pools, one behind the other: this process's, and {alias.name}'s. A request waits"
-            " in two queues, and what the pool here counts and recycles are not connections of the"
-            " server.",
-            f"Set DB_POOL_MODE=pgbouncer, or connect to the server itself ({DOCS} compares them).",
+            f"There are two pools: one in this process, and {alias.name} behind it. A request waits"
+            " in two queues, and the pool here counts and recycles connections to the pooler, not"
+            " to the server.",
+            f"Connect to the server itself (`{explain('pgbouncer')}` compares both), or use the"
+            " pooler alone:",
             alias.database.alias,
+            fix=set_mode(alias.database, "pgbouncer"),
         )
 
 
-def pinned_connections(alias: Through) -> Iterator[Finding]:
+def pinned_connections(alias: PooledAlias) -> Iterator[Finding]:
     keeps = alias.database.pools or alias.database.mode == "persistent"
     if keeps and alias.pooler.pool_mode == "session":
         yield new_finding(
             "W035",
-            f"{alias.name} is in session pooling, and this project keeps its connections: each has"
-            " one of the server's for as long as it is open, as if there were no pooler.",
-            "Set pool_mode = transaction in pgbouncer.ini and DB_POOL_MODE=pgbouncer; or leave it,"
-            " if the pooler is there for something else than to pool.",
+            f"{alias.name} uses session pooling, and this project keeps its connections open: each"
+            " of them occupies a server connection, as if there were no pooler.",
+            "Set `pool_mode = transaction` in pgbouncer.ini (or ignore this, if the pooler is not"
+            " there to pool), and the mode:",
             alias.database.alias,
+            fix=set_mode(alias.database, "pgbouncer"),
         )
 
 
-def another_timeout(alias: Through) -> Iterator[Finding]:
+def another_timeout(alias: PooledAlias) -> Iterator[Finding]:
     console = alias.pooler.console
     if console is None or alias.timeout is None or "query_wait_timeout" not in console.config:
         return
     theirs = float(console.config["query_wait_timeout"])
-    if not math.isclose(theirs, alias.timeout, rel_tol=1e-4):  # it shows six digits
-        wait = f"for {theirs:g} s" if theirs else "without end"
+    if not math.isclose(theirs, alias.timeout, rel_tol=1e-4):  # PgBouncer prints six digits
+        wait = f"for {theirs:g} s" if theirs else "without a limit"
         yield new_finding(
             "W037",
-            f"{alias.name} lets a client wait {wait} (query_wait_timeout), and the pool timeout"
+            f"{alias.name} lets a client wait {wait} (query_wait_timeout), but the pool timeout"
             f" (DB_POOL_TIMEOUT) is {alias.timeout:g} s.",
-            f"Set query_wait_timeout = {alias.timeout:g} in pgbouncer.ini, or DB_POOL_TIMEOUT.",
+            "Change DB_POOL_TIMEOUT, or set the same time in pgbouncer.ini:",
             alias.database.alias,
+            fix=f"query_wait_timeout = {alias.timeout:g}",
         )
 
 
-def more_than_the_server_has(alias: Through) -> Iterator[Finding]:
+def more_than_the_server_has(alias: PooledAlias) -> Iterator[Finding]:
     console = alias.pooler.console
     if console is None:
         return
@@ -175,20 +185,21 @@ def more_than_the_server_has(alias: Through) -> Iterator[Finding]:
         yield new_finding(
             "W038",
             f"{alias.name} may open {wanted} connections for this database, but {limit.why}.",
-            f"Set default_pool_size + reserve_pool_size to {limit.connections} or less in"
-            " pgbouncer.ini, or raise the limit.",
+            "Raise the server's limit, or lower default_pool_size + reserve_pool_size to"
+            f" {limit.connections} or less in pgbouncer.ini:",
             alias.database.alias,
+            fix=f"default_pool_size = {max(limit.connections - console.reserve_pool, 1)}",
         )
 
 
-def no_session(alias: Through) -> Iterator[Finding]:
+def no_session(alias: PooledAlias) -> Iterator[Finding]:
     if alias.by_transaction:
         yield new_finding(
             "I031",
-            f"{alias.name} is in transaction pooling. What lives in a session ends, or goes on for"
-            " another client, when a transaction ends: SET, LISTEN, pg_advisory_lock(), temporary"
-            " tables.",
-            "Use SET LOCAL, pg_advisory_xact_lock() and ON COMMIT DROP; LISTEN on a connection to"
-            " the server itself.",
+            f"{alias.name} uses transaction pooling. What belongs to a session (SET, LISTEN,"
+            " pg_advisory_lock(), temporary tables) is lost, or reaches another client, when the"
+            " transaction ends.",
+            "Use SET LOCAL, pg_advisory_xact_lock() and ON COMMIT DROP; for LISTEN, connect to the"
+            " server itself.",
             alias.database.alias,
         )

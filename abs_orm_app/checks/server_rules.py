@@ -1,4 +1,4 @@
-"""Rules on what the server says: its limit of connections, its timeouts, its role."""
+"""Rules on a server's sessions: its timeouts, its keepalives, and whether it accepts writes."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from collections.abc import Iterable, Iterator
 
 from django.db import DEFAULT_DB_ALIAS
 
-from abs_orm_app.capacity.budget import Budget
 from abs_orm_app.checks.finding import Finding, new_finding
+from abs_orm_app.checks.fixes import alter_role, set_one, variable, written_by_hand
 from abs_orm_app.facts.databases import NEVER, Configured, is_local
 from abs_orm_app.facts.failure import Failure
 from abs_orm_app.facts.server import ServerFacts
 
-LONGEST_SILENCE = 3600  # seconds, before a server asks whether a client is still there
+LONGEST_SILENCE = 3600  # seconds until a server checks whether a silent client is still there
 
 
 def session_findings(answers: Iterable[tuple[Configured, ServerFacts]]) -> list[Finding]:
-    """What the server does with the sessions of an alias."""
+    """Findings on what each server does with the sessions of its alias."""
     rules = (
         idle_sessions_end,
         keepalives_off,
         takes_no_writes,
         statements_never_end,
-        transactions_idle_for_ever,
+        idle_transactions_never_end,
         pauses_end_transactions,
-        gone_clients_stay,
+        lost_clients_stay,
     )
     return [
         finding
@@ -39,22 +39,27 @@ def idle_sessions_end(database: Configured, server: ServerFacts) -> Iterator[Fin
     if not limit or server.pooler or not (database.pools or database.mode == "persistent"):
         return
     recycle = database.value("recycle")
-    # Django's own pool looks at the age of a connection when it is returned, not before its use.
-    looks = database.hardened or not database.pools
-    if looks and isinstance(recycle, int | float) and NEVER < recycle <= limit:
+    # Django's own pool checks the age of a connection when it is returned, not at checkout.
+    checked_at_checkout = database.hardened or not database.pools
+    if checked_at_checkout and isinstance(recycle, int | float) and NEVER < recycle <= limit:
         return
-    then = (
-        "what was idle for that long is replaced at its next use, which waits for it"
+    effect = (
+        "pre-ping replaces such a connection at its next checkout, which waits for the new one"
         if database.health_checks
-        else "requests get connections that are dead"
+        else "without pre-ping, requests get stale connections"
+    )
+    another = (
+        f"Set the recycle time to {limit:.0f} s or less"
+        + ("" if written_by_hand(database) else f" ({variable(database, 'recycle')})")
+        + ", or turn the timeout off for this role:"
     )
     yield new_finding(
         "W022",
-        f"The server ends sessions that are idle for {limit:g} s (idle_session_timeout), and the"
-        f" connections here are kept for longer: {then}.",
-        f"Turn it off for this role: ALTER ROLE {server.role} SET idle_session_timeout = 0"
-        + (f"; or set DB_POOL_RECYCLE to {limit:.0f} or less." if looks and limit >= 1 else "."),
+        f"The server ends sessions that are idle for {limit:g} s (idle_session_timeout), but the"
+        f" pool keeps connections for longer: {effect}.",
+        another if checked_at_checkout and limit >= 1 else "Turn the timeout off for this role:",
         database.alias,
+        fix=alter_role(server.role, "idle_session_timeout", "0"),
     )
 
 
@@ -62,8 +67,8 @@ def keepalives_off(database: Configured, server: ServerFacts) -> Iterator[Findin
     if _is_remote(server) and not database.keepalives:
         yield new_finding(
             "W023",
-            f"TCP keepalives are off for connections to {server.address}: who waits for an answer"
-            " of a machine that is gone waits for ever, and a firewall may drop what is idle.",
+            f"TCP keepalives are off for connections to {server.address}: if that machine fails,"
+            " requests wait for its answer without end, and a firewall may drop idle connections.",
             "Remove keepalives=0 from OPTIONS or DATABASE_URL.",
             database.alias,
         )
@@ -72,40 +77,49 @@ def keepalives_off(database: Configured, server: ServerFacts) -> Iterator[Findin
 def takes_no_writes(database: Configured, server: ServerFacts) -> Iterator[Finding]:
     if database.alias != DEFAULT_DB_ALIAS or not (server.in_recovery or server.read_only):
         return
-    why = "is a standby" if server.in_recovery else "makes transactions read only for this role"
-    yield new_finding(
-        "W024",
-        f"The server {why}, and this is the alias that Django writes to.",
-        "Give the address of the primary; of several hosts, ?target_session_attrs=read-write in"
-        " DATABASE_URL takes the one that writes."
-        if server.in_recovery
-        else "Set default_transaction_read_only to off for the role or the database, or silence"
-        " this where nothing is written.",
-        database.alias,
-    )
+    if server.in_recovery:
+        yield new_finding(
+            "W024",
+            "The server is a standby, but Django writes to this alias.",
+            "Set the address of the primary; if you list several hosts, add this parameter to the"
+            " address, to connect to the one that accepts writes:",
+            database.alias,
+            fix="?target_session_attrs=read-write",
+        )
+    else:
+        yield new_finding(
+            "W024",
+            "The server makes transactions read only for this role, but Django writes to this"
+            " alias.",
+            "Allow writes for the role or the database (or silence this check, if nothing is"
+            " written):",
+            database.alias,
+            fix=alter_role(server.role, "default_transaction_read_only", "off"),
+        )
 
 
 def statements_never_end(database: Configured, server: ServerFacts) -> Iterator[Finding]:
     if not server.settings.get("statement_timeout"):
         yield new_finding(
             "I021",
-            "A query may run for ever (statement_timeout is off), also when the request that sent"
-            " it was given up long ago.",
-            f"ALTER ROLE {server.role} SET statement_timeout = '15s', or what suits your queries;"
-            " give migrations a role of their own.",
+            "A query may run without a time limit (statement_timeout is off), even after its"
+            " request was given up.",
+            "Set a limit that suits your queries, and use another role for migrations:",
             database.alias,
+            fix=alter_role(server.role, "statement_timeout", "'15s'"),
         )
 
 
-def transactions_idle_for_ever(database: Configured, server: ServerFacts) -> Iterator[Finding]:
+def idle_transactions_never_end(database: Configured, server: ServerFacts) -> Iterator[Finding]:
     if not server.settings.get("idle_in_transaction_session_timeout"):
-        each = " ATOMIC_REQUESTS makes each request one." * database.atomic_requests
+        each = " With ATOMIC_REQUESTS, each request is one." * database.atomic_requests
         yield new_finding(
             "I022",
-            "A transaction that does nothing may stay open for ever"
-            f" (idle_in_transaction_session_timeout is off), with its locks.{each}",
-            f"ALTER ROLE {server.role} SET idle_in_transaction_session_timeout = '60s'.",
+            "An idle transaction may stay open, and keep its locks, without a time limit"
+            f" (idle_in_transaction_session_timeout is off).{each}",
+            "Set a limit:",
             database.alias,
+            fix=alter_role(server.role, "idle_in_transaction_session_timeout", "'60s'"),
         )
 
 
@@ -117,27 +131,32 @@ def pauses_end_transactions(database: Configured, server: ServerFacts) -> Iterat
     if 0 < limit <= timeout:
         yield new_finding(
             "I023",
-            f"ATOMIC_REQUESTS makes each request one transaction, and the server ends the session"
-            f" of one that pauses for {limit:g} s (idle_in_transaction_session_timeout): a request"
-            f" that waits for another alias's pool may pause for {timeout:g} s.",
-            "Set the timeout above DB_POOL_TIMEOUT, or use atomic() where it is needed, and not"
-            " around calls of other services.",
+            "ATOMIC_REQUESTS makes each request one transaction, and the server ends a session"
+            f" whose transaction is idle for {limit:g} s (idle_in_transaction_session_timeout)."
+            f" A request that waits for another alias's pool is idle for up to {timeout:g} s.",
+            "Use atomic() only where it is needed, and not around calls of other services; or"
+            " lower the pool timeout:",
             database.alias,
+            fix=set_one(database, "timeout", max(round(limit / 2, 1), 0.1)),
         )
 
 
-def gone_clients_stay(database: Configured, server: ServerFacts) -> Iterator[Finding]:
+def lost_clients_stay(database: Configured, server: ServerFacts) -> Iterator[Finding]:
     idle = server.settings.get("tcp_keepalives_idle", 0)
     if not _is_remote(server) or server.pooler or 0 < idle <= LONGEST_SILENCE:
         return
-    after = f"only after {idle:g} s" if idle else "never"
+    checks = (
+        f"The server checks whether a silent client is still there only after {idle:g} s"
+        if idle
+        else "The server never checks whether a silent client is still there"
+    )
     yield new_finding(
         "I024",
-        f"The server looks {after} whether a client that says nothing is still there"
-        " (tcp_keepalives_idle): until then, the sessions of a machine that is gone keep their"
-        " connections and their locks.",
-        f"ALTER ROLE {server.role} SET tcp_keepalives_idle = 60.",
+        f"{checks} (tcp_keepalives_idle). Until then, the sessions of a machine that is gone keep"
+        " their connections and locks.",
+        "Make it check after a minute:",
         database.alias,
+        fix=alter_role(server.role, "tcp_keepalives_idle", "60"),
     )
 
 
@@ -147,52 +166,8 @@ def _is_remote(server: ServerFacts) -> bool:
     return not is_local(server.address.rpartition(":")[0])
 
 
-def budget_findings(budgets: Iterable[Budget]) -> list[Finding]:
-    """One for each limit that all the processes together can pass."""
-    return [
-        pool_size_too_large(budget) if budget.at_rest > budget.limit.connections
-        else overflow_too_large(budget)
-        for budget in budgets
-        if budget.at_peak > budget.limit.connections
-    ]  # fmt: skip
-
-
-def pool_size_too_large(budget: Budget) -> Finding:
-    return new_finding(
-        "E021",
-        f"{budget.arithmetic}; {budget.limit.why}. Even without overflow it is {budget.at_rest}.",
-        _how_to_fit(budget),
-        _only_alias(budget),
-    )
-
-
-def overflow_too_large(budget: Budget) -> Finding:
-    return new_finding(
-        "W021",
-        f"{budget.arithmetic}; {budget.limit.why}. With all of the overflow in use, "
-        "some processes will be refused.",
-        _how_to_fit(budget),
-        _only_alias(budget),
-    )
-
-
-def _how_to_fit(budget: Budget) -> str:
-    fits, aliases = budget.per_process, [repr(demand.alias) for demand in budget.demands]
-    of_all = f" of {' and '.join(aliases)} together" if len(aliases) > 1 else ""
-    smaller = (
-        f"Lower DB_POOL_SIZE + DB_MAX_OVERFLOW{of_all} to {fits} or less in each process, run"
-        if fits >= len(aliases)
-        else "Run"
-    )
-    return f"{smaller} fewer processes, raise the limit, or put PgBouncer in between."
-
-
-def _only_alias(budget: Budget) -> str | None:
-    return budget.demands[0].alias if len(budget.demands) == 1 else None
-
-
 def server_not_asked(alias: str, failure: Failure) -> Finding:
-    """The server did not answer: no error, because no check may fail for that."""
+    """The server did not answer. This is no error: no check may fail because a server is down."""
     return new_finding(
         "I001",
         f"The server could not be asked about its limits: {failure.cause}",

@@ -1,4 +1,4 @@
-"""Rules on the settings and the environment alone: what cannot work, whatever the server says."""
+"""Rules on DATABASES alone: settings that cannot work, whatever the server says."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ LEAST_PSYCOPG_POOL = (3, 2)
 
 @dataclass(frozen=True, kw_only=True)
 class Installed:
-    """What a pool is built on."""
+    """The packages that a pool needs, as they are installed here."""
 
     psycopg: str | None  # version; None: not installed
     psycopg_pool: str | None
-    pool_parameters: tuple[str, ...]  # all that psycopg_pool's ConnectionPool takes
+    pool_parameters: tuple[str, ...]  # all parameters of psycopg_pool's ConnectionPool
     check_is_free: bool  # Django leaves the parameter `check` to the project (6.1 and newer)
 
 
 def static_findings(databases: Iterable[Configured], installed: Installed) -> list[Finding]:
-    """What cannot work, whatever the server says."""
+    """Findings on the aliases that set OPTIONS['pool']."""
     rules = (
         engine_without_pool,
         max_age_with_pool,
@@ -51,8 +51,9 @@ def engine_without_pool(database: Configured, _: Installed) -> Iterator[Finding]
         yield new_finding(
             "E006",
             f"OPTIONS['pool'] is set, but the engine {database.engine} has no pool.",
-            "Remove it, or use an engine that pools, such as abs_orm_app.backends.postgresql.",
+            "Remove OPTIONS['pool'], or use an engine with a pool:",
             database.alias,
+            fix='"ENGINE": "abs_orm_app.backends.postgresql"',
         )
 
 
@@ -60,8 +61,9 @@ def max_age_with_pool(database: Configured, _: Installed) -> Iterator[Finding]:
     if database.can_pool and database.conn_max_age != 0:
         yield new_finding(
             "E001",
-            f"CONN_MAX_AGE={database.conn_max_age} and a pool are both set; Django refuses that.",
-            "Remove CONN_MAX_AGE; how old a connection may get is the pool's max_lifetime.",
+            f"CONN_MAX_AGE={database.conn_max_age} and OPTIONS['pool'] are both set; Django"
+            " refuses this combination.",
+            "Remove CONN_MAX_AGE; the pool's max_lifetime limits the age of a connection.",
             database.alias,
         )
 
@@ -75,13 +77,14 @@ def driver_missing_or_old(database: Configured, installed: Installed) -> Iterato
     )
     for number, package, version, least in needed:
         if version is None or _as_tuple(version) < least:
-            have = f"has {version}" if version else "has none"
             wanted = ".".join(map(str, least))
+            found = f"version {version} is installed" if version else "it is not installed"
             yield new_finding(
                 number,
-                f"A pool needs {package} {wanted} or newer; this environment {have}.",
-                "pip install --upgrade 'psycopg[binary,pool]'",
+                f"A pool needs {package} {wanted} or newer; {found}.",
+                "Install it:",
                 database.alias,
+                fix="pip install --upgrade 'psycopg[binary,pool]'",
             )
 
 
@@ -95,13 +98,14 @@ def pool_is_no_dict(database: Configured, _: Installed) -> Iterator[Finding]:
         yield new_finding(
             "E005",
             f"OPTIONS['pool'] is a {type(database.pool).__name__}; it must be a dict or True.",
-            "Give psycopg_pool's parameters, such as {'min_size': 4, 'max_size': 20}.",
+            "Set it to a dict of psycopg_pool's parameters:",
             database.alias,
+            fix='"OPTIONS": {"pool": {"min_size": 4, "max_size": 10}}',
         )
 
 
 def _parameters(database: Configured) -> Mapping[str, object]:
-    """What the project gives to psycopg_pool; another vendor's pool has parameters of its own."""
+    """What the project gives to psycopg_pool; another vendor's pool has its own parameters."""
     return database.pool if database.pools and isinstance(database.pool, dict) else {}
 
 
@@ -120,18 +124,18 @@ def unknown_parameters(database: Configured, installed: Installed) -> Iterator[F
 def parameters_set_by_engine(database: Configured, installed: Installed) -> Iterator[Finding]:
     taken = {
         "open": "the pool opens at the first query",
-        "kwargs": "what connections need comes from the other OPTIONS",
-        "configure": "the engine sets each connection up",
+        "kwargs": "the other OPTIONS give the connection parameters",
+        "configure": "the engine configures each connection",
     }
     if database.hardened:
-        taken["name"] = "the pool is named like its alias"
+        taken["name"] = "the pool has the name of its alias"
     if database.hardened or not installed.check_is_free:
-        taken["check"] = "set CONN_HEALTH_CHECKS to check connections"
+        taken["check"] = "CONN_HEALTH_CHECKS turns the check on and off"
     for name in taken.keys() & _parameters(database).keys():
         yield new_finding(
             "E007",
-            f"OPTIONS['pool'] gives {name!r}, which the engine sets itself: {taken[name]}.",
-            "Remove it from OPTIONS['pool'].",
+            f"OPTIONS['pool'] contains {name!r}, which the engine sets itself: {taken[name]}.",
+            f"Remove {name!r} from OPTIONS['pool'].",
             database.alias,
         )
 
@@ -154,7 +158,7 @@ _ACCEPTED = {
     "max_size": ("a whole number, 1 or more", _whole(0)),  # 0: see size_above_maximum
     "max_waiting": ("a whole number, 0 or more", _whole(0)),
     "num_workers": ("a whole number, 1 or more", _whole(1)),
-    # Threads wait for so long, which infinity would end with an OverflowError.
+    # Threads wait for this long; infinity raises an OverflowError there.
     "timeout": ("a number of seconds above 0, up to a day", _seconds(86400)),
     "max_idle": ("a number of seconds above 0, up to a year", _seconds(365 * 86400)),
     "max_lifetime": ("a number of seconds above 0", _seconds(math.inf)),
@@ -166,11 +170,11 @@ def impossible_values(database: Configured, _: Installed) -> Iterator[Finding]:
     for name, value in _parameters(database).items():
         accepted, is_accepted = _ACCEPTED.get(name, ("", lambda _: True))
         if not is_accepted(value) and not (name == "max_size" and value is None):
-            shown = value if isinstance(value, int | float) else f"a {type(value).__name__}"
+            given = value if isinstance(value, int | float) else f"a {type(value).__name__}"
             yield new_finding(
                 "E005",
-                f"OPTIONS['pool']['{name}'] is {shown}; it must be {accepted}.",
-                "Correct it; without it, psycopg_pool's default counts.",
+                f"OPTIONS['pool']['{name}'] is {given}; it must be {accepted}.",
+                "Correct the value, or remove it to use psycopg_pool's default.",
                 database.alias,
             )
 
@@ -183,27 +187,9 @@ def size_above_maximum(database: Configured, _: Installed) -> Iterator[Finding]:
     if 0 <= most < max(size, 1):
         yield new_finding(
             "E005",
-            f"The pool's min_size is {size}, and its max_size is {most}.",
-            "max_size is pool size and overflow together: make it min_size or more, at least 1.",
+            f"The pool's min_size is {size}, but its max_size is {most}.",
+            "max_size is the pool size plus the overflow: set it to 1 or more, and at least to"
+            " min_size:",
             database.alias,
+            fix=f'"OPTIONS": {{"pool": {{"min_size": {size}, "max_size": {max(size, 1)}}}}}',
         )
-
-
-def unknown_variables(names: Mapping[str, str | None]) -> list[Finding]:
-    """One for each variable that looks like a setting of the pool, with the name that was meant."""
-    return [
-        new_finding(
-            "W001",
-            f"Nothing reads the environment variable {name}"
-            + (f"; did you mean {meant}?" if meant else "."),
-            "Rename or unset it. docs/settings.md lists the variables.",
-        )
-        for name, meant in names.items()
-    ]
-
-
-def wrong_processes(reason: str) -> Finding:
-    """The number of processes cannot be read from the environment."""
-    return new_finding(
-        "E008", reason, "Set it to how many processes have these pools, or unset it."
-    )

@@ -1,4 +1,4 @@
-"""The findings as Django's system checks."""
+"""The rules as Django's system checks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TAG = "abs_orm_app"
 def register_checks() -> None:
     register(check_settings, TAG)
     register(check_deployment, TAG, deploy=True)
-    # Without TAG: Django 6.1 would run it, and connect, for `check --tag abs_orm_app`.
+    # Without TAG: with it, Django 6.1 connects for `check --tag abs_orm_app`.
     register(check_servers, Tags.database)
 
 
@@ -30,10 +30,10 @@ def check_deployment(**_: Any) -> list[CheckMessage]:
 
 
 def check_servers(databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
-    """Ask the servers of these aliases, as `check --database` and `migrate` want it."""
+    """Ask the servers of these aliases; `check --database` and `migrate` call this."""
     if not databases:
         return []
-    # Only here: it takes its time to import, and the other checks are part of every command.
+    # Imported here because it takes time, and the other checks run before every command.
     from abs_orm_app.checks.collect import ask_servers
 
     return _messages(ask_servers(configured_databases(databases)))
@@ -44,7 +44,7 @@ def _messages(found: Iterable[Finding]) -> list[CheckMessage]:
         CheckMessage(
             finding.level,
             finding.message,
-            hint=f"{finding.hint} ({finding.guide})",
+            hint=f"{finding.hint} ({finding.explained_by})",
             obj=f"DATABASES[{finding.alias!r}]" if finding.alias else None,
             id=finding.id,
         )

@@ -1,4 +1,4 @@
-"""Findings that need no server: from the settings, the environment and the web server."""
+"""Collects the findings that need no server: on settings, environment and web server."""
 
 from __future__ import annotations
 
@@ -6,29 +6,31 @@ from collections.abc import Sequence
 
 import django
 
-from abs_orm_app.checks import settings_rules
+from abs_orm_app.checks import environment_rules, settings_rules
 from abs_orm_app.checks.finding import Finding
 from abs_orm_app.environment import SettingsError, pool_processes, unknown_pool_variables
 from abs_orm_app.facts.databases import Configured, pool_parameters
 
 
 def settings_findings(databases: Sequence[Configured]) -> list[Finding]:
-    """What the settings and the environment give away by themselves."""
+    """Findings on the environment, and on settings that cannot work."""
     prefixes = {"", *(database.prefix for database in databases)}
-    found = settings_rules.unknown_variables(unknown_pool_variables(prefixes=sorted(prefixes)))
+    unknown = unknown_pool_variables(prefixes=sorted(prefixes))
+    found = environment_rules.unknown_variables(unknown)
     if any(database.pool for database in databases):
         found += settings_rules.static_findings(databases, _installed())
     try:
         pool_processes()
     except SettingsError as error:
-        found.append(settings_rules.wrong_processes(str(error)))
+        found.append(environment_rules.wrong_processes(str(error)))
     return found
 
 
 def deployment_findings(databases: Sequence[Configured]) -> list[Finding]:
-    """What works, and should not be in production."""
-    # Only here: they take their time to import, and the other checks are part of every command.
-    from abs_orm_app.checks.production_rules import deploy_findings, web_findings
+    """Findings on what works, but should not be used in production."""
+    # Imported here because they take time, and the other checks run before every command.
+    from abs_orm_app.checks.production_rules import deploy_findings
+    from abs_orm_app.checks.web_server_rules import web_findings
     from abs_orm_app.facts.web_server import web_server
 
     return [*deploy_findings(databases), *web_findings(databases, web_server())]

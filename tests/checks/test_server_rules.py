@@ -1,13 +1,10 @@
-"""The rules on the server's timeouts, on a real server, and on the web server's."""
+"""The rules on a server's sessions, on a real server."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -16,14 +13,12 @@ from django.test import override_settings
 
 from abs_orm_app.checks.collect import all_findings, ask_servers
 from abs_orm_app.checks.finding import Finding
-from abs_orm_app.checks.production_rules import web_findings
-from abs_orm_app.checks.server_rules import session_findings
-from abs_orm_app.checks.without_server import deployment_findings
+from abs_orm_app.checks.server_rules import server_not_asked, session_findings
 from abs_orm_app.facts.databases import configured
+from abs_orm_app.facts.failure import Failure
 from abs_orm_app.facts.report import report
 from abs_orm_app.facts.server import read_server
-from abs_orm_app.facts.web_server import WebServer, web_server
-from tests.checks.test_settings_rules import from_env, ids
+from tests.checks.aliases import ids
 from tests.support.projects import OURS, STOCK, database, entry
 from tests.support.servers import Server
 
@@ -76,13 +71,13 @@ def test_sessions_that_the_server_ends_before_they_are_recycled_are_found(shared
         found = ask(shared.conninfo)
     assert ids(found) == ["W022"]
     assert "idle for 600 s" in found[0].message
-    assert "ALTER ROLE app SET idle_session_timeout = 0; or set DB_POOL_RECYCLE to 600" in (
-        found[0].hint
-    )
+    assert found[0].remedy.startswith("Set the recycle time to 600 s or less")
+    assert found[0].fix == "ALTER ROLE app SET idle_session_timeout = 0;"
 
 
 @pytest.mark.parametrize(
-    ("health_checks", "said"), [(True, "is replaced at its next use"), (False, "are dead")]
+    ("health_checks", "said"),
+    [(True, "pre-ping replaces"), (False, "get stale connections")],
 )
 def test_what_becomes_of_them_depends_on_the_pre_ping(
     shared: Server, health_checks: bool, said: str
@@ -155,7 +150,24 @@ def test_a_server_that_looks_for_its_clients_after_hours_is_to_be_known(shared: 
         found = ask(remote(shared))
         assert ask(shared.tcp_conninfo) == []
     assert ids(found) == ["I024"]
-    assert "only after 7200 s" in found[0].message
+    assert found[0].message == (
+        "The server checks whether a silent client is still there only after 7200 s"
+        " (tcp_keepalives_idle). Until then, the sessions of a machine that is gone keep their"
+        " connections and locks."
+    )
+
+
+def test_a_server_that_never_looks_for_its_clients_is_described_in_english(
+    shared: Server,
+) -> None:
+    with (
+        database(entry(f"{remote(shared)} user=app", OPTIONS={"pool": POOL})) as alias,
+        psycopg.connect(f"{remote(shared)} user=app") as connection,
+    ):
+        server = read_server(connection)
+        silent = replace(server, settings={**server.settings, "tcp_keepalives_idle": 0.0})
+        found = named(session_findings([(configured(alias), silent)]), "I024")
+    assert found.message.startswith("The server never checks whether a silent client is still")
 
 
 # A server that takes no writes
@@ -195,97 +207,6 @@ def test_warnings_are_for_checks_and_what_is_to_be_known_for_production(shared: 
             assert ids(all_findings(reports)) == ["W022", "I021", "I022"]
 
 
-# The web server
-
-TIMEOUTS = {
-    "--timeout 60": 60.0,
-    "--timeout=60 -w 4": 60.0,
-    "-t 60": 60.0,
-    "-t60 app.wsgi": 60.0,
-    "-w 4 --bind '[::]:80'": 30.0,
-    "--timeout 0": None,
-    "--timeout 60 --threads 4": None,
-    "--timeout 60 --threads=4": None,
-    "--timeout 60 -k gevent": None,
-    "--timeout 60 -k gthread": None,
-    "--timeout 60 -c conf.py": None,
-    "--timeout many": None,
-    "--timeout": None,
-    "--bind 'x": None,
-    "": None,
-}
-
-
-@pytest.mark.parametrize("arguments", TIMEOUTS)
-def test_the_timeout_of_a_sync_worker_is_read_and_no_other(arguments: str) -> None:
-    found = web_server({"GUNICORN_CMD_ARGS": arguments}, ["manage.py", "check_pool"])
-    assert found.worker_timeout == TIMEOUTS[arguments]
-
-
-@pytest.mark.parametrize("program", ["/venv/bin/gunicorn", "/lib/gunicorn/__main__.py"])
-def test_gunicorn_itself_is_recognised_with_its_arguments_first(program: str) -> None:
-    assert web_server({}, [program, "app.wsgi"]).worker_timeout == 30
-    environ = {"GUNICORN_CMD_ARGS": "-t 60"}
-    assert web_server(environ, [program, "-t", "90", "app.wsgi"]).worker_timeout == 90
-    assert web_server({}, ["manage.py", "--timeout", "9"]) == WebServer()
-
-
-def test_a_configuration_file_that_gunicorn_finds_by_itself_leaves_it_unknown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    environ = {"GUNICORN_CMD_ARGS": "-t 60"}
-    assert web_server(environ, ["manage.py"]).worker_timeout == 60
-    (tmp_path / "gunicorn.conf.py").touch()
-    assert web_server(environ, ["manage.py"]).worker_timeout is None
-
-
-def test_gunicorn_reads_its_timeout_in_the_same_way() -> None:
-    code = (
-        "import sys; sys.argv = ['gunicorn', 'x'];"
-        "from gunicorn.app.wsgiapp import WSGIApplication; print(WSGIApplication('').cfg.timeout)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={"GUNICORN_CMD_ARGS": "-t60 -w 4"}, capture_output=True,
-        text=True, check=True, timeout=30,
-    )  # fmt: skip
-    assert done.stdout.strip() == "60"
-
-
-@pytest.mark.parametrize(
-    ("timeout", "expected"), [("29.9", []), ("30", ["W017"]), ("60", ["W017"])]
-)
-def test_a_pool_timeout_that_outlives_the_worker_is_found(
-    timeout: str, expected: list[str]
-) -> None:
-    found = web_findings([from_env(DB_POOL_TIMEOUT=timeout)], WebServer(worker_timeout=30.0))
-    assert ids(found) == expected
-
-
-def test_without_a_known_worker_timeout_or_without_a_pool_there_is_nothing_to_find() -> None:
-    assert web_findings([from_env()], WebServer()) == []
-    assert web_findings([from_env(DB_POOL_MODE="null")], WebServer(worker_timeout=30.0)) == []
-
-
-@pytest.mark.parametrize(
-    ("argv", "arguments"),
-    [
-        (["/venv/bin/uvicorn", "app.asgi:application"], ""),
-        (["/venv/bin/daphne", "app.asgi:application"], ""),
-        (["manage.py"], "-k uvicorn.workers.UvicornWorker"),
-        (["manage.py"], "-k uvicorn_worker.UvicornWorker --threads 4"),
-    ],
-)
-def test_persistent_connections_under_asgi_are_found(argv: list[str], arguments: str) -> None:
-    web = web_server({"GUNICORN_CMD_ARGS": arguments} if arguments else {}, argv)
-    assert ids(web_findings([from_env(DB_POOL_MODE="persistent")], web)) == ["W018"]
-    assert web_findings([from_env()], web) == []
-
-
-def test_a_project_that_names_its_asgi_application_is_served_by_it() -> None:
-    databases = [from_env(DB_POOL_MODE="persistent")]
-    assert deployment_findings(databases) == []
-    with override_settings(ASGI_APPLICATION="shop.asgi.application"):
-        [found] = deployment_findings(databases)
-    assert found.id == "abs_orm_app.W018"
-    assert "(ASGI_APPLICATION)" in found.message
+def test_a_server_that_does_not_answer_is_no_error() -> None:
+    finding = server_not_asked("default", Failure(cause="It is down.", hint="Start it."))
+    assert finding.id == "abs_orm_app.I001"

@@ -41,7 +41,7 @@ def test_settings_are_checked_whenever_django_checks() -> None:
     assert str(message) == (
         "DATABASES['other']: (abs_orm_app.E004) "
         "psycopg_pool has no parameter 'min_sise' (did you mean 'min_size'?).\n"
-        "\tHINT: Correct or remove it in OPTIONS['pool']. (docs/checks.md#E004)"
+        "\tHINT: Correct or remove it in OPTIONS['pool']. (manage.py check_pool --explain E004)"
     )
     assert message.level == checks.ERROR
 

@@ -17,7 +17,7 @@ import pytest
 from django.core.checks import run_checks
 from django.core.management import call_command
 
-from abs_orm_app.checks.pooler_rules import Through, pooler_findings
+from abs_orm_app.checks.pooler_rules import PooledAlias, pooler_findings
 from abs_orm_app.facts.databases import Configured, configured
 from abs_orm_app.facts.failure import explain
 from abs_orm_app.facts.pooler import PATIENCE, Console, PoolerFacts, read_pooler
@@ -206,8 +206,10 @@ def found(
     database: Configured | None = None,
     timeout: float | None = 30.0,
 ) -> list[str]:
-    through = Through(database=database or alias(), pooler=pooler, server=server, timeout=timeout)
-    ids = [finding.id.removeprefix("abs_orm_app.") for finding in pooler_findings([through])]
+    pooled = PooledAlias(
+        database=database or alias(), pooler=pooler, server=server, timeout=timeout
+    )
+    ids = [finding.id.removeprefix("abs_orm_app.") for finding in pooler_findings([pooled])]
     if pooler.pool_mode == "transaction":
         ids.remove(NOTE)
     return ids

@@ -107,7 +107,7 @@ if a < b: **not bold**
 
 def test_the_guide_has_a_place_for_each_finding_and_no_markup_is_left() -> None:
     pages = {name: guide.render(path.read_text()) for name, path in guide.FILES.items()}
-    assert pages.keys() == {"checks", "troubleshooting"}
+    assert pages.keys() >= {"checks", "troubleshooting"}
     for html in pages.values():
         text = re.sub(r"<(pre|code)>.*?</\1>", "", html, flags=re.DOTALL)
         assert not re.search(r"`|\]\(|\*\*|&lt;a id|^#", text, re.MULTILINE)

@@ -1,0 +1,73 @@
+"""The rules for production. Nothing here connects."""
+
+from __future__ import annotations
+
+import pytest
+
+from abs_orm_app.checks.production_rules import deploy_findings
+from abs_orm_app.environment import database_from_env
+from abs_orm_app.facts.databases import configured
+from tests.checks.aliases import facts, from_env, ids
+from tests.support.projects import SQLITE, database
+
+
+def test_a_production_like_database_has_no_finding() -> None:
+    url = "postgresql://app:s3cret@db.example/shop?sslmode=verify-full"
+    assert deploy_findings([from_env(DATABASE_URL=url)]) == []
+
+
+def test_no_pool_in_production_is_found_and_a_pooler_is_one() -> None:
+    assert ids(deploy_findings([from_env(DB_POOL_MODE="null")])) == ["W011"]
+    assert deploy_findings([from_env(DB_POOL_MODE="pgbouncer")]) == []
+    assert deploy_findings([from_env(DB_POOL_MODE="persistent")]) == []
+
+
+@pytest.mark.parametrize("mode", ["pool", "persistent"])
+def test_pre_ping_off_is_found(mode: str) -> None:
+    found = deploy_findings([from_env(DB_POOL_MODE=mode, DB_POOL_PRE_PING="off")])
+    assert ids(found) == ["W012"]
+
+
+@pytest.mark.parametrize("mode", ["pool", "persistent"])
+@pytest.mark.parametrize(("recycle", "said"), [("-1", "off"), ("7200", "7200 seconds")])
+def test_recycle_off_or_above_an_hour_is_found(mode: str, recycle: str, said: str) -> None:
+    [finding] = deploy_findings([from_env(DB_POOL_MODE=mode, DB_POOL_RECYCLE=recycle)])
+    assert finding.id == "abs_orm_app.W013"
+    assert f"Recycle is {said}" in finding.message
+
+
+def test_an_embedded_database_is_found() -> None:
+    entry = database_from_env(environ={"DATABASE_URL": "postgresql:///shop"})
+    entry["ABS_ORM_APP"]["embedded"] = ".pgdata"
+    with database(entry) as alias:
+        assert ids(deploy_findings([configured(alias)])) == ["W014"]
+
+
+@pytest.mark.parametrize("mode", [None, "disable", "allow", "prefer"])
+@pytest.mark.parametrize("host", ["db.example", "10.0.0.7", "localhost,db.example", "::2"])
+def test_a_remote_host_without_demanding_tls_is_found(host: str, mode: str | None) -> None:
+    options = {"pool": True, **({"sslmode": mode} if mode else {})}
+    [finding] = deploy_findings([facts(HOST=host, OPTIONS=options)])
+    assert finding.id == "abs_orm_app.W015"
+    assert f"sslmode is {mode or 'prefer'}" in finding.message
+
+
+@pytest.mark.parametrize(
+    "host", ["", "localhost", "127.0.0.1", "127.8.8.8", "::1", "/run/pg", "@x"]
+)
+def test_a_local_host_needs_no_tls(host: str) -> None:
+    assert deploy_findings([facts(HOST=host, OPTIONS={"pool": True})]) == []
+
+
+def test_tls_may_be_demanded_by_libpqs_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGSSLMODE", "require")
+    assert deploy_findings([facts(HOST="db.example", OPTIONS={"pool": True})]) == []
+
+
+def test_the_placeholder_password_is_found() -> None:
+    url = "postgresql://app:change-me@/shop"
+    assert ids(deploy_findings([from_env(DATABASE_URL=url)])) == ["W016"]
+
+
+def test_other_databases_are_not_judged() -> None:
+    assert deploy_findings([facts(**SQLITE)]) == []
