@@ -53,8 +53,8 @@ def measured(before: Snapshot, after: Snapshot, seconds: float) -> Load:
     return Load(rate=served / seconds, hold=held / served)
 
 
-def refuse_unbearable(total: Load) -> None:
-    """Raises ValueError, one sentence, for a load that no server could bear."""
+def check_load_is_feasible(total: Load) -> None:
+    """Raise ValueError, one sentence, if no server can serve this load."""
     if PEAK * total.busy >= MOST_CONNECTIONS:
         raise ValueError(
             f"{total.rate:g} requests per second that hold a connection for"
@@ -71,9 +71,9 @@ def advise(
     The pool size is what meets the target at this load; the overflow is what it takes beyond that
     to meet it at PEAK times the load. `now`: as configured; both are 0 where there is no pool.
 
-    Raises ValueError, one sentence, for a load that no server could bear.
+    Raises ValueError, one sentence, if no server can serve this load.
     """
-    refuse_unbearable(total)
+    check_load_is_feasible(total)
     load = total.times(1 / processes)
     advised, shared = _pools(now.alias, load, target), _pools(now.alias, total, target)
     most = now.size + now.overflow
@@ -97,8 +97,8 @@ def advise(
         budget=budget,
         fitting=fitting,
         words=(
-            *_on_configured(load, target, advised, now, configured),
             *_on_limit(load, budget, fitting, shared),
+            *_on_configured(load, target, advised, now, configured),
             *_on_server(total),
         ),
     )

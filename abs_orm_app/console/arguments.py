@@ -1,35 +1,49 @@
-"""Arguments that the commands share: which databases, and numbers that are numbers."""
+"""Arguments that the commands share, and the parsers of their values."""
 
 from __future__ import annotations
 
 import math
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import (
+    ArgumentParser,
+    ArgumentTypeError,
+    RawDescriptionHelpFormatter,
+    _ArgumentGroup,
+)
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from django.core.management.base import CommandError
+from django.core.management.base import CommandError, DjangoHelpFormatter
 from django.db import connections
 
 from abs_orm_app.config.variables import did_you_mean
 
 T = TypeVar("T")
 
+Arguments = ArgumentParser | _ArgumentGroup
+
 BAD_ARGUMENTS = 2  # the exit code, as argparse has it
 
 
-def add_database(parser: ArgumentParser, without: str) -> None:
-    """Add `--database ALIAS …`; `without` says which there are without it."""
+class HelpFormatter(DjangoHelpFormatter, RawDescriptionHelpFormatter):
+    """Django's, with the lines of the description and the epilog as they are."""
+
+
+def add_database(parser: Arguments, without: str) -> None:
+    """Add `--database ALIAS …`; `without`: what the help says about leaving it out."""
     parser.add_argument(
         "--database",
         nargs="+",
         action="extend",
         metavar="ALIAS",
-        help=f"Only these aliases of DATABASES; {without} without it.",
+        help=f"Only these aliases of DATABASES. Default: {without}.",
     )
 
 
 def chosen_aliases(names: Sequence[str] | None) -> list[str]:
-    """The aliases that were named, once each; all without a name. Raises CommandError."""
+    """The aliases that were named, once each, or all of them.
+
+    Raises CommandError for an unknown one.
+    """
     known = tuple(connections)
     for name in names or ():
         refuse_unknown(name, known, "DATABASES has no alias", "it has")
@@ -46,7 +60,7 @@ def refuse_unknown(name: str, known: tuple[str, ...], there_is_no: str, there_is
 
 
 def argument(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """Make what reads a variable read an argument: `parse` raises the end of a sentence."""
+    """Use the parser of a variable for an argument; it raises the end of a sentence."""
 
     def parsed(text: str) -> T:
         try:
@@ -58,7 +72,7 @@ def argument(parse: Callable[[str], T]) -> Callable[[str], T]:
 
 
 def number(least: float, *, exclusive: bool = False) -> Callable[[str], float]:
-    """Parser of a finite number from `least`, or above it."""
+    """A parser of finite numbers: `least` or more; with `exclusive`, more than `least`."""
     accepted = f"is not a number {'above' if exclusive else 'from'} {least:g}"
 
     def parse(text: str) -> float:

@@ -1,28 +1,26 @@
-"""A drill as text, promise by promise, while it goes on."""
+"""The drill as text, promise by promise, while it runs."""
 
 from __future__ import annotations
 
 from contextlib import closing
 from typing import Any
 
-from abs_orm_app.console.text import INDENT, Style, pairs, wrap
+from abs_orm_app.console.layout import INDENT, Layout
 from abs_orm_app.drill.runner import Drilled, NoPool, Outcome, Refused, drill
 from abs_orm_app.facts.report import Report
 
-MARKS = {"kept": "✓", "broken": "✗", "skipped": "-"}
-PLAIN_MARKS = {"kept": "+", "broken": "x", "skipped": "-"}  # where the others cannot be written
 NAME_WIDTH = len("✓ explanation")
 CLEAR_LINE = "\r\x1b[K"
 
-Stream = Any  # django.core.management.base.OutputWrapper: it hands on what it does not define
+Stream = Any  # django.core.management.base.OutputWrapper, which passes on unknown attributes
 
 
 def run_drill(
-    report: Report, *, take_most: bool, out: Stream | None, progress: Stream, style: Style
+    report: Report, *, take_most: bool, out: Stream | None, progress: Stream, layout: Layout
 ) -> Drilled:
-    """Drill the alias of a report, telling `out`, if there is one, what became of each promise.
+    """Drill the alias of a report, and write each outcome to `out`, if there is one.
 
-    If `progress` is a terminal, it shows which promise is looked at.
+    If `progress` is a terminal, it shows which promise is being tested.
     """
     database = report.configured
 
@@ -35,29 +33,29 @@ def run_drill(
             out.write("\n".join(lines))
             out.flush()
 
-    tell(style.MIGRATE_LABEL("Drill"))
+    tell(layout.heading("Drill"))
     outcomes: list[Outcome] = []
     try:
-        _refuse_again(report)
+        _refuse_after_failure(report)
         with closing(drill(database, take_most=take_most, announce=announce)) as running:
             for outcome in running:
                 outcomes.append(outcome)
-                tell(*_outcome(outcome, style, _marks(out)))
+                tell(*_outcome(outcome, layout))
     except Refused as refused:
         failure, has_pool = refused.failure, not isinstance(refused, NoPool)
         drilled = Drilled(alias=database.alias, refused=failure, has_pool=has_pool)
-        tell(*_refusal(drilled, style))
+        tell(*_refusal(drilled, layout))
     except BaseException:  # Ctrl-C
         _show(progress, CLEAR_LINE)
         raise
     else:
         drilled = Drilled(alias=database.alias, outcomes=tuple(outcomes))
-        tell(*_verdict(drilled, style))
+        tell(*_verdict(drilled, layout))
     return drilled
 
 
-def _refuse_again(report: Report) -> None:
-    """Where the report has failed already, do not wait for the same a second time."""
+def _refuse_after_failure(report: Report) -> None:
+    """If the report has failed already, do not wait for the same failure again."""
     if report.configured.pools and report.test and report.test.failure:
         raise Refused(report.test.failure)
 
@@ -68,32 +66,31 @@ def _show(progress: Stream, text: str) -> None:
         progress.flush()
 
 
-def _marks(out: Stream | None) -> dict[str, str]:
-    try:
-        "".join(MARKS.values()).encode(getattr(out, "encoding", None) or "utf-8")
-    except UnicodeEncodeError:
-        return PLAIN_MARKS
-    return MARKS
-
-
-def _outcome(outcome: Outcome, style: Style, marks: dict[str, str]) -> list[str]:
+def _outcome(outcome: Outcome, layout: Layout) -> list[str]:
     """The promise, and below it what was seen."""
+    style, mark = layout.style, _marks(layout)[outcome.verdict]
     paint = {"kept": style.SUCCESS, "broken": style.ERROR, "skipped": style.WARNING}
-    promise = pairs([(f"{marks[outcome.verdict]} {outcome.name}", outcome.promise)], NAME_WIDTH)
-    seen = pairs([("", outcome.seen)], NAME_WIDTH)
+    promise = layout.pairs([(f"{mark} {outcome.name}", outcome.promise)], NAME_WIDTH)
+    seen = layout.pairs([("", outcome.seen)], NAME_WIDTH)
     return [*map(paint[outcome.verdict], promise), *seen]
 
 
-def _refusal(drilled: Drilled, style: Style) -> list[str]:
+def _marks(layout: Layout) -> dict[str, str]:
+    signs = layout.signs
+    return {"kept": signs.good, "broken": signs.bad, "skipped": signs.skipped}
+
+
+def _refusal(drilled: Drilled, layout: Layout) -> list[str]:
     if drilled.refused is None:
         return []
-    cause, hint = wrap(drilled.refused.cause), wrap(drilled.refused.hint)
-    return [*map(style.ERROR, cause), *hint] if drilled.has_pool else [*cause, *hint]
+    cause = layout.wrap(drilled.refused.cause)
+    hint = layout.fix(drilled.refused.hint, "")
+    return [*map(layout.style.ERROR, cause), *hint] if drilled.has_pool else [*cause, *hint]
 
 
-def _verdict(drilled: Drilled, style: Style) -> list[str]:
-    """How many promises were kept, and the names of those that were not."""
-    names: dict[str, list[str]] = {verdict: [] for verdict in MARKS}
+def _verdict(drilled: Drilled, layout: Layout) -> list[str]:
+    """How many promises were kept, and the names of the others."""
+    names: dict[str, list[str]] = {verdict: [] for verdict in _marks(layout)}
     for outcome in drilled.outcomes:
         names[outcome.verdict].append(outcome.name)
     parts = [f"{len(names['kept'])} of {len(drilled.outcomes)} promises were kept"]
@@ -102,5 +99,5 @@ def _verdict(drilled: Drilled, style: Style) -> list[str]:
         for verdict in ("broken", "skipped")
         if names[verdict]
     ]
-    paint = style.SUCCESS if drilled.ok else style.ERROR
-    return [paint(line) for line in wrap("; ".join(parts) + ".")]
+    paint = layout.style.SUCCESS if drilled.ok else layout.style.ERROR
+    return [paint(line) for line in layout.wrap("; ".join(parts) + ".")]

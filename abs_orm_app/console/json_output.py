@@ -1,4 +1,4 @@
-"""The reports as JSON. The schema is a promise: docs/check_pool.md describes it."""
+"""The output of check_pool as JSON. docs/check_pool.md describes the schema, which is stable."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from abs_orm_app.capacity.budget import Budget, allowance, largest_that_fit
 from abs_orm_app.capacity.queueing import Wait
 from abs_orm_app.checks.finding import Finding
 from abs_orm_app.console.capacity_options import Answer
-from abs_orm_app.console.profiles import Compared
+from abs_orm_app.console.profiles import Comparison
+from abs_orm_app.console.verdict import Verdict
 from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.failure import Failure
 from abs_orm_app.facts.report import Active, Report
@@ -23,24 +24,27 @@ from abs_orm_app.facts.wording import LEVELS
 if TYPE_CHECKING:
     from abs_orm_app.drill.runner import Drilled
 
-SCHEMA = 1  # changes when something is renamed or removed, not when something is added
+SCHEMA = 1  # raised when a key is renamed or removed, not when one is added
 
 
 def as_json(
     reports: Iterable[Report],
     findings: Iterable[Finding],
-    comparison: tuple[str, Sequence[Compared]] | None,
+    comparison: Comparison | None,
     drills: Sequence[Drilled] | None,
     planned: Answer,
-    exit_code: int,
+    verdict: Verdict,
 ) -> str:
-    """One JSON document, without NaN or infinity: those are null."""
+    """One JSON document, with null in place of NaN and infinity."""
     document = {
         "schema": SCHEMA,
-        "exit_code": exit_code,
+        "ok": not verdict.problems,
+        "exit_code": verdict.exit_code,
+        "summary": verdict.summary,
+        "problems": [asdict(problem) for problem in verdict.problems],
         "databases": [_database(report) for report in reports],
         "findings": [_finding(finding) for finding in findings],
-        "comparison": _comparison(*comparison) if comparison else None,
+        "comparison": _comparison(comparison) if comparison else None,
         "drills": None if drills is None else [_drilled(drilled) for drilled in drills],
         "fleet": planned.budgets and [_budget(budget) for budget in planned.budgets],
         "advice": planned.advice and _advice(planned.advice),
@@ -104,14 +108,23 @@ def _failures(report: Report) -> list[dict[str, str]]:
 
 
 def _finding(finding: Finding) -> dict[str, Any]:
-    return {**asdict(finding), "level": LEVELS[finding.level], "guide": finding.guide}
-
-
-def _comparison(profile: str, rows: Sequence[Compared]) -> dict[str, Any]:
     return {
-        "profile": profile,
-        "matches": bool(rows) and all(row.matches for row in rows),
-        "rows": [{**asdict(row), "matches": row.matches} for row in rows],
+        "id": finding.id,
+        "level": LEVELS[finding.level],
+        "alias": finding.alias,
+        "message": finding.message,
+        "hint": finding.hint,
+        "fix": finding.fix or None,
+        "guide": finding.guide,
+        "explain": finding.explained_by,
+    }
+
+
+def _comparison(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "profile": comparison.profile,
+        "matches": comparison.matches,
+        "rows": [{**asdict(row), "matches": row.matches} for row in comparison.rows],
     }
 
 

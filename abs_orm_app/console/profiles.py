@@ -1,8 +1,8 @@
-"""Reference settings to compare an alias with: ours, and those in the settings of the project."""
+"""Profiles: reference settings to compare an alias with, built in or from the project."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from django.conf import settings
@@ -14,10 +14,10 @@ from abs_orm_app.facts.databases import FIELDS, Configured, Value
 
 Profile = Mapping[str, Value]  # by variable; a profile may leave some out
 
-SETTING = "ABS_ORM_APP_PROFILES"  # the name of a project's own, {name: {variable: value}}
+SETTING = "ABS_ORM_APP_PROFILES"  # of a project: {name: {variable: value}}
 
 PROFILES: dict[str, Profile] = {
-    # The engine of fullon_orm (SQLAlchemy) in production.
+    # The settings of fullon_orm, a production service on SQLAlchemy; our defaults are the same.
     "fullon_orm": {
         "DB_POOL_SIZE": 20,
         "DB_MAX_OVERFLOW": 10,
@@ -43,10 +43,28 @@ class Compared:
         return self.here == self.wanted
 
 
-def profiles() -> dict[str, Profile]:
-    """All profiles by name; a project's own come before ours of the same name.
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Some aliases beside one profile."""
 
-    Raises ImproperlyConfigured, one sentence, for what cannot be one.
+    profile: str  # its name
+    aliases: Mapping[str, str]  # those on PostgreSQL, with their modes
+    rows: tuple[Compared, ...]
+
+    @property
+    def matches(self) -> bool:
+        """True if there is an alias to compare, and none differs."""
+        return bool(self.rows) and all(row.matches for row in self.rows)
+
+    def of(self, alias: str) -> list[Compared]:
+        """The rows of one alias."""
+        return [row for row in self.rows if row.alias == alias]
+
+
+def profiles() -> dict[str, Profile]:
+    """All profiles by name; a project's own replaces a built-in one of the same name.
+
+    Raises ImproperlyConfigured, one sentence, for a value that is no profile.
     """
     own = getattr(settings, SETTING, {})
     if not isinstance(own, Mapping):
@@ -70,8 +88,17 @@ def _parsed(name: str, values: object) -> Profile:
     return parsed
 
 
-def compare(database: Configured, profile: Profile) -> list[Compared]:
-    """Each setting of the profile beside what the alias has."""
+def compare(databases: Iterable[Configured], name: str, profile: Profile) -> Comparison:
+    """Each setting of the profile beside what the PostgreSQL aliases have."""
+    found = [database for database in databases if database.vendor == "postgresql"]
+    return Comparison(
+        profile=name,
+        aliases={database.alias: database.mode for database in found},
+        rows=tuple(row for database in found for row in _rows(database, profile)),
+    )
+
+
+def _rows(database: Configured, profile: Profile) -> list[Compared]:
     return [
         Compared(
             alias=database.alias,

@@ -93,6 +93,11 @@ class Configured:
     secrets: tuple[str, ...] = field(repr=False)
 
     @property
+    def is_empty(self) -> bool:
+        """True for `DATABASES = {}`, where Django puts an engine that does nothing."""
+        return self.engine == "django.db.backends.dummy"
+
+    @property
     def pools(self) -> bool:
         """True if this process has, or would have, a PostgreSQL pool for the alias."""
         return self.mode == "pool" and self.vendor == "postgresql"

@@ -22,7 +22,7 @@ def from_env(**environ: str) -> Configured:
 
 
 def differences(here: Configured, name: str = "fullon_orm") -> list[str]:
-    return [row.name for row in compare(here, profiles()[name]) if not row.matches]
+    return [row.name for row in compare([here], name, profiles()[name]).rows if not row.matches]
 
 
 def test_our_defaults_are_those_of_fullon_orm() -> None:

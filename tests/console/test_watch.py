@@ -309,9 +309,9 @@ def test_a_snapshot_of_a_server_that_is_down_exits_with_1() -> None:
     ("arguments", "said"),
     [
         (("--watch", "0"), "--watch: '0' is not a number above 0"),
-        (("--watch", "--format", "json"), "it has no JSON"),
+        (("--watch", "--format", "json"), "has no JSON output"),
         *(
-            (("--watch", *more), "goes with --database alone")
+            (("--watch", *more), "needs no option but --database")
             for more in (
                 ("--drill",),
                 ("--yes",),
@@ -324,7 +324,7 @@ def test_a_snapshot_of_a_server_that_is_down_exits_with_1() -> None:
                 ("--fail-level", "ERROR"),
             )
         ),
-        (("--yes",), "--yes goes with --drill"),
+        (("--yes",), "--yes needs --drill"),
     ],
 )
 def test_bad_arguments_are_one_sentence(arguments: tuple[str, ...], said: str) -> None:

@@ -52,8 +52,13 @@ def entry(conninfo: str, engine: str = OURS, **more: Any) -> dict[str, Any]:
     }
 
 
-def manage(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run manage.py of the sample project, without the variables of the suite's own server."""
+def manage(
+    *arguments: str, encoding: str = "utf-8", **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """Run manage.py of the sample project, without the variables of the suite's own server.
+
+    encoding: of its output, where PYTHONIOENCODING sets another.
+    """
     mine = ("DB_", "DATABASE_URL", "DEBUG", "WEB_CONCURRENCY", "PG")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(mine)}
     return subprocess.run(
@@ -61,7 +66,7 @@ def manage(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         cwd=ROOT,
         env={**inherited, **environ},
         capture_output=True,
-        text=True,
+        encoding=encoding,
         timeout=60,
         check=False,
     )
@@ -78,6 +83,11 @@ class Ran:
         except SystemExit as end:
             self.code = int(end.code or 0)
         self.out = out.getvalue()
+
+    @property
+    def last(self) -> str:
+        """The last line."""
+        return self.out.splitlines()[-1]
 
     @property
     def json(self) -> Any:

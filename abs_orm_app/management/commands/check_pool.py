@@ -1,29 +1,38 @@
-"""`manage.py check_pool`: what is configured, what is active, and what the server says to it."""
+"""`manage.py check_pool`: settings, server, connection test and findings of each database."""
 
 from __future__ import annotations
 
 import os
 import sys
-from argparse import ArgumentParser
+from argparse import SUPPRESS
 from collections.abc import Sequence
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
+from django.conf import settings
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from abs_orm_app.checks.collect import all_findings
-from abs_orm_app.checks.finding import Finding
-from abs_orm_app.console import capacity_options, capacity_text, json_output, text
+from abs_orm_app.config.variables import one_of
+from abs_orm_app.console import capacity_options, capacity_text, json_output
 from abs_orm_app.console.arguments import (
     BAD_ARGUMENTS,
+    HelpFormatter,
     above_zero,
     add_database,
+    argument,
     chosen_aliases,
     refuse_unknown,
 )
 from abs_orm_app.console.capacity_options import Question
-from abs_orm_app.console.profiles import Compared, Profile, compare, profiles
+from abs_orm_app.console.comparison_text import comparison_section
+from abs_orm_app.console.findings_text import findings_section, not_checked
+from abs_orm_app.console.layout import Layout, signs_for, terminal_width
+from abs_orm_app.console.profiles import Profile, compare, profiles
+from abs_orm_app.console.report_text import answer_sections, settings_section
+from abs_orm_app.console.verdict import judge, verdict_section
 from abs_orm_app.facts.databases import Configured, configured_databases
 from abs_orm_app.facts.report import Report, report
 
@@ -32,6 +41,7 @@ if TYPE_CHECKING:
 
 INTERVAL = 2.0  # seconds between two looks of --watch
 FAIL_LEVEL = "ERROR"
+LEVELS = ("CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG")
 NOT_WITH_WATCH = (
     "drill",
     "yes",
@@ -43,110 +53,175 @@ NOT_WITH_WATCH = (
     "target_wait_ms",
     "fail_level",
 )
+EXAMPLES = """\
+examples:
+  manage.py check_pool                                     what is configured, and does it work?
+  manage.py check_pool --explain E021                      what does this finding mean?
+  manage.py check_pool --watch                             who is connected right now?
+  manage.py check_pool --format json --fail-level warning  in a pipeline
+
+exit codes:
+  0  all is well
+  1  a database cannot be used, there is a finding of the fail level, the settings differ from
+     the profile, or the drill did not prove every promise
+  2  an argument is wrong
+"""
 
 
 class Command(BaseCommand):
     help = (
-        "Shows the connection pool of each database as configured, as active and as its server "
-        "sees it, and tests a connection. Exits with 1 on a failed connection, a finding of the "
-        "fail level, a difference from the profile or a broken promise, and with 2 on bad "
-        "arguments."
+        "Shows the settings of each database and what its server says of itself, tests a "
+        "connection, applies the rules, and ends in a verdict."
     )
-    requires_system_checks = ()  # what they would stop at is shown
+    requires_system_checks = ()  # this command shows their findings itself
 
-    def add_arguments(self, parser: ArgumentParser) -> None:
-        add_database(parser, without="all")
-        parser.add_argument(
-            "--compare", metavar="PROFILE", help="Also compare with these reference settings."
+    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
+        # Without `usage`, a wrong value is one sentence and not nine lines.
+        return super().create_parser(
+            prog_name,
+            subcommand,
+            usage=SUPPRESS,
+            epilog=EXAMPLES,
+            formatter_class=HelpFormatter,
+            **kwargs,
         )
-        parser.add_argument(
-            "--drill",
-            action="store_true",
-            help="Also prove on the live database, in pools of its own, what the pool promises.",
-        )
-        parser.add_argument(
-            "--yes",
-            action="store_true",
-            help="Let the drill take more than half of the connections that are free.",
-        )
-        capacity_options.add_arguments(parser)
-        parser.add_argument(
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        scope = parser.add_argument_group("what to look at")
+        add_database(scope, without="all")
+        scope.add_argument(
             "--watch",
             nargs="?",
             const=INTERVAL,
             type=above_zero,
             metavar="SECONDS",
-            help="Show nothing but who is connected, again and again, until q or Ctrl-C.",
+            help="Instead, show who is connected, again and again, until q or Ctrl-C.",
         )
-        parser.add_argument("--format", choices=("text", "json"), default="text")
-        parser.add_argument(
+        scope.add_argument(
+            "--explain",
+            nargs="?",
+            const="",
+            metavar="TOPIC",
+            help="Instead, explain a finding (E021) or a message (pool-exhausted), offline."
+            " Without TOPIC: list the topics.",
+        )
+        more = parser.add_argument_group("what else to check")
+        more.add_argument(
+            "--compare", metavar="PROFILE", help="Also compare the settings with this profile."
+        )
+        more.add_argument(
+            "--drill",
+            action="store_true",
+            help="Also prove the pool's promises on the live database, in separate pools.",
+        )
+        more.add_argument(
+            "--yes",
+            action="store_true",
+            help="Let the drill use more than half of the connections that are free.",
+        )
+        capacity_options.add_arguments(parser.add_argument_group("how large the pools should be"))
+        output = parser.add_argument_group("output and exit code")
+        output.add_argument(
+            "--format",
+            type=argument(one_of("text", "json")),
+            default="text",
+            metavar="FORMAT",
+            help="text or json. Default: text.",
+        )
+        output.add_argument(
             "--fail-level",
-            choices=("CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG"),
-            help=f"Exit with 1 on a finding of this level or above. Default: {FAIL_LEVEL}.",
+            type=argument(one_of(*map(str.lower, LEVELS))),
+            metavar="LEVEL",
+            help="Exit with 1 on a finding of this level or above: critical, error, warning, info"
+            f" or debug. Default: {FAIL_LEVEL.lower()}.",
         )
 
     def handle(self, *_: Any, **options: Any) -> None:
-        databases = configured_databases(chosen_aliases(options["database"]))
-        run = self._check if options["watch"] is None else self._watch
+        _write_what_the_encoding_lacks_as_escapes(self.stdout)
         try:
-            code = run(databases, options)
+            code = self._run(options)
             self.stdout.flush()
         except KeyboardInterrupt:
             self.stderr.write("Interrupted; all connections are closed.")
             raise SystemExit(130) from None
         except BrokenPipeError:
-            # The reader has left (`check_pool | head`); Python would complain about that at exit.
+            # The reader is gone (`check_pool | head`); Python would complain about it at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
         if code:
             raise SystemExit(code)
 
+    def _run(self, options: dict[str, Any]) -> int:
+        if options["explain"] is not None:
+            return self._explain(options["explain"])
+        databases = configured_databases(chosen_aliases(options["database"]))
+        if options["watch"] is not None:
+            return self._watch(databases, options)
+        return self._check(databases, options)
+
+    def _layout(self) -> Layout:
+        signs = signs_for(getattr(self.stdout, "encoding", None))
+        return Layout(style=self.style, signs=signs, width=terminal_width())
+
+    def _explain(self, topic: str) -> int:
+        from abs_orm_app.console.guide_text import explanation
+
+        try:
+            self.stdout.write(explanation(topic, self._layout()))
+        except LookupError as error:
+            raise CommandError(str(error.args[0]), returncode=BAD_ARGUMENTS) from None
+        return 0
+
     def _check(self, databases: Sequence[Configured], options: dict[str, Any]) -> int:
         if options["yes"] and not options["drill"]:
-            raise CommandError("--yes goes with --drill.", returncode=BAD_ARGUMENTS)
+            raise CommandError("--yes needs --drill.", returncode=BAD_ARGUMENTS)
         profile = _profile(options["compare"])
         question = _question(options, databases)
         in_text = options["format"] == "text"
+        layout = self._layout()
         reports: list[Report] = []
         drills: list[Drilled] | None = [] if options["drill"] else None
         for database in databases:
-            reports.append(self._report(database, in_text))
+            reports.append(self._report(database, layout, options))
             if drills is not None:
-                drills.append(self._drill(reports[-1], in_text, options["yes"]))
+                drills.append(self._drill(reports[-1], layout, options))
         findings = all_findings(reports, question.processes)
         planned = capacity_options.answer(question, reports)
-        compared = _compared(databases, profile)
-        level = getattr(checks, options["fail_level"] or FAIL_LEVEL)
-        code = _exit_code(reports, findings, compared, drills, level)
-        if not in_text:
-            comparison = None if compared is None else (options["compare"], compared)
+        comparison = None if profile is None else compare(databases, options["compare"], profile)
+        level = getattr(checks, (options["fail_level"] or FAIL_LEVEL).upper())
+        verdict = judge(reports, findings, comparison, drills, level)
+        if in_text:
+            unchecked = not_checked(reports, debug=settings.DEBUG)
+            blocks = [
+                *capacity_text.sections(planned, layout),
+                findings_section(findings, unchecked, layout),
+                *([comparison_section(comparison, layout)] if comparison else []),
+                verdict_section(verdict, layout),
+            ]
+            self.stdout.write("\n\n".join(blocks))
+        else:
             self.stdout.write(
-                json_output.as_json(reports, findings, comparison, drills, planned, code)
+                json_output.as_json(reports, findings, comparison, drills, planned, verdict)
             )
-            return code
-        blocks = [
-            *capacity_text.sections(planned, self.style),
-            text.findings_section(findings, self.style),
-        ]
-        if compared is not None:
-            blocks.append(text.comparison_section(options["compare"], compared, self.style))
-        self.stdout.write("\n\n".join(blocks))
-        return code
+        return verdict.exit_code
 
-    def _report(self, database: Configured, in_text: bool) -> Report:
-        if in_text:  # at once: a server that is down may take its time
-            self.stdout.write(text.configured_section(database, self.style) + "\n\n")
+    def _report(self, database: Configured, layout: Layout, options: dict[str, Any]) -> Report:
+        in_text = options["format"] == "text"
+        if in_text:  # before the server is asked: one that is down takes its time
+            self.stdout.write(settings_section(database, layout) + "\n\n")
             self.stdout.flush()
         gathered = report(database)
         if in_text and database.vendor == "postgresql":
-            self.stdout.write(text.answer_sections(gathered, self.style) + "\n\n")
+            everything = options["verbosity"] > 1
+            sections = answer_sections(gathered, layout, everything=everything)
+            self.stdout.write(sections + "\n\n")
         return gathered
 
     def _watch(self, databases: Sequence[Configured], options: dict[str, Any]) -> int:
         if any(options[name] is not None and options[name] is not False for name in NOT_WITH_WATCH):
-            raise CommandError("--watch goes with --database alone.", returncode=BAD_ARGUMENTS)
+            raise CommandError("--watch needs no option but --database.", returncode=BAD_ARGUMENTS)
         if options["format"] == "json":
-            raise CommandError("--watch is for people: it has no JSON.", returncode=BAD_ARGUMENTS)
+            raise CommandError("--watch has no JSON output.", returncode=BAD_ARGUMENTS)
         try:
             database = capacity_options.one_alias(databases, "--watch")
         except ValueError as error:
@@ -155,27 +230,38 @@ class Command(BaseCommand):
             from abs_orm_app.console import watch_view
         except ImportError as error:
             wanted = "pip install 'abs-orm-app[watch]'"
-            raise CommandError(f"--watch cannot be done: {error}. {wanted}") from error
+            raise CommandError(f"--watch needs a package: {error}. {wanted}") from error
         if self.stdout.isatty():
             watch_view.live(database, options["watch"], no_color=options["no_color"])
             return 0
-        seen, answered = watch_view.once(database, getattr(self.stdout, "encoding", None))
-        self.stdout.write(seen)
+        picture, answered = watch_view.once(database, getattr(self.stdout, "encoding", None))
+        self.stdout.write(picture)
         return 0 if answered else 1
 
-    def _drill(self, gathered: Report, in_text: bool, take_most: bool) -> Drilled:
+    def _drill(self, gathered: Report, layout: Layout, options: dict[str, Any]) -> Drilled:
         try:
             from abs_orm_app.console.drill_text import run_drill
         except ImportError as error:
             wanted = "pip install 'psycopg[binary,pool]'"
-            raise CommandError(f"--drill cannot be done: {error}. {wanted}") from error
-        out = self.stdout if in_text else None
+            raise CommandError(f"--drill needs a package: {error}. {wanted}") from error
+        in_text = options["format"] == "text"
         drilled = run_drill(
-            gathered, take_most=take_most, out=out, progress=self.stderr, style=self.style
+            gathered,
+            take_most=options["yes"],
+            out=self.stdout if in_text else None,
+            progress=self.stderr,
+            layout=layout,
         )
         if in_text:
             self.stdout.write("\n")
         return drilled
+
+
+def _write_what_the_encoding_lacks_as_escapes(stdout: Any) -> None:
+    """Let a terminal without UTF-8 show a database named "é" as "\\xe9", not end in an error."""
+    out = getattr(stdout, "_out", None)  # of Django's OutputWrapper
+    if isinstance(out, TextIOWrapper):
+        out.reconfigure(errors="backslashreplace")
 
 
 def _profile(name: str | None) -> Profile | None:
@@ -194,29 +280,3 @@ def _question(options: dict[str, Any], databases: Sequence[Configured]) -> Quest
         return capacity_options.read_question(options, databases)
     except ValueError as error:
         raise CommandError(str(error), returncode=BAD_ARGUMENTS) from None
-
-
-def _compared(databases: Sequence[Configured], profile: Profile | None) -> list[Compared] | None:
-    if profile is None:
-        return None
-    return [
-        row
-        for database in databases
-        if database.vendor == "postgresql"
-        for row in compare(database, profile)
-    ]
-
-
-def _exit_code(
-    reports: Sequence[Report],
-    findings: Sequence[Finding],
-    compared: Sequence[Compared] | None,
-    drills: Sequence[Drilled] | None,
-    fail_level: int,
-) -> int:
-    failed = any(report.failed for report in reports)
-    found = any(finding.level >= fail_level for finding in findings)
-    differs = compared is not None and not (compared and all(row.matches for row in compared))
-    verdicts = {drilled.ok for drilled in drills or ()} - {None}  # of the aliases with a pool
-    unproven = drills is not None and verdicts != {True}
-    return 1 if failed or found or differs or unproven else 0

@@ -1,0 +1,64 @@
+"""Findings as text, and which rules were not applied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from django.core.checks import ERROR, WARNING
+
+from abs_orm_app.checks.finding import Finding
+from abs_orm_app.console.layout import INDENT, Layout
+from abs_orm_app.facts.report import Report
+from abs_orm_app.facts.server import ServerFacts
+from abs_orm_app.facts.wording import LEVELS
+
+
+def findings_section(
+    findings: Sequence[Finding], not_checked: Sequence[str], layout: Layout
+) -> str:
+    """All findings, the most severe first, with an empty line between them."""
+    worst = max((finding.level for finding in findings), default=0)
+    signs = layout.signs
+    mark = signs.bad if worst >= ERROR else signs.warning if worst >= WARNING else signs.good
+    if not findings and not_checked:
+        mark = ""  # nothing was found, but not everything was looked at
+    blocks = [
+        _finding(finding, layout) for finding in sorted(findings, key=lambda found: -found.level)
+    ]
+    if not findings:
+        blocks.append([f"{INDENT}No rule found a problem."])
+    if not_checked:
+        blocks.append([line for why in not_checked for line in layout.wrap(f"Not checked: {why}")])
+    heading = layout.heading("Findings", mark)
+    return f"{heading}\n" + "\n\n".join("\n".join(block) for block in blocks)
+
+
+def _finding(finding: Finding, layout: Layout) -> list[str]:
+    style = layout.style
+    paint = {ERROR: style.ERROR, WARNING: style.WARNING}.get(finding.level, style.NOTICE)
+    alias = f" {finding.alias}" if finding.alias else ""
+    return [
+        INDENT + paint(f"{LEVELS[finding.level]} {finding.number}{alias}"),
+        *layout.wrap(finding.message, 2),
+        *layout.fix(finding.remedy, finding.fix, 2),
+        INDENT * 2 + finding.explained_by,
+    ]
+
+
+def not_checked(reports: Iterable[Report], *, debug: bool) -> list[str]:
+    """Sentences on the rules that could not be applied, or that this run leaves out."""
+    reports = [report for report in reports if report.configured.vendor == "postgresql"]
+    silent = [
+        report.configured.alias for report in reports if not isinstance(report.server, ServerFacts)
+    ]
+    found = []
+    if silent:
+        found.append(
+            f"the rules on the server of {', '.join(silent)}, which did not answer all questions."
+        )
+    if debug:
+        found.append(
+            "while DEBUG is on, the rules for production (`manage.py check --deploy`), and the"
+            " server's timeouts."
+        )
+    return found

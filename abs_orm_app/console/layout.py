@@ -1,0 +1,125 @@
+"""Text laid out for a terminal: its width, its characters, its colours."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+NARROWEST, WIDEST = 60, 100  # columns; below, words break; above, lines are tiring to read
+WITHOUT_TERMINAL = 80  # columns
+INDENT = "  "
+BAR = 20  # cells
+
+# django.core.management.color.Style: it gets its roles at run time.
+Style = Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signs:
+    """Characters that carry a meaning beside the colour."""
+
+    good: str
+    warning: str
+    bad: str
+    skipped: str
+    full: str  # of a bar
+    empty: str
+
+
+UNICODE = Signs(good="✓", warning="!", bad="✗", skipped="-", full="█", empty="░")
+ASCII = Signs(good="+", warning="!", bad="x", skipped="-", full="#", empty=".")
+
+
+def signs_for(encoding: str | None) -> Signs:
+    """The characters that an output of this encoding can write; None: any."""
+    try:
+        "".join((UNICODE.good, UNICODE.bad, UNICODE.full, UNICODE.empty)).encode(
+            encoding or "utf-8"
+        )
+    except (UnicodeEncodeError, LookupError):
+        return ASCII
+    return UNICODE
+
+
+def terminal_width() -> int:
+    """The columns to use: those of the terminal (or COLUMNS), from 60 to 100; without one, 80."""
+    columns = shutil.get_terminal_size((WITHOUT_TERMINAL, 24)).columns
+    return max(NARROWEST, min(columns, WIDEST))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How to write on one output."""
+
+    style: Style
+    signs: Signs = UNICODE
+    width: int = WITHOUT_TERMINAL
+
+    def wrap(self, text: str, depth: int = 1, first: str | None = None) -> list[str]:
+        """The text as indented lines; `first` stands at the begin of the first one."""
+        indent = INDENT * depth
+        start = indent if first is None else f"{indent}{first} "
+        return textwrap.wrap(
+            text,
+            self.width,
+            initial_indent=start,
+            subsequent_indent=" " * len(start),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+
+    def pairs(self, rows: Sequence[tuple[str, str]], width: int = 0) -> list[str]:
+        """Names and values as lines; a long value continues below itself."""
+        width = max(width, *(len(name) for name, _ in rows))
+        return [line for name, value in rows for line in self._pair(name.ljust(width), value)]
+
+    def _pair(self, name: str, value: str) -> Iterator[str]:
+        margin = f"{INDENT}{name}{INDENT}"
+        yield from textwrap.wrap(
+            value,
+            self.width,
+            initial_indent=margin,
+            subsequent_indent=" " * len(margin),
+            break_long_words=False,
+            break_on_hyphens=False,
+        ) or [margin.rstrip()]
+
+    def table(self, rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
+        """Rows as lines, each column as wide as its widest cell; `right`: columns flush right.
+
+        Where a row is too wide, its last cell continues on the next line.
+        """
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = []
+        for row in rows:
+            cells = [
+                cell.rjust(width) if index in right else cell.ljust(width)
+                for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ]
+            line = INDENT + INDENT.join(cells).rstrip()
+            if len(line) > self.width:
+                line = f"{INDENT}{INDENT.join(cells[:-1]).rstrip()}\n{INDENT * 2}{row[-1]}"
+            lines.append(line)
+        return lines
+
+    def heading(self, title: str, mark: str = "") -> str:
+        """The title of a section, after a mark that says how it went."""
+        paint = {
+            self.signs.good: self.style.SUCCESS,
+            self.signs.warning: self.style.WARNING,
+            self.signs.bad: self.style.ERROR,
+        }.get(mark, str)
+        return (f"{paint(mark)} " if mark else "") + str(self.style.MIGRATE_LABEL(title))
+
+    def bar(self, share: float) -> str:
+        """A share from 0 to 1 as a bar; more than all is a full one."""
+        full = min(round(share * BAR), BAR)
+        return self.signs.full * full + self.signs.empty * (BAR - full)
+
+    def fix(self, remedy: str, line: str, depth: int = 1) -> list[str]:
+        """What to do, and below it the line to copy, which is never wrapped."""
+        lines = self.wrap(remedy, depth, "Fix:") if remedy else []
+        return [*lines, INDENT * (depth + 2) + line] if line else lines

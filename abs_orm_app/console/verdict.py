@@ -1,0 +1,176 @@
+"""The verdict of a run: whether all is well, what is wrong, and the exit code that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from abs_orm_app.checks.finding import Finding
+from abs_orm_app.console.layout import Layout
+from abs_orm_app.console.profiles import Comparison
+from abs_orm_app.facts.failure import Failure
+from abs_orm_app.facts.report import Report
+from abs_orm_app.facts.wording import LEVELS
+
+if TYPE_CHECKING:
+    from abs_orm_app.drill.runner import Drilled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One reason for an exit code of 1."""
+
+    where: str  # an alias, or the level and number of a finding
+    cause: str  # "" where it stands above already
+    remedy: str
+    fix: str = ""  # a line to copy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The outcome of a run in one line, and the problems that led to it."""
+
+    summary: str
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.problems else 0
+
+
+def judge(
+    reports: Sequence[Report],
+    findings: Sequence[Finding],
+    comparison: Comparison | None,
+    drills: Sequence[Drilled] | None,
+    fail_level: int,
+) -> Verdict:
+    """Judge a run. None: that part was not asked for.
+
+    fail_level: of django.core.checks; a finding of this level or above is a problem.
+    """
+    unusable = [problem for report in reports for problem in _unusable(report)]
+    severe = [_severe(finding) for finding in findings if finding.level >= fail_level]
+    differing = [] if comparison is None else list(_differing(comparison))
+    unproven = [] if drills is None else list(_unproven(drills))
+    problems = (*unusable, *severe, *differing, *unproven)
+    if not problems:
+        return Verdict(summary=f"OK: {_usable(reports)}{_below(findings)}.")
+    parts = []
+    if unusable:
+        cannot = "cannot be used"
+        parts.append(f"{len(unusable)} of {_count(len(reports), 'database')} {cannot}")
+    if severe:
+        parts.append(f"{_count(len(severe), 'finding')} of level {LEVELS[fail_level]} or above")
+    if differing:
+        parts.append(f"the settings differ from {comparison and comparison.profile}")
+    if unproven:
+        parts.append("the drill did not prove every promise")
+    return Verdict(summary=f"FAILED: {'; '.join(parts)}.", problems=problems)
+
+
+def _unusable(report: Report) -> Iterator[Problem]:
+    database = report.configured
+    if database.error:
+        yield Problem(
+            where=database.alias,
+            cause=f"The engine cannot be loaded: {database.error}",
+            remedy="Correct ENGINE, or install what it needs.",
+        )
+        return
+    if database.is_empty:
+        yield Problem(
+            where=database.alias,
+            cause="No database is set.",
+            remedy="Set it in the settings:",
+            fix='DATABASES = {"default": database_from_env()}',
+        )
+        return
+    test = report.test.failure if report.test else None
+    failure = report.active if isinstance(report.active, Failure) else test
+    if failure:
+        yield Problem(where=database.alias, cause=failure.cause, remedy=failure.hint)
+
+
+def _severe(finding: Finding) -> Problem:
+    alias = f" {finding.alias}" if finding.alias else ""
+    return Problem(
+        where=f"{LEVELS[finding.level]} {finding.number}{alias}",
+        cause="" if finding.fix else finding.message,
+        remedy=finding.remedy,
+        fix=finding.fix,
+    )
+
+
+def _differing(comparison: Comparison) -> Iterator[Problem]:
+    if not comparison.aliases:
+        yield Problem(
+            where=comparison.profile,
+            cause="There is no PostgreSQL alias to compare.",
+            remedy="Name one with --database.",
+        )
+    for alias in comparison.aliases:
+        rows = [row for row in comparison.of(alias) if not row.matches]
+        if rows:
+            yield Problem(
+                where=alias,
+                cause=f"differs from {comparison.profile} in {', '.join(r.name for r in rows)}.",
+                remedy="Set the profile's values, or use another profile.",
+            )
+
+
+def _unproven(drills: Sequence[Drilled]) -> Iterator[Problem]:
+    for drilled in drills:
+        if drilled.refused and drilled.has_pool:
+            yield Problem(
+                where=drilled.alias,
+                cause=f"The drill was refused: {drilled.refused.cause}",
+                remedy=drilled.refused.hint,
+            )
+        elif drilled.ok is False:
+            broken = [o.name for o in drilled.outcomes if o.verdict == "broken"]
+            yield Problem(
+                where=drilled.alias,
+                cause=f"{_count(len(broken), 'promise')} broken: {', '.join(broken)}.",
+                remedy="See what each row of the drill saw.",
+            )
+    if all(drilled.ok is None for drilled in drills):
+        yield Problem(
+            where="drill",
+            cause="No alias has a pool, so nothing was proven.",
+            remedy="Name an alias that has one, or turn its pool on.",
+        )
+
+
+def _usable(reports: Sequence[Report]) -> str:
+    aliases = [r.configured.alias for r in reports if r.configured.vendor == "postgresql"]
+    if not aliases:
+        return "nothing to check, no database here is PostgreSQL"
+    if len(aliases) == 1:
+        return f"{aliases[0]} can be used"
+    return f"{len(aliases)} databases can be used"
+
+
+def _below(findings: Sequence[Finding]) -> str:
+    """As in "; 1 warning", of findings that are below the fail level."""
+    words = {"ERROR": "error", "WARNING": "warning"}
+    levels = [words[LEVELS[f.level]] for f in findings if LEVELS[f.level] in words]
+    counted = [_count(levels.count(word), word) for word in words.values() if word in levels]
+    return "".join(f"; {text}" for text in counted)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def verdict_section(verdict: Verdict, layout: Layout) -> str:
+    """One line and one fix for each problem, and the verdict as the last line."""
+    lines: list[str] = []
+    for problem in verdict.problems:
+        lines += layout.wrap(f"{problem.where}: {problem.cause}".removesuffix(": "))
+        lines += layout.fix(problem.remedy, problem.fix, 2)
+    paint = layout.style.ERROR if verdict.problems else layout.style.SUCCESS
+    if lines:
+        lines = [layout.heading("Problems", layout.signs.bad), *lines, ""]
+    return "\n".join([*lines, paint(verdict.summary)])

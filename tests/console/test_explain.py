@@ -1,0 +1,98 @@
+"""`check_pool --explain`: the guide in the terminal, offline."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+import pytest
+from django.core.management import CommandError
+
+from abs_orm_app.checks.guide import entries, find_entry
+from tests.support.projects import ROOT, Ran, manage
+
+NOWHERE = "postgresql://app:s3cret@127.0.0.1:1/shop"
+SOURCES = sorted((ROOT / "abs_orm_app").rglob("*.py"))
+
+
+def test_a_finding_is_explained_without_a_database() -> None:
+    done = manage("check_pool", "--explain", "E021", DATABASE_URL=NOWHERE)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, *rest = done.stdout.splitlines()
+    assert first == "E021: the pool size does not fit"
+    assert "Every process opens its pool size" in " ".join(rest)
+    assert "W021" not in done.stdout, "the next entry is another topic"
+
+
+@pytest.mark.parametrize(
+    "topic", ["E021", "e021", "abs_orm_app.E021", "docs/checks.md#E021", "#E021"]
+)
+def test_a_topic_is_found_however_it_is_written(topic: str) -> None:
+    assert find_entry(topic).title == "E021: the pool size does not fit"
+
+
+def test_a_message_is_explained_by_its_entry() -> None:
+    ran = Ran(explain="pool-exhausted")
+    assert ran.out.startswith("Pool exhausted\n")
+    assert "What to do." in ran.out
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_every_entry_fits_the_terminal_and_shows_no_markup(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    for topic in entries():
+        out = Ran(explain=topic).out
+        assert "](" not in out, topic
+        assert "**" not in out, topic
+        assert "<a id" not in out, topic
+        code = r"^ {4}"  # shown as it is, so that it can be copied
+        prose = [line for line in out.splitlines() if not re.match(code, line)]
+        prose = [line for line in prose if max(map(len, line.split() or [""])) < width - 8]
+        assert max(map(len, prose)) <= width, topic
+
+
+def test_without_a_topic_all_of_them_are_listed() -> None:
+    out = Ran("--explain").out
+    assert [topic for topic in entries() if topic not in out] == []
+
+
+def test_an_unknown_topic_is_one_sentence_and_exits_with_2() -> None:
+    with pytest.raises(CommandError) as raised:
+        Ran(explain="pool-exausted")
+    assert raised.value.returncode == 2
+    assert str(raised.value) == (
+        "The guide has no topic 'pool-exausted' (did you mean 'pool-exhausted'?);"
+        " `manage.py check_pool --explain` lists them."
+    )
+
+
+def strings() -> Iterator[tuple[str, str]]:
+    """Each string of the package that is no docstring, with the name of its file."""
+    for source in SOURCES:
+        tree = ast.parse(source.read_text())
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        docstrings = {
+            id(node.body[0].value)
+            for node in ast.walk(tree)
+            if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
+        }
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.Constant)
+                and isinstance(node.value, str)
+                and id(node) not in docstrings
+            ):
+                yield source.name, node.value
+
+
+def test_each_topic_that_the_package_names_is_there() -> None:
+    named = {
+        topic
+        for source in SOURCES
+        for topic in re.findall(r'\bexplain\(["\']([\w-]+)["\']\)', source.read_text())
+    }
+    assert named
+    assert [topic for topic in named if topic not in entries()] == []

@@ -1,0 +1,145 @@
+"""`check_pool` on terminals of any width and encoding, and its help and arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.test import override_settings
+
+from abs_orm_app.console.layout import terminal_width
+from tests.support.projects import POOL, Ran, database, entry, manage
+from tests.support.servers import Server
+
+pytestmark = pytest.mark.usefixtures("unblocked")
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Server]:
+    with Server({"max_connections": "50"}) as server:
+        with server.admin() as admin:
+            admin.execute("CREATE DATABASE données")
+        yield server
+
+
+# Width
+
+
+@pytest.mark.parametrize(("columns", "width"), [("20", 60), ("60", 60), ("72", 72), ("300", 100)])
+def test_the_width_is_that_of_the_terminal_from_60_to_100(
+    columns: str, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert terminal_width() == width
+
+
+@pytest.mark.parametrize("columns", [60, 72, 100])
+def test_no_line_of_prose_is_wider_and_wide_terminals_are_used(
+    shared: Server, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("DB_POOL_PROCESSES", "100")
+    with (
+        database(entry(shared.tcp_conninfo, OPTIONS=POOL)) as alias,
+        override_settings(DEBUG=False),
+    ):
+        out = Ran("--compare", "fullon_orm", database=[alias]).out
+    prose = [line for line in out.splitlines() if not line.startswith(" " * 8)]  # lines to copy
+    assert columns - 15 < max(map(len, prose)) <= columns
+
+
+# Encoding
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_any_encoding_can_be_written(shared: Server, encoding: str) -> None:
+    url = shared.tcp_url.removesuffix("postgres") + "donn%C3%A9es"
+    runs = [(), ("--watch",), ("--explain", "wrong-credentials")]
+    for arguments in [*runs, ("--drill",)] if encoding == "ascii" else runs:
+        done = manage(
+            "check_pool",
+            *arguments,
+            DATABASE_URL=url,
+            DB_POOL_SIZE="1",
+            DB_MAX_OVERFLOW="0",
+            PYTHONIOENCODING=f"{encoding}:strict",
+            PYTHONUTF8="0",
+            encoding=encoding,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_terminal_without_unicode_gets_ascii_signs(shared: Server) -> None:
+    done = manage("check_pool", DATABASE_URL=shared.url, PYTHONIOENCODING="ascii")
+    assert "+ Server" in done.stdout
+    assert "0 of 50 .................... 0%" in done.stdout
+
+
+# What is shown
+
+
+def test_the_connections_in_use_are_a_bar(shared: Server) -> None:
+    with database(entry(shared.conninfo)) as alias:
+        out = Ran(database=[alias]).out
+    assert "in use     0 of 50 ░░░░░░░░░░░░░░░░░░░░ 0%" in out
+
+
+def test_a_finding_has_a_line_to_copy_on_a_line_of_its_own(
+    shared: Server,
+) -> None:
+    done = manage("check_pool", "--processes", "5", DATABASE_URL=shared.url)
+    assert "\n    Fix: Run fewer processes" in done.stdout
+    assert "DB_POOL_SIZE=10 DB_MAX_OVERFLOW=0" in [row.strip() for row in done.stdout.splitlines()]
+
+
+def test_tables_have_headings(shared: Server) -> None:
+    with database(entry(shared.conninfo)) as alias:
+        rows = [row.split() for row in Ran(database=[alias]).out.splitlines()]
+    assert ["setting", "value", "from", "becomes"] in rows
+
+
+# Arguments
+
+
+@pytest.mark.parametrize("level", ["warning", "Warning", "WARNING"])
+def test_the_fail_level_may_be_in_any_case(shared: Server, level: str) -> None:
+    with database(entry(shared.conninfo)) as alias, override_settings(DEBUG=False):
+        assert Ran(f"--fail-level={level}", database=[alias]).code == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--format", "xml"), "'xml' is not one of text, json"),
+        (("--fail-level", "waring"), "(did you mean 'warning'?)"),
+        (("--rps", "many"), "'many' is not a number above 0"),
+        (("--no-such-option",), "unrecognized arguments: --no-such-option"),
+    ],
+)
+def test_a_wrong_value_is_one_sentence(arguments: tuple[str, ...], said: str) -> None:
+    done = manage("check_pool", *arguments, DATABASE_URL="postgresql://127.0.0.1:1/x")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    with pytest.raises(CommandError):
+        call_command("check_pool", *arguments)
+
+
+def test_the_help_has_groups_and_four_examples() -> None:
+    done = manage("check_pool", "--help")
+    groups = ("what to look at", "what else to check", "how large the pools should be", "output")
+    assert [name for name in groups if f"\n{name}" not in done.stdout] == []
+    examples = done.stdout.partition("\nexamples:\n")[2].partition("\n\n")[0]
+    assert len(examples.splitlines()) == 4
+    assert all(row.startswith("  manage.py check_pool") for row in examples.splitlines())
+
+
+def test_the_examples_of_the_help_are_valid(shared: Server) -> None:
+    help_text = manage("check_pool", "--help").stdout
+    rows = help_text.partition("\nexamples:\n")[2].partition("\n\n")[0].splitlines()
+    for row in rows:
+        arguments = row.split("  ")[1].split()[1:]
+        done = manage(*arguments, DATABASE_URL=shared.url)
+        assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,148 @@
+"""The verdict: the last line, the exit code and the JSON say the same."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from django.db import connections
+from django.test import override_settings
+
+from tests.support.projects import POOL, SQLITE, STOCK, Ran, database, entry, manage
+from tests.support.servers import Server
+
+pytestmark = pytest.mark.usefixtures("unblocked")
+
+DOWN = "host=127.0.0.1 port=1 user=x dbname=x"
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Server]:
+    hba = "local all postgres trust\nhost all postgres all trust\nhost all all all scram-sha-256"
+    with Server({"max_connections": "50"}, hba=hba) as server:
+        with server.admin() as admin:
+            admin.execute("CREATE ROLE app LOGIN PASSWORD 'right'")
+        yield server
+
+
+def agree(text: Ran, document: Ran) -> str:
+    """The verdict of a run; fails if its parts contradict each other."""
+    summary = text.last
+    assert summary.startswith("OK: " if text.code == 0 else "FAILED: ")
+    assert document.code == text.code == document.json["exit_code"]
+    assert document.json["ok"] is (text.code == 0)
+    assert document.json["summary"] == summary
+    assert bool(document.json["problems"]) is (text.code == 1)
+    assert ("✗ Problems" in text.out) is (text.code == 1)
+    return summary
+
+
+def both(*arguments: str, **options: object) -> str:
+    text = Ran(*arguments, **options)
+    return agree(text, Ran(*arguments, format="json", **options))
+
+
+def test_a_database_that_works_is_ok(shared: Server) -> None:
+    with database(entry(shared.conninfo, OPTIONS=POOL)) as alias:
+        assert both(database=[alias]) == "OK: other can be used."
+
+
+def test_warnings_are_counted_where_all_is_well(shared: Server) -> None:
+    with database(entry(shared.conninfo)) as alias, override_settings(DEBUG=False):
+        assert both(database=[alias]) == "OK: other can be used; 1 warning."
+
+
+def test_databases_that_cannot_be_used_are_counted_and_named_with_a_fix(shared: Server) -> None:
+    wrong = f"{shared.tcp_conninfo} user=app"
+    with (
+        database(entry(shared.conninfo, OPTIONS=POOL)) as one,
+        database(entry(DOWN, OPTIONS=POOL), alias="down") as two,
+        database(entry(wrong, OPTIONS=POOL, PASSWORD="wrong"), alias="denied") as three,
+    ):
+        names = ["--database", one, two, three]
+        assert both(*names) == "FAILED: 2 of 3 databases cannot be used."
+        out = Ran(*names).out
+    said = " ".join(out[out.index("✗ Problems") :].split())
+    assert re.search(r"down: .*Connection refused\. Fix: ", said)
+    assert re.search(r"denied: .*password authentication failed .*\. Fix: ", said)
+    assert "None." not in out
+
+
+def test_an_engine_that_cannot_be_loaded_fails() -> None:
+    given = {"default": {"ENGINE": "no.such.engine", "NAME": "x"}}
+    connections.settings["gone"] = connections.configure_settings(given)["default"]
+    try:
+        assert both(database=["gone"]) == "FAILED: 1 of 1 database cannot be used."
+    finally:
+        del connections.settings["gone"]
+
+
+def test_a_finding_of_the_fail_level_fails(shared: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DB_POOL_PROCESSES", "100")
+    with database(entry(shared.conninfo, OPTIONS=POOL)) as alias:
+        assert both(database=[alias]) == "FAILED: 1 finding of level ERROR or above."
+
+
+def test_a_broken_drill_fails(shared: Server) -> None:
+    options = {"pool": {"min_size": 1, "max_size": 2, "timeout": 0.2}}
+    with database(entry(shared.conninfo, STOCK, OPTIONS=options)) as alias:
+        ran = Ran("--drill", database=[alias])
+    assert ran.code == 1
+    assert ran.last == "FAILED: the drill did not prove every promise."
+    assert re.search(r"other: \d promises broken: explanation, ", " ".join(ran.out.split()))
+
+
+def test_a_refused_drill_fails_with_its_cause(shared: Server) -> None:
+    held = [psycopg.connect(shared.conninfo) for _ in range(30)]
+    with database(entry(shared.conninfo, OPTIONS=POOL)) as alias:
+        summary = both("--drill", database=[alias])
+    for connection in held:
+        connection.close()
+    assert summary == "FAILED: the drill did not prove every promise."
+
+
+def test_a_difference_from_the_profile_fails(shared: Server) -> None:
+    with database(entry(shared.conninfo)) as alias:
+        summary = both(database=[alias], compare="fullon_orm")
+        out = Ran(database=[alias], compare="fullon_orm").out
+    assert summary == "FAILED: the settings differ from fullon_orm."
+    assert "there is no pool here (mode null)." in " ".join(out.split())
+    with database(SQLITE) as alias:
+        assert both(database=[alias], compare="fullon_orm").startswith("FAILED: ")
+
+
+def test_empty_databases_are_said_to_be_empty() -> None:
+    given = connections.configure_settings({"default": {}})["default"]
+    connections.settings["empty"] = {**given, "ENGINE": "django.db.backends.dummy"}
+    try:
+        summary = both(database=["empty"])
+        out = Ran(database=["empty"]).out
+    finally:
+        del connections.settings["empty"]
+    assert summary == "FAILED: 1 of 1 database cannot be used."
+    assert "DATABASES['empty'] is empty: no database is set." in out
+    assert 'DATABASES = {"default": database_from_env()}' in out
+
+
+def test_what_is_not_checked_while_debug_is_on_is_named(shared: Server) -> None:
+    with database(entry(shared.conninfo, OPTIONS=POOL)) as alias:
+        with override_settings(DEBUG=True):
+            said = " ".join(Ran(database=[alias]).out.split())
+        with override_settings(DEBUG=False):
+            assert "Not checked" not in Ran(database=[alias]).out
+    assert "Not checked: while DEBUG is on, the rules for production" in said
+
+
+def test_a_server_that_does_not_answer_leaves_rules_unchecked() -> None:
+    with database(entry(DOWN, OPTIONS=POOL)) as alias:
+        said = " ".join(Ran(database=[alias]).out.split())
+    assert "Not checked: the rules on the server of other" in said
+
+
+def test_a_wrong_password_in_a_whole_process(shared: Server) -> None:
+    url = f"postgresql://app:wrong@127.0.0.1:{shared.port}/postgres"
+    done = manage("check_pool", DATABASE_URL=url)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1] == "FAILED: 1 of 1 database cannot be used."
