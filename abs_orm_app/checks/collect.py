@@ -14,9 +14,10 @@ from abs_orm_app.checks.pooler_rules import PooledAlias, no_pooler, pooler_findi
 from abs_orm_app.checks.server_rules import server_not_asked, session_findings
 from abs_orm_app.checks.without_server import deployment_findings, settings_findings
 from abs_orm_app.environment import SettingsError, pool_processes
+from abs_orm_app.facts.connection_test import probe
 from abs_orm_app.facts.databases import Configured, pool_settings
 from abs_orm_app.facts.failure import Failure
-from abs_orm_app.facts.report import Report, probe
+from abs_orm_app.facts.report import Report
 from abs_orm_app.facts.server import ServerFacts
 
 TIMEOUT = 5.0  # seconds for each server that a system check asks

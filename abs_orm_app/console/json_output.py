@@ -15,9 +15,10 @@ from abs_orm_app.checks.finding import Finding
 from abs_orm_app.console.capacity_options import Answer
 from abs_orm_app.console.profiles import Comparison
 from abs_orm_app.console.verdict import Verdict
+from abs_orm_app.facts.active import Active
 from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.failure import Failure
-from abs_orm_app.facts.report import Active, Report
+from abs_orm_app.facts.report import Report
 from abs_orm_app.facts.server import ServerFacts
 from abs_orm_app.facts.wording import LEVELS
 

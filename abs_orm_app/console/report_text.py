@@ -6,10 +6,12 @@ from collections.abc import Iterable
 
 from abs_orm_app.capacity.budget import allowance, in_use
 from abs_orm_app.console.layout import Layout
+from abs_orm_app.facts.active import Active
+from abs_orm_app.facts.connection_test import ConnectionTest
 from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.failure import Failure
 from abs_orm_app.facts.pooler import PoolerFacts
-from abs_orm_app.facts.report import Active, ConnectionTest, Report
+from abs_orm_app.facts.report import Report
 from abs_orm_app.facts.server import ServerFacts
 from abs_orm_app.facts.wording import WITHOUT_POOL, became, shown
 

@@ -15,12 +15,12 @@ from typing import Any
 from django.db import connections
 
 from abs_orm_app.capacity.budget import Limit, in_use, limits
+from abs_orm_app.facts.connecting import errors_of, parameters_of, seconds_to_connect
 from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.failure import Failure, explain
-from abs_orm_app.facts.report import errors_of, parameters_of, seconds_to_connect
 from abs_orm_app.facts.server import ServerFacts, read_server
 from abs_orm_app.facts.sessions import Fleet, read_fleet
-from abs_orm_app.facts.timeout import within
+from abs_orm_app.facts.timeout import run_with_timeout
 
 PATIENCE = 5.0  # seconds for the answer to a look, once connected
 REMEMBERED = 60  # looks
@@ -72,7 +72,7 @@ def watch(database: Configured, interval: float, over: Event) -> Generator[Watch
                 shares.append(last.used / max(last.limit.connections, 1))
                 failing_since = None
             except session.errors as error:
-                failure = explain(error, database.secrets)
+                failure = explain(error, database)
                 failing_since = failing_since or datetime.now()
             yield Watched(
                 last=last, shares=tuple(shares), failure=failure, failing_since=failing_since
@@ -94,9 +94,9 @@ class _Session:
     def look(self) -> Look:
         try:
             if self._connection is None:
-                self._connection = within(self._seconds, self._connect)
+                self._connection = run_with_timeout(self._seconds, self._connect)
             connection = self._connection
-            return within(PATIENCE, lambda: _look(connection))
+            return run_with_timeout(PATIENCE, lambda: _look(connection))
         except TimeoutError:
             self._cut_off()
             raise

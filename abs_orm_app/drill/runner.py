@@ -38,13 +38,14 @@ from abs_orm_app.drill.steps import (
     Verdict,
     Watch,
 )
+from abs_orm_app.facts.connecting import MARGIN, errors_of, parameters_of, seconds_to_connect
 from abs_orm_app.facts.databases import Configured
-from abs_orm_app.facts.failure import Failure, explain, scrub
+from abs_orm_app.facts.failure import Failure, explain
+from abs_orm_app.facts.isolated_wrapper import isolated_wrapper
 from abs_orm_app.facts.pooler import is_pooled
-from abs_orm_app.facts.report import MARGIN, errors_of, parameters_of, seconds_to_connect
+from abs_orm_app.facts.secrets import scrub
 from abs_orm_app.facts.server import ServerFacts, read_server
-from abs_orm_app.facts.timeout import within
-from abs_orm_app.facts.trial_pool import trial
+from abs_orm_app.facts.timeout import run_with_timeout
 
 WATCHERS = 1  # connections that the drill has besides those of its pool
 
@@ -126,7 +127,7 @@ def _look(
         lost = False
         began = perf_counter()
         try:
-            seen = within(3 * stage.patience, partial(promise.look, stage))
+            seen = run_with_timeout(3 * stage.patience, partial(promise.look, stage))
         except InsufficientPrivilege as error:
             seen = Seen("skipped", f"this role may not: {explain(error).cause}")
         except (psycopg.Error, OSError) as error:
@@ -136,7 +137,7 @@ def _look(
             name=promise.name,
             promise=promise.text,
             verdict=seen.verdict,
-            seen=scrub(seen.what, stage.configured.secrets),
+            seen=scrub(seen.what),
             seconds=perf_counter() - began,
         )
         if lost:
@@ -159,7 +160,7 @@ def _stage(configured: Configured, watch: Watch, **parameters: Any) -> Iterator[
 def _pool(configured: Configured, name: str, **parameters: Any) -> Iterator[AnyPool]:
     # `max_waiting` is no promise, and would stand in the way of the others.
     parameters = {"max_waiting": 0, **parameters}
-    with trial(configured.alias, parameters, application_name=name) as wrapper:
+    with isolated_wrapper(configured.alias, parameters, application_name=name) as wrapper:
         yield wrapper.pool
 
 
@@ -185,16 +186,18 @@ def _watch(configured: Configured, take_most: bool) -> Iterator[Watch]:
     began = perf_counter()
     with ExitStack() as stack:
         try:
-            control = within(seconds, lambda: _connect(configured, f"{name} control"))
+            control = run_with_timeout(seconds, lambda: _connect(configured, f"{name} control"))
             connect_seconds = perf_counter() - began
             stack.callback(control.close)
-            if within(seconds, lambda: is_pooled(control)):
+            if run_with_timeout(seconds, lambda: is_pooled(control)):
                 raise Refused(_POOLER)
             with _pool(configured, name) as pool:
                 size, limit = pool.min_size, pool.max_size
-            free = within(seconds, lambda: _connections_left(control, size, limit, take_most))
+            free = run_with_timeout(
+                seconds, lambda: _connections_left(control, size, limit, take_most)
+            )
         except errors_of(connections[configured.alias]) as error:
-            raise Refused(explain(error, configured.secrets)) from error
+            raise Refused(explain(error, configured)) from error
         yield Watch(
             control=control, application_name=name, connect_seconds=connect_seconds, free=free
         )

@@ -18,7 +18,7 @@ from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
 from abs_orm_app.facts.databases import NEVER, Configured
-from abs_orm_app.facts.timeout import within
+from abs_orm_app.facts.timeout import run_with_timeout
 from abs_orm_app.pool.constants import PING_AFTER
 from abs_orm_app.pool.messages import first_line
 from abs_orm_app.pool.pool import HardenedPool
@@ -304,7 +304,7 @@ def bears_silence(stage: Stage) -> Seen:
     timeout = min(FAULT_TIMEOUT, stage.pool.timeout)
     of = f"of {_shortened(timeout, stage.pool.timeout)}"
     try:
-        checkout = within(timeout + 1, lambda: stage.check_out(timeout))
+        checkout = run_with_timeout(timeout + 1, lambda: stage.check_out(timeout))
     except TimeoutError:
         return Seen("broken", f"the next checkout still waited after {timeout + 1:.2f} s {of}")
     how = "failed" if checkout.error else "worked"

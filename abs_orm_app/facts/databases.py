@@ -6,17 +6,18 @@ import inspect
 import ipaddress
 import math
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
+from abs_orm_app.config.address import POSTGIS, POSTGRESQL
 from abs_orm_app.config.entry import KEY, AppOptions, app_options
 from abs_orm_app.environment import PoolSettings
-from abs_orm_app.facts.failure import scrub
+from abs_orm_app.facts.secrets import scrub
 
 Value = int | float | str | bool | None
 
@@ -48,6 +49,13 @@ OPTIONS = {
     "null": {"mode": "CONN_MAX_AGE"},
 }
 NEVER = -1  # recycle
+# What an ENGINE with a typo is compared with.
+ENGINES = (
+    POSTGRESQL,
+    POSTGIS,
+    "django.db.backends.postgresql",
+    "django.contrib.gis.db.backends.postgis",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +91,8 @@ class Configured:
 
     address: str
     address_source: str
+    user_source: str  # as in "DB_USER (.env)"
+    password_source: str
     prefix: str  # of the variables
     host: str
     password: str = field(repr=False)
@@ -90,7 +100,6 @@ class Configured:
     connect_timeout: float | None  # seconds
     keepalives: bool  # of TCP; libpq has them on by default
     embedded: bool
-    secrets: tuple[str, ...] = field(repr=False)
 
     @property
     def is_empty(self) -> bool:
@@ -120,13 +129,12 @@ def configured(alias: str) -> Configured:
         wrapper = connections[alias]
         engine, entry = type(wrapper), wrapper.settings_dict
     except (ImproperlyConfigured, ImportError) as problem:
-        error = str(problem).strip().partition("\n")[0]
+        error = _engine_error(entry["ENGINE"], problem)
     entry = {**entry, "OPTIONS": entry["OPTIONS"] or {}}
     options = entry["OPTIONS"]
     pool = options.get("pool") or None
     extra = app_options(entry)
     mode = _mode(entry, extra)
-    secrets = secrets_of(entry)
     return Configured(
         alias=alias,
         engine=entry["ENGINE"],
@@ -145,16 +153,17 @@ def configured(alias: str) -> Configured:
         prepares=options.get("prepare_threshold") is not None
         and bool(options.get("server_side_binding")),
         atomic_requests=bool(entry["ATOMIC_REQUESTS"]),
-        address=scrub(_address(entry, extra), secrets),
+        address=scrub(_address(entry, extra)),
         address_source=_address_source(extra),
+        user_source=_part_source(alias, entry, extra, "user"),
+        password_source=_part_source(alias, entry, extra, "password"),
         prefix=extra.get("prefix", ""),
-        host=scrub(entry["HOST"] or options.get("host") or "", secrets),
+        host=scrub(entry["HOST"] or options.get("host") or ""),
         password=entry["PASSWORD"] or options.get("password") or "",
         sslmode=options.get("sslmode") or os.environ.get("PGSSLMODE", ""),
         connect_timeout=_number(options.get("connect_timeout")),
         keepalives=str(options.get("keepalives", 1)) != "0",
         embedded=bool(extra.get("embedded")),
-        secrets=secrets,
     )
 
 
@@ -173,17 +182,6 @@ def pool_settings(database: Configured) -> PoolSettings:
     return PoolSettings(**values)  # type: ignore[arg-type]
 
 
-def secrets_of(entry: Mapping[str, Any]) -> tuple[str, ...]:
-    """What of an entry of DATABASES must not be shown."""
-    options = entry["OPTIONS"]
-    hidden = [v for name, v in options.items() if re.search("password|secret", str(name))]
-    # A development database may have one word for all; that the name is shown gives nothing away.
-    shown = (entry["USER"], entry["NAME"], entry["HOST"])
-    # Whoever wrote a whole URL into a part of the address may have written the password, too.
-    in_urls = [each for part in shown for each in re.findall("://[^:/@]*:([^@]+)@", str(part))]
-    return tuple(str(s) for s in (entry["PASSWORD"], *hidden, *in_urls) if s and s not in shown)
-
-
 def _address(entry: Mapping[str, Any], extra: AppOptions) -> str:
     if extra.get("embedded"):
         return f"the embedded server in {extra['embedded']}"
@@ -200,6 +198,37 @@ def _address_source(extra: AppOptions) -> str:
         if sources.get(name, "default") != "default":
             return f"{extra['variables'][name]}, {sources[name]}"
     return "the default" if sources else "settings"
+
+
+def _part_source(alias: str, entry: Mapping[str, Any], extra: AppOptions, part: str) -> str:
+    """Where the user or the password comes from, as in "DB_USER (.env)"."""
+    name = {"user": "DB_USER", "password": "DB_PASSWORD"}[part]
+    sources, variables = extra.get("sources", {}), extra.get("variables", {})
+    if extra.get(f"{part}_provider"):
+        name = "DB_PASSWORD_PROVIDER"
+    for variable in (name, "DATABASE_URL"):
+        given = variable != "DATABASE_URL" or entry[part.upper()]
+        if given and sources.get(variable, "default") != "default":
+            return f"{variables[variable]} ({sources[variable]})"
+    if entry[part.upper()]:
+        return "the default URL" if sources else f"DATABASES[{alias!r}]['{part.upper()}']"
+    if entry["OPTIONS"].get(part):
+        return f"DATABASES[{alias!r}]['OPTIONS']['{part}']"
+    libpqs = {"user": "PGUSER", "password": "PGPASSWORD"}[part]
+    if libpqs in os.environ:
+        return f"{libpqs} (environment)"
+    return {"user": "this account of the system", "password": "nowhere: none is set"}[part]
+
+
+def _engine_error(engine: str, problem: Exception) -> str:
+    """Why an engine cannot be loaded, in a sentence."""
+    cause = problem.__cause__
+    if isinstance(cause, ImportError) and f"{engine}.base.".startswith(f"{cause.name}."):
+        close = get_close_matches(engine, ENGINES, n=1, cutoff=0.8)
+        return f"There is no {engine!r}" + (f" (did you mean {close[0]!r}?)." if close else ".")
+    # Django names the import that failed inside an engine only as the cause of its own error.
+    text = str(cause if isinstance(cause, ImportError) else problem)
+    return scrub(text.strip().partition("\n")[0])
 
 
 def _mode(entry: Mapping[str, Any], extra: AppOptions) -> str:

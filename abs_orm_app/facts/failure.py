@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from django.core.exceptions import ImproperlyConfigured
 
-from abs_orm_app.pool.server_errors import UNKNOWN, WRONG_SETTINGS, classify
+from abs_orm_app.facts.databases import Configured
+from abs_orm_app.facts.secrets import scrub
+from abs_orm_app.pool.server_errors import (
+    AUTHENTICATION_FAILED,
+    NO_PASSWORD,
+    NO_SOCKET,
+    UNKNOWN,
+    WRONG_SETTINGS,
+    classify,
+)
+
+INSTALL_POOL = "Install it: pip install 'psycopg[binary,pool]'."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,35 +29,44 @@ class Failure:
     hint: str
 
 
-def explain(error: BaseException, secrets: Iterable[str] = ()) -> Failure:
-    """Put an error in one sentence, without the secrets in any spelling, and add what to do."""
+def explain(error: BaseException, database: Configured | None = None) -> Failure:
+    """Put an error in one sentence, without any secret of DATABASES, and add what to do.
+
+    database: the alias it is about, so that the hint can say where its settings came from.
+    """
     # Without the secrets first: what follows might change their spelling, or cut one in two.
-    cause = _sentence(scrub(str(error), secrets) or type(error).__name__)
+    cause = one_line(scrub(str(error)) or type(error).__name__)
+    return Failure(cause=cause, hint=_hint(error, cause, database))
+
+
+def _hint(error: BaseException, cause: str, database: Configured | None) -> str:
+    if "psycopg_pool" in cause and isinstance(error, ImproperlyConfigured | ImportError):
+        return INSTALL_POOL
     kind = classify(cause)
-    ours = isinstance(error, ImproperlyConfigured | LookupError | TypeError | ValueError)
-    return Failure(cause=cause, hint=(WRONG_SETTINGS if kind is UNKNOWN and ours else kind).hint)
+    if kind is UNKNOWN and isinstance(
+        error, ImproperlyConfigured | LookupError | TypeError | ValueError
+    ):
+        kind = WRONG_SETTINGS
+    if database and kind in (AUTHENTICATION_FAILED, NO_PASSWORD):
+        return (
+            f"{kind.hint} The user comes from {database.user_source}, the password from"
+            f" {database.password_source}."
+        )
+    if database and kind is NO_SOCKET and not database.host:
+        return (
+            "No host is set, so a Unix socket of this machine is tried: set the host"
+            " (postgresql://USER@HOST/NAME, or DB_HOST), or start PostgreSQL here."
+        )
+    return kind.hint
 
 
-def _sentence(text: str) -> str:
-    """The first line, with a full stop."""
+def one_line(text: str) -> str:
+    """The first line, with a full stop, and with nothing in it that commands a terminal."""
     line = text.strip().partition("\n")[0].rstrip(".")
     line = re.sub(r"^connection (?:failed|is bad): ", "", line)
-    # A role or a host may be named so that a terminal would obey it.
-    printable = "".join(char if char.isprintable() else " " for char in line)
-    return f"{' '.join(printable.split())}."
+    return f"{printable(line)}."
 
 
-def scrub(text: str, secrets: Iterable[str]) -> str:
-    """Replace each secret by ***: as it is, URL-encoded, or escaped by Python or libpq."""
-    for secret in sorted(set(secrets), key=len, reverse=True):
-        if secret:
-            text = re.sub("".join(map(_spellings, secret)), "***", text)
-    return text
-
-
-def _spellings(char: str) -> str:
-    """A pattern for the ways to write a character."""
-    encoded = "".join(f"%{byte:02X}" for byte in char.encode(errors="surrogateescape"))
-    spellings = [re.escape(form) for form in (f"\\{char}", repr(char)[1:-1], char)]
-    # The longest first: a percent sign is also what an encoded one begins with.
-    return f"(?:(?i:{encoded})|{'|'.join(spellings)}{'|[+]' * (char == ' ')})"
+def printable(text: str) -> str:
+    """The text with a space for what cannot be printed: a server may send what it likes."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())

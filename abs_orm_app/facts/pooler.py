@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from abs_orm_app.facts.timeout import within
+from abs_orm_app.facts.timeout import run_with_timeout
 
 PoolMode = Literal["session", "transaction", "statement"]
 # Opens another connection like the first; the arguments change its parameters.
@@ -156,7 +156,7 @@ def _wait(pool: Mapping[str, Any]) -> float:
 def _see_pool_mode(first: Any, connect: Connect) -> PoolMode | None:
     """Tell the pool mode from who has which process of the server."""
     try:
-        return within(PATIENCE, lambda: _compare(first, connect))
+        return run_with_timeout(PATIENCE, lambda: _compare(first, connect))
     except (TimeoutError, first.Error):
         # No second connection to be had: all are taken, or too many clients are there.
         return None

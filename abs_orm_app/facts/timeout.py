@@ -1,4 +1,4 @@
-"""Waiting for what may not come."""
+"""Run a function with a timeout."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def within(seconds: float, work: Callable[[], T]) -> T:
-    """The result of `work`; TimeoutError if a server, a network or a look-up holds it up longer.
+def run_with_timeout(seconds: float, work: Callable[[], T]) -> T:
+    """Return the result of `work`, which runs in a thread of its own.
 
-    Work that is late goes on in a daemon thread, and its result is dropped.
+    Raises TimeoutError after so many seconds, whatever `work` waits for: a server, a network, a
+    name to be resolved. Work that is late continues in its daemon thread; its result is dropped.
     """
     future: Future[T] = Future()
 
@@ -23,7 +24,7 @@ def within(seconds: float, work: Callable[[], T]) -> T:
         except BaseException as error:
             future.set_exception(error)
 
-    Thread(target=run, name="abs_orm_app-deadline", daemon=True).start()
+    Thread(target=run, name="abs_orm_app-timeout", daemon=True).start()
     try:
         return future.result(seconds)
     except TimeoutError as error:

@@ -99,7 +99,7 @@ def test_an_engine_that_cannot_be_loaded_is_said_and_fails() -> None:
     finally:
         del connections.settings["gone"]
     assert (text.code, document.code) == (1, 1)
-    assert "The engine cannot be loaded: 'no.such.engine'" in " ".join(text.out.split())
+    assert "The engine cannot be loaded: There is no 'no.such.engine'" in " ".join(text.out.split())
     assert document.json["databases"][0]["failures"][0]["section"] == "configured"
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
+from django.db import connections
 
+from abs_orm_app.environment import database_from_env
+from abs_orm_app.facts.databases import configured
 from tests.support.projects import OURS, STOCK, database
 
 BROKEN: list[tuple[dict[str, Any], str]] = [
@@ -43,3 +47,75 @@ def test_a_password_in_a_url_that_was_given_as_the_host_is_not_shown() -> None:
         call_command("check_pool", database=[alias], stdout=shown, no_color=True)
     assert "postgres://app:***@db.invalid" in " ".join(shown.getvalue().split())
     assert "et@db" not in shown.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("environ", "user", "password"),
+    [
+        (
+            {"DATABASE_URL": "postgresql://app:x@h/n"},
+            "DATABASE_URL (environment)",
+            "DATABASE_URL (environment)",
+        ),
+        (
+            {"R_DATABASE_URL": "postgresql://app@h/n", "R_DB_PASSWORD": "x"},
+            "R_DATABASE_URL (environment)",
+            "R_DB_PASSWORD (environment)",
+        ),
+        ({"DB_NAME": "n", "DB_USER": "app"}, "DB_USER (environment)", "nowhere: none is set"),
+        (
+            {"DB_NAME": "n", "DB_PASSWORD_PROVIDER": "a.b"},
+            "this account of the system",
+            "DB_PASSWORD_PROVIDER (environment)",
+        ),
+    ],
+)
+def test_where_user_and_password_come_from_is_known(
+    environ: dict[str, str], user: str, password: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PGUSER", raising=False)
+    monkeypatch.delenv("PGPASSWORD", raising=False)
+    prefix = "R_" if "R_DATABASE_URL" in environ else ""
+    with database(database_from_env(prefix, environ=environ)) as alias:
+        found = configured(alias)
+    assert (found.user_source, found.password_source) == (user, password)
+
+
+def test_where_they_come_from_in_an_entry_written_by_hand_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PGPASSWORD", "x")
+    with database({"ENGINE": OURS, "NAME": "x", "USER": "app"}) as alias:
+        found = configured(alias)
+    assert found.user_source == "DATABASES['other']['USER']"
+    assert found.password_source == "PGPASSWORD (environment)"
+
+
+def error_of(engine: str) -> str:
+    entry = connections.configure_settings({"default": {"ENGINE": engine, "NAME": "x"}})["default"]
+    connections.settings["typo"] = entry
+    try:
+        return configured("typo").error
+    finally:
+        del connections.settings["typo"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "meant"),
+    [
+        ("abs_orm_app.backends.postgres", "abs_orm_app.backends.postgresql"),
+        ("django.db.backends.postgress", "django.db.backends.postgresql"),
+    ],
+)
+def test_an_engine_with_a_typo_is_answered_with_what_was_meant(engine: str, meant: str) -> None:
+    assert error_of(engine) == f"There is no {engine!r} (did you mean {meant!r}?)."
+    assert error_of("shop.engine") == "There is no 'shop.engine'."
+
+
+def test_an_engine_that_lacks_a_module_names_the_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "engine_of_a_test").mkdir()
+    (tmp_path / "engine_of_a_test" / "base.py").write_text("import no_such_driver")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert error_of("engine_of_a_test") == "No module named 'no_such_driver'"

@@ -6,12 +6,16 @@ from urllib.parse import quote, quote_plus
 
 import psycopg
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from abs_orm_app.facts.failure import explain, scrub
+from abs_orm_app.facts.failure import explain
+from abs_orm_app.facts.secrets import hide
+from tests.support.projects import manage
 from tests.support.servers import Server
 
+LOADING = "Error loading psycopg_pool module.\nDid you install psycopg[pool]?"  # Django's
 HBA = """
 local all postgres trust
 host  all postgres 127.0.0.1/32 trust
@@ -95,6 +99,28 @@ def test_too_many_clients_has_a_hint_about_the_pool(shared: Server) -> None:
     assert "DB_POOL_SIZE" in failure.hint
 
 
+def test_a_wrong_password_is_told_where_user_and_password_came_from(shared: Server) -> None:
+    url = f"postgresql://app@127.0.0.1:{shared.port}/postgres"
+    done = manage("check_pool", DATABASE_URL=url, DB_PASSWORD="wrong")
+    text = " ".join(done.stdout.split())
+    assert done.returncode == 1
+    assert (
+        "The user comes from DATABASE_URL (environment), the password from DB_PASSWORD"
+        " (environment)."
+    ) in text
+
+
+def test_a_url_without_a_host_is_told_that_a_socket_was_tried() -> None:
+    done = manage("check_pool", DATABASE_URL="postgresql://app@/shop", PGPORT="1")
+    text = " ".join(done.stdout.split())
+    assert "No host is set, so a Unix socket of this machine is tried" in text
+
+
+def test_a_missing_psycopg_pool_is_answered_with_what_to_install() -> None:
+    for error in (ImportError("No module named 'psycopg_pool'"), ImproperlyConfigured(LOADING)):
+        assert "pip install 'psycopg[binary,pool]'" in explain(error).hint
+
+
 def test_a_name_that_would_command_the_terminal_is_harmless(shared: Server) -> None:
     failure = explain(refusal(f"{shared.conninfo} user='a\x1b[31m\nb'"))
     assert failure.cause.isprintable()
@@ -118,7 +144,7 @@ def test_a_secret_is_gone_however_it_is_written(secret: str, write: type) -> Non
     assume(secret not in "before *** after")
     written = write(secret)
     assume("'" not in secret or write is not repr)
-    assert scrub(f"before {written} after", [secret]) in (
+    assert hide(f"before {written} after", [secret]) in (
         "before *** after",
         "before '***' after",
     )
@@ -126,8 +152,8 @@ def test_a_secret_is_gone_however_it_is_written(secret: str, write: type) -> Non
 
 @pytest.mark.parametrize("secret", ["p%40ss", "back\\slash", "it's", "a+b c", "ü€", "x" * 1000])
 def test_a_secret_is_gone_in_lower_case_encoding_too(secret: str) -> None:
-    assert scrub(f"<{quote(secret, safe='').lower()}>", [secret.lower()]) == "<***>"
+    assert hide(f"<{quote(secret, safe='').lower()}>", [secret.lower()]) == "<***>"
 
 
 def test_the_longer_of_two_secrets_is_removed_whole() -> None:
-    assert scrub("abcdef", ["abc", "abcdef", ""]) == "***"
+    assert hide("abcdef", ["abc", "abcdef", ""]) == "***"

@@ -339,7 +339,7 @@ def test_what_pgbouncer_says_is_explained(shared: Server) -> None:
             ran = Ran(entry(pooler.conninfo))
         with pytest.raises(psycopg.OperationalError) as refused:
             psycopg.connect(pooler.conninfo, options="-c search_path=x")
-    assert "PgBouncer had no server connection to give" in explain(waited.value).hint
+    assert "PgBouncer had no free server connection" in explain(waited.value).hint
     assert "pgbouncer_ini" in explain(refused.value).hint
     assert ran.code == 1
     assert "Failed: query_wait_timeout" in ran.out

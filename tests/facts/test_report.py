@@ -11,8 +11,9 @@ from django.db import connections
 from django.db.backends.signals import connection_created
 
 from abs_orm_app.facts import report as module
+from abs_orm_app.facts.connection_test import ConnectionTest
 from abs_orm_app.facts.databases import configured
-from abs_orm_app.facts.report import ConnectionTest, report
+from abs_orm_app.facts.report import report
 from abs_orm_app.facts.server import ServerFacts
 from tests.support.pgbouncers import PgBouncer, needs_pgbouncer
 from tests.support.projects import OURS, STOCK, database, entry, manage

@@ -11,7 +11,6 @@ from django.contrib.auth.models import AnonymousUser
 from django.http import HttpRequest, HttpResponse
 from django.utils.crypto import constant_time_compare, salted_hmac
 
-from abs_orm_app.facts.databases import configured_databases
 from abs_orm_app.facts.failure import Failure, explain
 from abs_orm_app.integrations.admin_page.side_connections import TROUBLE, beside_the_pools
 
@@ -37,11 +36,8 @@ def access(request: HttpRequest) -> Access:
     try:
         return beside_the_pools(lambda: _ask(request))
     except TROUBLE as error:
-        secrets = [secret for alias in configured_databases() for secret in alias.secrets]
         _stop_asking(request)
-        return Access(
-            granted=_has_pass(request), context=_context(), failure=explain(error, secrets)
-        )
+        return Access(granted=_has_pass(request), context=_context(), failure=explain(error))
 
 
 def _ask(request: HttpRequest) -> Access:

@@ -12,11 +12,14 @@ from django.db import connections
 from abs_orm_app.capacity.budget import Limit, allowance, in_use
 from abs_orm_app.checks.collect import all_findings
 from abs_orm_app.checks.finding import Finding
+from abs_orm_app.facts.active import Active, active
+from abs_orm_app.facts.connecting import parameters_of
+from abs_orm_app.facts.connection_test import pooler_of
 from abs_orm_app.facts.databases import Configured, configured_databases
 from abs_orm_app.facts.failure import Failure, explain
 from abs_orm_app.facts.pooler import is_pooled
 from abs_orm_app.facts.pools import current_pools
-from abs_orm_app.facts.report import Active, Report, active, parameters_of, pooler_of
+from abs_orm_app.facts.report import Report
 from abs_orm_app.facts.server import ServerFacts, read_server
 from abs_orm_app.facts.sessions import Fleet, read_fleet
 from abs_orm_app.integrations.admin_page.history import Second, history
@@ -114,7 +117,7 @@ def _ask(configured: Configured) -> Answer | Failure:
     try:
         return beside_the_pools(lambda: _answer(configured.alias))
     except TROUBLE as error:
-        return explain(error, configured.secrets)
+        return explain(error, configured)
 
 
 def _answer(alias: str) -> Answer:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error, connections
 
-from abs_orm_app.facts.timeout import within
+from abs_orm_app.facts.timeout import run_with_timeout
 
 if TYPE_CHECKING:
     from django.db.backends.postgresql.base import DatabaseWrapper as Base
@@ -46,7 +46,7 @@ def beside_the_pools(work: Callable[[], T]) -> T:
         finally:
             connections.close_all()
 
-    return within(SECONDS, run)
+    return run_with_timeout(SECONDS, run)
 
 
 class Limited(Base):

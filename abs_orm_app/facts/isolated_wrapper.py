@@ -1,4 +1,4 @@
-"""A wrapper to try an alias out with, apart from what the project uses."""
+"""A DatabaseWrapper to test an alias with, isolated from what the project uses."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from django.db import connections
 
 
 @contextmanager
-def trial(alias: str, pool: Mapping[str, Any], **options: Any) -> Iterator[Any]:
+def isolated_wrapper(alias: str, pool: Mapping[str, Any], **options: Any) -> Iterator[Any]:
     """Another DatabaseWrapper of the alias, which `django.db.connections` does not know.
 
-    pool: parameters that its pool has instead of the alias's; without a pool they do nothing.
+    pool: parameters that replace those of the alias's pool; without a pool they do nothing.
     options: the same for OPTIONS.
 
-    In the end its pool is closed; its connection is for the thread that has made it to close.
+    Its pool is closed at the end of the block; its connection has to be closed by the thread that
+    made it.
     """
     own: Any = connections[alias]
     options = {**own.settings_dict["OPTIONS"], **options}
     if given := options.get("pool"):
         options["pool"] = {**({} if given is True else given), **pool}
     wrapper = type(own)({**own.settings_dict, "OPTIONS": options}, alias)
-    # The class has one dict for all wrappers, where the pool of the project is.
+    # The class has one dict for all wrappers, which holds the pool of the project.
     pools = wrapper._connection_pools = {}
     try:
         yield wrapper

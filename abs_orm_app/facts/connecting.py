@@ -1,0 +1,51 @@
+"""What it takes to open one more connection to an alias: parameters, patience, errors."""
+
+from __future__ import annotations
+
+from typing import Any
+from zoneinfo import ZoneInfoNotFoundError
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import Error as DjangoError
+from django.db import connections
+
+from abs_orm_app.facts.databases import Configured
+from abs_orm_app.facts.secrets import remember
+
+MARGIN = 5.0  # seconds for all that comes after connecting
+CONNECT_TIMEOUT = 10.0  # seconds, where the settings give none
+
+
+def wrapper_of(configured: Configured) -> Any:
+    """Django's connection of this thread; what is asked of it, only PostgreSQL's has."""
+    return connections[configured.alias]
+
+
+def parameters_of(wrapper: Any) -> dict[str, Any]:
+    """What one more connection needs, with the password that is valid now."""
+    parameters: dict[str, Any] = wrapper.get_connection_params()
+    if password := parameters.get("password"):
+        remember(wrapper.alias, str(password))
+    return parameters
+
+
+def seconds_to_connect(configured: Configured) -> float:
+    """How long one connection may take: each of several hosts has the connect_timeout to answer."""
+    options = wrapper_of(configured).settings_dict["OPTIONS"] or {}
+    hosts = max(str(given).count(",") + 1 for given in (configured.host, options.get("hostaddr")))
+    rounds = 2 if options.get("target_session_attrs") == "prefer-standby" else 1
+    return rounds * hosts * (configured.connect_timeout or CONNECT_TIMEOUT)
+
+
+def errors_of(wrapper: Any) -> tuple[type[Exception], ...]:
+    """What a wrong setting or a server that refuses raises."""
+    return (
+        wrapper.Database.Error,
+        DjangoError,
+        ImproperlyConfigured,
+        ImportError,
+        OSError,
+        TypeError,
+        ValueError,
+        ZoneInfoNotFoundError,
+    )

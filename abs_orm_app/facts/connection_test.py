@@ -1,0 +1,136 @@
+"""Try an alias out: connect as its settings say, query, check a connection out of a pool."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from time import perf_counter, sleep
+from typing import Any
+
+from abs_orm_app.config.address import session_options
+from abs_orm_app.facts.connecting import errors_of, parameters_of, seconds_to_connect, wrapper_of
+from abs_orm_app.facts.databases import Configured
+from abs_orm_app.facts.failure import Failure, explain
+from abs_orm_app.facts.isolated_wrapper import isolated_wrapper
+from abs_orm_app.facts.pooler import PoolerFacts, read_pooler
+from abs_orm_app.facts.server import ServerFacts, read_server
+from abs_orm_app.facts.timeout import run_with_timeout
+
+NOTICE = 0.5  # seconds in which a server notices that a session has ended
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectionTest:
+    """How the database answers; a time is None where it was not reached, or there is no pool."""
+
+    connect_ms: float | None = None  # a new connection
+    query_ms: float | None = None  # SELECT 1
+    checkout_ms: float | None = None  # a connection from a pool that has one
+    failure: Failure | None = None
+
+
+def probe(
+    configured: Configured, seconds: float
+) -> tuple[ServerFacts | Failure | None, ConnectionTest]:
+    """Connect, ask the server about itself, and time a query, within so many seconds."""
+    try:
+        server, connect_ms, query_ms = run_with_timeout(seconds, lambda: _ask(configured))
+    except errors_of(wrapper_of(configured)) as error:
+        return None, ConnectionTest(failure=explain(error, configured))
+    return server, ConnectionTest(connect_ms=connect_ms, query_ms=query_ms)
+
+
+def try_setup(configured: Configured, seconds: float, test: ConnectionTest) -> ConnectionTest:
+    """Continue a test: set a connection up as Django does, and time a checkout, in so many seconds.
+
+    The pool is one of the test's own; the project's is left alone.
+    """
+    try:
+        checkout_ms = run_with_timeout(seconds, lambda: _connect_as_django(configured, seconds))
+    except errors_of(wrapper_of(configured)) as error:
+        return replace(test, failure=explain(error, configured))
+    return replace(test, checkout_ms=checkout_ms)
+
+
+def _ask(configured: Configured) -> tuple[ServerFacts | Failure, float, float]:
+    """The server's facts, and how many ms connecting and a query took."""
+    wrapper = wrapper_of(configured)
+    parameters = parameters_of(wrapper)
+    began = perf_counter()
+    connection = wrapper.Database.connect(**parameters)
+    try:
+        connect_ms = _ms_since(began)
+        connection.autocommit = True
+        server: ServerFacts | Failure
+        try:
+            server = read_server(connection)
+        except wrapper.Database.Error as error:
+            if connection.closed:
+                raise  # what comes after that could only say that it is closed
+            server = explain(error, configured)
+        began = perf_counter()
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+            cursor.fetchone()
+        query_ms = _ms_since(began)
+        if isinstance(server, ServerFacts):
+            server = replace(server, pooler=pooler_of(wrapper, connection, parameters))
+        return server, connect_ms, query_ms
+    finally:
+        connection.close()
+
+
+def pooler_of(wrapper: Any, connection: Any, parameters: Mapping[str, Any]) -> PoolerFacts | None:
+    """What is at the other end of a connection in autocommit mode, made with these parameters."""
+
+    # Of several hosts, the others may be away, or be another pooler.
+    address = ("host", "hostaddr", "port")
+    here = {name: getattr(connection.info, name) for name in address if name in parameters}
+
+    def connect(**changes: Any) -> Any:
+        return wrapper.Database.connect(**{**parameters, **here, **changes})
+
+    wanted: dict[str, str] = {}
+    with suppress(ValueError):  # in a form that only the server can read
+        wanted |= session_options(connection.info.options)
+    if role := wrapper.settings_dict["OPTIONS"].get("assume_role"):
+        wanted["role"] = role
+    return read_pooler(connection, connect, wanted)
+
+
+def _connect_as_django(configured: Configured, seconds: float) -> float | None:
+    """Set a connection up as at the first query of a request: role, time zone, isolation level.
+
+    Returns how many ms a checkout takes, from a pool like the alias's own, but of one connection;
+    None without a pool.
+    """
+    # The pool times out before `run_with_timeout` does, so that it can say why.
+    timeout = (seconds + seconds_to_connect(configured)) / 2
+    parameters = {"min_size": 1, "max_size": 1, "timeout": timeout}
+    with isolated_wrapper(configured.alias, parameters) as wrapper:
+        with closing(wrapper):
+            _connect(wrapper)
+        if wrapper.pool is None:
+            return None
+        began = perf_counter()
+        connection = wrapper.pool.getconn()
+        checkout_ms = _ms_since(began)
+        wrapper.pool.putconn(connection)
+        return checkout_ms
+
+
+def _connect(wrapper: Any) -> None:
+    try:
+        wrapper.connect()
+    except wrapper.Database.OperationalError:
+        if wrapper.pool:  # it has tried again itself
+            raise
+        # The connection before may still have had the last slot of the server.
+        wrapper.close()
+        sleep(NOTICE)
+        wrapper.connect()
+
+
+def _ms_since(began: float) -> float:
+    return (perf_counter() - began) * 1000.0
