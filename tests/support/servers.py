@@ -30,11 +30,12 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from abs_orm_app.embedded.cluster import processes_of, running
-from abs_orm_app.embedded.wheel import Programs, programs
+from abs_orm_app.embedded.wheel import MAJOR, Programs, programs, server_account
 from tests.support.ports import reserved_port
 
 PREFIX = "abs_orm_app-test-"
 MEMORY = 2 * 2**30  # bytes that must be free in it for clusters, of 40 MB each, to go to memory
+OTHER = Path(os.environ["TEST_POSTGRESQL"]) if "TEST_POSTGRESQL" in os.environ else None
 DEADLINE = 20.0  # seconds, for anything a server is waited for
 SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 # pg_hba.conf: everybody is trusted on the Unix socket, only `postgres` on the TCP port.
@@ -51,7 +52,7 @@ FAST |= {"dynamic_shared_memory_type": "mmap"}  # files that go with the directo
 
 
 class Server:
-    """A PostgreSQL 18 on a Unix socket and on a TCP port of 127.0.0.1; superuser `postgres`.
+    """A PostgreSQL on a Unix socket and on a TCP port of 127.0.0.1; superuser `postgres`.
 
     settings: parameters of postgresql.conf, used at each start.
     hba: the lines of pg_hba.conf; None trusts everybody. See PASSWORD_OVER_TCP.
@@ -287,7 +288,19 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = DEADLI
 
 @functools.cache
 def _programs() -> Programs:
-    return programs()
+    """PostgreSQL 18 from the wheel, or another release: TEST_POSTGRESQL names its directory."""
+    if OTHER is None:
+        return programs()
+    return Programs(bin=OTHER / "bin", account=server_account())
+
+
+@functools.cache
+def major() -> int:
+    """The release of the servers here: 18, or that of TEST_POSTGRESQL."""
+    if OTHER is None:
+        return int(MAJOR)
+    printed = subprocess.check_output([OTHER / "bin" / "postgres", "--version"], text=True)
+    return int(printed.split()[2].partition(".")[0])
 
 
 @functools.cache
@@ -295,7 +308,11 @@ def _template() -> Path:
     """A directory with a new cluster in `data`, for this process to copy."""
     _sweep()
     directory = _new_directory()
-    _programs().initdb(directory / "data")
+    if OTHER is None:
+        _programs().initdb(directory / "data")
+    else:  # PostgreSQL 16 and older have no builtin locales
+        arguments = ("--username=postgres", "--auth=trust", "--no-sync", "--encoding=UTF8")
+        _programs().run("initdb", "--pgdata=data", *arguments, "--locale=C", cwd=directory)
     atexit.register(_remove_if_mine, directory, os.getpid())
     return directory
 
