@@ -25,6 +25,7 @@ from pathlib import Path
 import django
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 from pytest_django.plugin import DjangoDbBlocker
 
 from tests.support.servers import Server, scratch, wait_until
@@ -42,6 +43,9 @@ os.environ |= {
     "ENV_FILE": os.devnull,
 }
 django.setup()
+# A busy machine is slow to make examples, and to run them.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 
 def pytest_unconfigure() -> None:

@@ -24,12 +24,14 @@ from abs_orm_app.pool.pool import HardenedPool
 from tests.support.pools import APP, Call
 from tests.support.servers import Server, wait_until
 
+pytestmark = pytest.mark.server(roles=["reporting"])
+
 ALIAS = "pooled"
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def entry(server: Server, **changes: Any) -> dict[str, Any]:
-    options = {"application_name": APP, "pool": {"min_size": 1, "max_size": 4, "timeout": 3}}
+    options = {"application_name": APP, "pool": {"min_size": 1, "max_size": 4, "timeout": 20}}
     return {
         "ENGINE": "abs_orm_app.backends.postgresql",
         "NAME": "postgres",
@@ -193,10 +195,7 @@ def test_server_side_binding_and_isolation_level_reach_the_connection(database: 
 def test_assume_role_holds_on_each_connection(
     database: Database, shared: Server, engine: str
 ) -> None:
-    with shared.admin() as admin:
-        admin.execute("DROP ROLE IF EXISTS reporting")
-        admin.execute("CREATE ROLE reporting")
-    options = {"assume_role": "reporting", "application_name": engine}
+    options = {"assume_role": "reporting", "application_name": engine, "pool": {"timeout": 3}}
     wrapper = database(ENGINE=engine, OPTIONS=options)
     assert ask(wrapper, "SELECT current_user") == "reporting"
     wrapper.close()

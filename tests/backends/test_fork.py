@@ -204,7 +204,7 @@ def forks_and_closes_the_pool(kind: str) -> None:
     def child() -> None:
         began = time.monotonic()
         connection.close_pool()  # type: ignore[attr-defined]
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 4  # the threads that it has not got end after 5 s
         assert backend() not in all_mine
 
     for end in ENDS:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import GUNICORN, UVICORN, Watch, Web, states, web_server
+from tests.support.pools import Call
+from tests.support.processes import DEADLINE, GUNICORN, UVICORN, Watch, Web, states, web_server
 from tests.support.proxy import Proxy
 from tests.support.servers import Server, wait_until
 
@@ -46,18 +47,17 @@ def succeed(answers: list[str]) -> bool:
 
 def check_that_the_connections_serve(web: Web, server: Server, view: str = "slow") -> None:
     with Watch(server) as watch:
-        began = time.monotonic()
         answers = web.get([f"/{view}/?ms=100"] * REQUESTS)
-        seconds = time.monotonic() - began
     assert succeed(answers), set(answers)
     assert watch.most <= LIMIT
-    assert seconds < REQUESTS * 0.1 / 2, "they were not served at the same time"
     wait_until(lambda: states(server).keys() == {"idle"}, "the connections to be returned")
-    # If one had not been returned, it would be missing here.
+    # Now all connections are used at the same time: none is missing because it was not returned.
     with Watch(server) as watch:
-        answers = web.get([f"/{view}/?ms=1000"] * (LIMIT + 5))
-    assert succeed(answers), set(answers)
+        held = Call(web.get, [f"/{view}/?ms=60000"] * (LIMIT + 5))
+        wait_until(lambda: watch.most_active >= LIMIT, f"{LIMIT} queries at the same time")
     assert watch.most == watch.most_active == LIMIT
+    wait_until(lambda: server.cancel() == 0 and not held.is_alive(), "the requests to end")
+    assert len(held.result(DEADLINE)) == LIMIT + 5
 
 
 @pytest.mark.parametrize("worker", [GTHREAD, GEVENT], ids=["gthread", "gevent"])
@@ -123,7 +123,7 @@ def check_that_others_are_served(web: Web) -> None:
     began = time.monotonic()
     answers = web.get([WITHOUT_QUERY] * 10)
     assert all(answer.startswith("HTTP/1.1 400") for answer in answers), answers
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10  # the others wait for 15 s
 
 
 def test_under_gevent_a_checkout_that_waits_lets_others_work(server: Server) -> None:

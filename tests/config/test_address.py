@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import dj_database_url
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from psycopg import pq
 
@@ -60,7 +60,6 @@ def in_libpqs_words(address: Address) -> dict[str, str]:
     return {key: text for key, text in {**words, **address.options}.items() if text}
 
 
-@settings(deadline=None)
 @given(urls())
 @example("postgresql://u:p@%2Ftmp%2FSockets:5433/db")
 @example("postgresql://u:p@H1:1,[::1]:2,h3:3/db?sslmode=require&target_session_attrs=any")
@@ -77,7 +76,6 @@ def test_a_url_means_what_it_means_to_libpq(url: str) -> None:
 
 
 # No letter of these is in a message of ours.
-@settings(deadline=None)
 @given(st.text("ZQX:/?#@%[]&=,5 ", min_size=1, max_size=12))
 @example("Z#Q")
 @example("5/Q")

@@ -14,7 +14,7 @@ from django.db import OperationalError, connections
 
 from tests.backends.test_engine import ALIAS, Database, ask
 from tests.support.pools import Call
-from tests.support.servers import PASSWORD_OVER_TCP, Server
+from tests.support.servers import PASSWORD_OVER_TCP, Server, wait_until
 
 pytestmark = pytest.mark.server(hba=PASSWORD_OVER_TCP, roles=["app LOGIN"])
 
@@ -52,9 +52,16 @@ def app(**extra: Any) -> dict[str, Any]:
     return {
         "HOST": "127.0.0.1",
         "USER": "app",
-        "OPTIONS": {"pool": {"min_size": 2, "max_size": 4, "timeout": 5, "max_lifetime": 0.2}},
+        "OPTIONS": {"pool": {"min_size": 2, "max_size": 4, "timeout": 20, "max_lifetime": 0.2}},
         "ABS_ORM_APP": extra,
     }
+
+
+def wait_for_new_connections() -> None:
+    """Until the pool has replaced what it had, at least once."""
+    pool = connections[ALIAS].pool  # type: ignore[attr-defined]
+    before = pool.get_stats().get("connections_num", 0)
+    wait_until(lambda: pool.get_stats().get("connections_num", 0) >= before + 4, "new connections")
 
 
 class Load:
@@ -67,7 +74,7 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self.stop.set()
         for call in self.calls:
-            call.result(within=10)
+            call.result(within=30)
 
     def work(self) -> None:
         while not self.stop.is_set():
@@ -92,10 +99,12 @@ def test_a_password_file_that_is_rotated_under_load_costs_no_error(
         path.write_text("second\n")
 
     with Load():
-        sleep(0.5)
-        for change in (on_server, in_file) if server_first else (in_file, on_server):
-            change()
-            sleep(0.7)
+        wait_for_new_connections()
+        first, second = (on_server, in_file) if server_first else (in_file, on_server)
+        first()
+        sleep(0.7)  # more than a connection's life: all that are opened now are refused
+        second()
+        wait_for_new_connections()
 
 
 def test_a_provider_is_asked_for_each_connection_and_knows_whom_for(
@@ -104,10 +113,10 @@ def test_a_provider_is_asked_for_each_connection_and_knows_whom_for(
     asked.clear()
     database(**app(password_provider=f"{__name__}.provide"))
     with Load():
-        sleep(0.3)
+        wait_for_new_connections()
         change_on_server(shared, "second")
         token["password"] = "second"
-        sleep(0.7)
+        wait_for_new_connections()
     assert len(asked) > 2
     assert asked[-1]["user"] == "app"
     assert asked[-1]["host"] == "127.0.0.1"
@@ -120,7 +129,7 @@ def test_a_password_that_never_worked_is_said_at_once(database: Database, tmp_pa
     database(**app(password_file=str(path)))
     call = Call(lambda: ask(connections[ALIAS]))
     with pytest.raises(OperationalError, match="password authentication failed"):
-        call.result(within=3)
+        call.result(within=10)
 
 
 def test_without_a_pool_the_password_is_read_again_too(
@@ -178,16 +187,20 @@ def test_a_source_that_is_away_for_a_moment_is_asked_again(
 ) -> None:
     path = tmp_path / "password"
     path.write_text("first")
-    database(**app(password_file=str(path)))
-    ask(connections[ALIAS])
-    connections[ALIAS].close()
+    one = {"pool": {"min_size": 1, "max_size": 1, "timeout": 20, "max_lifetime": 0.2}}
+    wrapper = database(**{**app(password_file=str(path)), "OPTIONS": one})
+    ask(wrapper)
     path.unlink()
-    sleep(0.3)
+    sleep(0.3)  # the connection is too old when it is returned
+    wrapper.close()
     call = Call(lambda: ask(connections[ALIAS]))
-    sleep(0.5)
+    stats = wrapper.pool.get_stats
+    wait_until(lambda: stats()["requests_waiting"] == 1, "the request to wait")
+    errors = stats().get("connections_errors", 0)
+    wait_until(lambda: stats().get("connections_errors", 0) > errors, "an attempt to fail")
     assert call.is_alive()
     path.write_text("first")
-    assert call.result(within=3)
+    assert call.result(within=10)
 
 
 def test_a_checkout_of_an_open_connection_asks_for_no_password(database: Database) -> None:

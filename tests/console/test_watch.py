@@ -85,13 +85,17 @@ class Terminal:
             self._stream.feed(piece)
         return "\n".join(line.rstrip() for line in self.screen.display)
 
-    def wait_for(self, *words: str) -> str:
-        def there() -> bool:
-            seen = " ".join(self.text.split())
-            return all(word in seen for word in words)
+    def wait_for(self, *words: str, lines: tuple[str, ...] = ()) -> None:
+        """Wait until the words are on the screen, and lines that match these patterns."""
 
-        wait_until(there, " and ".join(words))
-        return self.text
+        def shown() -> bool:
+            text = self.text
+            seen = " ".join(text.split())
+            return all(word in seen for word in words) and all(
+                re.search(line, text, re.MULTILINE) for line in lines
+            )
+
+        wait_until(shown, " and ".join((*words, *lines)))
 
     def press(self, key: bytes) -> int:
         """Press a key, and return the exit code that it leads to."""
@@ -109,11 +113,11 @@ def test_the_fleet_is_shown_and_q_quits(shared: Server) -> None:
     with ExitStack() as held, Terminal(shared) as terminal:
         for name in ("shop@web-1:7", "shop@web-1:8", "shop@web-2:7", "psql"):
             held.enter_context(named(shared, name)).execute("SELECT 1")
-        terminal.wait_for("shop", "web-1", "web-2", "psql", "4 of 20")
-        seen = terminal.text
-        assert re.search(r"^shop +web-1 +2 +0 +0 +2 +[\d.]+s +2$", seen, re.MULTILINE)
-        assert "this role may open 20" in seen
-        assert "q to quit" in seen
+        terminal.wait_for(
+            *("shop", "web-1", "web-2", "psql", "4 of 20"),
+            *("this role may open 20", "q to quit"),
+            lines=(r"^shop +web-1 +2 +0 +0 +2 +[\d.]+s +2$",),
+        )
         assert terminal.press(b"q") == 0
         assert "Traceback" not in terminal.raw.decode()
         assert termios.tcgetattr(terminal.slave) == terminal.before
@@ -137,21 +141,23 @@ def test_who_is_blocked_is_shown_with_the_one_that_blocks(shared: Server) -> Non
         pid = locker.info.backend_pid
         locker.execute("LOCK TABLE t")
         waiting = Call(waiter.execute, "SELECT * FROM t")
-        seen = terminal.wait_for("1 blocked")
+        terminal.wait_for(
+            "1 blocked",
+            lines=(
+                r"^\d+ shop@web-2 waits for [\d.]+s$",
+                rf"^  behind {pid} migrate@web-1, idle in transaction for [\d.]+s$",
+            ),
+        )
         terminal.press(b"q")
         locker.rollback()
         waiting.result(DEADLINE)
-    assert re.search(r"^\d+ shop@web-2 waits for [\d.]+s$", seen, re.MULTILINE)
-    behind = rf"^  behind {pid} migrate@web-1, idle in transaction for [\d.]+s$"
-    assert re.search(behind, seen, re.MULTILINE)
 
 
 def test_it_goes_on_while_the_database_is_away(server: Server) -> None:
     with Terminal(server) as terminal:
         terminal.wait_for("0 of 20")
         server.stop()
-        seen = terminal.wait_for("No answer for", "Below is what it said last.")
-        assert "0 of 20" in seen
+        terminal.wait_for("No answer for", "Below is what it said last.", "0 of 20")
         server.start()
         wait_until(lambda: "No answer" not in terminal.text, "it to notice")
         assert terminal.press(b"q") == 0

@@ -24,7 +24,7 @@ from abs_orm_app.embedded import wheel
 from abs_orm_app.embedded.cluster import embedded_url, running, stop
 from abs_orm_app.embedded.wheel import BIN, LIBRARIES, programs
 from tests.support.pools import Call
-from tests.support.servers import Server, copy_cluster, wait_until
+from tests.support.servers import DEADLINE, Server, copy_cluster, wait_until
 
 START = [sys.executable, "-m", "abs_orm_app.embedded", "start"]
 
@@ -97,7 +97,7 @@ def test_a_killed_server_comes_back_with_its_data(directory: Path) -> None:
 
 def test_a_server_that_starts_after_a_crash_is_found_only_when_it_is_ready(server: Server) -> None:
     def connect_when_found() -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + DEADLINE
         while running(server.data) is None:  # without a pause, which would miss the moment
             assert time.monotonic() < deadline
         execute(server.conninfo, "select 1")
@@ -107,7 +107,7 @@ def test_a_server_that_starts_after_a_crash_is_found_only_when_it_is_ready(serve
         calls = [Call(connect_when_found) for _ in range(3)]
         server.start()
         for call in calls:
-            call.result(within=20)
+            call.result(within=2 * DEADLINE)
 
 
 def test_a_suspended_backend_of_a_killed_server_does_not_prevent_the_next_start(

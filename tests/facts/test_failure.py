@@ -7,7 +7,7 @@ from urllib.parse import quote, quote_plus
 import psycopg
 import pytest
 from django.core.exceptions import ImproperlyConfigured
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from abs_orm_app.facts.failure import explain
@@ -138,7 +138,6 @@ def test_who_raised_an_unknown_error_says_where_to_look(error: Exception, hint: 
     assert hint in explain(error).hint
 
 
-@settings(deadline=None)
 @given(st.text(min_size=1), st.sampled_from([str, quote, quote_plus, repr]))
 def test_a_secret_is_gone_however_it_is_written(secret: str, write: type) -> None:
     assume(secret not in "before *** after")

@@ -47,10 +47,12 @@ def test_sessions_are_grouped_by_application_and_host(shared: Server) -> None:
 def test_each_state_is_counted_with_its_oldest(shared: Server) -> None:
     with connect(shared, "shop") as first, connect(shared, "shop") as second:
         first.execute("SELECT 1")
-        sleeping = Call(second.execute, "SELECT pg_sleep(0.5)")
+        sleeping = Call(second.execute, "SELECT pg_sleep(60)")
         wait_until(lambda: group(see(shared), "shop").active == 1, "the query")
         seen = group(see(shared), "shop")
-        sleeping.result(10)
+        second.cancel_safe()
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            sleeping.result(10)
     assert (seen.active, seen.idle, seen.in_transaction, seen.unknown) == (1, 0, 1, 0)
     assert seen.oldest_active is not None
     assert 0 <= seen.oldest_active < 10

@@ -6,10 +6,10 @@ import json
 import re
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic, sleep
 
 import psutil
 import pytest
@@ -19,7 +19,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from psycopg_pool import PoolTimeout
 
 from abs_orm_app.integrations import prometheus
-from abs_orm_app.pool.pool import TICK
 from tests.support.pools import Call
 from tests.support.processes import DEADLINE, GUNICORN, Web, backends, run, web_server
 from tests.support.projects import database, entry
@@ -27,7 +26,7 @@ from tests.support.servers import Server, wait_until
 
 SMALL = {"pool": {"min_size": 1, "max_size": 3, "timeout": 5.0}}
 SITE = {"DJANGO_SETTINGS_MODULE": "tests.support.watched.settings"}
-HELD = 6.0  # seconds, in which a busy machine writes its metrics, and is scraped
+LONG = "/slow/?ms=60000"  # until the test cancels the query
 TEN_SLOTS = {"DB_POOL_SIZE": "2", "DB_MAX_OVERFLOW": "8", "DB_POOL_TIMEOUT": "10"}
 
 Samples = dict[str, float]
@@ -164,13 +163,11 @@ def scrape_web(web: Web) -> Samples:
     return samples(exposition, "default")
 
 
-def wait_for(web: Web, expected: Samples, paths: tuple[str, ...] = ()) -> Samples:
-    """Request the paths and scrape, until the scrape is as expected."""
+def wait_for(web: Web, expected: Samples) -> Samples:
+    """Scrape until the scrape is as expected."""
     seen: Samples = {}
 
     def as_expected() -> bool:
-        if paths:
-            web.get(paths)
         seen.clear()
         seen.update(scrape_web(web))
         return expected.items() <= seen.items()
@@ -182,12 +179,21 @@ def wait_for(web: Web, expected: Samples, paths: tuple[str, ...] = ()) -> Sample
     return seen
 
 
-def use_both(web: Web, processes: int = 2) -> Samples:
-    """Request until each process has its pool."""
-    together = {"django_db_pool_size": 2.0 * processes, "django_db_pool_limit": 10.0 * processes}
-    wait_for(web, together, ("/slow/?ms=50",) * 8)
-    time.sleep(2 * TICK)  # until each has published what it did for these requests
-    return scrape_web(web)
+def use_both(web: Web, *, before_the_fork: int = 0) -> Samples:
+    """Send requests until both workers have a pool, and scrape when all requests are counted.
+
+    before_the_fork: checkouts of the master, which then has a pool as well.
+    """
+    limit = 10.0 * (2 + bool(before_the_fork))
+    checkouts = before_the_fork + 1  # the first answer tells that the web server is ready
+
+    def all_have_a_pool() -> bool:
+        nonlocal checkouts
+        checkouts += len(web.get(["/slow/?ms=50"] * 8))
+        return scrape_web(web).get("django_db_pool_limit") == limit
+
+    wait_until(all_have_a_pool, "a pool in each process", DEADLINE)
+    return wait_for(web, {"django_db_pool_checkouts_total": float(checkouts)})
 
 
 def test_whichever_worker_is_scraped_it_shows_the_sum_of_all_that_live(
@@ -195,8 +201,12 @@ def test_whichever_worker_is_scraped_it_shows_the_sum_of_all_that_live(
 ) -> None:
     with two_workers(server, tmp_path) as web:
         before = use_both(web)
-        busy = Call(web.get, [f"/slow/?ms={HELD * 1000:.0f}"] * 8)
+        busy = Call(web.get, [LONG] * 8)
         wait_for(web, {"django_db_pool_connections_in_use": 8.0})
+        held = monotonic()
+        sleep(1)
+        held = monotonic() - held
+        assert server.cancel() == 8
         busy.result(DEADLINE)
         counted = ("checkouts_total", "use_seconds_count", "use_seconds_bucket<=+Inf")
         expected = {
@@ -205,7 +215,8 @@ def test_whichever_worker_is_scraped_it_shows_the_sum_of_all_that_live(
         for _ in range(2):
             after = wait_for(web, expected | {"django_db_pool_connections_in_use": 0.0})
         assert after["django_db_pool_connections_idle"] == len(backends(server))
-        assert 8 * HELD < after["django_db_pool_use_seconds_sum"] < 2 * 8 * HELD
+        seconds = "django_db_pool_use_seconds_sum"
+        assert 8 * held <= after[seconds] - before[seconds] <= 8 * busy.seconds
         psutil.Process(web.program.pid).children()[0].kill()  # gunicorn reports it
         left = wait_for(web, {"django_db_pool_limit": 10.0})
         assert left["django_db_pool_checkouts_total"] == after["django_db_pool_checkouts_total"]
@@ -231,7 +242,7 @@ def test_a_worker_that_ends_takes_its_connections_from_the_sum_and_leaves_its_co
 
 def test_a_pool_opened_before_the_fork_counts_once(server: Server, tmp_path: Path) -> None:
     with two_workers(server, tmp_path, config=CHILD_EXIT + PRELOAD) as web:
-        before = use_both(web, processes=3)
+        before = use_both(web, before_the_fork=2)
         web.get(["/slow/?ms=1"] * 20)
         name = "django_db_pool_checkouts_total"
         wait_for(web, {name: before[name] + 20})

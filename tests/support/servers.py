@@ -206,18 +206,29 @@ class Server:
     def admin(self, dbname: str = "postgres") -> Iterator[psycopg.Connection[TupleRow]]:
         """A superuser's session in autocommit mode, with application_name `admin`.
 
-        It returns when the server has ended the session, so that its slot is free again.
+        It waits for a free connection, and returns when its own is free again.
         """
-        with psycopg.connect(
-            self.conninfo,
-            autocommit=True,
-            dbname=dbname,
-            application_name="admin",
-            connect_timeout=int(DEADLINE),
-        ) as connection:
+        with self._connect_admin(dbname) as connection:
             backend = connection.info.backend_pid
             yield connection
         wait_until(lambda: not psutil.pid_exists(backend), "the end of the admin's session")
+
+    def _connect_admin(self, dbname: str) -> psycopg.Connection[TupleRow]:
+        deadline = time.monotonic() + DEADLINE
+        while True:
+            try:
+                return psycopg.connect(
+                    self.conninfo,
+                    autocommit=True,
+                    dbname=dbname,
+                    application_name="admin",
+                    connect_timeout=int(DEADLINE),
+                )
+            except psycopg.OperationalError as error:
+                # Sessions whose clients are gone already may still use all connections.
+                if "too many clients" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
 
     def sessions(self, application_name: str | None = None) -> int:
         """Number of clients' sessions on the server: those of one name, or all but `admin`'s."""
@@ -227,14 +238,19 @@ class Server:
         """End the sessions that `sessions` counts, each with a message; returns their number."""
         return self._count("select count(pg_terminate_backend(pid, 5000))", application_name)
 
-    def _count(self, select: str, application_name: str | None) -> int:
+    def cancel(self) -> int:
+        """Cancel the running query of each session that `sessions` counts; returns their number."""
+        return self._count("select count(*) filter (where pg_cancel_backend(pid))", None, "active")
+
+    def _count(self, select: str, application_name: str | None, state: str | None = None) -> int:
         with self.admin() as admin:
             row = admin.execute(
                 f"{select} from pg_stat_activity where backend_type = 'client backend'"
                 " and application_name = coalesce(%(name)s, application_name)"
                 " and pid <> pg_backend_pid()"
-                " and (%(name)s::text is not null or application_name <> 'admin')",
-                {"name": application_name},
+                " and (%(name)s::text is not null or application_name <> 'admin')"
+                " and state is not distinct from coalesce(%(state)s, state)",
+                {"name": application_name, "state": state},
             ).fetchone()
         assert row is not None
         return int(row[0])

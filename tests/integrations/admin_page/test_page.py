@@ -135,7 +135,7 @@ def test_it_takes_no_connection_from_the_pools(staff: Client, server: Server) ->
         pool = pool_of(alias)
         content(staff)
         assert snapshot(pool).checkouts == 0
-        assert server.sessions() == 2
+        wait_until(lambda: server.sessions() == 2, "the page's own session to end")
 
 
 def test_it_says_when_a_pool_is_exhausted_and_what_to_do(staff: Client, server: Server) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import monotonic
 
 import pytest
@@ -29,7 +30,6 @@ pytestmark = needs_browser
 
 THREE = {"DB_POOL_SIZE": "2", "DB_MAX_OVERFLOW": "1", "DB_POOL_TIMEOUT": "30"}
 MISSPELT = {"DB_POOL_SISE": "2"}  # which is a finding
-HELD = 15.0  # seconds, in which a busy machine shows a page, and refreshes it
 IN_TIME = 15.0  # seconds, on a busy machine
 
 
@@ -95,9 +95,14 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
     wait_until(condition, what, DEADLINE)
 
 
-def hold(shop: Site, connections: int, seconds: float) -> Call:
-    """Have requests hold so many connections; ends when they are answered."""
-    return Call(shop.web.get, [f"/slow/?ms={seconds * 1000:.0f}"] * connections)
+@contextmanager
+def slow_requests(shop: Site, server: Server, number: int) -> Iterator[Call]:
+    """Send requests that hold a connection, or wait for one, until the end of the block."""
+    requests = Call(shop.web.get, ["/slow/?ms=60000"] * number)
+    try:
+        yield requests
+    finally:
+        wait_until(lambda: server.cancel() == 0 and not requests.is_alive(), "the requests to end")
 
 
 def test_staff_comes_to_the_page_through_the_login(chromium: Chrome) -> None:
@@ -116,17 +121,20 @@ def test_others_come_to_the_login_and_no_further(shop: Site) -> None:
         assert "data-state" not in chromium.page_source
 
 
-def test_it_follows_the_pool_by_itself(chromium: Chrome, shop: Site) -> None:
-    held = hold(shop, 3, seconds=HELD)
-    eventually(lambda: "IN USE\n3" in text(chromium, ".pool-numbers").upper(), "3 in use")
-    assert "requests wait" not in text(chromium, "[data-state]")
-    assert state(chromium) == "busy"
-    held.result(DEADLINE)
+def test_it_follows_the_pool_by_itself(chromium: Chrome, shop: Site, module_server: Server) -> None:
+    with slow_requests(shop, module_server, 3):
+        eventually(lambda: "IN USE\n3" in text(chromium, ".pool-numbers").upper(), "3 in use")
+        assert "requests wait" not in text(chromium, "[data-state]")
+        assert state(chromium) == "busy"
     eventually(lambda: "IN USE\n0" in text(chromium, ".pool-numbers").upper(), "none in use")
-    points = chromium.find_element(By.CSS_SELECTOR, ".pool-sparks .line").get_attribute("points")
-    assert points
-    assert len(points.split()) >= 5
+    eventually(lambda: len(spark(chromium).split()) >= 5, "five seconds of the past")
     assert complaints(chromium) == []
+
+
+def spark(chromium: Chrome) -> str:
+    """The points of the first sparkline."""
+    script = "return document.querySelector('.pool-sparks .line')?.getAttribute('points') ?? ''"
+    return str(chromium.execute_script(script))
 
 
 # The answer to the next refresh is there, and comes when the test wants.
@@ -191,13 +199,14 @@ def test_it_refreshes_without_javascript(shop: Site) -> None:
         eventually(is_fresh, "a refresh")
 
 
-def test_it_is_there_when_the_pool_is_exhausted(chromium: Chrome, shop: Site) -> None:
-    held = hold(shop, 6, seconds=HELD / 2)  # three of them wait for as long
-    eventually(lambda: state(chromium) == "exhausted", "the pool to be exhausted")
-    assert re.search("WAITING\n[123]", text(chromium, ".pool-numbers").upper())
-    visit(chromium, shop)
-    assert held.is_alive()
-    held.result(DEADLINE)
+def test_it_is_there_when_the_pool_is_exhausted(
+    chromium: Chrome, shop: Site, module_server: Server
+) -> None:
+    with slow_requests(shop, module_server, 6) as requests:
+        eventually(lambda: state(chromium) == "exhausted", "the pool to be exhausted")
+        assert re.search("WAITING\n[123]", text(chromium, ".pool-numbers").upper())
+        visit(chromium, shop)
+        assert requests.is_alive()
     eventually(lambda: state(chromium) in ("ok", "busy"), "the pool to have idle connections")
 
 
