@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -21,6 +20,7 @@ from abs_orm_app.config.address import (
     with_default_options,
 )
 from abs_orm_app.config.entry import KEY, AppOptions, Mode
+from abs_orm_app.config.unread import unread_variables
 from abs_orm_app.config.variables import (
     Reader,
     SettingsError,
@@ -41,7 +41,7 @@ __all__ = [
     "database_from_env",
     "pool_processes",
     "read_env_file",
-    "unknown_pool_variables",
+    "unknown_variables",
 ]
 
 MOST_CONNECTIONS = 262143  # PostgreSQL's own upper bound of max_connections
@@ -116,6 +116,7 @@ _ALL: tuple[Variable[Any], ...] = (
     DB_DISABLE_SERVER_SIDE_CURSORS,
 )
 VARIABLES = {variable.name: variable for variable in _ALL}
+NAMES = (*VARIABLES, *(f"{variable.name}_FILE" for variable in _ALL if variable.secret))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,23 +252,21 @@ def pool_processes(environ: Mapping[str, str] | None = None) -> int:
         return 1
 
 
-def unknown_pool_variables(
+def unknown_variables(
     environ: Mapping[str, str] | None = None, prefixes: Iterable[str] = ("",)
 ) -> dict[str, str | None]:
-    """Variables that look like pool settings but are none, with the name that is probably meant.
+    """Variables that look like ours but that nothing reads, with the name that is probably meant.
 
-    Only what begins with one of the prefixes: another program may have a POOL variable as well.
+    Only what begins with one of the prefixes: another program may have such a variable as well.
     """
     names = os.environ if environ is None else environ
-    prefixes = tuple(prefixes)
-    known = {variable.named(prefix) for prefix in prefixes for variable in _ALL}
     found: dict[str, str | None] = {}
     for prefix in prefixes:
-        for name in sorted(names):
-            plain = name.removeprefix(prefix)
-            if not name.startswith(prefix) or name in known:
-                continue
-            close = get_close_matches(plain, VARIABLES, n=1, cutoff=0.75)
-            if plain.startswith("DB_POOL_") or close == ["DB_MAX_OVERFLOW"]:
-                found[name] = VARIABLES[close[0]].named(prefix) if close else None
+        read = [name for name in NAMES if not prefix or _is_prefixed(name)]
+        for name, meant in unread_variables(names, prefix, NAMES, read):
+            found[name] = prefix + meant if meant and _is_prefixed(meant) else meant
     return found
+
+
+def _is_prefixed(name: str) -> bool:
+    return name not in VARIABLES or VARIABLES[name].prefixed

@@ -13,7 +13,7 @@ from abs_orm_app.environment import (
     SettingsError,
     database_from_env,
     pool_processes,
-    unknown_pool_variables,
+    unknown_variables,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -347,12 +347,12 @@ def test_a_wrong_number_of_processes_is_refused() -> None:
 
 def test_a_pool_variable_that_nobody_knows_is_found_with_what_was_meant() -> None:
     names = [
-        *("DB_POOL_SISE", "DB_POOL_MAX_OVERFLOW", "DB_MAX_OVERFLOWS", "DB_POOL_QUUX", "DB_HOSTS"),
+        *("DB_POOL_SISE", "DB_POOL_MAX_OVERFLOW", "DB_MAX_OVERFLOWS", "DB_POOL_QUUX", "DB_SHARDS"),
         *("REPLICA_DB_POOL_RECICLE", "KC_DB_POOL_MIN_SIZE", "DB_POOL_SIZE", "DATABASE_URL_FILE"),
         *("REPLICA_DB_MAX_OVERFLOW", "REPLICA_DB_POOL_PROCESSES"),
     ]
     environ = dict.fromkeys(names, "1")
-    assert unknown_pool_variables(environ, ["", "REPLICA_"]) == {
+    assert unknown_variables(environ, ["", "REPLICA_"]) == {
         "DB_POOL_SISE": "DB_POOL_SIZE",
         "DB_POOL_MAX_OVERFLOW": "DB_MAX_OVERFLOW",
         "DB_MAX_OVERFLOWS": "DB_MAX_OVERFLOW",
@@ -360,3 +360,46 @@ def test_a_pool_variable_that_nobody_knows_is_found_with_what_was_meant() -> Non
         "REPLICA_DB_POOL_RECICLE": "REPLICA_DB_POOL_RECYCLE",
         "REPLICA_DB_POOL_PROCESSES": "DB_POOL_PROCESSES",
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("DB_PASWORD", "DB_PASSWORD"),
+        ("DB_PASSWROD", "DB_PASSWORD"),
+        ("DB_PASSWORD_FIEL", "DB_PASSWORD_FILE"),
+        ("DATABSE_URL", "DATABASE_URL"),
+        ("DATABASE_URI", "DATABASE_URL"),
+        ("DB_URL", "DATABASE_URL"),
+        ("DB_HOSTNAME", "DB_HOST"),
+        ("DB_HOSTS", "DB_HOST"),
+        ("DB_USERNAME", "DB_USER"),
+        ("DB_DATABASE", "DB_NAME"),
+        ("DB_PASS", "DB_PASSWORD"),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "REPLICA_"])
+def test_a_typo_in_the_address_is_found_with_what_was_meant(
+    prefix: str, name: str, meant: str
+) -> None:
+    environ = {prefix + name: "s3cret"}
+    assert unknown_variables(environ, [prefix]) == {prefix + name: prefix + meant}
+    with pytest.raises(SettingsError) as error:
+        database_from_env(prefix, environ=environ)
+    text = str(error.value)
+    assert text.endswith(f" {prefix}{name} is set: did you mean {prefix}{meant}?")
+    assert text.startswith("No database is set")
+    assert "s3cret" not in text
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"DATABASE_URL": URL, "DATABASE_URI": "sqlite://", "DB_USERNAME": "x", "DB_HOSTNAME": "x"},
+        {"DB_NAME": "n", "DB_HOST": "h", "DB_HOSTNAME": "x", "DB_HOSTS": "x"},
+        {"DB_NAME": "n", "DB_PASSWORD_FILE": "x", "DB_PASWORD": "x", "DB_PASS": "x"},
+        {"DB_NAME": "n", "DB_TYPE": "x", "DB_BACKUP_HOST": "x", "DB_SCHEMA": "x", "DB_SSL": "x"},
+    ],
+)
+def test_a_variable_of_another_program_is_none_of_ours(environ: dict[str, str]) -> None:
+    assert unknown_variables(environ) == {}

@@ -8,14 +8,14 @@ import django
 
 from abs_orm_app.checks import environment_rules, settings_rules
 from abs_orm_app.checks.finding import Finding
-from abs_orm_app.environment import SettingsError, pool_processes, unknown_pool_variables
+from abs_orm_app.environment import SettingsError, pool_processes, unknown_variables
 from abs_orm_app.facts.databases import Configured, pool_parameters
 
 
 def settings_findings(databases: Sequence[Configured]) -> list[Finding]:
     """Findings on the environment, and on settings that cannot work."""
     prefixes = {"", *(database.prefix for database in databases)}
-    unknown = unknown_pool_variables(prefixes=sorted(prefixes))
+    unknown = unknown_variables(prefixes=sorted(prefixes))
     found = environment_rules.unknown_variables(unknown)
     if any(database.pool for database in databases):
         found += settings_rules.static_findings(databases, _installed())

@@ -12,6 +12,7 @@ from urllib.parse import quote, unquote
 import dj_database_url
 from django.core.exceptions import ImproperlyConfigured
 
+from abs_orm_app.config.unread import did_you_mean_these
 from abs_orm_app.config.variables import Reader, Variable, did_you_mean, refuse, whole_number
 
 POSTGRESQL = "abs_orm_app.backends.postgresql"
@@ -293,6 +294,11 @@ PARTS = {
 DB_PASSWORD_PROVIDER = Variable(
     name="DB_PASSWORD_PROVIDER", parse=_dotted_path, default="", echo=False, shared=False
 )
+KNOWN = (
+    *(DATABASE_URL.name, f"{DATABASE_URL.name}_FILE", DB_PASSWORD_PROVIDER.name),
+    *(part.name for part in PARTS.values()),
+    f"{PARTS['password'].name}_FILE",
+)
 
 
 def read_address(reader: Reader, default_url: str | None) -> Address:
@@ -353,14 +359,15 @@ def _gaps(
     prefix, hosts, ports = reader.prefix, address.host.split(","), address.port.split(",")
     if not address.name and "service" not in address.options:
         if url:
-            found.append(f"{reader.variables['DATABASE_URL']} names no database: add /NAME to it.")
+            gap = f"{reader.variables['DATABASE_URL']} names no database: add /NAME to it."
         elif parts:
-            found.append(f"{prefix}DB_NAME is not set: give it the name of the database.")
+            gap = f"{prefix}DB_NAME is not set: give it the name of the database."
         else:
-            found.append(
+            gap = (
                 f"No database is set: set {prefix}DATABASE_URL={EXAMPLE}, or {prefix}DB_HOST,"
                 f" {prefix}DB_NAME, {prefix}DB_USER and {prefix}DB_PASSWORD."
             )
+        found.append(gap + did_you_mean_these(reader.environ, prefix, KNOWN))
     if len(ports) > 1 and len(ports) != len(hosts):
         found.append(
             f"{len(ports)} ports do not go with {len(hosts)} hosts:"
