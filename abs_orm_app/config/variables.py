@@ -17,6 +17,8 @@ from typing import Generic, NoReturn, TypeVar
 import environ  # type: ignore[import-untyped]
 from django.core.exceptions import ImproperlyConfigured
 
+from abs_orm_app.config.broken_settings import verdict_on
+
 T = TypeVar("T")
 
 TRUE = environ.Env.BOOLEAN_TRUE_STRINGS
@@ -59,6 +61,7 @@ def _print_settings_errors_plainly() -> None:
         ours = isinstance(error, SettingsError) and "--traceback" not in sys.argv
         if ours and previous is sys.__excepthook__:
             sys.stderr.write(f"{kind.__name__}: {error}\n")
+            sys.stdout.write(verdict_on(error, sys.argv))
         else:
             previous(kind, error, traceback)
 

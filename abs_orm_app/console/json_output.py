@@ -12,6 +12,7 @@ from abs_orm_app.capacity.advice import Advice
 from abs_orm_app.capacity.budget import Budget, allowance, largest_that_fit
 from abs_orm_app.capacity.queueing import Wait
 from abs_orm_app.checks.finding import Finding
+from abs_orm_app.config.broken_settings import SCHEMA
 from abs_orm_app.console.capacity_options import Answer
 from abs_orm_app.console.profiles import Comparison
 from abs_orm_app.console.verdict import Verdict
@@ -24,8 +25,6 @@ from abs_orm_app.facts.wording import LEVELS
 
 if TYPE_CHECKING:
     from abs_orm_app.drill.runner import Drilled
-
-SCHEMA = 1  # raised when a key is renamed or removed, not when one is added
 
 
 def as_json(

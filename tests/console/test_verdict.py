@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 
@@ -10,6 +11,7 @@ import pytest
 from django.db import connections
 from django.test import override_settings
 
+from abs_orm_app.config.broken_settings import SCHEMA
 from tests.support.projects import POOL, SQLITE, STOCK, Ran, database, entry, manage
 from tests.support.servers import Server
 
@@ -146,3 +148,26 @@ def test_a_wrong_password_in_a_whole_process(shared: Server) -> None:
     done = manage("check_pool", DATABASE_URL=url)
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1] == "FAILED: 1 of 1 database cannot be used."
+
+
+@pytest.mark.parametrize("arguments", [("--format", "json"), ("--format=json", "--drill")])
+def test_settings_that_cannot_be_used_give_json_too(arguments: tuple[str, ...]) -> None:
+    done = manage("check_pool", *arguments, DB_POOL_SIZE="abc", DB_POOL_PRE_PING="ture")
+    assert done.returncode == 1
+    document = json.loads(done.stdout)
+    assert {key: document[key] for key in ("schema", "ok", "exit_code", "summary")} == {
+        "schema": SCHEMA,
+        "ok": False,
+        "exit_code": 1,
+        "summary": "FAILED: the settings cannot be used.",
+    }
+    assert "DB_POOL_SIZE='abc' is not a whole number" in document["error"]
+    assert "DB_POOL_PRE_PING='ture'" in document["error"]
+    assert "Traceback" not in done.stderr
+
+
+def test_settings_that_cannot_be_used_end_in_the_verdict() -> None:
+    done = manage("check_pool", DB_POOL_SIZE="abc")
+    assert (done.returncode, done.stdout) == (1, "FAILED: the settings cannot be used.\n")
+    assert "DB_POOL_SIZE='abc'" in done.stderr
+    assert manage("migrate", DB_POOL_SIZE="abc").stdout == ""
