@@ -6,19 +6,20 @@ from collections.abc import Sequence
 
 import django
 
-from abs_orm_app.checks import environment_rules, settings_rules
+from abs_orm_app.checks import adoption_rules, environment_rules, settings_rules
 from abs_orm_app.checks.finding import Finding
 from abs_orm_app.environment import SettingsError, pool_processes, unknown_variables
 from abs_orm_app.facts.databases import Configured, pool_parameters
 
 
 def settings_findings(databases: Sequence[Configured]) -> list[Finding]:
-    """Findings on the environment, and on settings that cannot work."""
+    """Findings on the environment, on settings that cannot work, and on a pool that is not used."""
     prefixes = {"", *(database.prefix for database in databases)}
     unknown = unknown_variables(prefixes=sorted(prefixes))
     found = environment_rules.unknown_variables(unknown)
     if any(database.pool for database in databases):
         found += settings_rules.static_findings(databases, _installed())
+    found += adoption_rules.adoption_findings(databases)
     try:
         pool_processes()
     except SettingsError as error:

@@ -24,7 +24,9 @@ POOL = {"pool": {"min_size": 20, "max_size": 30}}
 
 
 def found(**arguments: Any) -> list[CheckMessage]:
-    return [m for m in run_checks(**arguments) if (m.id or "").startswith("abs_orm_app.")]
+    """Our messages, except that an alias does not use the pool: many of these do not."""
+    ours = [m for m in run_checks(**arguments) if (m.id or "").startswith("abs_orm_app.")]
+    return [message for message in ours if message.id != "abs_orm_app.I002"]
 
 
 def ids(messages: list[CheckMessage]) -> list[str]:

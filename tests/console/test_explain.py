@@ -21,7 +21,7 @@ def test_a_finding_is_explained_without_a_database() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     first, *rest = done.stdout.splitlines()
     assert first == "E021: the pool size does not fit"
-    assert "Every process opens its pool size" in " ".join(rest)
+    assert "Every process opens as many connections" in " ".join(rest)
     assert "W021" not in done.stdout, "the next entry is another topic"
 
 
