@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from django.db import connections
 
-from tests.backends.test_engine import ALIAS, Database, ask
+from tests.support.databases import ALIAS, Database, ask
 from tests.support.servers import PASSWORD_OVER_TCP, Server
 
 pytestmark = pytest.mark.server(hba=PASSWORD_OVER_TCP, roles=["app LOGIN PASSWORD 'now'"])

@@ -8,64 +8,24 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.base import BaseHandler
 from django.db import DatabaseError, IntegrityError, OperationalError, connections, transaction
-from django.db.backends.base.base import BaseDatabaseWrapper
 from django.http import HttpRequest, HttpResponse
 from django.test import override_settings
 from pytest_django.plugin import DjangoDbBlocker
 
 from abs_orm_app.pool.pool import HardenedPool
+from tests.support.databases import ALIAS, Database, ask
 from tests.support.pools import APP, Call
 from tests.support.servers import Server, wait_until
 
 pytestmark = pytest.mark.server(roles=["reporting"])
 
-ALIAS = "pooled"
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def entry(server: Server, **changes: Any) -> dict[str, Any]:
-    options = {"application_name": APP, "pool": {"min_size": 1, "max_size": 4, "timeout": 20}}
-    return {
-        "ENGINE": "abs_orm_app.backends.postgresql",
-        "NAME": "postgres",
-        "USER": "postgres",
-        "PASSWORD": "",
-        "HOST": str(server.socket_dir),
-        "PORT": str(server.port),
-        "CONN_MAX_AGE": 0,
-        "CONN_HEALTH_CHECKS": True,
-        **changes,
-        "OPTIONS": {**options, **changes.get("OPTIONS", {})},
-    }
-
-
-class Database:
-    """Lets a test add aliases to Django's own `connections`, and takes them away again."""
-
-    def __init__(self, server: Server) -> None:
-        self.server = server
-        self.aliases: list[str] = []
-
-    def __call__(self, alias: str = ALIAS, **changes: Any) -> Any:
-        connections.databases[alias] = entry(self.server, **changes)
-        connections.configure_settings(connections.databases)
-        self.aliases.append(alias)
-        return connections[alias]
-
-    def remove(self) -> None:
-        for alias in self.aliases:
-            wrapper: Any = connections[alias]
-            wrapper.close()
-            wrapper.close_pool()
-            del connections[alias]
-            del connections.databases[alias]
 
 
 @pytest.fixture
@@ -74,13 +34,6 @@ def database(shared: Server, django_db_blocker: DjangoDbBlocker) -> Iterator[Dat
     with django_db_blocker.unblock():
         yield database
         database.remove()
-
-
-def ask(wrapper: BaseDatabaseWrapper, sql: str = "SELECT pg_backend_pid()") -> Any:
-    with wrapper.cursor() as cursor:
-        cursor.execute(sql)
-        row = cursor.fetchone()
-    return row[0] if row else None
 
 
 def test_the_engine_uses_the_hardened_pool_named_for_its_alias(database: Database) -> None:
@@ -298,7 +251,7 @@ def test_leak_seconds_of_the_settings_reach_the_pool(database: Database) -> None
     ask(wrapper)
     assert wrapper.pool is not None
     assert wrapper.pool.leak_seconds == 5.0
-    assert "test_engine.py" in (wrapper.pool.holders()[0].where or "")
+    assert "tests/support/databases.py" in (wrapper.pool.holders()[0].where or "")
 
 
 def test_wrong_settings_are_said_at_once(database: Database) -> None:

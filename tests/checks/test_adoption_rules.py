@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from abs_orm_app.checks.adoption_rules import adoption_findings
-from tests.checks.aliases import facts, from_env, ids
+from tests.support.aliases import facts, from_env, ids
 from tests.support.projects import OURS, SQLITE, STOCK, Ran, database, entry, manage
 
 

@@ -6,7 +6,7 @@ from abs_orm_app.capacity.budget import Budget, Demand, Limit
 from abs_orm_app.checks.budget_rules import budget_findings
 from abs_orm_app.checks.finding import Finding
 from abs_orm_app.facts.databases import Configured
-from tests.checks.aliases import facts, from_env
+from tests.support.aliases import facts, from_env
 
 
 def budget(processes: int, limit: int = 97, aliases: tuple[str, ...] = ("default",)) -> Budget:

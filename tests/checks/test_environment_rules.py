@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abs_orm_app.checks import environment_rules
-from tests.checks.aliases import ids
+from tests.support.aliases import ids
 
 
 def test_an_unknown_variable_is_a_warning_with_what_was_meant() -> None:

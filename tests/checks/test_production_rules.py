@@ -7,7 +7,7 @@ import pytest
 from abs_orm_app.checks.production_rules import deploy_findings
 from abs_orm_app.environment import database_from_env
 from abs_orm_app.facts.databases import configured
-from tests.checks.aliases import facts, from_env, ids
+from tests.support.aliases import facts, from_env, ids
 from tests.support.projects import SQLITE, database
 
 

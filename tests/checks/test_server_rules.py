@@ -18,7 +18,7 @@ from abs_orm_app.facts.databases import configured
 from abs_orm_app.facts.failure import Failure
 from abs_orm_app.facts.report import report
 from abs_orm_app.facts.server import read_server
-from tests.checks.aliases import ids
+from tests.support.aliases import ids
 from tests.support.projects import OURS, STOCK, database, entry
 from tests.support.servers import Server
 

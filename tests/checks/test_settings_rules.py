@@ -13,7 +13,7 @@ from abs_orm_app.checks import settings_rules
 from abs_orm_app.checks.finding import Finding
 from abs_orm_app.checks.settings_rules import Installed, static_findings
 from abs_orm_app.facts.databases import Configured, pool_parameters
-from tests.checks.aliases import facts, from_env, ids, pool
+from tests.support.aliases import facts, from_env, ids, pool
 from tests.support.projects import OURS, ROOT, SQLITE, STOCK
 
 INSTALLED = Installed(

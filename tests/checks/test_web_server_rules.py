@@ -12,7 +12,7 @@ from django.test import override_settings
 from abs_orm_app.checks.web_server_rules import web_findings
 from abs_orm_app.checks.without_server import deployment_findings
 from abs_orm_app.facts.web_server import WebServer, web_server
-from tests.checks.aliases import from_env, ids
+from tests.support.aliases import from_env, ids
 
 TIMEOUTS = {
     "--timeout 60": 60.0,

@@ -12,7 +12,7 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.db import OperationalError, connections
 
-from tests.backends.test_engine import ALIAS, Database, ask
+from tests.support.databases import ALIAS, Database, ask
 from tests.support.pools import Call
 from tests.support.servers import PASSWORD_OVER_TCP, Server, wait_until
 

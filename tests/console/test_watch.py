@@ -29,7 +29,7 @@ from abs_orm_app.console.watch import Look, Watched, watch
 from abs_orm_app.console.watch_view import FINE, PLAIN, Signs, live, picture
 from abs_orm_app.facts.databases import configured
 from abs_orm_app.facts.sessions import Blocked, Fleet, Group, Session, read_fleet
-from tests.capacity.test_budget import server as made_up
+from tests.support.facts import server_facts
 from tests.support.pools import Call
 from tests.support.projects import ROOT, SQLITE, database, entry, manage
 from tests.support.servers import Server, wait_until
@@ -231,7 +231,7 @@ def drawn(groups: int, blocked: int = 0, used: int = 50, signs: Signs = FINE) ->
         # As PostgreSQL 13 tells it.
         blocked=(Blocked(session=session, seconds=None, blockers=(session, session)),) * blocked,
     )
-    look = Look(at=datetime(2026, 1, 2, 3, 4, 5), server=made_up(used=used), fleet=fleet)
+    look = Look(at=datetime(2026, 1, 2, 3, 4, 5), server=server_facts(used=used), fleet=fleet)
     watched = Watched(last=look, shares=(0.1, 0.5, 1.0, 1.5) * 15, failure=None, failing_since=None)
     console = Console(file=StringIO(), width=COLUMNS, height=LINES, color_system=None)
     with console.capture() as captured:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.embedding import embed, run
 from tests.support.processes import Web, web_server
+from tests.support.readme import embed, run
 from tests.support.servers import Server, wait_until
 
 SETTINGS = """

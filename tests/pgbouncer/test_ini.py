@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from contextlib import ExitStack
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from django.core.management import call_command
 
 from abs_orm_app.config.address import session_options
 from abs_orm_app.environment import database_from_env
+from tests.support.pgbouncer_ini import NAMELESS, URL, entry, ini, written
 from tests.support.pgbouncers import PgBouncer, needs_pgbouncer
 from tests.support.ports import reserved_port
 from tests.support.projects import OURS, ROOT, SQLITE, STOCK, database, manage
@@ -26,30 +26,6 @@ pytestmark = pytest.mark.server(
     roles=["app LOGIN PASSWORD 's3c''\"ret'", "reader NOLOGIN ROLE app"],
     sql=['CREATE DATABASE "we""ird-name"'],
 )
-
-URL = "postgresql://app:s3cret@db.example.com/shop"
-
-
-def entry(url: str = URL, **environ: str) -> dict[str, Any]:
-    return database_from_env(environ={"DATABASE_URL": url, **environ})
-
-
-def written(*arguments: str, **entries: dict[str, Any]) -> str:
-    """What the command writes for these entries of DATABASES."""
-    out = StringIO()
-    with ExitStack() as stack:
-        aliases = [stack.enter_context(database(each, alias)) for alias, each in entries.items()]
-        call_command(
-            "pgbouncer_ini", "--database", *aliases, *arguments, stdout=out, stderr=StringIO()
-        )
-    return out.getvalue()
-
-
-def ini(*arguments: str, **entries: dict[str, Any]) -> dict[str, str]:
-    """The same as `{name: value}`, comments left out."""
-    lines = written(*arguments, **entries).splitlines()
-    pairs = (line.partition(" =") for line in lines if line and line[0] not in ";[")
-    return {name: value.strip() for name, _, value in pairs}
 
 
 def test_the_command_does_not_load_the_pool() -> None:
@@ -270,9 +246,6 @@ def test_databases_that_are_not_postgresql_are_left_out_unless_named() -> None:
         call_command("pgbouncer_ini", stdout=out, stderr=StringIO())
     assert "postgres = host=" in out.getvalue()
     assert "cache" not in out.getvalue()
-
-
-NAMELESS = 4_000_000  # an account of the operating system that has no name, as in a container
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's PgBouncer becomes somebody else")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from django.core.management import CommandError
 
-from tests.pgbouncer.test_ini import NAMELESS, entry, ini, written
+from tests.support.pgbouncer_ini import NAMELESS, entry, ini, written
 from tests.support.projects import OURS, SQLITE, manage
 
 

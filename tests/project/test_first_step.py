@@ -6,7 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from tests.support.embedding import ROOT, run
+from tests.support.readme import ROOT, run
 from tests.support.servers import Server
 
 SOURCES = ("abs_orm_app", "abs_project")

@@ -15,7 +15,7 @@ from pathlib import Path
 import django
 import pytest
 
-from tests.support.embedding import ROOT, block, embed, run
+from tests.support.readme import ROOT, block, embed, run
 from tests.support.servers import Server
 
 REPOSITORY = ("abs_orm_app", "abs_project", "benchmarks", "docs", "tests")

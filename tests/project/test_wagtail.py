@@ -19,9 +19,9 @@ from threading import Thread
 
 import pytest
 
-from tests.support.embedding import ROOT, embed, run
 from tests.support.ports import reserved_port
 from tests.support.processes import DEADLINE, Program, Watch, program
+from tests.support.readme import ROOT, embed, run
 from tests.support.servers import Server, wait_until
 
 ENVIRONMENT = ROOT / ".venv-wagtail"
