@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -61,6 +62,24 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Process:
+    """The sessions of one process that names itself PROJECT@HOST:PID."""
+
+    application: str
+    host: str
+    pid: int  # on that host
+
+    active: int
+    idle: int
+    in_transaction: int  # idle in it
+    unknown: int  # of which this role may not see the state
+
+    @property
+    def sessions(self) -> int:
+        return self.active + self.idle + self.in_transaction + self.unknown
+
+
+@dataclass(frozen=True, kw_only=True)
 class Session:
     """One of those who block, or are blocked."""
 
@@ -86,6 +105,7 @@ class Fleet:
 
     groups: tuple[Group, ...]  # the largest first
     blocked: tuple[Blocked, ...]  # who has waited for longest first
+    processes: tuple[Process, ...] = ()  # that name themselves, by application, host and pid
 
     @property
     def sessions(self) -> int:
@@ -125,7 +145,29 @@ def fleet(rows: Iterable[Mapping[str, Any]]) -> Fleet:
     return Fleet(
         groups=tuple(sorted(groups, key=lambda g: (-g.sessions, g.application, g.host))),
         blocked=tuple(sorted(blocked, key=_longest_first)),
+        processes=tuple(_processes(rows)),
     )
+
+
+def _processes(rows: Iterable[Mapping[str, Any]]) -> list[Process]:
+    counts: dict[tuple[str, str, int], Counter[str]] = {}
+    for row in rows:
+        name = _name(row)
+        if name.host is not None and name.pid is not None:
+            key = (name.application, name.host, name.pid)
+            counts.setdefault(key, Counter())[_state(row) or "unknown"] += 1
+    return [
+        Process(
+            application=application,
+            host=host,
+            pid=pid,
+            active=states["active"],
+            idle=states["idle"],
+            in_transaction=states["idle in transaction"],
+            unknown=states["unknown"],
+        )
+        for (application, host, pid), states in sorted(counts.items(), key=lambda item: item[0])
+    ]
 
 
 def _group(application: str, host: str, rows: Iterable[Mapping[str, Any]]) -> Group:

@@ -40,6 +40,20 @@ def test_sessions_are_grouped_by_application_and_host(shared: Server) -> None:
         connection.close()
 
 
+def test_each_process_that_names_itself_is_counted(shared: Server) -> None:
+    names = ("shop@web1:7", "shop@web1:7", "shop@web1:12", "shop@web2:7", "psql")
+    held = [connect(shared, name) for name in names]
+    held[0].execute("SELECT 1")
+    found = see(shared).processes
+    assert [(p.application, p.host, p.pid, p.sessions, p.in_transaction) for p in found] == [
+        ("shop", "web1", 7, 2, 1),
+        ("shop", "web1", 12, 1, 0),
+        ("shop", "web2", 7, 1, 0),
+    ]
+    for connection in held:
+        connection.close()
+
+
 def test_each_state_is_counted_with_its_oldest(shared: Server) -> None:
     with connect(shared, "shop") as first, connect(shared, "shop") as second:
         first.execute("SELECT 1")
