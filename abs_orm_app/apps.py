@@ -1,16 +1,32 @@
-"""The Django app. It has no models and no URLs; it adds system checks and commands."""
+"""The Django app: it adds system checks, commands, and a page in the admin."""
+
+from importlib import import_module
 
 from django.apps import AppConfig, apps
 
 
 class AbsOrmAppConfig(AppConfig):
     name = "abs_orm_app"
-    verbose_name = "Connection pool"
+    verbose_name = "Database"
+
+    def import_models(self) -> None:
+        super().import_models()
+        # The model stands for the page, and is defined beside it.
+        if apps.is_installed("django.contrib.admin"):
+            self.models_module = import_module("abs_orm_app.integrations.admin_page.models")
 
     def ready(self) -> None:
         from abs_orm_app.checks.system_checks import register_checks
 
         register_checks()
+        if apps.is_installed("django.contrib.admin"):
+            from django.contrib import admin
+
+            from abs_orm_app.integrations.admin_page.admin import PoolsAdmin
+            from abs_orm_app.integrations.admin_page.models import Pools
+
+            if not admin.site.is_registered(Pools):
+                admin.site.register(Pools, PoolsAdmin)
         if apps.is_installed("django_prometheus"):
             from abs_orm_app.integrations import prometheus
 

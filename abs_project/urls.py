@@ -1,7 +1,7 @@
 """URLs of the sample project."""
 
 from django.contrib import admin
-from django.urls import include, path
+from django.urls import path
 
 from abs_orm_app.integrations import health
 from abs_project import views
@@ -11,6 +11,5 @@ urlpatterns = [
     path("slow/", views.slow),
     path("async/", views.slow_async),
     path("healthz/", health.view),
-    path("admin/pool/", include("abs_orm_app.integrations.page")),
     path("admin/", admin.site.urls),
 ]

@@ -1,1 +1,1 @@
-"""The pools as others see them: metrics, health checks, a page. Each needs an extra of its own."""
+"""What other systems see of the pools: metrics, health checks, a page in the admin."""

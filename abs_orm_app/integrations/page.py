@@ -1,9 +1,9 @@
-"""The URLs of the live page of the pools in the Django admin, for staff.
+"""The page of the pools at an address of your own below an admin site.
 
     path("admin/pool/", include("abs_orm_app.integrations.page")),  # before the admin's own line
     path("admin/", admin.site.urls),
 
-`docs/page.md` says more.
+The default site needs no such line: it has the page in its index. `docs/page.md` says more.
 """
 
 from django.urls import path

@@ -1,4 +1,4 @@
-"""What the views have in common."""
+"""The decorator that the app's views share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ View = TypeVar("View", bound=Callable[..., HttpResponseBase])
 
 
 def outside_transactions(view: View) -> View:
-    """With ATOMIC_REQUESTS, Django would wait for a connection of each alias before the view."""
+    """Exempt a view from ATOMIC_REQUESTS.
+
+    Otherwise Django would wait for a connection of each such alias before it calls the view.
+    """
     for alias in connections:
         view = transaction.non_atomic_requests(using=alias)(view)
     return view

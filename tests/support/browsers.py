@@ -2,7 +2,7 @@
 
 with site(server) as site, browser() as chromium:
     site.log_in(chromium, STAFF)
-    chromium.get(f"{site.url}/admin/pool/")
+    chromium.get(f"{site.url}{PAGE}")
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from django.core.management import call_command
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
 
+from tests.support.pages import PAGE
 from tests.support.processes import DEADLINE, GUNICORN, Web, run, web_server
 from tests.support.servers import Server
 
@@ -85,7 +86,7 @@ class Site:
     url: str
 
     def log_in(self, chromium: Chrome, user: str) -> None:
-        chromium.get(f"{self.url}/admin/login/?next=/admin/pool/")
+        chromium.get(f"{self.url}/admin/login/?next={PAGE}")
         for field in ("username", "password"):
             chromium.find_element(By.NAME, field).send_keys(user)
         chromium.find_element(By.CSS_SELECTOR, "[type=submit]").click()

@@ -21,6 +21,7 @@ import psycopg
 from selenium.webdriver import Chrome
 
 from tests.support.browsers import STAFF, Site, browser, prefer, prepare, resize, site
+from tests.support.pages import PAGE
 from tests.support.pools import Call
 from tests.support.processes import DEADLINE
 from tests.support.servers import Server
@@ -132,7 +133,7 @@ def _photograph(shop: Site, chromium: Chrome, path: Path, width: int, scheme: st
     time.sleep(3)
     prefer(chromium, scheme)
     resize(chromium, width, 800)
-    chromium.get(f"{shop.url}/admin/pool/")
+    chromium.get(f"{shop.url}{PAGE}")
     bottom = "return document.querySelector('#pool-live').getBoundingClientRect().bottom"
     resize(chromium, width, round(chromium.execute_script(bottom)) + 20)
     path.write_bytes(_smaller(chromium.get_screenshot_as_png()))

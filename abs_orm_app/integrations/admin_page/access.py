@@ -1,60 +1,106 @@
-"""Who may see the pool's pages: the admin's staff, also while the database is away."""
+"""Who may see the page: staff with its permission, also while the database is away."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from django.conf import settings
-from django.contrib import admin
+from django.contrib.admin import AdminSite
 from django.contrib.auth.models import AnonymousUser
+from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponse
+from django.urls import Resolver404, resolve
 from django.utils.crypto import constant_time_compare, salted_hmac
 
-from abs_orm_app.facts.failure import Failure, explain
-from abs_orm_app.integrations.admin_page.side_connections import TROUBLE, beside_the_pools
+from abs_orm_app.facts.failure import Failure
+from abs_orm_app.integrations.unpooled import TROUBLE, Rate, explain_trouble, run_unpooled
 
+PERMISSION = "abs_orm_app.view_pools"
 COOKIE = "abs_orm_app_staff"
 GOOD_FOR = 300  # seconds
+
+# Visitors without a pass may have made up their session: each costs a connection and a query.
+STRANGERS = Rate(5)
+
+
+class Answer(Enum):
+    """May this request see the page?"""
+
+    YES = "yes"
+    LOGIN = "the site wants to know first who it is"
+    FORBIDDEN = "the site knows who it is, and the permission is missing"
+    UNKNOWN = "the database cannot be asked"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """The answer to: may this request see the page?"""
+    """Whether a request may see the page, and what the admin's templates need."""
 
-    granted: bool
-    context: dict[str, Any]  # for the admin's templates
+    answer: Answer
+    context: dict[str, Any]
     failure: Failure | None = None  # why the database could not be asked
 
 
-def access(request: HttpRequest) -> Access:
+def access(request: HttpRequest, site: AdminSite) -> Access:
     """Ask for session, user and permissions, without a connection of the pools.
 
-    If the database does not answer, who was let in a few minutes ago with the same session still
-    is: that is when the page is needed most.
+    If the database does not answer, a browser that was let in a few minutes ago with the same
+    session still is: that is when the page is needed most.
     """
+    known = _has_pass(request)
     try:
-        return beside_the_pools(lambda: _ask(request))
+        return run_unpooled(lambda: _ask(request, site), rate=None if known else STRANGERS)
     except TROUBLE as error:
         _stop_asking(request)
-        return Access(granted=_has_pass(request), context=_context(), failure=explain(error))
+        return Access(
+            answer=Answer.YES if known else Answer.UNKNOWN,
+            context=_context_without_user(site),
+            failure=explain_trouble(error),
+        )
 
 
-def _ask(request: HttpRequest) -> Access:
-    granted = admin.site.has_permission(request)
-    return Access(granted=granted, context=admin.site.each_context(request) if granted else {})
+def site_in_charge(request: HttpRequest) -> AdminSite:
+    """Return the admin site that serves the nearest address above this one.
+
+    Raises ImproperlyConfigured if there is none.
+    """
+    urlconf = getattr(request, "urlconf", None)
+    parts = request.path_info.rstrip("/").split("/")
+    for end in range(len(parts) - 1, 0, -1):
+        try:
+            view = resolve("/".join(parts[:end]) + "/", urlconf).func
+        except Resolver404:
+            continue
+        site = getattr(view, "admin_site", None)  # AdminSite.get_urls sets it on each view
+        if isinstance(site, AdminSite):
+            return site
+    raise ImproperlyConfigured(
+        f"{request.path_info} is below no admin site, so nothing says who may see the connection "
+        'pools: put the page below one, as in path("admin/pool/", include('
+        '"abs_orm_app.integrations.page")).'
+    )
+
+
+def _ask(request: HttpRequest, site: AdminSite) -> Access:
+    if not site.has_permission(request):
+        return Access(answer=Answer.LOGIN, context={})
+    if not request.user.has_perm(PERMISSION):
+        return Access(answer=Answer.FORBIDDEN, context={})
+    return Access(answer=Answer.YES, context=site.each_context(request))
 
 
 def _stop_asking(request: HttpRequest) -> None:
-    """What templates and middleware look at must not ask the database again."""
+    """Keep templates and middleware from asking the database again."""
     request.user = AnonymousUser()
 
 
-def _context() -> dict[str, Any]:
+def _context_without_user(site: AdminSite) -> dict[str, Any]:
     """As much of the admin's context as there is without a user."""
     return {
-        "site_title": admin.site.site_title,
-        "site_header": admin.site.site_header,
+        "site_title": site.site_title,
+        "site_header": site.site_header,
         "has_permission": False,
         "is_nav_sidebar_enabled": False,
         "messages": (),  # they may be in the session
@@ -63,6 +109,8 @@ def _context() -> dict[str, Any]:
 
 def give_pass(request: HttpRequest, response: HttpResponse) -> None:
     """Let the browser come back for a while if the database cannot be asked."""
+    if settings.SESSION_COOKIE_NAME not in request.COOKIES:
+        return  # without a session there is nothing to tie the pass to
     response.set_signed_cookie(
         COOKIE,
         _of_session(request),
@@ -81,6 +129,6 @@ def _has_pass(request: HttpRequest) -> bool:
 
 
 def _of_session(request: HttpRequest) -> str:
-    """What a pass is good with: after a logout it is with none."""
+    """What a pass is valid with: after a logout, with nothing."""
     session = request.COOKIES.get(settings.SESSION_COOKIE_NAME, "")
     return salted_hmac(COOKIE, session, algorithm="sha256").hexdigest()

@@ -1,15 +1,18 @@
-"""Numbers as shapes of SVG, to be drawn by the template."""
+"""Numbers as shapes of SVG, for the templates to draw."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import floor, log10
 
-from abs_orm_app.integrations.admin_page.history import SPAN, Second
+from abs_orm_app.integrations.admin_page.history import SPAN, Past, Second
+from abs_orm_app.integrations.admin_page.wording import amount
 from abs_orm_app.pool.snapshot import Snapshot
 
 WIDTH = 1000.0  # of a gauge
-SPARK_WIDTH, SPARK_HEIGHT = 300.0, 48.0
+CHART_WIDTH, CHART_HEIGHT = 300.0, 64.0
+LINE = 2.0  # room for the line at the top and at the bottom
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,40 +49,71 @@ def gauge(now: Snapshot) -> Gauge:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spark:
+class Chart:
     """One line over the last minutes; the right end is now."""
 
     label: str
-    latest: float | None  # None: nobody has looked yet
-    peak: float
+    latest: str
+    peak: str
+    top: str  # of the axis, which begins at 0
     line: str  # the points of a polyline
     area: str  # of a polygon
+    limit: str  # the height at which the limit is; "" for none
+    size: str  # the height at which the overflow begins; "" for none
+    marks: tuple[str, ...]  # where something went wrong: positions on the axis of time
 
 
-def sparks(past: Sequence[Second]) -> list[Spark]:
-    return [
-        _spark("in use", past, lambda second: second.in_use),
-        _spark("checkouts per second", past, lambda second: second.checkouts),
-        _spark("waits per second", past, lambda second: second.waits),
-    ]
+def charts(past: Past, now: Snapshot) -> tuple[Chart, ...]:
+    """What the page draws of a pool."""
+    size = now.size if now.size < now.limit else None
+    return (
+        _chart("Connections in use", past, lambda second: second.in_use, now.limit, size),
+        _chart("Checkouts per second", past, lambda second: second.checkouts),
+        _chart("Waits per second", past, lambda second: second.waits, marked=True),
+    )
 
 
-def _spark(label: str, past: Sequence[Second], value: Callable[[Second], float]) -> Spark:
-    peak = max(map(value, past), default=0.0)
-    points = [
-        (
-            max(0.0, 1 - second.age / SPAN) * SPARK_WIDTH,
-            SPARK_HEIGHT - 2 - value(second) / max(peak, 1.0) * (SPARK_HEIGHT - 4),
-        )
-        for second in past
-    ]
+def _chart(
+    label: str,
+    past: Past,
+    value: Callable[[Second], float],
+    limit: int | None = None,
+    size: int | None = None,
+    *,
+    marked: bool = False,
+) -> Chart:
+    peak = max(map(value, past.seconds), default=0.0)
+    top = max(peak, limit) if limit else round_up(peak)
+
+    def height(number: float) -> float:
+        return CHART_HEIGHT - LINE - number / top * (CHART_HEIGHT - 2 * LINE)
+
+    points = [(_x(second), height(value(second))) for second in past.seconds]
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    ends = (points[0][0], points[-1][0]) if points else (0.0, 0.0)
-    area = f"{ends[0]:.1f},{SPARK_HEIGHT:g} {line} {ends[1]:.1f},{SPARK_HEIGHT:g}" if points else ""
-    return Spark(
+    area = ""
+    if points:
+        bottom = f"{CHART_HEIGHT:g}"
+        area = f"{points[0][0]:.1f},{bottom} {line} {points[-1][0]:.1f},{bottom}"
+    return Chart(
         label=label,
-        latest=value(past[-1]) if past else None,
-        peak=peak,
+        latest=amount(value(past.seconds[-1]) if past.seconds else None),
+        peak=amount(peak),
+        top=amount(top),
         line=line,
         area=area,
+        limit=f"{height(limit):.1f}" if limit else "",
+        size=f"{height(size):.1f}" if size else "",
+        marks=tuple(f"{_x(second):.1f}" for second in past.seconds if marked and second.timeouts),
     )
+
+
+def _x(second: Second) -> float:
+    return max(0.0, 1 - second.age / SPAN) * CHART_WIDTH
+
+
+def round_up(peak: float) -> float:
+    """The next of 1, 2, 5, 10, 20, 50, ...: a number that a reader can divide."""
+    if peak <= 1:
+        return 1.0
+    power = 10.0 ** floor(log10(peak))
+    return next(step * power for step in (1, 2, 5, 10) if step * power >= peak)

@@ -1,34 +1,26 @@
-"""The pages of docs/ that the app brings along, as HTML: findings link to them.
+"""The pages of docs/ that the app contains, as HTML: findings link to them.
 
-As much of Markdown as these pages use. `abs_orm_app/checks/guide` has links to their files, which
-the wheel has as files.
+markdown-it-py renders them where it is installed (the extra `page`). Without it a page is shown as
+the Markdown that it is, and a link still leads to its entry.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
-from django.utils.html import escape, format_html, format_html_join
+from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 from django.utils.text import slugify
 
-from abs_orm_app import checks
+from abs_orm_app.checks.guide import PAGES
 
-FILES = {path.stem: path for path in (Path(checks.__file__).parent / "guide").glob("*.md")}
+if TYPE_CHECKING:
+    from markdown_it.token import Token
 
 _ANCHOR = re.compile(r'<a id="([^"]+)"></a>')
-_INLINE = re.compile(
-    r"""
-      `(?P<code>[^`]+)`
-    | \[(?P<text>(?:`[^`]*`|[^]`])+)\]\((?P<target>[^)\s]+)\)
-    | \*\*(?P<strong>[^*]+)\*\*
-    | \*(?P<em>[^*\s][^*]*)\*
-    """,
-    re.VERBOSE,
-)
-_FENCE = "```"
 
 
 def title(markdown: str) -> str:
@@ -36,109 +28,61 @@ def title(markdown: str) -> str:
 
 
 def render(markdown: str) -> SafeString:
-    """The page without its title."""
+    """The page without its title. The text is the app's own, so its few tags are kept."""
     body = markdown.partition("\n")[2]
-    return format_html_join("\n", "{}", ((_block(lines),) for lines in _blocks(body)))
+    try:
+        from markdown_it import MarkdownIt
+    except ImportError:
+        return as_text(body)
+    parser = MarkdownIt("commonmark").enable("table")
+    tokens = parser.parse(body)
+    _name_headings(tokens)
+    for token in tokens:
+        if token.children:
+            token.children = list(_follow_links(token.children))
+    html = parser.renderer.render(tokens, parser.options, {})
+    html = html.replace("<table>", '<div class="pool-scroll"><table>')
+    html = html.replace("</table>", "</table></div>")
+    return SafeString(html)
 
 
-def _blocks(markdown: str) -> Iterator[list[str]]:
-    """Parts between empty lines; those of a code block are one."""
-    block: list[str] = []
-    in_code = False
-    for line in markdown.splitlines():
-        if line.startswith(_FENCE):
-            in_code = not in_code
-        if line or in_code:
-            block.append(line)
-        elif block:
-            yield block
-            block = []
-    if block:
-        yield block
-
-
-def _block(lines: list[str]) -> SafeString:
-    first = lines[0]
-    if first.startswith(_FENCE):
-        return format_html("<pre><code>{}</code></pre>", "\n".join(lines[1:-1]))
-    if first.startswith("#"):
-        return _heading(first)
-    if first.startswith("|"):
-        return _table(lines)
-    if first.startswith(">"):
-        return _tagged("blockquote", " ".join(line.lstrip("> ") for line in lines))
-    before, items = _items(lines)
-    paragraph = _tagged("p", " ".join(before)) if before else SafeString()
-    listed = format_html_join("", "<li>{}</li>", ((_inline(item),) for item in items))
-    return format_html("{}<ul>{}</ul>", paragraph, listed) if items else paragraph
-
-
-def _items(lines: list[str]) -> tuple[list[str], list[str]]:
-    """The lines before a list, and its items."""
-    before: list[str] = []
-    items: list[str] = []
-    for line in lines:
-        if line.startswith("- "):
-            items.append(line[2:])
-        elif items:
-            items[-1] += f" {line.strip()}"
-        else:
-            before.append(line)
-    return before, items
-
-
-def _heading(line: str) -> SafeString:
-    marks, _, text = line.partition(" ")
-    anchor = _ANCHOR.match(text)
-    text = _ANCHOR.sub("", text)
-    tag = f"h{len(marks)}"
-    return format_html(
-        "<{} id='{}'>{}</{}>", tag, anchor[1] if anchor else slugify(text), _inline(text), tag
+def as_text(body: str) -> SafeString:
+    """The page as it is written, in sections that a link can lead to."""
+    sections = re.split(r"^(?=##+ )", body, flags=re.MULTILINE)
+    return format_html_join(
+        "",
+        '<section id="{}"><pre>{}</pre></section>',
+        ((_name(section.partition("\n")[0]), _ANCHOR.sub("", section)) for section in sections),
     )
 
 
-def _table(lines: list[str]) -> SafeString:
-    cells = (line.strip().removeprefix("|").removesuffix("|").split("|") for line in lines)
-    rows = [[cell.strip() for cell in row] for row in cells]
-    head, *body = [row for row in rows if set("".join(row)) - set("-: ")]
-    return format_html(
-        "<div class='pool-scroll'><table><thead>{}</thead><tbody>{}</tbody></table></div>",
-        _row("th", head),
-        format_html_join("", "{}", ((_row("td", row),) for row in body)),
-    )
+def _name(heading: str) -> str:
+    """The anchor of a heading: its own, or as GitHub makes it of the text."""
+    anchor = _ANCHOR.search(heading)
+    return anchor[1] if anchor else slugify(heading)
 
 
-def _row(tag: str, cells: list[str]) -> SafeString:
-    made = format_html_join("", "{}", ((_tagged(tag, cell),) for cell in cells))
-    return format_html("<tr>{}</tr>", made)
+def _name_headings(tokens: list[Token]) -> None:
+    for heading, text in pairwise(tokens):
+        if heading.type == "heading_open":
+            heading.attrSet("id", _name(text.content))
+            text.children = [t for t in text.children or () if t.type != "html_inline"]
 
 
-def _tagged(tag: str, text: str) -> SafeString:
-    return format_html("<{}>{}</{}>", tag, _inline(text), tag)
+def _follow_links(tokens: list[Token]) -> Iterator[Token]:
+    """Keep the links to pages that are here, or on the web; of the others, keep the text."""
+    kept = True
+    for token in tokens:
+        if token.type == "link_open":
+            target = _target(str(token.attrGet("href") or ""))
+            kept = bool(target)
+            token.attrSet("href", target)
+        if kept or token.type not in ("link_open", "link_close"):
+            yield token
 
 
-def _inline(text: str) -> SafeString:
-    """With its code, links and emphasis."""
-    made, end = SafeString(), 0
-    for match in _INLINE.finditer(text):
-        made += escape(text[end : match.start()]) + _marked(match)
-        end = match.end()
-    return made + escape(text[end:])
-
-
-def _marked(match: re.Match[str]) -> SafeString:
-    kind = match.lastgroup or ""
-    if kind == "target":
-        return _link(_inline(match["text"]), match["target"])
-    inside = escape(match["code"]) if kind == "code" else _inline(match[kind])
-    return format_html("<{}>{}</{}>", kind, inside, kind)
-
-
-def _link(text: SafeString, target: str) -> SafeString:
-    """To a page that is here, or on the web; of another page of docs/, only the text."""
-    page, mark, anchor = target.partition("#")
-    if page.removesuffix(".md") in FILES:
-        target = f"../{page.removesuffix('.md')}/{mark}{anchor}"
-    elif page and not page.startswith("https://"):
-        return text
-    return format_html('<a href="{}">{}</a>', target, text)
+def _target(href: str) -> str:
+    page, mark, anchor = href.partition("#")
+    if page.removesuffix(".md") in PAGES:
+        return f"../{page.removesuffix('.md')}/{mark}{anchor}"
+    return "" if page and not page.startswith("https://") else href

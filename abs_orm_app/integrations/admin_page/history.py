@@ -3,32 +3,62 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from time import monotonic
 from weakref import WeakKeyDictionary
 
+from abs_orm_app.pool.histogram import Distribution
 from abs_orm_app.pool.pool import TICK, HardenedPool, observers
 from abs_orm_app.pool.snapshot import Snapshot, snapshot
 
 SPAN = 300.0  # seconds
 
 
+@dataclass(frozen=True)
+class Look:
+    """What a pool was doing at a moment."""
+
+    at: float  # monotonic
+    pool: Snapshot
+
+
 @dataclass(frozen=True, kw_only=True)
 class Second:
-    """What happened between two looks, and how it was at the second."""
+    """What happened between two looks, and the state at the later one."""
 
     age: float  # seconds
     in_use: int
+    waiting: int
     checkouts: float  # per second
     waits: float  # per second: requests that found no idle connection
+    timeouts: int
 
 
-_looks: WeakKeyDictionary[HardenedPool, deque[tuple[float, Snapshot]]] = WeakKeyDictionary()
+@dataclass(frozen=True, kw_only=True)
+class Past:
+    """The last `SPAN` seconds of a pool, or as much of them as were seen."""
+
+    seconds: tuple[Second, ...]  # the oldest first
+    covered: float  # seconds
+    checkouts: int
+    waits: Distribution  # of the checkouts that found no idle connection
+    uses: Distribution
+    creates: Distribution
+    exhausted: float | None  # seconds for which it has been; None: it is not
+    longest_wait: float | None  # at least so many seconds; None: nothing waits
+
+    def timeouts(self, seconds: float) -> int:
+        """Checkouts that timed out in the last so many seconds."""
+        return sum(second.timeouts for second in self.seconds if second.age < seconds)
+
+
+_looks: WeakKeyDictionary[HardenedPool, deque[Look]] = WeakKeyDictionary()
 
 
 def keep() -> None:
-    """Begin to look, if nobody has begun."""
+    """Begin to look, unless it has begun."""
     if look not in observers:
         observers.append(look)
 
@@ -36,25 +66,86 @@ def keep() -> None:
 def look(pool: HardenedPool) -> None:
     """Remember what the pool is doing now."""
     looks = _looks.setdefault(pool, deque(maxlen=round(SPAN / TICK) + 1))
-    looks.append((monotonic(), snapshot(pool)))
+    looks.append(Look(monotonic(), snapshot(pool)))
 
 
-def history(pool: HardenedPool) -> list[Second]:
-    """The last `SPAN` seconds, the oldest first; empty if nobody has looked yet."""
-    now = monotonic()
-    looks = [(at, shot) for at, shot in tuple(_looks.get(pool, ())) if now - at <= SPAN]
-    return [
-        Second(
-            age=now - at,
-            in_use=after.in_use,
-            checkouts=_grown(before.checkouts, after.checkouts) / (at - earlier),
-            waits=_grown(before.queued, after.queued) / (at - earlier),
-        )
-        for (earlier, before), (at, after) in pairwise(looks)
-        if at > earlier
-    ]
+def history(pool: HardenedPool, now: Snapshot) -> Past:
+    """The past of a pool up to `now`."""
+    return past((*tuple(_looks.get(pool, ())), Look(monotonic(), now)))
+
+
+def past(looks: Sequence[Look]) -> Past:
+    """The past from some looks, the oldest first; the last one is the present."""
+    latest = looks[-1]
+    looks = [each for each in looks if latest.at - each.at <= SPAN]
+    first = looks[0].pool
+    return Past(
+        seconds=tuple(
+            _second(before, after, latest.at)
+            for before, after in pairwise(looks)
+            if after.at > before.at
+        ),
+        covered=latest.at - looks[0].at,
+        checkouts=_grown(first.checkouts, latest.pool.checkouts),
+        waits=_since(first.waits, latest.pool.waits),
+        uses=_since(first.uses, latest.pool.uses),
+        creates=_since(first.creates, latest.pool.creates),
+        exhausted=_exhausted_for(looks),
+        longest_wait=_longest_wait(looks),
+    )
+
+
+def is_exhausted(pool: Snapshot) -> bool:
+    """True if requests wait because every connection that there may be is in use."""
+    return bool(pool.waiting) and pool.in_use >= pool.limit
+
+
+def _second(before: Look, after: Look, now: float) -> Second:
+    seconds = after.at - before.at
+    return Second(
+        age=now - after.at,
+        in_use=after.pool.in_use,
+        waiting=after.pool.waiting,
+        checkouts=_grown(before.pool.checkouts, after.pool.checkouts) / seconds,
+        waits=_grown(before.pool.queued, after.pool.queued) / seconds,
+        timeouts=_grown(before.pool.timeouts, after.pool.timeouts),
+    )
+
+
+def _exhausted_for(looks: Sequence[Look]) -> float | None:
+    since = None
+    for each in reversed(looks):
+        if not is_exhausted(each.pool):
+            break
+        since = each.at
+    return None if since is None else looks[-1].at - since
+
+
+def _longest_wait(looks: Sequence[Look]) -> float | None:
+    """How long the request at the head of the queue has waited, at least.
+
+    The queue is first in, first out: the requests that wait now are the last ones that were
+    counted in `queued`. So the head joined before the first look that had counted it.
+    """
+    latest = looks[-1]
+    if not latest.pool.waiting:
+        return None
+    before_it = latest.pool.queued - latest.pool.waiting
+    since = latest.at
+    for each in reversed(looks):
+        if each.pool.queued <= before_it:
+            break
+        since = each.at
+    return latest.at - since
 
 
 def _grown(before: int, after: int) -> int:
     """By how much a counter has grown; `pop_stats` sets it back to zero."""
     return after - before if after >= before else after
+
+
+def _since(before: Distribution, after: Distribution) -> Distribution:
+    counts = tuple(new - old for old, new in zip(before.counts, after.counts, strict=True))
+    if min(counts) < 0:  # it began anew
+        return after
+    return Distribution(counts, after.total - before.total)

@@ -1,11 +1,10 @@
-"""All that the page shows: this process's pools, their servers, who else is there, findings."""
+"""All facts that the page shows: this process's pools, their servers and sessions, findings."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 from django.db import connections
 
@@ -13,21 +12,25 @@ from abs_orm_app.capacity.budget import Limit, allowance, in_use
 from abs_orm_app.checks.collect import all_findings
 from abs_orm_app.checks.finding import Finding
 from abs_orm_app.facts.active import Active, active
-from abs_orm_app.facts.connecting import parameters_of
-from abs_orm_app.facts.connection_test import pooler_of
 from abs_orm_app.facts.databases import Configured, configured_databases
-from abs_orm_app.facts.failure import Failure, explain
-from abs_orm_app.facts.pooler import is_pooled
+from abs_orm_app.facts.failure import Failure
 from abs_orm_app.facts.pools import current_pools
 from abs_orm_app.facts.report import Report
-from abs_orm_app.facts.server import ServerFacts, read_server
-from abs_orm_app.facts.sessions import Fleet, read_fleet
-from abs_orm_app.integrations.admin_page.history import Second, history
-from abs_orm_app.integrations.admin_page.side_connections import TROUBLE, beside_the_pools
-from abs_orm_app.pool.entry import Holder
+from abs_orm_app.facts.server import ServerFacts
+from abs_orm_app.facts.sessions import Fleet
+from abs_orm_app.integrations.admin_page.answers import Answer, ask_all
+from abs_orm_app.integrations.admin_page.history import Past, history
+from abs_orm_app.integrations.admin_page.holders import Group, group_holders, requests_of
 from abs_orm_app.pool.snapshot import Snapshot, snapshot
 
-State = Literal["ok", "busy", "exhausted", "unused", "stock", "none"]
+
+@dataclass(frozen=True, kw_only=True)
+class Live:
+    """The pool of one alias in this process."""
+
+    now: Snapshot
+    past: Past
+    holders: tuple[Group, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,19 +39,8 @@ class Panel:
 
     configured: Configured
     active: Active | Failure | None
-    now: Snapshot | None  # None: no pool of ours, or nothing has used it yet
-    holders: tuple[Holder, ...]
-    past: tuple[Second, ...]
-
-    @property
-    def state(self) -> State:
-        if self.now is None:
-            if not isinstance(self.active, Active):
-                return "none"
-            return "stock" if self.active.opened else "unused"
-        if self.now.waiting and self.now.in_use >= self.now.limit:
-            return "exhausted"
-        return "busy" if self.now.waiting or self.now.overflow else "ok"
+    live: Live | None  # None: no pool of ours, or nothing has used it yet
+    server: ServerFacts | Failure | None  # None: it is not PostgreSQL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +48,7 @@ class Database:
     """One database on a server, with all who are connected."""
 
     aliases: tuple[str, ...]
+    project: str  # whose processes are this deployment's; "" if they have no name
     server: ServerFacts
     fleet: Fleet
 
@@ -72,78 +65,42 @@ class Database:
 class Overview:
     panels: tuple[Panel, ...]
     databases: tuple[Database, ...]
-    unreached: tuple[tuple[str, Failure], ...]  # aliases, and why
     findings: tuple[Finding, ...]  # the gravest first
 
 
 def overview() -> Overview:
-    """Look at this process and at all servers. Ends in time."""
+    """Look at this process and at all servers. Takes as long as `ask_all`."""
     configured = configured_databases()
-    panels = tuple(map(_panel, configured))
     asked = [database for database in configured if database.vendor == "postgresql"]
-    with ThreadPoolExecutor(max_workers=max(len(asked), 1)) as executor:
-        answers = dict(zip((d.alias for d in asked), executor.map(_ask, asked), strict=True))
+    answers = ask_all(asked)
+    panels = tuple(_panel(database, answers.get(database.alias)) for database in configured)
     reports = [
-        Report(configured=panel.configured, active=panel.active, server=server, test=None)
+        Report(configured=panel.configured, active=panel.active, server=panel.server, test=None)
         for panel in panels
-        for server in [_facts(answers.get(panel.configured.alias))]
     ]
     return Overview(
         panels=panels,
         databases=tuple(_databases(answers.items())),
-        unreached=tuple((a, found) for a, found in answers.items() if isinstance(found, Failure)),
         findings=tuple(sorted(all_findings(reports), key=lambda finding: -finding.level)),
     )
 
 
-def _panel(configured: Configured) -> Panel:
-    in_effect = active(configured)
-    pool = current_pools().get(configured.alias)
-    if pool is None or pool.closed:
-        return Panel(configured=configured, active=in_effect, now=None, holders=(), past=())
+def _panel(configured: Configured, answer: Answer | Failure | None) -> Panel:
     return Panel(
         configured=configured,
-        active=in_effect,
-        now=snapshot(pool),
-        holders=tuple(pool.holders()),
-        past=tuple(history(pool)),
+        active=active(configured),
+        live=_live(configured.alias),
+        server=answer[0] if isinstance(answer, tuple) else answer,
     )
 
 
-Answer = tuple[ServerFacts, Fleet]
-
-
-def _ask(configured: Configured) -> Answer | Failure:
-    try:
-        return beside_the_pools(lambda: _answer(configured.alias))
-    except TROUBLE as error:
-        return explain(error, configured)
-
-
-def _answer(alias: str) -> Answer:
-    wrapper: Any = connections[alias]
-    wrapper.ensure_connection()
-    connection = wrapper.connection
-    server, fleet = read_server(connection), read_fleet(connection)
-    # What follows is of the session, and would not be seen in a transaction with its own limit.
-    wrapper.commit()
-    wrapper.set_autocommit(True)
-    settings = {**server.settings, "statement_timeout": _statement_timeout(connection)}
-    pooler = None
-    if is_pooled(connection):  # else there is no need to ask for a password once more
-        pooler = pooler_of(wrapper, connection, parameters_of(wrapper))
-    return replace(server, settings=settings, pooler=pooler), fleet
-
-
-def _statement_timeout(connection: Any) -> float:
-    """Seconds; 0 is off."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT setting FROM pg_settings WHERE name = 'statement_timeout'")
-        return int(cursor.fetchone()[0]) / 1000
-
-
-def _facts(answer: Answer | Failure | None) -> ServerFacts | Failure | None:
-    return answer[0] if isinstance(answer, tuple) else answer
+def _live(alias: str) -> Live | None:
+    pool = current_pools().get(alias)
+    if pool is None or pool.closed:
+        return None
+    now, holders = snapshot(pool), pool.holders()
+    requests = requests_of({holder.thread for holder in holders})
+    return Live(now=now, past=history(pool, now), holders=group_holders(holders, requests))
 
 
 def _databases(answers: Iterable[tuple[str, Answer | Failure]]) -> list[Database]:
@@ -154,6 +111,12 @@ def _databases(answers: Iterable[tuple[str, Answer | Failure]]) -> list[Database
             key = (answer[0].identity, answer[0].database)
             found.setdefault(key, ([], answer))[0].append(alias)
     return [
-        Database(aliases=tuple(aliases), server=server, fleet=fleet)
+        Database(aliases=tuple(aliases), project=_project(aliases[0]), server=server, fleet=fleet)
         for aliases, (server, fleet) in found.values()
     ]
+
+
+def _project(alias: str) -> str:
+    entry: dict[str, Any] = connections[alias].settings_dict
+    extra = entry.get("ABS_ORM_APP") or {}
+    return str(extra.get("project") or "")

@@ -1,22 +1,22 @@
-"""A live page of the pools in the Django admin, for staff.
-
-    path("admin/pool/", include("abs_orm_app.integrations.page")),  # before the admin's own line
-    path("admin/", admin.site.urls),
+"""The page of the pools and its guide, in the Django admin.
 
 It takes no connection of the pools and ends in time, so that it is there when they are in trouble.
-`docs/page.md` says more.
+`docs/page.md` says more. What a view needs is imported when it is used: every `manage.py` command
+that reads the URLconf imports this module.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from django.contrib import admin
 from django.contrib.auth.decorators import login_not_required
 from django.contrib.auth.views import redirect_to_login
+from django.core.exceptions import PermissionDenied
+from django.core.signals import request_started
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.urls import reverse
@@ -25,14 +25,15 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.http import require_safe
 
-from abs_orm_app.integrations.admin_page import guide, history
-from abs_orm_app.integrations.admin_page.access import Access, access, give_pass
-from abs_orm_app.integrations.admin_page.overview import overview
 from abs_orm_app.integrations.views import outside_transactions
 
-REFRESH = 5  # seconds
+if TYPE_CHECKING:
+    from django.contrib.admin import AdminSite
 
-history.keep()
+    from abs_orm_app.integrations.admin_page.access import Access
+
+REFRESH = 5  # seconds
+TITLE = "Connection pools"
 
 
 @never_cache
@@ -40,19 +41,24 @@ history.keep()
 @csrf_protect
 @login_not_required  # it is asked for here
 @outside_transactions
-def page(request: HttpRequest) -> HttpResponse:
-    """The page; the login where nobody is logged in; 503 where the database cannot be asked."""
-    asked = access(request)
-    if not asked.granted:
-        return _refuse(request, asked)
+def page(request: HttpRequest, site: AdminSite | None = None) -> HttpResponse:
+    """Show the page. 503 while the database cannot be asked who the visitor is."""
+    from abs_orm_app.integrations.admin_page import cards
+    from abs_orm_app.integrations.admin_page.access import give_pass
+    from abs_orm_app.integrations.admin_page.overview import overview
+
+    site, asked, refusal = _admit(request, site)
+    if refusal:
+        return refusal
+    process = f"{socket.gethostname()}:{os.getpid()}"
     context = {
-        "title": "Connection pools",
-        "overview": overview(),
-        "process": f"{socket.gethostname()}:{os.getpid()}",
+        "title": TITLE,
+        "page": cards.page(overview(), process, _guide_link(request.path), asked.failure),
+        "process": process,
         "now": datetime.now(timezone.get_current_timezone()),
         "refresh": REFRESH,
     }
-    response = _answer(request, asked, "page", context)
+    response = _answer(request, site, asked, "page", context)
     if asked.failure is None:
         give_pass(request, response)
     return response
@@ -63,29 +69,56 @@ def page(request: HttpRequest) -> HttpResponse:
 @csrf_protect
 @login_not_required
 @outside_transactions
-def guide_page(request: HttpRequest, name: str) -> HttpResponse:
-    """A page of the app's documentation."""
-    asked = access(request)
-    if not asked.granted:
-        return _refuse(request, asked)
-    if name not in guide.FILES:
+def guide_page(request: HttpRequest, name: str, site: AdminSite | None = None) -> HttpResponse:
+    """Show a page of the app's documentation."""
+    from abs_orm_app.checks.guide import PAGES
+    from abs_orm_app.integrations.admin_page import guide
+
+    site, asked, refusal = _admit(request, site)
+    if refusal:
+        return refusal
+    if name not in PAGES:
         raise Http404
-    markdown = guide.FILES[name].read_text()
-    context = {"title": guide.title(markdown), "guide": guide.render(markdown)}
-    return _answer(request, asked, "guide", context)
+    markdown = PAGES[name].read_text(encoding="utf-8")
+    context = {
+        "title": guide.title(markdown),
+        "guide": guide.render(markdown),
+        "page_url": request.path.removesuffix(f"guide/{name}/"),
+    }
+    return _answer(request, site, asked, "guide", context)
 
 
-def _refuse(request: HttpRequest, asked: Access) -> HttpResponse:
-    if asked.failure:
-        return _answer(request, asked, "unavailable", {"title": "Connection pools"})
-    login = reverse("admin:login", current_app=admin.site.name)
-    return redirect_to_login(request.get_full_path(), login)
+def _guide_link(page: str) -> Any:
+    return lambda name, anchor: f"{page}guide/{name}/#{anchor}"
+
+
+def _admit(
+    request: HttpRequest, site: AdminSite | None
+) -> tuple[AdminSite, Access, HttpResponse | None]:
+    """The site that was asked, its answer, and the response to a visitor who may not see the page.
+
+    Raises PermissionDenied for staff without the permission.
+    """
+    from abs_orm_app.integrations.admin_page.access import Answer, access, site_in_charge
+
+    site = site or site_in_charge(request)
+    asked = access(request, site)
+    refusal = None
+    if asked.answer is Answer.FORBIDDEN:
+        raise PermissionDenied
+    if asked.answer is Answer.UNKNOWN:
+        refusal = _answer(request, site, asked, "unavailable", {"title": TITLE})
+        refusal.headers["Retry-After"] = str(REFRESH)
+    elif asked.answer is Answer.LOGIN:
+        login = reverse("admin:login", current_app=site.name)
+        refusal = redirect_to_login(request.get_full_path(), login)
+    return site, asked, refusal
 
 
 def _answer(
-    request: HttpRequest, asked: Access, template: str, context: dict[str, Any]
+    request: HttpRequest, site: AdminSite, asked: Access, template: str, context: dict[str, Any]
 ) -> HttpResponse:
-    request.current_app = admin.site.name
+    request.current_app = site.name
     # With 503, the session's middleware leaves the session alone, which the database has.
     return render(
         request,
@@ -93,3 +126,15 @@ def _answer(
         {**asked.context, **context, "failure": asked.failure},
         status=503 if asked.failure else 200,
     )
+
+
+def _begin_history(**_: Any) -> None:
+    """Let each process that serves requests remember what its pools did, from its first request."""
+    request_started.disconnect(_begin_history)
+    with suppress(ImportError):  # psycopg_pool: there can be no pool to look at
+        from abs_orm_app.integrations.admin_page import history
+
+        history.keep()
+
+
+request_started.connect(_begin_history)

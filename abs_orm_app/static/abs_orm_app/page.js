@@ -1,4 +1,6 @@
-// Puts a fresh copy of the page in the place of the old one, every few seconds, while it is looked at.
+// Brings the page up to date every few seconds, while somebody looks at it.
+//
+// Only what has changed is changed: focus, scrolling, open details and selected text stay.
 "use strict";
 
 (() => {
@@ -6,46 +8,108 @@
     const status = document.getElementById("pool-status");
     const button = document.getElementById("pool-pause");
     const seconds = Number(bar.dataset.refresh);
+    const refreshes = `Refreshes every ${seconds} seconds.`;
     let paused = false;
 
     function say(text, alarm) {
-        status.textContent = text;
+        if (status.textContent !== text) {
+            status.textContent = text; // once: a screen reader says it
+        }
         status.classList.toggle("alarm", alarm);
     }
 
-    function seenAt() {
+    function shownAt() {
         return document.querySelector("#pool-live time").textContent;
     }
 
-    // What the reader has scrolled sideways, or focused, stays so: it has an id.
-    function replace(old, fresh) {
-        const focused = old.contains(document.activeElement) ? document.activeElement.id : "";
-        const tables = [...old.querySelectorAll(".pool-scroll")];
-        const scrolled = tables.map(({ id, scrollLeft }) => ({ id, scrollLeft }));
-        old.replaceWith(fresh);
-        for (const { id, scrollLeft } of scrolled) {
-            document.getElementById(id)?.scrollTo(scrollLeft, 0);
+    // An XMLHttpRequest parses HTML without a script, as a page with Trusted Types wants it.
+    function load(url) {
+        return new Promise((resolve, reject) => {
+            const request = new XMLHttpRequest();
+            request.open("GET", url);
+            request.responseType = "document";
+            request.timeout = 30000;
+            request.onload = () => resolve(request);
+            request.onerror = request.ontimeout = reject;
+            request.send();
+        });
+    }
+
+    function isSelected(node) {
+        const selection = getSelection();
+        return !selection.isCollapsed && selection.containsNode(node, true);
+    }
+
+    function matches(old, fresh) {
+        return old && old.nodeType === fresh.nodeType && old.nodeName === fresh.nodeName
+            && (old.id ?? "") === (fresh.id ?? "");
+    }
+
+    function updateAttributes(old, fresh) {
+        for (const { name, value } of fresh.attributes) {
+            if (old.getAttribute(name) !== value) {
+                old.setAttribute(name, value);
+            }
         }
-        document.getElementById(focused)?.focus({ preventScroll: true });
+        for (const { name } of [...old.attributes]) {
+            const isReaders = name === "open" && old.nodeName === "DETAILS";
+            if (!fresh.hasAttribute(name) && !isReaders) {
+                old.removeAttribute(name);
+            }
+        }
+    }
+
+    function update(old, fresh) {
+        if (old.nodeType !== Node.ELEMENT_NODE) {
+            if (old.data !== fresh.data && !isSelected(old)) {
+                old.data = fresh.data;
+            }
+            return;
+        }
+        updateAttributes(old, fresh);
+        const wanted = [...fresh.childNodes];
+        const ids = new Set(wanted.map(({ id }) => id).filter(Boolean));
+        let next = old.firstChild;
+        for (const child of wanted) {
+            // A row that is gone must not be taken for the row that follows it.
+            while (next && next.id && !ids.has(next.id)) {
+                const gone = next;
+                next = next.nextSibling;
+                gone.remove();
+            }
+            const known = child.id && [...old.children].find(({ id }) => id === child.id);
+            if (known && known !== next && matches(known, child)) {
+                old.insertBefore(known, next);
+                update(known, child);
+            } else if (matches(next, child)) {
+                update(next, child);
+                next = next.nextSibling;
+            } else {
+                old.insertBefore(document.importNode(child, true), next);
+            }
+        }
+        while (next) {
+            const gone = next;
+            next = next.nextSibling;
+            gone.remove();
+        }
     }
 
     async function refresh() {
-        const response = await fetch(location.href, {
-            credentials: "same-origin",
-            signal: AbortSignal.timeout(30000),
-        });
-        const html = new DOMParser().parseFromString(await response.text(), "text/html");
-        const fresh = html.getElementById("pool-live");
+        const answer = await load(location.href);
+        const fresh = answer.response?.getElementById("pool-live");
         if (paused) {
-            return; // it has been, while the answer was on its way
+            return; // since the request was sent
         }
-        if (response.redirected || (response.ok && !fresh)) {
+        const ok = answer.status >= 200 && answer.status < 300;
+        if (answer.responseURL !== location.href.split("#")[0] || (ok && !fresh)) {
             location.reload(); // to the login
         } else if (!fresh) {
-            throw new Error(response.statusText);
+            throw new Error(answer.statusText);
         } else {
-            replace(document.getElementById("pool-live"), document.importNode(fresh, true));
-            say(`Refreshes every ${seconds} seconds.`, false);
+            update(document.getElementById("pool-live"), fresh);
+            document.title = answer.response.title;
+            say(refreshes, false);
         }
     }
 
@@ -55,7 +119,7 @@
                 await refresh();
             } catch {
                 if (!paused) {
-                    say(`No answer. This is how it was at ${seenAt()}.`, true);
+                    say(`No answer. The page shows the state at ${shownAt()}.`, true);
                 }
             }
         }
@@ -65,8 +129,8 @@
     button.hidden = false;
     button.addEventListener("click", () => {
         paused = !paused;
-        button.textContent = paused ? "Go on" : "Pause";
-        say(paused ? `Paused at ${seenAt()}.` : `Refreshes every ${seconds} seconds.`, false);
+        button.textContent = paused ? "Resume" : "Pause";
+        say(paused ? `Paused at ${shownAt()}.` : refreshes, false);
     });
     setTimeout(tick, seconds * 1000);
 })();

@@ -22,6 +22,7 @@ from tests.support.browsers import (
     resize,
     site,
 )
+from tests.support.pages import PAGE
 from tests.support.pools import Call
 from tests.support.processes import DEADLINE
 from tests.support.servers import Server, wait_until
@@ -58,7 +59,7 @@ def chromium(staffs_browser: Chrome, shop: Site) -> Chrome:
 
 def visit(chromium: Chrome, shop: Site) -> None:
     began = monotonic()
-    chromium.get(f"{shop.url}/admin/pool/")
+    chromium.get(f"{shop.url}{PAGE}")
     assert monotonic() - began < IN_TIME
 
 
@@ -72,7 +73,7 @@ def text(chromium: Chrome, selector: str) -> str:
 
 
 def state(chromium: Chrome) -> str:
-    """What the page says of the pool: "ok", "busy", "exhausted" or "unused"."""
+    """What the page says of the pool: "ok", "overflow", "exhausted" and others."""
     return str(
         chromium.execute_script("return document.querySelector('[data-state]').dataset.state")
     )
@@ -125,25 +126,25 @@ def test_it_follows_the_pool_by_itself(chromium: Chrome, shop: Site, module_serv
     with slow_requests(shop, module_server, 3):
         eventually(lambda: "IN USE\n3" in text(chromium, ".pool-numbers").upper(), "3 in use")
         assert "requests wait" not in text(chromium, "[data-state]")
-        assert state(chromium) == "busy"
+        assert state(chromium) == "overflow"
     eventually(lambda: "IN USE\n0" in text(chromium, ".pool-numbers").upper(), "none in use")
-    eventually(lambda: len(spark(chromium).split()) >= 5, "five seconds of the past")
+    eventually(lambda: len(line(chromium).split()) >= 5, "five seconds of the past")
     assert complaints(chromium) == []
 
 
-def spark(chromium: Chrome) -> str:
-    """The points of the first sparkline."""
-    script = "return document.querySelector('.pool-sparks .line')?.getAttribute('points') ?? ''"
+def line(chromium: Chrome) -> str:
+    """The points of the first chart."""
+    script = "return document.querySelector('.pool-chart .line')?.getAttribute('points') ?? ''"
     return str(chromium.execute_script(script))
 
 
 # The answer to the next refresh is there, and comes when the test wants.
 HOLD_BACK = """
-    const fetched = fetch;
-    window.fetch = async (...given) => {
-        const answer = await fetched(...given);
-        await new Promise((resolve) => { window.letGo = resolve; });
-        return answer;
+    const { send } = XMLHttpRequest.prototype;
+    XMLHttpRequest.prototype.send = function (...given) {
+        const { onload } = this;
+        this.onload = () => { window.letGo = onload; };
+        send.apply(this, given);
     };"""
 
 
@@ -171,7 +172,7 @@ def test_it_can_be_paused_also_while_it_refreshes(chromium: Chrome) -> None:
 
 def test_a_refresh_leaves_what_the_reader_has_scrolled_to_and_focused(chromium: Chrome) -> None:
     resize(chromium, 390, 900)
-    table, focused = ".pool-columns .pool-scroll", "#pool-findings a"
+    table, focused = "#database-of-default .pool-scroll:last-of-type", "#pool-findings a"
     look = """
         return [document.querySelector(arguments[0]).scrollLeft,
                 document.activeElement === document.querySelector(arguments[1])]"""
@@ -184,6 +185,34 @@ def test_a_refresh_leaves_what_the_reader_has_scrolled_to_and_focused(chromium: 
     assert chromium.execute_script(look, table, focused) == [30, True]
     eventually(lambda: shown_at(chromium) != at, "a refresh")
     assert chromium.execute_script(look, table, focused) == [30, True]
+
+
+SELECT = """
+    const node = document.querySelector(arguments[0]);
+    getSelection().selectAllChildren(node);
+    return getSelection().toString();"""
+
+
+def test_a_refresh_leaves_what_the_reader_has_selected(
+    chromium: Chrome, shop: Site, module_server: Server
+) -> None:
+    with slow_requests(shop, module_server, 1):
+        eventually(lambda: bool(text(chromium, ".pids")), "the holder to be shown")
+        pid = chromium.execute_script(SELECT, ".pids")
+        assert re.fullmatch("[0-9]+", pid.strip())
+        for _ in range(2):
+            at = shown_at(chromium)
+            eventually(lambda at=at: shown_at(chromium) != at, "a refresh")  # type: ignore[misc]
+            assert chromium.execute_script("return getSelection().toString()") == pid
+
+
+def test_a_refresh_leaves_open_what_the_reader_has_opened(chromium: Chrome) -> None:
+    assert not chromium.find_element(By.ID, "settings-of-default").get_attribute("open")
+    chromium.find_element(By.CSS_SELECTOR, "#settings-of-default summary").click()
+    at = shown_at(chromium)
+    eventually(lambda: shown_at(chromium) != at, "a refresh")
+    assert chromium.find_element(By.ID, "settings-of-default").get_attribute("open")
+    assert "DB_POOL_SIZE" in text(chromium, "#settings-of-default")
 
 
 def test_it_refreshes_without_javascript(shop: Site) -> None:
@@ -207,7 +236,7 @@ def test_it_is_there_when_the_pool_is_exhausted(
         assert re.search("WAITING\n[123]", text(chromium, ".pool-numbers").upper())
         visit(chromium, shop)
         assert requests.is_alive()
-    eventually(lambda: state(chromium) in ("ok", "busy"), "the pool to have idle connections")
+    eventually(lambda: state(chromium) in ("ok", "overflow"), "the pool to have idle connections")
 
 
 def test_it_is_there_when_the_server_is_away_and_comes_back_with_it(
@@ -215,13 +244,13 @@ def test_it_is_there_when_the_server_is_away_and_comes_back_with_it(
 ) -> None:
     module_server.stop()
     try:
-        eventually(lambda: "does not answer" in text(chromium, ".errornote"), "the page to notice")
-        assert "not reached" in text(chromium, "#pool-live")
+        eventually(lambda: "does not answer" in text(chromium, "#pool-now"), "the page to notice")
+        assert chromium.title.startswith("\N{WARNING SIGN} ")
         visit(chromium, shop)
         assert state(chromium)
     finally:
         module_server.start()
-    eventually(lambda: not text(chromium, ".errornote"), "the page to be whole again")
+    eventually(lambda: text(chromium, "#pool-now").startswith("OK"), "the page to be whole again")
 
 
 def test_it_is_there_when_the_server_hangs(
@@ -230,10 +259,10 @@ def test_it_is_there_when_the_server_hangs(
     module_server.suspend()
     try:
         visit(chromium, shop)
-        assert "does not answer" in text(chromium, ".errornote")
+        assert "does not answer" in text(chromium, "#pool-now")
     finally:
         module_server.resume()
-    eventually(lambda: not text(chromium, ".errornote"), "the page to be whole again")
+    eventually(lambda: text(chromium, "#pool-now").startswith("OK"), "the page to be whole again")
 
 
 def test_it_says_that_the_web_server_does_not_answer(shop: Site, module_server: Server) -> None:
@@ -257,6 +286,72 @@ def test_it_fits(chromium: Chrome, width: int) -> None:
     for card in chromium.find_elements(By.CSS_SELECTOR, ".pool-card"):
         assert card.rect["x"] >= 0
         assert card.rect["x"] + card.rect["width"] <= width
+
+
+def test_each_table_has_a_name_can_be_scrolled_by_keyboard_and_has_no_empty_heading(
+    chromium: Chrome,
+) -> None:
+    without = """
+        return [...document.querySelectorAll("#pool-live table")].filter((table) =>
+            !table.caption?.textContent.trim() || table.parentElement.tabIndex !== 0
+            || [...table.querySelectorAll("th")].some((cell) => !cell.textContent.trim())
+        ).length"""
+    assert chromium.execute_script("return document.querySelectorAll('#pool-live table').length")
+    assert chromium.execute_script(without) == 0
+
+
+def test_a_screen_reader_is_told_what_is_wrong_and_only_once(
+    chromium: Chrome, shop: Site, module_server: Server
+) -> None:
+    region = chromium.find_element(By.ID, "pool-now")
+    assert region.get_attribute("role") == "status"
+    watch = """
+        window.said = [];
+        new MutationObserver(() => said.push(arguments[0].innerText))
+            .observe(arguments[0], { childList: true, subtree: true, characterData: true });"""
+    chromium.execute_script(watch, region)
+    at = shown_at(chromium)
+    eventually(lambda: shown_at(chromium) != at, "a refresh")
+    assert chromium.execute_script("return said") == []
+    with slow_requests(shop, module_server, 6):
+        eventually(lambda: "exhausted" in text(chromium, "#pool-now"), "the page to say it")
+        eventually(lambda: "default: exhausted" in chromium.title, "the title to say it")
+
+
+CONTRASTS = """
+    const linear = (part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
+    const style = getComputedStyle(document.documentElement);
+    const probe = document.createElement("i");
+    document.body.append(probe);
+    const luminance = (name) => {
+        probe.style.color = `var(--pool-${name})`;
+        const parts = getComputedStyle(probe).color.match(/[0-9.]+/g);
+        const [r, g, b] = parts.map((part) => linear(part / 255));
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const contrast = (one, other) => {
+        const [low, high] = [luminance(one), luminance(other)].sort((a, b) => a - b);
+        return (high + 0.05) / (low + 0.05);
+    };
+    const found = arguments[0].map(([one, other]) => contrast(one, other));
+    probe.remove();
+    return found;"""
+NEIGHBOURS = (
+    ("in-use", "track"), ("idle", "track"), ("opening", "track"), ("in-use", "idle"),
+    ("over", "over-track"), ("over-idle", "over-track"), ("over", "over-idle"),
+    ("idle", "over-track"), ("line", "ground"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_a_gauge_shows_has_a_contrast_of_3(chromium: Chrome, scheme: str) -> None:
+    prefer(chromium, scheme)
+    found = chromium.execute_script(CONTRASTS, NEIGHBOURS)
+    assert dict(zip(NEIGHBOURS, found, strict=True)) == {
+        pair: pytest.approx(ratio)
+        for pair, ratio in zip(NEIGHBOURS, found, strict=True)
+        if ratio >= 3
+    }
 
 
 def colours(chromium: Chrome) -> list[str]:
@@ -287,7 +382,7 @@ def test_it_is_light_or_dark_as_the_admin_is(chromium: Chrome) -> None:
 
 def test_a_finding_leads_to_its_place_in_the_docs(chromium: Chrome) -> None:
     chromium.find_element(By.LINK_TEXT, "abs_orm_app.W001").click()
-    assert chromium.current_url.endswith("/admin/pool/guide/checks/#W001")
+    assert chromium.current_url.endswith(f"{PAGE}guide/checks/#W001")
     heading = chromium.find_element(By.CSS_SELECTOR, ":target")
     assert "nothing reads this variable" in heading.text
     assert complaints(chromium) == []

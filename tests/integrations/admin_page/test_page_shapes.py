@@ -1,19 +1,39 @@
-"""The page's gauges, sparklines and words, and the docs that it brings along."""
+"""The page's gauges, charts and words, and the docs that it contains."""
 
 from __future__ import annotations
 
 import re
+import sys
+from typing import Any
 
 import pytest
-from django.utils.html import escape
 
+from abs_orm_app.checks.guide import PAGES
 from abs_orm_app.integrations.admin_page import charts, guide
-from abs_orm_app.integrations.admin_page.filters import amount, duration
-from abs_orm_app.integrations.admin_page.history import SPAN, Second
+from abs_orm_app.integrations.admin_page.history import SPAN, Look, past
+from abs_orm_app.integrations.admin_page.percentiles import percentile
+from abs_orm_app.integrations.admin_page.wording import amount, counted, duration
+from abs_orm_app.pool.histogram import BOUNDS, Distribution
 from abs_orm_app.pool.pool import HardenedPool
-from abs_orm_app.pool.snapshot import snapshot
+from abs_orm_app.pool.snapshot import Snapshot, snapshot
 from tests.support.pools import opened, ours
 from tests.support.servers import Server
+
+NO_TIMES = Distribution((0,) * (len(BOUNDS) + 1), 0.0)
+
+
+def shot(**numbers: int) -> Snapshot:
+    """A pool of 2 + 2 connections at one moment; everything else is 0."""
+    names = (
+        "idle", "in_use", "opening", "waiting", "checkouts", "queued", "timeouts", "errors",
+        "connects", "connect_errors", "lost", "returned_broken",
+    )  # fmt: skip
+    times: Any = dict.fromkeys(("waits", "uses", "creates"), NO_TIMES)
+    given: Any = dict.fromkeys(names, 0) | numbers
+    return Snapshot(alias="other", size=2, limit=4, **given, **times)
+
+
+# Gauges and charts
 
 
 def test_the_gauge_shows_where_the_overflow_begins(server: Server) -> None:
@@ -28,30 +48,121 @@ def test_the_gauge_shows_where_the_overflow_begins(server: Server) -> None:
     assert shape.mark == 500
 
 
-def test_a_spark_ends_on_the_right_and_is_as_high_as_its_peak() -> None:
-    past = [
-        Second(age=age, in_use=used, checkouts=0.0, waits=0.0)
-        for age, used in ((SPAN, 0), (SPAN / 2, 8), (0.0, 4))
+def drawn(*looks: Look) -> tuple[charts.Chart, ...]:
+    return charts.charts(past(looks), looks[-1].pool)
+
+
+def test_a_chart_ends_on_the_right_and_its_axis_ends_at_the_limit() -> None:
+    used = [(0, 0), (SPAN / 2, 4), (SPAN, 2)]
+    chart = drawn(*(Look(at, shot(in_use=number)) for at, number in used))[0]
+    assert (chart.latest, chart.peak, chart.top) == ("2", "4", "4")
+    assert chart.line == "150.0,2.0 300.0,32.0"
+    assert (chart.limit, chart.size) == ("2.0", "32.0")
+
+
+def test_a_chart_marks_the_seconds_in_which_requests_timed_out() -> None:
+    looks = [Look(at, shot(timeouts=count)) for at, count in ((0, 1), (SPAN / 2, 3), (SPAN, 3))]
+    in_use, checkouts, waits = drawn(*looks)
+    assert waits.marks == ("150.0",)
+    assert in_use.marks == checkouts.marks == ()
+
+
+def test_a_chart_without_a_past_is_empty() -> None:
+    assert {(chart.line, chart.latest) for chart in drawn(Look(0, shot()))} == {("", "\N{EN DASH}")}
+
+
+@pytest.mark.parametrize(
+    ("peak", "top"), [(0, 1), (0.4, 1), (1, 1), (1.2, 2), (3, 5), (10, 10), (11, 20), (730, 1000)]
+)
+def test_an_axis_ends_at_a_number_that_a_reader_can_divide(peak: float, top: float) -> None:
+    assert charts.round_up(peak) == top
+
+
+# The past
+
+
+def test_the_head_of_the_queue_has_waited_since_the_queue_counted_it() -> None:
+    looks = [
+        Look(0, shot(queued=5)),
+        Look(1, shot(queued=6, waiting=1)),  # this one has left the queue since
+        Look(2, shot(queued=8, waiting=2)),  # one of these two is the head
+        Look(9, shot(queued=9, waiting=3)),
+        Look(10, shot(queued=9, waiting=2)),
     ]
-    spark = charts.sparks(past)[0]
-    assert (spark.latest, spark.peak) == (4, 8)
-    assert spark.line == "0.0,46.0 150.0,2.0 300.0,24.0"
+    assert past(looks).longest_wait == 8
+    assert past(looks[:1]).longest_wait is None
 
 
-def test_a_spark_without_a_past_is_empty() -> None:
-    assert {(spark.line, spark.latest) for spark in charts.sparks([])} == {("", None)}
+def test_a_pool_is_exhausted_since_requests_wait_for_what_is_all_in_use() -> None:
+    full, waiting = shot(in_use=4), shot(in_use=4, waiting=1)
+    assert past([Look(0, waiting), Look(1, full)]).exhausted is None
+    assert past([Look(0, full), Look(1, waiting), Look(4, waiting)]).exhausted == 3
+    growing = shot(in_use=3, opening=1, waiting=1)
+    assert past([Look(0, growing), Look(1, growing)]).exhausted is None
+
+
+def test_only_the_last_minutes_count() -> None:
+    looks = [
+        Look(0, shot(checkouts=100, timeouts=7)),
+        Look(10, shot(checkouts=150, timeouts=8)),
+        Look(SPAN + 5, shot(checkouts=170, timeouts=9)),
+    ]
+    assert past(looks).checkouts == 20
+    assert past(looks).timeouts(60) == 1
+    assert past(looks).covered == SPAN - 5
+
+
+def test_counters_that_begin_anew_are_no_loss() -> None:
+    looks = [Look(0, shot(checkouts=100)), Look(1, shot(checkouts=3))]
+    assert past(looks).checkouts == 3
+
+
+# Percentiles
+
+
+def timed(*seconds: float) -> Distribution:
+    counts = [0] * (len(BOUNDS) + 1)
+    for each in seconds:
+        counts[sum(bound < each for bound in BOUNDS)] += 1
+    return Distribution(tuple(counts), sum(seconds))
+
+
+def test_a_percentile_is_within_its_bucket() -> None:
+    durations = timed(*[0.003] * 90, *[0.7] * 10)
+    half, most = percentile(durations, 0.5), percentile(durations, 0.95)
+    assert half is not None
+    assert most is not None
+    assert 0.0025 < half <= 0.005
+    assert 0.5 < most <= 1.0
+
+
+def test_what_took_no_time_counts_too() -> None:
+    assert percentile(timed(0.7), 0.95, at_once=99) == 0.0
+    late = percentile(timed(*[0.7] * 10), 0.95, at_once=90)
+    assert late is not None
+    assert 0.5 < late <= 1.0
+
+
+def test_of_nothing_there_is_no_percentile_and_beyond_the_last_bucket_only_more() -> None:
+    assert percentile(NO_TIMES, 0.5) is None
+    assert percentile(timed(31, 99), 0.5) == float("inf")
+
+
+# Words
 
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [
-        (None, "-"),
+        (None, "\N{EN DASH}"),
+        (0.0, "0 ms"),
         (0.0004, "0.4 ms"),
         (0.025, "25 ms"),
         (1.5, "1.5 s"),
         (84.2, "84 s"),
         (720, "12 min"),
         (86400, "24 h"),
+        (float("inf"), "> 30 s"),
     ],
 )
 def test_durations_are_short(seconds: float | None, words: str) -> None:
@@ -59,14 +170,22 @@ def test_durations_are_short(seconds: float | None, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "words"), [(None, "-"), (0, "0"), (7.04, "7.0"), (12.6, "13"), (12345, "12,345")]
+    ("number", "words"),
+    [(None, "\N{EN DASH}"), (0, "0"), (7.04, "7.0"), (12.6, "13"), (12345, "12,345")],
 )
 def test_amounts_are_short(number: float | None, words: str) -> None:
     assert amount(number) == words
 
 
-def test_the_guide_is_as_much_markdown_as_the_docs_use() -> None:
-    page = """# Title
+def test_one_is_singular() -> None:
+    assert counted(1, "request") == "1 request"
+    assert counted(0, "request") == "0 requests"
+    assert counted(2, "process", "processes") == "2 processes"
+
+
+# The guide
+
+PAGE = """# Title
 
 ## A *part*
 
@@ -76,6 +195,8 @@ and **bold with `code`**.
 - first
   goes on
 - second
+
+### <a id="E021"></a>E021: `too many`
 
 | a | |
 |---|---|
@@ -88,28 +209,43 @@ if a < b: **not bold**
 > said
 > so
 """
-    assert guide.title(page) == "Title"
-    html = guide.render(page)
+
+
+def test_the_guide_renders_what_the_docs_use() -> None:
+    assert guide.title(PAGE) == "Title"
+    html = guide.render(PAGE)
     for part in (
-        "<h2 id='a-part'>A <em>part</em></h2>",
+        '<h2 id="a-part">A <em>part</em></h2>',
         "One <code>&lt;code&gt;</code>, a",
         '<a href="https://example.com/?a=1&amp;b=2">link</a>',
         '<a href="../checks/#E001">here</a>, not here,',
         "<strong>bold with <code>code</code></strong>",
-        "<ul><li>first goes on</li><li>second</li></ul>",
-        "<th>a</th><th></th>",
-        '<td><code>x</code></td><td><a href="#z">y</a></td>',
-        "<pre><code>if a &lt; b: **not bold**</code></pre>",
-        "<blockquote>said so</blockquote>",
+        "<li>first\ngoes on</li>",
+        '<h3 id="E021">E021: <code>too many</code></h3>',
+        '<div class="pool-scroll"><table>',
+        '<td><code>x</code></td>\n<td><a href="#z">y</a></td>',
+        "if a &lt; b: **not bold**",
+        "<p>said\nso</p>",
     ):
         assert part in html
 
 
+def test_without_a_renderer_the_guide_is_its_text_with_the_same_places(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "markdown_it", None)
+    html = guide.render(PAGE)
+    assert '<section id="E021"><pre>### E021: `too many`' in html
+    assert '<section id="a-part">' in html
+    assert "if a &lt; b: **not bold**" in html
+
+
 def test_the_guide_has_a_place_for_each_finding_and_no_markup_is_left() -> None:
-    pages = {name: guide.render(path.read_text()) for name, path in guide.FILES.items()}
+    pages = {name: guide.render(path.read_text()) for name, path in PAGES.items()}
     assert pages.keys() >= {"checks", "troubleshooting"}
     for html in pages.values():
         text = re.sub(r"<(pre|code)>.*?</\1>", "", html, flags=re.DOTALL)
         assert not re.search(r"`|\]\(|\*\*|&lt;a id|^#", text, re.MULTILINE)
+        assert not re.search('<a href="">', html)
         for anchor in re.findall(r'href="#([^"]*)"', html):
-            assert f"id='{escape(anchor)}'" in html
+            assert f'id="{anchor}"' in html

@@ -1,0 +1,159 @@
+"""Queries on connections outside the pools: at most one for each alias and process, with deadlines.
+
+For what must work while the pools are in trouble: the live page, and the health check of a full
+pool.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from threading import Lock
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import Error, OperationalError, connections
+
+from abs_orm_app.facts.databases import Configured
+from abs_orm_app.facts.failure import Failure, explain
+from abs_orm_app.facts.timeout import run_with_timeout
+
+if TYPE_CHECKING:
+    from django.db.backends.postgresql.base import DatabaseWrapper as Base
+else:
+    Base = object
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT = 2  # seconds; a whole number for libpq
+STATEMENT_TIMEOUT = 2.0  # seconds
+SECONDS = 4.0  # for everything that one caller asks
+PATIENCE = 2.0  # seconds that a caller waits until another has closed its connection
+
+# What a server, a network or wrong settings raise.
+TROUBLE = (Error, ImproperlyConfigured, OSError, TypeError, ValueError)
+
+
+class BusyError(OperationalError):
+    """The one connection outside the pool is in use, or was opened too often."""
+
+
+def explain_trouble(error: BaseException, database: Configured | None = None) -> Failure:
+    """As `explain`, and for `BusyError` what it means."""
+    if isinstance(error, BusyError):
+        return Failure(cause=str(error), hint="Try again in a few seconds.")
+    return explain(error, database)
+
+
+class Rate:
+    """Allow something `per_second` times a second, and as often at once."""
+
+    def __init__(self, per_second: float) -> None:
+        self._per_second = self._left = per_second
+        self._at = monotonic()
+        self._lock = Lock()
+
+    def allows(self) -> bool:
+        with self._lock:
+            now = monotonic()
+            more = (now - self._at) * self._per_second
+            self._left, self._at = min(self._left + more, self._per_second), now
+            if self._left < 1:
+                return False
+            self._left -= 1
+            return True
+
+
+def run_unpooled(
+    work: Callable[[], T],
+    *,
+    seconds: float = SECONDS,
+    patience: float = PATIENCE,
+    rate: Rate | None = None,
+) -> T:
+    """Return the result of `work`, whose queries go around the pools, in a thread of its own.
+
+    `work` finds Django's `connections` as usual; they open one connection for each alias that it
+    uses, and close it. What it writes is committed at its end.
+
+    Raises TimeoutError after `seconds`: the server has ended the last statement by then, or soon
+    after. Raises `BusyError` if another caller still has the connection of the alias after
+    `patience` seconds, or if `rate` allows no more connections now.
+    """
+
+    def run() -> T:
+        for alias in connections:
+            with suppress(ImproperlyConfigured):  # another alias, that nobody can use
+                connections[alias] = _unpooled(alias, patience, rate)
+        try:
+            result = work()
+            for wrapper in connections.all(initialized_only=True):
+                if wrapper.connection is not None and not wrapper.get_autocommit():
+                    wrapper.commit()
+            return result
+        finally:
+            connections.close_all()
+
+    return run_with_timeout(seconds, run)
+
+
+class Unpooled(Base):
+    """An engine without a pool, whose sessions are one transaction with a statement_timeout.
+
+    SET LOCAL, because a pooler would give the setting of a session to its next client.
+    """
+
+    turn: Lock
+    patience: float
+    rate: Rate | None
+    has_turn = False
+
+    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        if self.rate and not self.rate.allows():
+            raise BusyError("Too many visitors had to be looked up in the last second.")
+        if not self.turn.acquire(timeout=self.patience):
+            raise BusyError("Another request is using the only connection outside the pool.")
+        self.has_turn = True
+        try:
+            return super().get_new_connection(conn_params)
+        except BaseException:
+            self._end_turn()
+            raise
+
+    def init_connection_state(self) -> None:
+        super().init_connection_state()
+        with self.connection.cursor() as cursor:
+            cursor.execute(f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT * 1000:.0f}")
+
+    def _close(self) -> None:
+        try:
+            super()._close()  # type: ignore[misc]
+        finally:
+            self._end_turn()
+
+    def _end_turn(self) -> None:
+        if self.has_turn:
+            self.has_turn = False
+            self.turn.release()
+
+
+# A forked child has turns of its own: the parent's may have been taken at the fork.
+_turns: dict[tuple[int, str], Lock] = {}
+
+
+def _unpooled(alias: str, patience: float, rate: Rate | None) -> Any:
+    wrapper = connections[alias]
+    if wrapper.vendor != "postgresql":
+        return wrapper
+    entry = wrapper.settings_dict
+    options = {name: value for name, value in entry["OPTIONS"].items() if name != "pool"}
+    options["connect_timeout"] = CONNECT_TIMEOUT
+    engine = type(wrapper)
+    unpooled = type(engine.__name__, (Unpooled, engine), {})(
+        {**entry, "AUTOCOMMIT": False, "CONN_MAX_AGE": 0, "OPTIONS": options}, alias
+    )
+    unpooled.turn = _turns.setdefault((os.getpid(), alias), Lock())
+    unpooled.patience, unpooled.rate = patience, rate
+    return unpooled

@@ -1,0 +1,233 @@
+"""What is wrong now: the top of the page, and the state of each pool, on real pools and servers."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html import unescape
+
+import psycopg
+import pytest
+from django.db import connections
+from django.http import HttpRequest, HttpResponse
+from django.test import Client, override_settings
+from django.urls import include, path
+from psycopg_pool import PoolTimeout
+
+from abs_orm_app.integrations.admin_page import history
+from abs_orm_app.pool.pool import TICK, HardenedPool
+from abs_orm_app.pool.snapshot import snapshot
+from tests.support.pages import IN_TIME, PAGE, SMALL, card, content, pool_of, state
+from tests.support.pools import Call
+from tests.support.projects import database, entry
+from tests.support.servers import Server, wait_until
+
+pytestmark = pytest.mark.usefixtures("users", "each_view_asks")
+
+release = threading.Event()
+
+
+def hold(_request: HttpRequest, order: int) -> HttpResponse:
+    """Hold a connection of the pool until the test lets go."""
+    with connections["other"].cursor():
+        release.wait(IN_TIME)
+    connections["other"].close()
+    return HttpResponse(f"order {order}")
+
+
+urlpatterns = [path("orders/<int:order>/", hold), path("", include("abs_project.urls"))]
+
+
+def now(html: str) -> str:
+    """What the page says at its top, as text."""
+    part = html.partition('id="pool-now"')[2].partition("</section>")[0].partition(">")[2]
+    return " ".join(unescape(re.sub("<[^>]+>", "", part)).split())
+
+
+def title(html: str) -> str:
+    return html.partition("<title>")[2].partition("</title>")[0]
+
+
+@contextmanager
+def held_by_views(alias: str, number: int, waiting: int = 0) -> Iterator[HardenedPool]:
+    """Requests that hold so many connections, while others wait."""
+    pool = pool_of(alias)
+    release.clear()
+    with override_settings(ROOT_URLCONF=__name__):
+        calls = [Call(Client().get, f"/orders/{order}/") for order in range(number + waiting)]
+        try:
+            wait_until(lambda: snapshot(pool).in_use == number, "the requests to hold connections")
+            wait_until(lambda: snapshot(pool).waiting == waiting, "the requests to wait")
+            yield pool
+        finally:
+            release.set()
+        for call in calls:
+            assert call.result(IN_TIME).status_code == 200
+
+
+def test_nothing_is_wrong_with_a_pool_that_serves(staff: Client, server: Server) -> None:
+    with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
+        pool_of(alias)
+        html = content(staff)
+    assert now(html) == "OK. No request waits, and every database answers."
+    assert title(html).startswith("OK | Connection pools")
+    assert state(html, alias) == "ok"
+
+
+def test_overflow_is_in_use_only_while_more_than_the_size_is(staff: Client, server: Server) -> None:
+    with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
+        pool = pool_of(alias)
+        taken = [pool.getconn() for _ in range(3)]
+        assert state(content(staff), alias) == "overflow"
+        for conn in taken:
+            pool.putconn(conn)
+        assert snapshot(pool).overflow == 1  # it is open still, and idle
+        assert state(content(staff), alias) == "ok"
+
+
+def test_a_database_that_does_not_answer_is_not_ok(staff: Client, server: Server) -> None:
+    with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
+        pool_of(alias)
+        server.stop()
+        html = content(staff)
+    assert state(html, alias) == "unreachable"
+    assert now(html).startswith("other: the database does not answer. ")
+    assert title(html).startswith("\N{WARNING SIGN} other: no answer | ")
+
+
+def test_an_exhausted_pool_is_told_with_what_holds_it(staff: Client, server: Server) -> None:
+    history.keep()
+    with (
+        database(entry(server.conninfo, OPTIONS=SMALL)) as alias,
+        held_by_views(alias, 3, waiting=2) as pool,
+    ):
+        wait_until(lambda: len(history._looks.get(pool, ())) >= 3, "some looks", 20 * TICK)
+        html = content(staff)
+    said = now(html)
+    assert re.fullmatch(
+        r"other: exhausted for \d[\d.]* m?s; 2 requests wait for a connection"
+        r"(, the longest for at least [\d.]+ s)?; 3 of 3 connections are held by"
+        r" GET /orders/<int:order>/\.",
+        said,
+    )
+    assert title(html).startswith("\N{WARNING SIGN} other: exhausted | ")
+    assert state(html, alias) == "exhausted"
+
+
+def test_holders_are_grouped_by_view_and_line(staff: Client, server: Server) -> None:
+    given = entry(server.conninfo, OPTIONS=SMALL, ABS_ORM_APP={"leak_seconds": 60.0})
+    with database(given) as alias, held_by_views(alias, 2) as pool:
+        conn = pool.getconn()
+        backend = conn.info.backend_pid
+        shown = unescape(card(content(staff), alias))
+        pool.putconn(conn)
+    rows = re.findall(r"<tr id=\"holder-.*?</tr>", shown, re.DOTALL)
+    assert len(rows) == 2
+    assert '<td class="number">2</td>' in rows[0]
+    assert "GET /orders/<int:order>/" in rows[0]
+    assert f"{__name__}.hold" in rows[0]
+    assert re.search(r"test_now\.py:\d+ in hold", rows[0])
+    assert "/orders/0/" not in shown  # what stands in an address may be a secret
+    assert f"GET {PAGE}" in rows[1]
+    assert str(backend) in rows[1]
+
+
+def test_a_thread_without_a_request_is_named(staff: Client, server: Server) -> None:
+    done = threading.Event()
+    with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
+        pool = pool_of(alias)
+
+        def work() -> None:
+            with pool.connection():
+                done.wait(IN_TIME)
+
+        thread = threading.Thread(target=work, name="nightly import")
+        thread.start()
+        wait_until(lambda: snapshot(pool).in_use == 1, "the thread to take a connection")
+        shown = card(content(staff), alias)
+        done.set()
+        thread.join(IN_TIME)
+    assert "thread nightly import" in shown
+
+
+def test_requests_that_timed_out_are_told_for_a_minute(staff: Client, server: Server) -> None:
+    history.keep()
+    with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
+        pool = pool_of(alias)
+        history.look(pool)
+        taken = [pool.getconn() for _ in range(3)]
+        with pytest.raises(PoolTimeout):
+            pool.getconn(timeout=0.05)
+        for conn in taken:
+            pool.putconn(conn)
+        html = content(staff)
+    assert "other: 1 request got no connection in time in the last minute." in now(html)
+    assert 'class="timeout"' in card(html, alias)
+
+
+def test_sessions_that_wait_for_a_lock_are_told_with_what_blocks_them(
+    staff: Client, server: Server
+) -> None:
+    with (
+        database(entry(server.conninfo, OPTIONS=SMALL)),
+        psycopg.connect(server.conninfo) as blocker,
+        psycopg.connect(server.conninfo) as waiter,
+    ):
+        blocker.execute("create table lot ()")
+        blocker.commit()
+        blocker.execute("lock table lot")
+        blocked = Call(waiter.execute, "lock table lot")
+        said = ""
+
+        def is_told() -> bool:
+            nonlocal said
+            said = now(content(staff))
+            return "1 session waits for a lock" in said
+
+        wait_until(is_told, "the lock to be told", IN_TIME)
+        pid = blocker.info.backend_pid
+        blocker.rollback()
+        blocked.result(IN_TIME)
+    assert f"; it is blocked by server process {pid}." in said
+
+
+def test_a_server_without_a_connection_left_is_told(staff: Client, server: Server) -> None:
+    with server.admin() as admin:
+        admin.execute("create role app login connection limit 3")
+    given = entry(f"{server.conninfo} user=app", OPTIONS=SMALL)
+    given["USER"] = "app"
+    with database(given) as alias:
+        pool = pool_of(alias)
+        assert "all connections" not in now(content(staff))
+        taken = [pool.getconn() for _ in range(2)]
+        html = content(staff)
+        extra = psycopg.connect(f"{server.conninfo} user=app")
+        full = now(content(staff))
+        extra.close()
+        for conn in taken:
+            pool.putconn(conn)
+    assert state(html, alias) == "ok"
+    assert "too many connections for role" in full
+
+
+def test_findings_are_about_the_configuration(staff: Client, server: Server) -> None:
+    with database(entry(server.conninfo, OPTIONS=SMALL)):
+        server.stop()
+        html = content(staff)
+    assert "<h2>Findings about the configuration</h2>" in html
+
+
+def test_names_that_the_server_gives_cannot_hide_or_reorder_the_text(
+    staff: Client, server: Server
+) -> None:
+    name = "sh\x1b[2J\N{RIGHT-TO-LEFT OVERRIDE}op"
+    with server.admin() as admin:
+        admin.execute(psycopg.sql.SQL("create database {}").format(psycopg.sql.Identifier(name)))
+    given = {**entry(server.conninfo, OPTIONS=SMALL), "NAME": name}
+    with database(given):
+        html = content(staff)
+    assert "All sessions in sh [2J op" in html
+    assert "\x1b" not in html
+    assert "\N{RIGHT-TO-LEFT OVERRIDE}" not in html
