@@ -5,18 +5,23 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from urllib.parse import quote
 
 from abs_orm_app.environment import PoolSettings
 from abs_orm_app.facts.databases import NEVER
-from abs_orm_app.pgbouncer.target import PARAMETERS, Plan, Target
+from abs_orm_app.pgbouncer.clients import (
+    LOOPBACK,
+    THIS_MACHINE,
+    client_names,
+    client_settings,
+)
+from abs_orm_app.pgbouncer.target import PARAMETERS, Plan, Target, is_private
+from abs_orm_app.pgbouncer.userlist import FILE, passwords, quoted
 from abs_orm_app.pool.constants import PING_AFTER, RETRY_INTERVAL
 
 CLIENTS_PER_PROCESS = 100  # a client that waits costs PgBouncer some kB; one refused is an error
 FOR_EVER = 315_360_000  # seconds, ten years: to PgBouncer, a lifetime of 0 means "use it once"
+_SECRET = re.compile("password|secret|token|key")  # in the name of an option
 RESERVE_AFTER = 0.1  # seconds; the overflow is for whoever has to wait at all, and 0 is "never"
-THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
-EVERY_ADDRESS = ("*", "0.0.0.0", "::")  # noqa: S104 - recognized, not listened on
 
 
 def pgbouncer_ini(targets: Sequence[Target], plan: Plan) -> str:
@@ -24,12 +29,12 @@ def pgbouncer_ini(targets: Sequence[Target], plan: Plan) -> str:
 
     Raises ValueError, one sentence, for what one PgBouncer cannot be at the same time.
     """
-    first, private = targets[0], _is_private(targets, plan)
+    first, private = targets[0], is_private(targets, plan)
     for each in targets:
         _check_target(each, plan)
         _check_shared(first, each)
-    _passwords(targets)
-    names = _names(targets)
+    passwords(targets)
+    names = client_names(targets)
     lines = [
         _head(targets, plan),
         *(_database(t, names[t.alias], first.settings, plan, private) for t in targets),
@@ -43,56 +48,6 @@ def pgbouncer_ini(targets: Sequence[Target], plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def userlist(targets: Sequence[Target], plan: Plan) -> str:
-    """Write the userlist.txt that goes with it: who may come in, and how to log in as them.
-
-    Raises ValueError, one sentence, for passwords that PgBouncer cannot use.
-    """
-    lines = []
-    for user, (alias, password) in _passwords(targets).items():
-        if plan.with_password and not password and not _is_private(targets, plan):
-            raise ValueError(
-                f"DATABASES[{alias!r}] has no password for the role {user!r}, without which"
-                " PgBouncer lets nobody in. If it is elsewhere, as in .pgpass, leave"
-                " --with-password out, and write it in the place of PASSWORD."
-            )
-        lines.append(f"{_quoted(user)} {_quoted(password if plan.with_password else 'PASSWORD')}\n")
-    return "".join(lines)
-
-
-def client_settings(targets: Sequence[Target], plan: Plan) -> list[str]:
-    """What leads each alias to PgBouncer, without a password, a line for each setting or entry."""
-    host, names = _client_host(targets, plan), _names(targets)
-    found = []
-    if any(each.prefix is not None for each in targets):
-        found.append("DB_POOL_MODE=pgbouncer")
-    for each in targets:
-        name = names[each.alias]
-        if each.prefix is None:
-            found.append(
-                f"DATABASES[{each.alias!r}]: 'HOST': {host!r}, 'PORT': {plan.listen_port}, 'NAME':"
-                f" {name!r}, 'DISABLE_SERVER_SIDE_CURSORS': True, 'CONN_MAX_AGE': 0, and no pool in"
-                " OPTIONS"
-            )
-        else:
-            found.append(
-                f"{each.prefix}DATABASE_URL={each.scheme}://{quote(each.user, safe='')}"
-                f"@{_in_url(host)}:{plan.listen_port}/{quote(name, safe='')}"
-            )
-    return found
-
-
-def _client_host(targets: Sequence[Target], plan: Plan) -> str:
-    if _is_private(targets, plan):
-        return targets[0].host
-    host = plan.addresses[0] or THIS_MACHINE[1]
-    return "HOST" if host in EVERY_ADDRESS else host
-
-
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else quote(host, safe="")
-
-
 def _check_target(each: Target, plan: Plan) -> None:
     where = f"DATABASES[{each.alias!r}]"
     near = each.host.startswith("/") or each.host in (*THIS_MACHINE, *plan.addresses)
@@ -101,12 +56,20 @@ def _check_target(each: Target, plan: Plan) -> None:
             f"{where} is at port {each.port}, where PgBouncer itself is to listen: give the"
             " address of the server for this command, or another --listen-port."
         )
+    for name in each.options:
+        if _SECRET.search(name) and not plan.with_password:
+            raise ValueError(
+                f"{where} sets {name} in its options, which looks like a secret, and connect_query"
+                " would hold it: add --with-password if it may, or let the server set it with"
+                f" ALTER ROLE {quoted(each.user)} SET {name}."
+            )
     if plan.pool_mode == "session" and each.options:
         name, value = next(iter(each.options.items()))
+        to = "" if _SECRET.search(name) else f" TO {_literal(value)}"
         raise ValueError(
             f"{where} has options ({name}), which PgBouncer does not pass on, and which no"
             " connection has any more after its first client: let the server set them with"
-            f" ALTER ROLE {_quoted(each.user)} SET {name} TO {_literal(value)}."
+            f" ALTER ROLE {quoted(each.user)} SET {name}{to}."
         )
 
 
@@ -134,42 +97,6 @@ def _shared(each: Target) -> dict[str, str]:
     }
 
 
-def _passwords(targets: Sequence[Target]) -> dict[str, tuple[str, str]]:
-    """Each role's password, "" if it is not known, and an alias that has it."""
-    found: dict[str, tuple[str, str]] = {}
-    for each in targets:
-        alias, password = found.get(each.user, (each.alias, ""))
-        if password and each.password and password != each.password:
-            raise ValueError(
-                f"DATABASES[{alias!r}] and DATABASES[{each.alias!r}] have different passwords for"
-                f" the role {each.user!r}, and one PgBouncer has one for all: make them equal, or"
-                " write a file for each with --database."
-            )
-        if not password:
-            found[each.user] = (each.alias, each.password)
-    return found
-
-
-def _names(targets: Sequence[Target]) -> dict[str, str]:
-    """What each alias's database is called at PgBouncer, where no two may be called the same."""
-    names: dict[str, str] = {}
-    for each in targets:
-        name = _plain(each.name)
-        while name in names.values() or name == "pgbouncer":  # that is its console
-            name = f"{name}_{_plain(each.alias)}"
-        names[each.alias] = name
-    return names
-
-
-def _plain(name: str) -> str:
-    """A name that the configuration can hold: PgBouncer 1.18 cannot read one in quotes."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
-
-
-def _is_private(targets: Sequence[Target], plan: Plan) -> bool:
-    return plan.listen_addr is None and all(each.is_private for each in targets)
-
-
 def _head(targets: Sequence[Target], plan: Plan) -> str:
     has_password = any(each.password for each in targets)
     lines = [
@@ -188,10 +115,10 @@ def _database(each: Target, name: str, default: PoolSettings, plan: Plan, privat
     pairs = {"host": each.host, "port": str(each.port)}
     if name != each.name:
         pairs["dbname"] = each.name
-    if private or (plan.with_password and each.password):
+    if private:
         pairs["user"] = each.user
-    if plan.with_password and each.password:
-        pairs["password"] = each.password
+    # Otherwise each client is the role that it logs in as: a user and a password in this line would
+    # let every role of userlist.txt in as this one.
     if (each.settings.size, each.settings.overflow) != (default.size, default.overflow):
         pairs["pool_size"] = str(each.settings.size)
         pairs["reserve_pool"] = str(each.settings.overflow)
@@ -219,11 +146,11 @@ def _clients(targets: Sequence[Target], plan: Plan, private: bool) -> Iterator[s
             "Where clients connect, and which may. `manage.py pgbouncer_ini --userlist` writes the"
             " file. It holds passwords: let PgBouncer's account alone read it. It is looked for in"
             " the directory where PgBouncer is started.",
-            listen_addr=plan.listen_addr or THIS_MACHINE[1],
+            listen_addr=plan.listen_addr or LOOPBACK,
             listen_port=plan.listen_port,
             **{"unix_socket_dir": directories[0]} if directories else {},
             auth_type="scram-sha-256",
-            auth_file="userlist.txt",
+            auth_file=FILE,
         )
         yield from _block("For clients that are not on this machine: TLS.")
         yield ";client_tls_sslmode = require"
@@ -240,7 +167,8 @@ def _clients(targets: Sequence[Target], plan: Plan, private: bool) -> Iterator[s
     yield from _block(
         "Who may look at SHOW POOLS and SHOW CONFIG (database `pgbouncer`), as check_pool does; and"
         " who may RELOAD, PAUSE and RESUME.",
-        stats_users=", ".join(dict.fromkeys(each.user for each in targets)),
+        # A comma separates names here, and nothing quotes one.
+        stats_users=", ".join(dict.fromkeys(e.user for e in targets if "," not in e.user)),
     )
     yield ";admin_users = postgres"
 
@@ -332,8 +260,3 @@ def _value(text: str) -> str:
 def _literal(text: str) -> str:
     doubled = text.replace("'", "''")
     return f"'{doubled}'"
-
-
-def _quoted(text: str) -> str:
-    doubled = text.replace('"', '""')
-    return f'"{doubled}"'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,6 +74,11 @@ class Plan:
         return [address.strip() for address in (self.listen_addr or "").split(",")]
 
 
+def is_private(targets: Sequence[Target], plan: Plan) -> bool:
+    """True if only the permissions of a Unix socket keep strangers out of PgBouncer."""
+    return plan.listen_addr is None and all(each.is_private for each in targets)
+
+
 def target(database: Configured, entry: Mapping[str, Any], environ: Mapping[str, str]) -> Target:
     """Read one entry of DATABASES, as Django completes it; what it leaves out, as libpq does.
 
@@ -91,7 +96,7 @@ def target(database: Configured, entry: Mapping[str, Any], environ: Mapping[str,
     given = entry["OPTIONS"] or {}
     known = {name: environ[env] for name, env in libpq_parameters().items() if env in environ}
     known |= {name: str(given[name]) for name in libpq_parameters() if given.get(name) is not None}
-    _check_parameters(where, {**known, **entry})
+    _check_parameters(where, {**given, **known, **entry})
     user = str(entry["USER"] or known.get("user") or _own_name(where))
     return Target(
         alias=database.alias,

@@ -27,6 +27,8 @@ pytestmark = pytest.mark.server(
     sql=['CREATE DATABASE "we""ird-name"'],
 )
 
+OUTPUT = ("--with-password", "--output")
+
 
 def test_the_command_does_not_load_the_pool() -> None:
     code = (
@@ -221,9 +223,8 @@ def test_a_password_is_written_only_when_asked_for() -> None:
     assert "s3c" not in written(shop=given)
     assert written("--userlist", shop=given) == '"app" "PASSWORD"\n'
     assert written("--userlist", "--with-password", shop=given) == '"app" "s3c\'""ret"\n'
-    assert ini("--with-password", shop=given)["shop"] == (
-        "host=db port=5432 user=app password='s3c''\"ret'"
-    )
+    # In [databases], it would let every role of userlist.txt in as this one.
+    assert ini("--with-password", shop=given)["shop"] == "host=db port=5432"
 
 
 def test_no_password_means_that_only_the_socket_s_owner_gets_in() -> None:
@@ -235,6 +236,69 @@ def test_no_password_means_that_only_the_socket_s_owner_gets_in() -> None:
     # Everybody reaches a port, so that there has to be a password.
     settings = ini("--listen-addr", "127.0.0.1", shop=given)
     assert (settings["auth_type"], settings["auth_file"]) == ("scram-sha-256", "userlist.txt")
+
+
+def test_both_files_are_written_for_their_owner_alone(tmp_path: Path) -> None:
+    old = tmp_path / "userlist.txt"
+    old.write_text("of before")
+    old.chmod(0o644)
+    umask = os.umask(0)
+    try:
+        out = written(*OUTPUT, str(tmp_path), shop=entry())
+    finally:
+        os.umask(umask)
+    assert out == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pgbouncer.ini", "userlist.txt"]
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+    assert old.read_text() == '"app" "s3cret"\n'
+    assert "s3cret" not in (tmp_path / "pgbouncer.ini").read_text()
+
+
+def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
+    """Whoever has the old file open, as a PgBouncer that reloads, reads the old one to its end."""
+    written(*OUTPUT, str(tmp_path), shop=entry())
+    with (tmp_path / "userlist.txt").open() as before:
+        written(*OUTPUT, str(tmp_path), shop=entry("postgresql://app:other@db/shop"))
+        assert before.read() == '"app" "s3cret"\n'
+    assert (tmp_path / "userlist.txt").read_text() == '"app" "other"\n'
+
+
+def test_a_userlist_that_was_filled_in_by_hand_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "userlist.txt").write_text('"app" "SCRAM-SHA-256$4096:..."\n')
+    written("--output", str(tmp_path), shop=entry())
+    assert "SCRAM" in (tmp_path / "userlist.txt").read_text()
+    assert (tmp_path / "pgbouncer.ini").exists()
+
+
+def test_without_a_password_there_is_no_userlist(tmp_path: Path) -> None:
+    written(*OUTPUT, str(tmp_path), shop=entry("postgresql://app@%2Frun%2Fpg/shop"))
+    assert [path.name for path in tmp_path.iterdir()] == ["pgbouncer.ini"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_files_that_root_writes_belong_to_the_owner_of_the_directory(tmp_path: Path) -> None:
+    os.chown(tmp_path, NAMELESS, NAMELESS)
+    written(*OUTPUT, str(tmp_path), shop=entry())
+    assert {path.stat().st_uid for path in tmp_path.iterdir()} == {NAMELESS}
+
+
+@pytest.mark.parametrize(
+    ("listen", "warned"),
+    [([], False), (["--listen-addr", "127.0.0.1,::1"], False), (["--listen-addr", "*"], True)],
+)
+def test_a_port_that_other_machines_reach_without_tls_is_warned_about(
+    listen: list[str], warned: bool
+) -> None:
+    err = StringIO()
+    with database(entry(), "shop"):
+        arguments = ("pgbouncer_ini", "--database", "shop", *listen)
+        call_command(*arguments, stdout=StringIO(), stderr=err)
+    assert ("client_tls_sslmode" in err.getvalue()) is warned
+
+
+def test_a_name_with_a_comma_makes_no_other_role_an_observer() -> None:
+    settings = ini(shop=entry("postgresql://a%2Cpostgres:x@db/shop"), stock=entry())
+    assert settings["stats_users"] == "app"
 
 
 # What is not there
@@ -297,6 +361,34 @@ def test_the_userlist_lets_those_in_who_know_the_password(server: Server) -> Non
         assert row == ("app", 'we"ird-name')
         with pytest.raises(psycopg.OperationalError, match="authentication failed"):
             psycopg.connect(address, password="wrong")
+
+
+@needs_pgbouncer
+def test_no_role_becomes_another_through_pgbouncer(server: Server) -> None:
+    server.reload(hba="local all postgres trust\nhost all all 127.0.0.1/32 scram-sha-256\n")
+    with server.admin() as admin:
+        admin.execute("ALTER ROLE app PASSWORD 'app pw'")
+        admin.execute("CREATE ROLE low LOGIN PASSWORD 'low pw'")
+        admin.execute("CREATE DATABASE shop OWNER app")
+        admin.execute("REVOKE CONNECT ON DATABASE shop FROM public")
+        admin.execute("CREATE DATABASE stats")
+    address = f"127.0.0.1:{server.port}"
+    aliases = {
+        "shop": entry(f"postgresql://app:app%20pw@{address}/shop"),
+        "stats": entry(f"postgresql://low:low%20pw@{address}/stats"),
+    }
+    with reserved_port() as port:
+        written("--listen-port", str(port), *OUTPUT, str(server.socket_dir), **aliases)
+        text = (server.socket_dir / "pgbouncer.ini").read_text()
+        with PgBouncer(server, ini=text, listen_port=port):
+            here = f"host=127.0.0.1 port={port} connect_timeout=5"
+            for user, name in (("app", "shop"), ("low", "stats")):
+                login = f"{here} user={user} password='{user} pw' dbname={name}"
+                with psycopg.connect(login) as connection:
+                    row = connection.execute("SELECT current_user, current_database()").fetchone()
+                assert row == (user, name)
+            with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
+                psycopg.connect(f"{here} user=low password='low pw' dbname=shop")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,6 +39,14 @@ def refusal(*arguments: str, **entries: dict[str, Any]) -> str:
         (
             {"ENGINE": OURS, "NAME": "shop", "HOST": "db", "PASSWORD": "a\nb"},
             "DATABASES['shop'] has a PASSWORD with a line break, which no file can hold.",
+        ),
+        (
+            {"ENGINE": OURS, "NAME": "x", "HOST": "db", "OPTIONS": {"assume_role": "a\nb"}},
+            "DATABASES['shop'] has a assume_role with a line break",
+        ),
+        (
+            {"ENGINE": OURS, "NAME": "x", "HOST": "db", "OPTIONS": {"options": "-c app.token=x"}},
+            "DATABASES['shop'] sets app.token in its options, which looks like a secret",
         ),
         (
             {"ENGINE": OURS, "NAME": "x", "HOST": "db", "OPTIONS": {"sslmode": "verify-full"}},
@@ -125,6 +134,20 @@ def test_an_account_without_a_name_has_to_name_the_role(monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "getuid", lambda: NAMELESS)
     sentence = "DATABASES['shop'] names no USER, and this account of the operating system has no"
     assert refusal(shop={"ENGINE": OURS, "NAME": "shop", "HOST": "db"}).startswith(sentence)
+
+
+def test_an_option_that_is_a_secret_is_written_when_asked_for() -> None:
+    given = {**entry(), "OPTIONS": {"options": "-c app.token=s3"}}
+    assert "s3" not in refusal(shop=given)
+    assert "'app.token'', ''s3''" in ini("--with-password", shop=given)["shop"]
+
+
+def test_a_directory_that_cannot_be_written_to_is_a_sentence(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    assert refusal("--output", str(gone), shop=entry()) == (
+        f"--output {gone}: pgbouncer.ini cannot be written: No such file or directory."
+    )
+    assert "leave out --userlist" in refusal("--output", ".", "--userlist", shop=entry())
 
 
 def test_bad_arguments_exit_with_2() -> None:

@@ -6,6 +6,7 @@ import os
 import pwd
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -16,8 +17,25 @@ from abs_orm_app.config.variables import whole_number
 from abs_orm_app.console.arguments import add_database, argument, chosen_aliases
 from abs_orm_app.environment import MOST_CONNECTIONS, pool_processes
 from abs_orm_app.facts.databases import Configured, configured_databases
-from abs_orm_app.pgbouncer.ini import client_settings, pgbouncer_ini, userlist
-from abs_orm_app.pgbouncer.target import LISTEN_PORT, POOL_MODES, Plan, Target, target
+from abs_orm_app.pgbouncer.clients import client_settings, is_exposed
+from abs_orm_app.pgbouncer.files import write_private
+from abs_orm_app.pgbouncer.ini import pgbouncer_ini
+from abs_orm_app.pgbouncer.target import (
+    LISTEN_PORT,
+    POOL_MODES,
+    Plan,
+    Target,
+    is_private,
+    target,
+)
+from abs_orm_app.pgbouncer.userlist import FILE as USERLIST
+from abs_orm_app.pgbouncer.userlist import userlist
+
+INI = "pgbouncer.ini"
+EXPOSED = (
+    "Warning: other machines reach this port, and nothing encrypts what they send: set"
+    " client_tls_sslmode, client_tls_key_file and client_tls_cert_file in the file."
+)
 
 
 class Command(BaseCommand):
@@ -64,6 +82,13 @@ class Command(BaseCommand):
             action="store_true",
             help="Write the passwords, too.",
         )
+        parser.add_argument(
+            "--output",
+            type=Path,
+            metavar="DIR",
+            help="Write pgbouncer.ini and userlist.txt into this directory, for their owner alone. "
+            "Without --with-password, a userlist.txt that is there already stays as it is.",
+        )
 
     def handle(self, *_: Any, **options: Any) -> None:
         try:
@@ -72,14 +97,37 @@ class Command(BaseCommand):
                 for database in _databases(options["database"])
             ]
             plan = _plan(targets, options)
-            write = userlist if options["userlist"] else pgbouncer_ini
-            text = write(targets, plan)
+            if options["output"]:
+                self._report(_write(options, targets, plan))
+            else:
+                write = userlist if options["userlist"] else pgbouncer_ini
+                self.stdout.write(write(targets, plan))
         except (ImproperlyConfigured, ValueError) as error:
             raise CommandError(str(error)) from None
-        self.stdout.write(text)
         if not options["userlist"]:
-            lines = ("Through this PgBouncer:", *client_settings(targets, plan))
-            self.stderr.write("\n  ".join(lines), lambda line: line)
+            self._report(["Through this PgBouncer:", *client_settings(targets, plan)])
+            if is_exposed(plan):
+                self._report([EXPOSED])
+
+    def _report(self, lines: Sequence[str]) -> None:
+        """What is for whoever runs the command, not for the file."""
+        self.stderr.write("\n  ".join(lines), lambda line: line)
+
+
+def _write(options: dict[str, Any], targets: Sequence[Target], plan: Plan) -> list[str]:
+    """Write the files into a directory; returns what was done. Raises ValueError, one sentence."""
+    directory: Path = options["output"]
+    if options["userlist"]:
+        raise ValueError("--output writes both files: leave out --userlist.")
+    texts = {INI: pgbouncer_ini(targets, plan)}
+    kept = not plan.with_password and (directory / USERLIST).exists()
+    if not (kept or is_private(targets, plan)):
+        texts[USERLIST] = userlist(targets, plan)
+    try:
+        done = [f"wrote {write_private(directory, name, text)}" for name, text in texts.items()]
+    except ValueError as error:
+        raise ValueError(f"--output {directory}: {error}") from None
+    return ["Files:", *done, *([f"left {directory / USERLIST} as it is"] if kept else [])]
 
 
 def _databases(names: Sequence[str] | None) -> list[Configured]:

@@ -1,0 +1,70 @@
+"""How clients reach a PgBouncer: its names for their databases, and their settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from urllib.parse import quote
+
+from abs_orm_app.facts.databases import is_local
+from abs_orm_app.pgbouncer.target import Plan, Target, is_private
+
+LOOPBACK = "127.0.0.1"
+THIS_MACHINE = ("localhost", LOOPBACK, "::1")
+EVERY_ADDRESS = ("*", "0.0.0.0", "::")  # noqa: S104 - recognized, not listened on
+
+
+def client_settings(targets: Sequence[Target], plan: Plan) -> list[str]:
+    """What leads each alias to PgBouncer, without a password, a line for each setting or entry."""
+    host, names = _client_host(targets, plan), client_names(targets)
+    found = []
+    if any(each.prefix is not None for each in targets):
+        found.append("DB_POOL_MODE=pgbouncer")
+    for each in targets:
+        name = names[each.alias]
+        if each.prefix is None:
+            found.append(
+                f"DATABASES[{each.alias!r}]: 'HOST': {host!r}, 'PORT': {plan.listen_port}, 'NAME':"
+                f" {name!r}, 'DISABLE_SERVER_SIDE_CURSORS': True, 'CONN_MAX_AGE': 0, and no pool in"
+                " OPTIONS"
+            )
+        else:
+            found.append(
+                f"{each.prefix}DATABASE_URL={each.scheme}://{quote(each.user, safe='')}"
+                f"@{_in_url(host)}:{plan.listen_port}/{quote(name, safe='')}"
+            )
+    return found
+
+
+def client_names(targets: Sequence[Target]) -> dict[str, str]:
+    """What each alias's database is called at PgBouncer, where no two may be called the same."""
+    names: dict[str, str] = {}
+    for each in targets:
+        name = _plain(each.name)
+        while name in names.values() or name == "pgbouncer":  # that is its console
+            name = f"{name}_{_plain(each.alias)}"
+        names[each.alias] = name
+    return names
+
+
+def is_exposed(plan: Plan) -> bool:
+    """True if other machines reach the port, so that their connections need TLS."""
+    return plan.listen_addr is not None and not all(
+        address == "localhost" or (address and is_local(address)) for address in plan.addresses
+    )
+
+
+def _client_host(targets: Sequence[Target], plan: Plan) -> str:
+    if is_private(targets, plan):
+        return targets[0].host
+    host = plan.addresses[0] or LOOPBACK
+    return "HOST" if host in EVERY_ADDRESS else host
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else quote(host, safe="")
+
+
+def _plain(name: str) -> str:
+    """A name that the configuration can hold: PgBouncer 1.18 cannot read one in quotes."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
