@@ -1,4 +1,4 @@
-"""Looks at one database again and again, also while it does not answer."""
+"""Looks at one database again and again, even while it does not answer."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from abs_orm_app.facts.server import ServerFacts, read_server
 from abs_orm_app.facts.sessions import Fleet, read_fleet
 from abs_orm_app.facts.timeout import run_with_timeout
 
-PATIENCE = 5.0  # seconds for the answer to a look, once connected
-REMEMBERED = 60  # looks
+LOOK_TIMEOUT = 5.0  # seconds for the answers to one look, once connected
+LOOKS_KEPT = 60
 
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What was seen of the server at one moment."""
+    """What the server answered at one moment."""
 
     at: datetime
     server: ServerFacts
@@ -36,12 +36,12 @@ class Look:
 
     @property
     def limit(self) -> Limit:
-        """The limit that leaves the least."""
+        """The limit that leaves the fewest connections."""
         return min(limits(self.server), key=lambda limit: limit.connections - self.used_of(limit))
 
     @property
     def used(self) -> int:
-        """Connections that count for that limit."""
+        """Connections that count towards that limit."""
         return self.used_of(self.limit)
 
     def used_of(self, limit: Limit) -> int:
@@ -50,20 +50,20 @@ class Look:
 
 @dataclass(frozen=True, kw_only=True)
 class Watched:
-    """What is known after one more look."""
+    """What is known after a look."""
 
-    last: Look | None  # that the server answered; None: it never did
-    shares: tuple[float, ...]  # of the limit that were in use at the last looks, the oldest first
-    failure: Failure | None  # why the newest look failed
+    last: Look | None  # the last one that the server answered; None: it never did
+    shares: tuple[float, ...]  # of the limit in use at the last looks, the oldest first
+    failure: Failure | None  # why the newest look failed; None: it did not
     failing_since: datetime | None
 
 
 def watch(database: Configured, interval: float, over: Event) -> Generator[Watched]:
-    """Look every `interval` seconds until `over` is set. It uses one connection of its own."""
+    """Look every `interval` seconds until `over` is set, over one connection of its own."""
     session = _Session(database)
     last: Look | None = None
     failing_since: datetime | None = None
-    shares: deque[float] = deque(maxlen=REMEMBERED)
+    shares: deque[float] = deque(maxlen=LOOKS_KEPT)
     try:
         while not over.is_set():
             failure = None
@@ -83,11 +83,11 @@ def watch(database: Configured, interval: float, over: Event) -> Generator[Watch
 
 
 class _Session:
-    """A connection that is opened anew when it has failed."""
+    """A connection that is opened again after it failed."""
 
     def __init__(self, database: Configured) -> None:
         self._wrapper: Any = connections[database.alias]
-        self._seconds = seconds_to_connect(database) + PATIENCE
+        self._seconds = seconds_to_connect(database) + LOOK_TIMEOUT
         self._connection: Any = None
         self.errors = errors_of(self._wrapper)
 
@@ -96,7 +96,7 @@ class _Session:
             if self._connection is None:
                 self._connection = run_with_timeout(self._seconds, self._connect)
             connection = self._connection
-            return run_with_timeout(PATIENCE, lambda: _look(connection))
+            return run_with_timeout(LOOK_TIMEOUT, lambda: _look(connection))
         except TimeoutError:
             self._cut_off()
             raise
@@ -116,7 +116,7 @@ class _Session:
                 connection.close()
 
     def _cut_off(self) -> None:
-        """Let the late look, which still waits in its thread, end with an error."""
+        """End the late look, which still waits in its thread, with an error."""
         connection, self._connection = self._connection, None
         if connection is not None:
             with suppress(*self.errors), socket.socket(fileno=dup(connection.fileno())) as tcp:

@@ -26,7 +26,8 @@ from rich.console import Console
 
 from abs_orm_app import console
 from abs_orm_app.console.watch import Look, Watched, watch
-from abs_orm_app.console.watch_view import FINE, PLAIN, Signs, live, picture
+from abs_orm_app.console.watch_picture import FINE, PLAIN, Signs, picture
+from abs_orm_app.console.watch_view import live
 from abs_orm_app.facts.databases import configured
 from abs_orm_app.facts.sessions import Blocked, Fleet, Group, Session, read_fleet
 from tests.support.facts import server_facts
@@ -157,7 +158,7 @@ def test_it_goes_on_while_the_database_is_away(server: Server) -> None:
     with Terminal(server) as terminal:
         terminal.wait_for("0 of 20")
         server.stop()
-        terminal.wait_for("No answer for", "Below is what it said last.", "0 of 20")
+        terminal.wait_for("No answer for", "Below is its last answer.", "0 of 20")
         server.start()
         wait_until(lambda: "No answer" not in terminal.text, "it to notice")
         assert terminal.press(b"q") == 0
@@ -222,20 +223,28 @@ def group(number: int, **more: Any) -> Group:
     )
 
 
-def drawn(groups: int, blocked: int = 0, used: int = 50, signs: Signs = FINE) -> list[str]:
+def drawn(
+    groups: int,
+    blocked: int = 0,
+    used: int = 50,
+    signs: Signs = FINE,
+    columns: int = COLUMNS,
+    **more: Any,
+) -> list[str]:
     session = Session(
         pid=4242424, application="shop" * 9, host="web" * 9, state="idle in transaction", seconds=7
     )
     fleet = Fleet(
-        groups=tuple(map(group, range(groups))),
+        groups=tuple(group(number, **more) for number in range(groups)),
         # As PostgreSQL 13 tells it.
         blocked=(Blocked(session=session, seconds=None, blockers=(session, session)),) * blocked,
     )
     look = Look(at=datetime(2026, 1, 2, 3, 4, 5), server=server_facts(used=used), fleet=fleet)
     watched = Watched(last=look, shares=(0.1, 0.5, 1.0, 1.5) * 15, failure=None, failing_since=None)
-    console = Console(file=StringIO(), width=COLUMNS, height=LINES, color_system=None)
+    console = Console(file=StringIO(), width=columns, height=LINES, color_system=None)
+    size = (columns, LINES)
     with console.capture() as captured:
-        console.print(picture(configured("default"), watched, "every 2 s", LINES, signs=signs))
+        console.print(picture(configured("default"), watched, size, "every 2 s", signs=signs))
     return captured.get().splitlines()
 
 
@@ -245,6 +254,30 @@ def test_it_fits_on_80_by_24(groups: int, blocked: int) -> None:
     lines = drawn(groups, blocked)
     assert len(lines) <= LINES
     assert max(map(len, lines)) <= COLUMNS
+
+
+@pytest.mark.parametrize("columns", [60, 72, 100])
+@pytest.mark.parametrize("blocked", [0, 40])
+def test_it_fits_other_widths(columns: int, blocked: int) -> None:
+    lines = drawn(500, blocked, columns=columns)
+    assert len(lines) <= LINES
+    assert max(map(len, lines)) <= columns
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_the_title_does_not_touch_the_clock(columns: int) -> None:
+    assert re.search(r"\S  03:04:05", drawn(1, columns=columns)[0])
+
+
+def test_a_hidden_state_is_explained() -> None:
+    hidden = "\n".join(drawn(1, unknown=3))
+    assert "hidden from this role: needs pg_read_all_stats" in hidden
+    assert "pg_read_all_stats" not in "\n".join(drawn(1))
+
+
+def test_the_way_to_end_a_blocker_is_a_line_to_copy() -> None:
+    assert any("SELECT pg_terminate_backend(4242424)" in line for line in drawn(1, 1))
+    assert "pg_terminate_backend" not in "\n".join(drawn(1))
 
 
 def test_what_does_not_fit_is_counted() -> None:
@@ -346,7 +379,8 @@ def test_it_watches_one_alias(shared: Server) -> None:
 
 
 def test_without_rich_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "abs_orm_app.console.watch_view", raising=False)
+    for name in ("watch_view", "watch_picture"):
+        monkeypatch.delitem(sys.modules, f"abs_orm_app.console.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "rich.console", None)
     monkeypatch.delattr(console, "watch_view", raising=False)
     with pytest.raises(CommandError, match=r"pip install 'abs-orm-app\[watch\]'") as raised:
