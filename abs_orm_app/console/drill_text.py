@@ -6,7 +6,8 @@ from contextlib import closing
 from typing import Any
 
 from abs_orm_app.console.layout import INDENT, Layout
-from abs_orm_app.drill.runner import Drilled, NoPool, Outcome, Refused, drill
+from abs_orm_app.drill.admission import NoPool, Refused
+from abs_orm_app.drill.runner import Drilled, Outcome, drill
 from abs_orm_app.facts.report import Report
 
 NAME_WIDTH = len("✓ explanation")

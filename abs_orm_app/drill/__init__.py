@@ -1,1 +1,1 @@
-"""Proves each promise of the pool on a live database."""
+"""The drill: proof on a live database that a pool keeps its promises."""

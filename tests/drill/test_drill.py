@@ -17,9 +17,10 @@ import psycopg
 import pytest
 from django.core.management import call_command
 
-from abs_orm_app.drill import steps
-from abs_orm_app.drill.runner import NoPool, Outcome, Refused, drill
-from abs_orm_app.environment import PoolSettings
+from abs_orm_app.drill import stage
+from abs_orm_app.drill.admission import NoPool, Refused
+from abs_orm_app.drill.runner import Outcome, drill
+from abs_orm_app.environment import PoolSettings, database_from_env
 from abs_orm_app.facts.databases import configured
 from tests.support.pgbouncers import PgBouncer, needs_pgbouncer
 from tests.support.processes import program
@@ -52,7 +53,7 @@ def _a_drill_leaves_no_session(shared: Server) -> Iterator[None]:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """For drills that wait for what does not come."""
-    monkeypatch.setattr(steps, "PATIENCE", 0.5)
+    monkeypatch.setattr(stage, "PATIENCE", 0.5)
 
 
 def names(server: Server) -> list[str]:
@@ -193,9 +194,9 @@ def test_more_than_half_of_the_free_connections_are_not_taken(server: Server) ->
         with pytest.raises(Refused) as refused:
             drilled(server.conninfo, options=settings(20, 10))
         assert refused.value.failure.cause == (
-            "The drill needs 31 connections (20 + 10, and 1 to watch them); 3 are free (this role"
-            " may open 10 (max_connections 10, a superuser), and 7 are in use), and it takes no"
-            " more than half of those: 1."
+            "The drill needs 31 connections (20 + 10, and 1 to count them), but 3 are free (this"
+            " role may open 10 (max_connections 10, a superuser), and 7 are in use), and it uses at"
+            " most half of them: 1."
         )
         assert "--yes" in refused.value.failure.hint
 
@@ -267,7 +268,7 @@ def test_a_time_zone_that_is_none_is_refused(shared: Server) -> None:
 def test_behind_a_pooler_it_is_refused(shared: Server) -> None:
     with (
         PgBouncer(shared, pool_mode="transaction") as pooler,
-        pytest.raises(Refused, match="A pooler stands between"),
+        pytest.raises(Refused, match="There is a pooler between"),
     ):
         drilled(pooler.conninfo)
 
@@ -367,3 +368,13 @@ def test_the_faults_that_it_makes_do_not_go_to_the_log(
         record for record in caplog.records if record.name in ("abs_orm_app.pool", "psycopg.pool")
     ]
     assert logger.level == before
+
+
+def test_an_entry_written_by_hand_is_told_which_part_of_it_turns_the_pool_on() -> None:
+    with database(entry("host=x port=1 user=x dbname=x")) as alias, pytest.raises(NoPool) as none:
+        next(drill(configured(alias)))
+    assert '"OPTIONS": {"pool": {' in none.value.failure.hint
+    environ = {"DATABASE_URL": "postgresql:///x", "DB_POOL_MODE": "null"}
+    with database(database_from_env(environ=environ)) as alias, pytest.raises(NoPool) as none:
+        next(drill(configured(alias)))
+    assert none.value.failure.hint == "To turn the pool on, set DB_POOL_MODE=pool."

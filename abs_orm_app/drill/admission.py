@@ -1,0 +1,134 @@
+"""Whether a drill may run: there must be a pool, and the server must have connections to spare."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from time import perf_counter
+from typing import Any
+
+import psycopg
+from django.db import connections
+
+from abs_orm_app.capacity.budget import Limit, in_use, limits
+from abs_orm_app.checks.fixes import set_mode
+from abs_orm_app.drill.stage import AnyConnection, AnyPool, Control
+from abs_orm_app.facts.connecting import MARGIN, errors_of, parameters_of, seconds_to_connect
+from abs_orm_app.facts.databases import Configured
+from abs_orm_app.facts.failure import Failure, explain
+from abs_orm_app.facts.isolated_wrapper import isolated_wrapper
+from abs_orm_app.facts.pooler import is_pooled
+from abs_orm_app.facts.server import ServerFacts, read_server
+from abs_orm_app.facts.timeout import run_with_timeout
+
+CONTROL_CONNECTIONS = 1  # of the drill, besides those of its pool
+
+
+class Refused(Exception):  # noqa: N818 - this is no error of the program
+    """The drill cannot run, or should not; the failure says why, and what to do."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(f"{failure.cause} {failure.hint}")
+        self.failure = failure
+
+
+class NoPool(Refused):
+    """There is no pool to drill."""
+
+
+@contextmanager
+def drill_pool(configured: Configured, name: str, **parameters: Any) -> Iterator[AnyPool]:
+    """A pool like that of the alias, except for `parameters`; it is closed at the end."""
+    # `max_waiting` is not part of any promise, and would refuse checkouts of the drill.
+    parameters = {"max_waiting": 0, **parameters}
+    with isolated_wrapper(configured.alias, parameters, application_name=name) as wrapper:
+        yield wrapper.pool
+
+
+def refuse_without_pool(configured: Configured) -> None:
+    if configured.error:
+        hint = "Correct ENGINE, or install what it needs."
+        raise Refused(Failure(cause=configured.error, hint=hint))
+    if configured.vendor != "postgresql":
+        raise NoPool(Failure(cause="It is not PostgreSQL: there is nothing to drill.", hint=""))
+    if not configured.pools:
+        cause = f"In {configured.mode} mode this process has no pool: there is nothing to drill."
+        raise NoPool(
+            Failure(cause=cause, hint=f"To turn the pool on, set {set_mode(configured, 'pool')}.")
+        )
+
+
+@contextmanager
+def control_connection(configured: Configured, take_most: bool) -> Iterator[Control]:
+    """Connect, and make sure that the server has enough connections left. Raises Refused."""
+    name = f"abs_orm_app drill {os.getpid()} {secrets.token_hex(2)}"
+    seconds = seconds_to_connect(configured) + MARGIN
+    began = perf_counter()
+    with ExitStack() as stack:
+        try:
+            control = run_with_timeout(seconds, lambda: _connect(configured, f"{name} control"))
+            connect_seconds = perf_counter() - began
+            stack.callback(control.close)
+            if run_with_timeout(seconds, lambda: is_pooled(control)):
+                raise Refused(_POOLER)
+            with drill_pool(configured, name) as pool:
+                size, limit = pool.min_size, pool.max_size
+            free = run_with_timeout(
+                seconds, lambda: _connections_left(control, size, limit, take_most)
+            )
+        except errors_of(connections[configured.alias]) as error:
+            raise Refused(explain(error, configured)) from error
+        yield Control(
+            connection=control, application_name=name, connect_seconds=connect_seconds, free=free
+        )
+
+
+def _connect(configured: Configured, name: str) -> AnyConnection:
+    wrapper: Any = connections[configured.alias]
+    parameters = parameters_of(wrapper)
+    return psycopg.connect(**{**parameters, "application_name": name, "autocommit": True})
+
+
+_POOLER = Failure(
+    cause="There is a pooler between this process and the server: the drill would count and end "
+    "connections of others.",
+    hint="Run the drill with the address of the server itself.",
+)
+
+
+def _connections_left(control: AnyConnection, size: int, limit: int, take_most: bool) -> int | None:
+    """The number of connections that the server has left; None if it does not tell this role.
+
+    Raises Refused if the drill would take more than half of them.
+    """
+    try:
+        server = read_server(control)
+    except psycopg.Error as error:
+        if take_most:
+            return None
+        cause = f"The server does not say how many connections are free: {explain(error).cause}"
+        raise Refused(Failure(cause=cause, hint=_ANYWAY)) from error
+    free, why = min(_free(limit, server) for limit in limits(server))
+    needed = limit + CONTROL_CONNECTIONS
+    if needed > free / 2 and not take_most:
+        raise Refused(
+            Failure(
+                cause=f"The drill needs {needed} connections ({size} + {limit - size}, and "
+                f"{CONTROL_CONNECTIONS} to count them), but {free} are free ({why}), and it uses "
+                f"at most half of them: {free // 2}.",
+                hint="Wait until fewer are in use, or lower the pool size and the overflow for the "
+                f"drill. {_ANYWAY}",
+            )
+        )
+    return free - CONTROL_CONNECTIONS
+
+
+_ANYWAY = "With --yes, the drill uses as many as it needs."
+
+
+def _free(limit: Limit, server: ServerFacts) -> tuple[int, str]:
+    """The number of connections that one limit leaves, and the arithmetic."""
+    used = in_use(limit, server)
+    return max(limit.connections - used, 0), f"{limit.why}, and {used} are in use"

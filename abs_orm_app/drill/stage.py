@@ -1,0 +1,168 @@
+"""Where promises are tested: a pool of the drill, and a connection that counts its sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from threading import Event, Thread
+from time import monotonic, perf_counter, sleep
+from typing import Any, Literal
+
+import psycopg
+from psycopg import Connection
+from psycopg_pool import ConnectionPool
+
+from abs_orm_app.facts.databases import Configured
+from abs_orm_app.pool.messages import first_line
+
+AnyPool = ConnectionPool[Any]
+AnyConnection = Connection[Any]
+Verdict = Literal["kept", "broken", "skipped"]
+
+PATIENCE = 5.0  # seconds to wait for what should come immediately
+THREAD = "drill"  # the threads that check out are "drill 1", "drill 2" ...
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Whether a promise was kept, and what shows it."""
+
+    verdict: Verdict
+    what: str
+
+
+@dataclass(frozen=True)
+class Promise:
+    """Something that a pool promises, and the function that tests it."""
+
+    name: str
+    text: str
+    test: Callable[[Stage], Seen]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """A connection that asks the server about the sessions of the drill's pools."""
+
+    connection: AnyConnection
+    application_name: str  # of those sessions, and of no other
+    connect_seconds: float  # that it takes to open a connection
+    free: int | None  # connections that the server had left for this role; None: unknown
+
+    def sessions(self) -> int:
+        """Count the sessions of the drill's pools."""
+        return self._ask("SELECT count(*) FROM pg_stat_activity WHERE application_name = %s")
+
+    def terminate(self) -> int:
+        """Let the server end these sessions; return how many."""
+        return self._ask(
+            "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity"
+            " WHERE application_name = %s"
+        )
+
+    def _ask(self, query: str) -> int:
+        rows: list[tuple[int]] = self.connection.execute(query, [self.application_name]).fetchall()
+        return rows[0][0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkout:
+    """The result of one checkout and one query."""
+
+    conn: AnyConnection | None
+    error: str  # "" if the query was answered
+    seconds: float
+    timeout: float  # seconds that it was given
+    configured: float  # seconds, of the pool's timeout
+
+    def __str__(self) -> str:
+        if not self.error:
+            return f"worked after {in_words(self.seconds)}"
+        return f"failed after {in_words(self.seconds)} {self.limit}: {self.error}"
+
+    @property
+    def limit(self) -> str:
+        return f"of {shortened(self.timeout, self.configured)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A pool of the drill, not open yet, and what the promises that use it share."""
+
+    configured: Configured
+    control: Control
+    pool: AnyPool
+    cleanup: ExitStack  # run at the end
+    over: Event  # set at the end
+    held: list[AnyConnection] = field(default_factory=list)  # checked out
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for what should come immediately, even for all connections."""
+        return PATIENCE + self.pool.max_size * self.control.connect_seconds
+
+    @property
+    def pings(self) -> bool:
+        given = self.configured.pool
+        return self.configured.health_checks or (isinstance(given, dict) and "check" in given)
+
+    def wait_for_sessions(self, condition: Callable[[int], bool]) -> int:
+        """Wait, up to `patience`, until their number meets the condition; return the number."""
+        deadline = monotonic() + self.patience
+        while not condition(count := self.control.sessions()) and monotonic() < deadline:
+            sleep(0.01)
+        return count
+
+    def first(self) -> AnyConnection:
+        """Open the pool and check out a connection."""
+        self.pool.open(wait=True, timeout=self.patience)
+        conn: AnyConnection = self.pool.getconn(self.patience)
+        return conn
+
+    def check_out(self, timeout: float) -> Checkout:
+        """Check out and query. At the end, the connection is closed, returned or not."""
+        configured = self.pool.timeout
+        timeout = min(timeout, configured)
+        conn, error = None, ""
+        began = perf_counter()
+        try:
+            conn = self.pool.getconn(timeout)
+            self.cleanup.callback(conn.close)
+            conn.execute("SELECT 1")
+        except psycopg.Error as problem:
+            error = first_line(problem)
+        seconds = perf_counter() - began
+        return Checkout(
+            conn=conn, error=error, seconds=seconds, timeout=timeout, configured=configured
+        )
+
+    def check_out_many(self, count: int) -> list[AnyConnection]:
+        """Check out up to `count` connections at the same time, each in its own thread."""
+        done: SimpleQueue[Checkout] = SimpleQueue()
+
+        def check_out() -> None:
+            done.put(self.check_out(self.patience))
+            self.over.wait()  # a thread that has ended is no longer named as the holder
+
+        for number in range(count):
+            Thread(target=check_out, name=f"{THREAD} {number + 1}", daemon=True).start()
+        return [conn for _ in range(count) if (conn := done.get().conn)]
+
+    def put_back(self, *conns: AnyConnection | None) -> None:
+        for conn in conns:
+            if conn:
+                self.pool.putconn(conn)
+
+
+def judged(good: bool, what: str) -> Seen:
+    return Seen("kept" if good else "broken", what)
+
+
+def in_words(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
+
+
+def shortened(seconds: float, configured: float) -> str:
+    return f"{seconds:g} s" + f" (shortened from {configured:g} s)" * (seconds < configured)
