@@ -21,10 +21,10 @@ URL = "postgresql://app:s3cret@db.example:5433/shop"
 DEFAULTS = {
     "connect_timeout": "10",
     "keepalives": "1",
-    "keepalives_idle": "30",
-    "keepalives_interval": "10",
+    "keepalives_idle": "10",
+    "keepalives_interval": "3",
     "keepalives_count": "3",
-    "tcp_user_timeout": "60000",
+    "tcp_user_timeout": "18000",
     "application_name": "shop",
 }
 
@@ -268,6 +268,15 @@ def test_the_provider_of_passwords_is_passed_on() -> None:
     database = entry(DATABASE_URL="postgres://h/n", DB_PASSWORD_PROVIDER="shop.iam.token")
     assert database["ABS_ORM_APP"]["password_provider"] == "shop.iam.token"
     assert database["PASSWORD"] == ""
+
+
+def test_a_server_that_is_gone_without_a_word_is_found_within_20_seconds() -> None:
+    """`tests/pool/test_silence.py` cuts a network; here the numbers are added up."""
+    options = {name: int(DEFAULTS[name]) for name in DEFAULTS if name != "application_name"}
+    waiting = options["keepalives_interval"] * options["keepalives_count"]
+    assert options["keepalives_idle"] + waiting < 20
+    assert options["tcp_user_timeout"] < 20_000
+    assert entry()["OPTIONS"].items() >= DEFAULTS.items()
 
 
 def test_the_url_and_libpqs_own_variables_override_the_default_options() -> None:

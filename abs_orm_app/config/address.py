@@ -54,16 +54,17 @@ IN_BRACKETS = "an IPv6 address stands in brackets"
 TLS_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 DJANGO_OPTIONS = ("assume_role",)  # options of Django's engine that a URL may give as well
 
-# A connection attempt ends after 10 s. A peer that is gone without a word is noticed within a
-# minute, by probes while we wait for it (30 + 3 * 10 s) and by the timeout while it owes us the
-# receipt of what we sent: there Linux alone would go on for a quarter of an hour.
+# A connection attempt ends after 10 s. A server that is gone without a word is found within 20 s:
+# by probes while we wait for its answer (10 + 3 * 3 s), and by the timeout while it has not
+# acknowledged what we sent, where Linux alone goes on for a quarter of an hour. So a host that
+# fails over is known to be dead before a pool's timeout of 30 s is over.
 DEFAULT_OPTIONS = {
     "connect_timeout": "10",  # seconds
     "keepalives": "1",
-    "keepalives_idle": "30",  # seconds
-    "keepalives_interval": "10",  # seconds
+    "keepalives_idle": "10",  # seconds
+    "keepalives_interval": "3",  # seconds
     "keepalives_count": "3",
-    "tcp_user_timeout": "60000",  # milliseconds
+    "tcp_user_timeout": "18000",  # milliseconds
 }
 
 

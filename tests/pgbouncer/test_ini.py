@@ -126,8 +126,8 @@ def test_the_connection_to_the_server_is_made_as_the_alias_makes_it() -> None:
         "server_tls_sslmode": "verify-full",
         "server_tls_ca_file": "/etc/ca.pem",
         "server_connect_timeout": "3",
-        "tcp_keepidle": "30",
-        "tcp_user_timeout": "60000",
+        "tcp_keepidle": "10",
+        "tcp_user_timeout": "18000",
     }
     assert {name: settings[name] for name in expected} == expected
     assert ini(shop=entry())["server_tls_sslmode"] == "prefer"
