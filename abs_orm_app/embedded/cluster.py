@@ -11,6 +11,7 @@ import argparse
 import fcntl
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -45,6 +46,11 @@ def embedded_url(directory: Path) -> str:
     Raises ImproperlyConfigured, in one sentence, where it cannot work.
     """
     directory = directory.resolve()
+    if re.search(r"[\r\n]", str(directory)):
+        raise EmbeddedError(
+            f"{str(directory)!r} holds a line break, which PostgreSQL cannot have in its files:"
+            " name another directory with embedded:///DIR."
+        )
     server = running(directory / "data")
     if server is None:
         with _one_sentence(directory):
@@ -87,7 +93,7 @@ class Postmaster:
 
 
 def running(data: Path) -> Postmaster | None:
-    """The server of the cluster in `data`, if it is ready and its socket accepts."""
+    """The server of the cluster in `data`, if it is ours, is ready, and its socket accepts."""
     server = _postmaster(data)
     if server is None or not server.ready:
         return None
@@ -100,9 +106,16 @@ def running(data: Path) -> Postmaster | None:
 
 
 def _postmaster(data: Path) -> Postmaster | None:
-    """What postmaster.pid says, unless it came with a directory that was copied or moved here."""
+    """What postmaster.pid says, unless it came with a directory that was copied or moved here.
+
+    Nor is one believed that another user wrote: it could lead to a server of theirs. Root runs the
+    server as the owner of the data, so that root believes that one.
+    """
     try:
-        lines = (data / "postmaster.pid").read_text().splitlines()
+        with (data / "postmaster.pid").open() as file:
+            if os.fstat(file.fileno()).st_uid != (os.geteuid() or data.stat().st_uid):
+                return None
+            lines = file.read().splitlines()
         pid, home, _, port, socket_dir, *rest = lines
         if Path(home) != data.resolve():
             return None

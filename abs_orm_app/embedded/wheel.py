@@ -74,13 +74,16 @@ class Programs:
             raise RuntimeError(lines[-1] if lines else f"{program} failed ({done.returncode})")
 
     def initdb(self, data: Path, lock: int | None = None) -> None:
-        """Make a cluster whose superuser `postgres` may be everybody who reaches its socket.
+        """Make a cluster that trusts whoever reaches its socket, and listens on no TCP port.
 
-        lock: an open file that stays locked until this is done, even if we are killed meanwhile.
+        Both stand in its own configuration, so that they also hold where somebody starts it by
+        hand. lock: an open file that stays locked until this is done, even if this process is
+        killed meanwhile.
         """
         self.run(
             "initdb",
-            *(f"--pgdata={data.name}", "--username=postgres", "--auth=trust", "--no-sync"),
+            *(f"--pgdata={data.name}", "--username=postgres", "--no-sync"),
+            *("--auth-local=trust", "--auth-host=reject", "--set=listen_addresses="),
             *("--encoding=UTF8", "--locale=C"),
             *("--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
             cwd=data.parent,

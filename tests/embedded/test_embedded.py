@@ -21,9 +21,10 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from abs_orm_app.embedded import wheel
-from abs_orm_app.embedded.cluster import embedded_url, running, stop
-from abs_orm_app.embedded.wheel import BIN, LIBRARIES, programs
+from abs_orm_app.embedded.cluster import PORT, embedded_url, running, stop
+from abs_orm_app.embedded.wheel import BIN, LIBRARIES, EmbeddedError, programs
 from tests.support.pools import Call
+from tests.support.ports import reserved_port
 from tests.support.servers import DEADLINE, Server, copy_cluster, wait_until
 
 START = [sys.executable, "-m", "abs_orm_app.embedded", "start"]
@@ -186,6 +187,35 @@ def test_a_directory_may_have_a_name_that_libpq_cannot_use(
     assert stat.S_IMODE(socket_dir.stat().st_mode) == 0o700
 
 
+def test_a_directory_with_a_line_break_is_refused_at_once(home: Path) -> None:
+    with pytest.raises(EmbeddedError, match="holds a line break"):
+        embedded_url(home / "a\nb")
+    assert list(home.iterdir()) == []
+
+
+def test_the_configuration_itself_listens_nowhere_and_rejects_tcp(home: Path) -> None:
+    """Also where somebody starts the server by hand, as `pg_ctl -D data start` does."""
+    embedded_url(home / "pg")
+    stop(home / "pg")
+    data = (home / "pg" / "data").resolve()
+    tools = programs(owner=data.stat().st_uid)
+
+    def setting(name: str) -> str:
+        command = [str(tools.bin / "postgres"), "-C", name, "-D", str(data)]
+        printed: str = subprocess.check_output(command, text=True, cwd=data, **tools.process)
+        return printed.strip()
+
+    assert setting("listen_addresses") == ""
+    with reserved_port() as port:
+        flags = f"-c listen_addresses=127.0.0.1 -p {port} -k {data}"
+        tools.run("pg_ctl", "start", "-w", "-D", ".", "-l", "log", "-o", flags, cwd=data)
+        try:
+            with pytest.raises(psycopg.OperationalError, match=r"pg_hba\.conf rejects connection"):
+                psycopg.connect(f"host=127.0.0.1 port={port} user=postgres connect_timeout=5")
+        finally:
+            tools.run("pg_ctl", "stop", "-m", "fast", "-D", ".", cwd=data)
+
+
 def test_only_the_owner_may_enter(directory: Path) -> None:
     embedded_url(directory)
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
@@ -304,6 +334,18 @@ def test_an_ordinary_user_gets_a_server_too(home: Path) -> None:
 @needs_root
 def test_a_place_where_one_may_not_write_is_refused(home: Path) -> None:
     assert "cannot run: Permission denied" in as_nobody(lambda: embedded_url(home / "pg"))
+
+
+@needs_root
+def test_a_server_of_another_user_is_not_believed(home: Path) -> None:
+    """Whoever may write where the directory will be could put up a server of their own."""
+    shutil.chown(home, "games")
+    embedded_url(home / "pg")
+    data = home / "pg" / "data"
+    for path in (home / "pg", data, data / "postmaster.pid", data / f".s.PGSQL.{PORT}"):
+        path.chmod(0o777)  # as the other user can, to have it found
+    assert running(data) is not None
+    assert as_nobody(lambda: str(running(data))) == "None"
 
 
 @needs_root

@@ -44,6 +44,11 @@ local all all trust
 host all postgres all trust
 host all all all scram-sha-256
 """
+# Everybody is trusted on both; initdb, as the embedded server calls it, rejects TCP.
+TRUST = """
+local all,replication all trust
+host all,replication all all trust
+"""
 # One connection for roles that are not superusers.
 ONE_CONNECTION = {"max_connections": "6", "superuser_reserved_connections": "5"}
 # A crash of the operating system may corrupt it: then the test is over, too.
@@ -55,7 +60,7 @@ class Server:
     """A PostgreSQL on a Unix socket and on a TCP port of 127.0.0.1; superuser `postgres`.
 
     settings: parameters of postgresql.conf, used at each start.
-    hba: the lines of pg_hba.conf; None trusts everybody. See PASSWORD_OVER_TCP.
+    hba: the lines of pg_hba.conf, such as PASSWORD_OVER_TCP; the default trusts everybody.
     roles: roles to create, as CREATE ROLE takes them: `app LOGIN CONNECTION LIMIT 3`.
     sql: more statements to run in the database `postgres` after the first start.
 
@@ -66,7 +71,7 @@ class Server:
         self,
         settings: Mapping[str, str] | None = None,
         *,
-        hba: str | None = None,
+        hba: str = TRUST,
         roles: Sequence[str] = (),
         sql: Sequence[str] = (),
     ) -> None:
@@ -84,8 +89,7 @@ class Server:
             cleanup.callback(_remove, self.socket_dir)
             self.data = self.socket_dir / "data"
             self._make_cluster()
-            if self._hba is not None:
-                self._write_hba(self._hba)
+            self._write_hba(self._hba)
             self.port = cleanup.enter_context(reserved_port())
             cleanup.callback(self._end)
             self.start()
