@@ -30,9 +30,9 @@ from pytest_django.plugin import DjangoDbBlocker
 
 from tests.support.servers import Server, scratch, wait_until
 
-# Ctrl-C is ignored by what a shell has started in the background, as a CI may.
+# A process that a shell starts in the background, as a CI may, ignores Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# pytest-django reads the settings after this file: what they depend on is set here.
+# pytest-django imports the settings after this file, so their variables are set here.
 _server = Server().__enter__()
 for name in [name for name in os.environ if name.startswith(("DB_", "DATABASE_URL"))]:
     del os.environ[name]
@@ -43,7 +43,7 @@ os.environ |= {
     "ENV_FILE": os.devnull,
 }
 django.setup()
-# A busy machine is slow to make examples, and to run them.
+# On a busy machine, examples take long to generate and to run.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
 
@@ -88,16 +88,16 @@ def shared(module_server: Server) -> Server:
 
 @pytest.fixture
 def unblocked(django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
-    """Let Django's wrappers connect, as to a server of the test's own."""
+    """Let Django's wrappers connect: pytest-django blocks them outside of its own fixtures."""
     with django_db_blocker.unblock():
         yield
 
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A directory for embedded servers, which every account can reach, and that none survives.
+    """A directory for embedded servers, which are killed at the end of the test.
 
-    `tmp_path` will not do: when root runs the tests, only root can reach it.
+    Every account can reach it. Only root can reach `tmp_path` when root runs the tests.
     """
     path = Path(tempfile.mkdtemp(dir=scratch())).resolve()
     path.chmod(0o755)

@@ -70,7 +70,7 @@ def test_the_settings_are_read_from_the_environment() -> None:
     )
 
 
-def test_pool_mode_writes_psycopg_pools_parameters_and_nothing_else_into_the_pool() -> None:
+def test_pool_mode_writes_only_psycopg_pools_parameters_into_the_pool() -> None:
     database = entry()
     extra = database.pop("ABS_ORM_APP")
     assert database == {
@@ -113,7 +113,7 @@ def test_the_other_modes_have_no_pool(
     assert database["ABS_ORM_APP"]["mode"] == mode
 
 
-def test_recycle_never_is_an_infinite_lifetime_in_a_pool() -> None:
+def test_a_recycle_time_of_never_is_an_infinite_lifetime() -> None:
     assert entry(DB_POOL_RECYCLE="-1")["OPTIONS"]["pool"]["max_lifetime"] == float("inf")
 
 
@@ -123,7 +123,7 @@ def test_server_side_cursors_can_be_switched_in_every_mode() -> None:
     assert entry(DB_DISABLE_SERVER_SIDE_CURSORS="true")["DISABLE_SERVER_SIDE_CURSORS"] is True
 
 
-def test_leak_tracing_is_for_this_apps_engine_alone() -> None:
+def test_leak_tracing_is_only_for_this_apps_engine() -> None:
     database = entry(DB_POOL_LEAK_SECONDS="2.5")
     assert database["ABS_ORM_APP"]["leak_seconds"] == 2.5
     assert "leak_seconds" not in database["OPTIONS"]["pool"]
@@ -147,7 +147,7 @@ def test_leak_tracing_is_for_this_apps_engine_alone() -> None:
         ("DB_DISABLE_SERVER_SIDE_CURSORS", ["maybe"], "is not true or false."),
     ],
 )
-def test_a_value_that_is_not_accepted_is_named_with_what_is(
+def test_a_refused_value_is_named_with_the_accepted_ones(
     name: str, values: list[str], reason: str
 ) -> None:
     for value in values:
@@ -172,13 +172,13 @@ def test_a_part_of_the_address_is_not_shown_for_it_may_be_the_password(
         assert problem(**{name: value}).startswith(f"{name} {reason}")
 
 
-def test_an_empty_value_is_a_mistake_everywhere() -> None:
+def test_an_empty_value_is_refused_for_every_variable() -> None:
     lines = problem(**dict.fromkeys(VARIABLES, "")).splitlines()[1:]
     reason = "is empty: give it a value, or unset it."
     assert sorted(lines) == sorted(f"  {name} {reason}" for name in VARIABLES)
 
 
-def test_everything_that_is_wrong_is_said_at_once() -> None:
+def test_all_errors_are_reported_together() -> None:
     text = problem(DATABASE_URL="s3cret", DB_POOL_SIZE="abc", DB_PASSWORD_FILE="/nowhere")
     assert text == (
         "3 settings cannot be used.\n"
@@ -205,7 +205,7 @@ def test_the_parts_fill_in_what_the_url_leaves_out() -> None:
     assert database["ENGINE"] == "abs_orm_app.backends.postgis"
 
 
-def test_parts_that_say_the_same_as_the_url_are_no_contradiction() -> None:
+def test_parts_that_agree_with_the_url_are_accepted() -> None:
     assert entry(DB_HOST="db.example", DB_PASSWORD="s3cret") | {"ABS_ORM_APP": 0} == entry() | {
         "ABS_ORM_APP": 0
     }
@@ -245,16 +245,16 @@ def test_a_url_and_parts_that_contradict_it_are_refused() -> None:
         ),
     ],
 )
-def test_an_address_with_a_gap_is_refused(variables: dict[str, str], message: str) -> None:
+def test_an_incomplete_address_is_refused(variables: dict[str, str], message: str) -> None:
     with pytest.raises(ImproperlyConfigured, match=re.escape(message)):
         database_from_env(environ=variables)
 
 
-def test_a_service_of_libpq_needs_no_name() -> None:
+def test_a_libpq_service_needs_no_database_name() -> None:
     assert entry(DATABASE_URL="postgresql:///?service=shop")["OPTIONS"]["service"] == "shop"
 
 
-def test_the_default_url_counts_only_where_no_address_is_set() -> None:
+def test_the_default_url_is_used_only_where_no_address_is_set() -> None:
     default = "postgresql://h/default"
     assert database_from_env(default=default, environ={})["NAME"] == "default"
     assert database_from_env(default=default, environ={"DB_NAME": "n"})["HOST"] == ""
@@ -264,7 +264,7 @@ def test_the_default_url_counts_only_where_no_address_is_set() -> None:
         database_from_env(default="mysql://h/n", environ={})
 
 
-def test_the_provider_of_passwords_is_passed_on() -> None:
+def test_the_password_provider_is_passed_on() -> None:
     database = entry(DATABASE_URL="postgres://h/n", DB_PASSWORD_PROVIDER="shop.iam.token")
     assert database["ABS_ORM_APP"]["password_provider"] == "shop.iam.token"
     assert database["PASSWORD"] == ""
@@ -336,25 +336,25 @@ def test_with_a_prefix_an_error_names_the_variable_that_was_read() -> None:
         ({"WEB_CONCURRENCY": "4", "DB_POOL_PROCESSES": "9"}, 9),
     ],
 )
-def test_the_processes_are_those_of_the_web_server_unless_they_are_set(
+def test_the_number_of_processes_defaults_to_web_concurrency(
     variables: dict[str, str], count: int
 ) -> None:
     assert pool_processes(variables) == count
 
 
-def test_the_number_of_processes_is_one_for_all_databases() -> None:
+def test_the_number_of_processes_is_the_same_for_all_databases() -> None:
     database = entry("R_", R_DATABASE_URL=URL, R_DB_POOL_PROCESSES="x", DB_POOL_PROCESSES="4")
     assert database["ABS_ORM_APP"]["variables"]["DB_POOL_PROCESSES"] == "DB_POOL_PROCESSES"
     with pytest.raises(SettingsError, match=r"^DB_POOL_PROCESSES='x' is not a whole number"):
         entry("R_", R_DATABASE_URL=URL, DB_POOL_PROCESSES="x")
 
 
-def test_a_wrong_number_of_processes_is_refused() -> None:
+def test_an_invalid_number_of_processes_is_refused() -> None:
     with pytest.raises(SettingsError, match="DB_POOL_PROCESSES='0' is not a whole number"):
         pool_processes({"DB_POOL_PROCESSES": "0"})
 
 
-def test_a_pool_variable_that_nobody_knows_is_found_with_what_was_meant() -> None:
+def test_an_unknown_pool_variable_is_found_with_a_suggestion() -> None:
     names = [
         *("DB_POOL_SISE", "DB_POOL_MAX_OVERFLOW", "DB_MAX_OVERFLOWS", "DB_POOL_QUUX", "DB_SHARDS"),
         *("REPLICA_DB_POOL_RECICLE", "KC_DB_POOL_MIN_SIZE", "DB_POOL_SIZE", "DATABASE_URL_FILE"),
@@ -388,7 +388,7 @@ def test_a_pool_variable_that_nobody_knows_is_found_with_what_was_meant() -> Non
     ],
 )
 @pytest.mark.parametrize("prefix", ["", "REPLICA_"])
-def test_a_typo_in_the_address_is_found_with_what_was_meant(
+def test_a_typo_in_an_address_variable_is_found_with_a_suggestion(
     prefix: str, name: str, meant: str
 ) -> None:
     environ = {prefix + name: "s3cret"}
@@ -410,5 +410,5 @@ def test_a_typo_in_the_address_is_found_with_what_was_meant(
         {"DB_NAME": "n", "DB_TYPE": "x", "DB_BACKUP_HOST": "x", "DB_SCHEMA": "x", "DB_SSL": "x"},
     ],
 )
-def test_a_variable_of_another_program_is_none_of_ours(environ: dict[str, str]) -> None:
+def test_a_variable_of_another_program_is_ignored(environ: dict[str, str]) -> None:
     assert unknown_variables(environ) == {}

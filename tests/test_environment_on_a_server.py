@@ -73,7 +73,7 @@ def test_an_application_name_of_the_projects_own_is_left_alone(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="TCP_USER_TIMEOUT is Linux's")
-def test_a_peer_that_is_gone_is_noticed_within_a_minute(server: Server, connect: Connect) -> None:
+def test_a_dead_peer_is_noticed_within_a_minute(server: Server, connect: Connect) -> None:
     wrapper = connect(entry(DATABASE_URL=server.tcp_url, DB_POOL_MODE="null"))
     tcp = socket.socket(fileno=os.dup(wrapper.connection.fileno()))
     with tcp:
@@ -102,7 +102,7 @@ def test_an_embedded_server_is_started_in_a_directory_relative_to_the_base(
         assert cluster.stop(home / "base/data/pg")
 
 
-def test_nothing_is_started_while_a_variable_is_wrong(tmp_path: Path) -> None:
+def test_a_wrong_variable_starts_no_server(tmp_path: Path) -> None:
     variables = {"DATABASE_URL": "embedded:///pg", "DB_POOL_SIZE": "x"}
     with pytest.raises(SettingsError):
         database_from_env(base_dir=tmp_path, environ=variables)
@@ -117,7 +117,7 @@ def test_an_embedded_server_that_cannot_start_is_a_settings_error(tmp_path: Path
         )
 
 
-def test_production_never_imports_the_embedded_server() -> None:
+def test_an_ordinary_url_does_not_import_the_embedded_server() -> None:
     code = (
         "import sys\n"
         "from abs_orm_app.environment import database_from_env\n"

@@ -1,4 +1,4 @@
-"""A Celery worker with forked children, as a real process, and a broker made of files."""
+"""A real Celery worker with forked children; its broker is a directory of files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DIRECTORY = "TEST_CELERY_DIRECTORY"
 
 
 def make_app(directory: str) -> Celery:
-    """Give an app whose messages are files in `directory`."""
+    """Return a Celery app whose broker keeps its messages in `directory`."""
     made = Celery("tests", broker="filesystem://")
     made.conf.broker_transport_options = {
         "data_folder_in": directory,
@@ -33,8 +33,8 @@ def make_app(directory: str) -> Celery:
 
 
 def answer() -> None:
-    """Note which process does the task, and which of the server's does the query."""
-    time.sleep(0.05)  # that no child can do it all
+    """Record the process of the task and the backend of its query."""
+    time.sleep(0.05)  # so that one child cannot do all tasks
     with connection.cursor() as cursor:
         cursor.execute("insert into answer values (%s, pg_backend_pid())", [os.getpid()])
 
@@ -61,7 +61,7 @@ def test_the_children_of_a_worker_have_connections_of_their_own(
     server: Server, tmp_path: Path
 ) -> None:
     (tmp_path / "control").mkdir()
-    # Before the worker starts: it may read a file that is still being written.
+    # Before the worker starts, because it may read a file that is still being written.
     for _ in range(TASKS):
         make_app(str(tmp_path)).send_task("answer")
     command = [sys.executable, "-m", "celery", "--app=tests.backends.test_celery", "worker"]
@@ -76,4 +76,4 @@ def test_the_children_of_a_worker_have_connections_of_their_own(
     assert not [word for word in ("Traceback", "ERROR", "ignored") if word in result.errors]
     assert len({process for process, _ in done}) == CHILDREN
     assert int(result.output.split()[0]) not in {session for _, session in done}
-    assert "unexpected EOF" not in log  # each session ended with a goodbye
+    assert "unexpected EOF" not in log  # each session was closed properly

@@ -1,4 +1,4 @@
-"""What connects past the pool, with the engine's parameters: async code, libraries, dbshell."""
+"""Connections past the pool with the engine's parameters: async code, libraries, dbshell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Django's own semantics stay whole on the engine with the pool."""
+"""Django's own semantics hold on the engine with the pool."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_threads_share_one_pool_however_many_come_first(database: Database) -> N
 def test_the_pool_outlives_the_thread_that_built_it_and_gets_its_connection_back(
     database: Database,
 ) -> None:
-    """The wrapper of the ended thread must not be kept alive by the pool that it has built."""
+    """The pool must not keep the wrapper of the thread that built it alive."""
     database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 5}})
 
     def end_without_closing() -> None:
@@ -145,7 +145,7 @@ def test_server_side_binding_and_isolation_level_reach_the_connection(database: 
         ),
     ],
 )
-def test_assume_role_holds_on_each_connection(
+def test_assume_role_is_set_on_each_connection(
     database: Database, shared: Server, engine: str
 ) -> None:
     options = {"assume_role": "reporting", "application_name": engine, "pool": {"timeout": 3}}
@@ -168,7 +168,7 @@ def test_a_changed_time_zone_reaches_connections_that_were_open_before(database:
 def test_a_changed_database_name_is_not_served_by_the_old_pool(
     database: Database, shared: Server
 ) -> None:
-    """Django's test runner does this to an alias that an app may have used already."""
+    """Django's test runner changes the name of an alias that an app may have used already."""
     wrapper = database()
     assert ask(wrapper, "SELECT current_database()") == "postgres"
     wrapper.close()
@@ -190,7 +190,7 @@ def test_close_pool_closes_every_session_and_the_next_use_opens_a_new_one(
     assert ask(wrapper)
 
 
-def test_close_all_returns_every_aliass_connection(database: Database) -> None:
+def test_close_all_returns_the_connection_of_every_alias(database: Database) -> None:
     one, two = database("one"), database("two")
     ask(one)
     ask(two)
@@ -254,14 +254,14 @@ def test_leak_seconds_of_the_settings_reach_the_pool(database: Database) -> None
     assert "tests/support/databases.py" in (wrapper.pool.holders()[0].where or "")
 
 
-def test_wrong_settings_are_said_at_once(database: Database) -> None:
+def test_wrong_settings_fail_at_once(database: Database) -> None:
     wrapper = database(NAME="")
     with pytest.raises(ImproperlyConfigured, match="NAME"):
         ask(wrapper)
     connections.databases[ALIAS]["NAME"] = wrapper.settings_dict["NAME"] = "postgres"
 
 
-def test_djangos_test_runner_works_on_the_pool_in_parallel(server: Server) -> None:
+def test_djangos_parallel_test_runner_works_on_the_pool(server: Server) -> None:
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith("DB_")},
         "DATABASE_URL": server.url,

@@ -1,4 +1,4 @@
-"""A process that used the pool ends at once, says nothing, and takes leave of the server."""
+"""A process that used the pool ends at once, prints nothing, and closes its sessions."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from tests.support.servers import Server, wait_until
 
 pytestmark = pytest.mark.server({"log_min_messages": "debug1"})
 
-# What the server logs, at debug1, of a session whose client was gone without a goodbye.
-NO_GOODBYE = "unexpected EOF"
+# The server logs this, at debug1, when a client goes away without closing its session.
+NOT_CLOSED = "unexpected EOF"
 DEVELOPMENT = ("-X", "dev", "-W", "error::ResourceWarning")
-AT_ONCE = 10.0  # seconds, on a busy machine; what hangs takes 20 s and more
+AT_ONCE = 10.0  # seconds, on a busy machine; a process that hangs takes 20 s and more
 
 
-# What the processes do
+# Functions that run in a process of their own
 
 
 def query() -> None:
@@ -67,7 +67,7 @@ def exit_in_a_thread() -> None:
 
 
 def end_before_a_thread() -> None:
-    """The main thread is at its end when the others begin to work."""
+    """The other threads begin to work when the main thread has ended."""
 
     def work() -> None:
         threading.main_thread().join()
@@ -86,7 +86,7 @@ def query_at_exit() -> None:
 
 
 def end_while_threads_query() -> None:
-    """The end comes at any point of what the threads do."""
+    """The process ends while the threads are at any point of their work."""
 
     def work() -> None:
         while True:
@@ -112,14 +112,14 @@ def end_while_a_thread_has_a_connection() -> None:
 
 
 def run_last(function: Callable[[], object]) -> None:
-    """At exit after the pools are closed, as what was registered before the app was imported."""
+    """Run at exit after the pools are closed, like a hook registered before the app's import."""
     atexit.unregister(registry._close_all)
     atexit.register(function)
     atexit.register(registry._close_all)
 
 
-def let_a_thread(function: Callable[[], object]) -> None:
-    """Wait for what a thread does, as a telemetry's last export or a log's last record."""
+def run_in_thread(function: Callable[[], object]) -> None:
+    """Run in a thread and wait for it, like the last export of telemetry at exit."""
     thread = threading.Thread(target=function, daemon=True)
     thread.start()
     thread.join(20)
@@ -135,7 +135,7 @@ def query_after_the_pools() -> None:
 
 
 def read_the_state_at_the_end() -> None:
-    run_last(lambda: let_a_thread(snapshots))
+    run_last(lambda: run_in_thread(snapshots))
     backend()
 
 
@@ -144,12 +144,12 @@ def query_in_a_thread_at_the_end() -> None:
         with suppress(OperationalError):
             backend()
 
-    run_last(lambda: let_a_thread(work))
+    run_last(lambda: run_in_thread(work))
     backend()
 
 
 def end_while_an_observer_reads() -> None:
-    """The observer has a lock of its own, which the last call of it wants, too."""
+    """The observer holds a lock that its last call needs as well."""
     lock, inside = threading.Lock(), threading.Event()
 
     def observe(pool: HardenedPool) -> None:
@@ -193,13 +193,13 @@ def check_that_it_ended_well(result: Result) -> None:
         query_after_the_pools,
     ],
 )
-def test_the_end_of_a_program_is_quiet_and_closes_every_connection(
+def test_a_program_ends_quietly_and_closes_every_connection(
     server: Server, function: Callable[[], None]
 ) -> None:
     result = run(server, function, options=DEVELOPMENT)
     check_that_it_ended_well(result)
     wait_until(lambda: not states(server), "the sessions to end")
-    assert NO_GOODBYE not in server.log
+    assert NOT_CLOSED not in server.log
 
 
 def test_a_management_command_ends_quietly_and_closes_every_connection(server: Server) -> None:
@@ -209,40 +209,40 @@ def test_a_management_command_ends_quietly_and_closes_every_connection(server: S
     assert not result.errors, result.errors
     assert result.status == 0
     wait_until(lambda: not states(server), "the sessions to end")
-    assert NO_GOODBYE not in server.log
+    assert NOT_CLOSED not in server.log
 
 
-def test_a_program_that_ends_while_connections_are_opened_waits_for_them(server: Server) -> None:
+def test_a_program_that_ends_waits_for_connections_that_are_being_opened(server: Server) -> None:
     with Proxy(server.port, delay=0.05) as proxy:
         url = server.tcp_url.replace(str(server.port), str(proxy.port))
         result = run(server, query, options=DEVELOPMENT, DATABASE_URL=url)
     check_that_it_ended_well(result)
     wait_until(lambda: not states(server), "the sessions to end")
-    assert NO_GOODBYE not in server.log
+    assert NOT_CLOSED not in server.log
 
 
 @pytest.mark.parametrize("function", [end_while_threads_query, end_while_a_thread_has_a_connection])
-def test_daemon_threads_neither_delay_the_end_nor_complain(
+def test_daemon_threads_neither_delay_the_end_nor_print_errors(
     server: Server, function: Callable[[], None]
 ) -> None:
     result = run(server, function)
     check_that_it_ended_well(result)
     wait_until(lambda: not states(server), "the sessions to end")
-    # The connections that they have are cut off, as they are; the others are closed.
-    assert server.log.count(NO_GOODBYE) <= 4
+    # The connections in use are cut off; the idle ones are closed.
+    assert server.log.count(NOT_CLOSED) <= 4
 
 
 @pytest.mark.parametrize(
     "function",
     [read_the_state_at_the_end, query_in_a_thread_at_the_end, end_while_an_observer_reads],
 )
-def test_who_comes_when_the_pool_is_closed_is_not_kept_waiting(
+def test_code_that_runs_after_the_pool_is_closed_does_not_wait(
     server: Server, function: Callable[[], None]
 ) -> None:
     check_that_it_ended_well(run(server, function))
 
 
-def test_a_server_that_hangs_delays_the_end_by_no_more_than_a_few_seconds(server: Server) -> None:
+def test_a_server_that_hangs_delays_the_end_by_a_few_seconds_at_most(server: Server) -> None:
     try:
         result = run(server, end_while_the_server_hangs, str(server.pid), options=DEVELOPMENT)
     finally:
@@ -258,7 +258,7 @@ def test_gunicorn_closes_every_connection_at_sigterm(server: Server) -> None:
         assert not result.errors, result.errors
         assert result.status == 0
         wait_until(lambda: not states(server), "the sessions to end")
-    assert NO_GOODBYE not in server.log
+    assert NOT_CLOSED not in server.log
 
 
 def test_uvicorn_ends_every_session_at_sigterm(server: Server) -> None:
@@ -266,7 +266,7 @@ def test_uvicorn_ends_every_session_at_sigterm(server: Server) -> None:
         web.get(["/slow/"] * 40)
         result = web.program.stop()
     assert not result.errors, result.errors
-    # It ends itself by the signal that it got, without which Python has no chance to say goodbye.
+    # uvicorn then kills itself with that signal, so Python runs no exit hooks.
     assert result.status == -signal.SIGTERM
     wait_until(lambda: not states(server), "the sessions to end")
-    assert f"{NO_GOODBYE} on client connection with an open transaction" not in server.log
+    assert f"{NOT_CLOSED} on client connection with an open transaction" not in server.log

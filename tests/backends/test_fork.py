@@ -1,4 +1,4 @@
-"""A process that forks: the child has connections of its own, the parent keeps its own."""
+"""After a fork, the child has its own connections, and the parent keeps its own."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STOCK = "django.db.backends.postgresql"
 
 FORKS: dict[str, Callable[[], int]] = {
     "fork": os.fork,
-    # As a server written in C does: no Python code is told of it.
+    # Like a server written in C: no hook of Python runs.
     "fork_in_c": ctypes.PyDLL(None).fork,
 }
 CHILD_DEADLINE = 10.0  # seconds
@@ -53,13 +53,13 @@ def end_after_collecting_garbage() -> None:
 ENDS = [end_at_once, end_as_a_program, end_after_collecting_garbage]
 
 
-# What the processes do
+# Functions that run in a process of their own
 
 
 def fork(kind: str, child: Callable[[], None], end: Callable[[], None] = end_at_once) -> None:
-    """Run `child` and `end` in a fork; return when it has ended, and well."""
+    """Run `child`, then `end`, in a fork; fail if it does not end with exit code 0."""
     if kind == "fork_in_c":
-        # Python cannot see to its own locks then: what another thread holds is never released.
+        # Python does not reset its locks then, and a lock held by another thread stays locked.
         wait_until(lambda: not threads_that_connect(), "the pool to be filled")
     pid = FORKS[kind]()
     if pid == 0:
@@ -87,7 +87,7 @@ def threads_that_connect() -> list[str]:
 
 
 def sessions() -> set[int]:
-    """The process ids of the sessions on the server, of whichever process."""
+    """The backend pids of all sessions on the server, of any process."""
     with connection.cursor() as cursor:
         cursor.execute(
             "select pid from pg_stat_activity"
@@ -137,11 +137,11 @@ def a_thread_with_a_connection() -> Iterator[None]:
         yield
     finally:
         end.set()
-        thread.join(1.0)  # a child that was forked in C waits for it in vain
+        thread.join(1.0)  # a child that was forked in C has no such thread
 
 
 def forks_with_connections(kind: str) -> None:
-    """One connection is in use here, one in a thread, two are idle."""
+    """One connection is in use here, one in another thread, two are idle."""
     pool = filled_pool()
     mine, all_mine = backend(), sessions()
 
@@ -192,19 +192,19 @@ def forks_and_uses_nothing(kind: str) -> None:
     all_mine = sessions()
     for end in ENDS:
         fork(kind, lambda: None, end)
-    time.sleep(0.1)  # a session that the child had ended would be gone by now
+    time.sleep(0.1)  # time in which a session that the child closed would end
     assert sessions() == all_mine
 
 
 def forks_and_closes_the_pool(kind: str) -> None:
-    """As a hook for forked workers does that was written for Django's own pool."""
+    """Like a hook for forked workers that was written for Django's own pool."""
     filled_pool()
     all_mine = sessions()
 
     def child() -> None:
         began = time.monotonic()
         connection.close_pool()  # type: ignore[attr-defined]
-        assert time.monotonic() - began < 4  # the threads that it has not got end after 5 s
+        assert time.monotonic() - began < 4  # waiting for the parent's threads takes 5 s
         assert backend() not in all_mine
 
     for end in ENDS:
@@ -234,7 +234,7 @@ def forks_where_a_loop_runs() -> None:
 
 
 def forks_while_connecting() -> None:
-    """Ten forks, a few ms apart: each meets the connections in another state."""
+    """Ten forks a few ms apart, each at another state of the connections being opened."""
     backend()  # the first of twenty: the others are being opened
     for _ in range(10):
         before = sessions()
@@ -281,13 +281,13 @@ def be_a_worker(_: int) -> int:
 
 
 def check(server: Server, function: Callable[..., None], *arguments: str, **environ: str) -> None:
-    """Run the function in a process, in which nothing must fail, and nothing in its children."""
+    """Run the function in a process; fail if it or one of its children fails."""
     result = run(
         server,
         function,
         *arguments,
         options=["-W", "ignore::DeprecationWarning"],  # of a fork beside threads: 3.12 and later
-        # No overflow: where connecting takes long, a second attempt may succeed beside the first.
+        # No overflow: where connecting takes long, two attempts may succeed instead of one.
         **{"DB_POOL_SIZE": str(SIZE), "DB_MAX_OVERFLOW": "0", "DB_POOL_TIMEOUT": "5"} | environ,
     )
     assert not result.errors, result.errors
@@ -295,7 +295,7 @@ def check(server: Server, function: Callable[..., None], *arguments: str, **envi
 
 
 @pytest.mark.parametrize("kind", FORKS)
-def test_a_child_has_its_own_connections_and_leaves_its_parents_alone(
+def test_a_child_has_its_own_connections_and_does_not_touch_its_parents(
     server: Server, kind: str
 ) -> None:
     check(server, forks_with_connections, kind)
@@ -309,7 +309,7 @@ def test_with_djangos_pool_a_child_has_its_own_connections(server: Server) -> No
 
 
 @pytest.mark.parametrize("kind", FORKS)
-def test_a_child_is_not_in_the_atomic_block_of_its_parent(server: Server, kind: str) -> None:
+def test_a_child_does_not_run_in_the_atomic_block_of_its_parent(server: Server, kind: str) -> None:
     check(server, forks_in_an_atomic_block, kind)
 
 
@@ -324,17 +324,17 @@ def test_a_child_that_closes_the_pool_closes_none_of_the_parents(server: Server,
 
 
 @pytest.mark.parametrize("kind", FORKS)
-def test_a_connection_that_outlives_its_pool_is_not_shared_either(
+def test_a_connection_of_a_closed_pool_is_not_shared_with_a_child(
     server: Server, kind: str
 ) -> None:
     check(server, forks_with_a_connection_of_a_closed_pool, kind)
 
 
-def test_a_fork_where_an_event_loop_runs_is_as_any_other(server: Server) -> None:
+def test_a_fork_in_an_event_loop_works_like_any_other(server: Server) -> None:
     check(server, forks_where_a_loop_runs)
 
 
-def test_a_fork_beside_threads_that_connect_disturbs_nobody(server: Server) -> None:
+def test_a_fork_while_threads_connect_breaks_no_connection(server: Server) -> None:
     with Proxy(server.port, delay=0.005) as proxy:
         url = server.tcp_url.replace(str(server.port), str(proxy.port))
         check(server, forks_while_connecting, DATABASE_URL=url, DB_POOL_SIZE="20")

@@ -40,7 +40,7 @@ def places(shared: Server, django_db_blocker: DjangoDbBlocker) -> Iterator[str]:
 @pytest.fixture
 def place(places: str) -> Iterator[Any]:
     """A model with a point, and its table."""
-    from django.contrib.gis.db import models  # where GDAL is missing, it cannot be imported
+    from django.contrib.gis.db import models  # fails where GDAL is missing
 
     class Place(models.Model):
         name = models.TextField()
@@ -48,7 +48,7 @@ def place(places: str) -> Iterator[Any]:
 
         class Meta:
             app_label = "places"
-            apps = Apps()  # known to nobody else
+            apps = Apps()  # a registry of its own
             managed = False
 
     with connections[places].schema_editor() as editor:
@@ -66,7 +66,7 @@ def backend(alias: str) -> int:
         return int(cursor.fetchone()[0])
 
 
-def test_geometries_go_through_connections_that_others_have_used(place: Any, places: str) -> None:
+def test_geometries_work_on_reused_connections(place: Any, places: str) -> None:
     from django.contrib.gis.geos import Point
     from django.contrib.gis.measure import D
 
@@ -89,7 +89,7 @@ def test_geometries_go_through_connections_that_others_have_used(place: Any, pla
     assert place.objects.using(places).count() == 8
 
 
-def test_a_connection_that_replaces_a_dead_one_knows_the_types(
+def test_a_connection_that_replaces_a_stale_one_knows_the_types(
     place: Any, places: str, shared: Server
 ) -> None:
     from django.contrib.gis.geos import Point

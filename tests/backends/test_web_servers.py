@@ -23,7 +23,7 @@ WITHOUT_QUERY = "/slow/?ms=none"
 GTHREAD = ("--worker-class=gthread", "--threads=60")
 GEVENT = ("--worker-class=gevent",)
 
-# Opens the pool in the master, which the workers are then forked from.
+# Opens the pool in the master before it forks the workers.
 PRELOAD = """
 import json
 preload_app = True
@@ -33,7 +33,7 @@ def pre_fork(server, worker):
         cursor.execute("select pg_backend_pid()")
         print(json.dumps(cursor.fetchone()[0]), flush=True)
 """
-# Where Django is loaded before the fork, gevent has to come before Django.
+# Where Django is loaded before the fork, gevent must patch before that.
 PRELOAD_GEVENT = "from gevent import monkey; monkey.patch_all()" + PRELOAD
 
 
@@ -51,7 +51,7 @@ def check_that_the_connections_serve(web: Web, server: Server, view: str = "slow
     assert succeed(answers), set(answers)
     assert watch.most <= LIMIT
     wait_until(lambda: states(server).keys() == {"idle"}, "the connections to be returned")
-    # Now all connections are used at the same time: none is missing because it was not returned.
+    # All connections can be in use at the same time: each one was returned.
     with Watch(server) as watch:
         held = Call(web.get, [f"/{view}/?ms=60000"] * (LIMIT + 5))
         wait_until(lambda: watch.most_active >= LIMIT, f"{LIMIT} queries at the same time")
@@ -74,7 +74,7 @@ def test_under_uvicorn_30_connections_serve_200_requests(server: Server, view: s
         check_that_the_connections_serve(web, server, view)
 
 
-def test_under_uvicorn_clients_that_hang_up_take_no_connection_with_them(server: Server) -> None:
+def test_under_uvicorn_clients_that_hang_up_leak_no_connection(server: Server) -> None:
     with web_server(UVICORN, server) as web:
         for _ in range(3):
             web.hang_up_on(["/slow/?ms=100"] * 2 * LIMIT, after=0.1)
@@ -87,13 +87,13 @@ def test_under_uvicorn_clients_that_hang_up_take_no_connection_with_them(server:
     [(GTHREAD, PRELOAD), (GEVENT, PRELOAD_GEVENT)],
     ids=["gthread", "gevent"],
 )
-def test_under_gunicorn_a_pool_opened_before_the_fork_stays_the_masters(
+def test_under_gunicorn_workers_do_not_use_a_pool_opened_before_the_fork(
     server: Server, tmp_path: Path, worker: tuple[str, ...], config: str
 ) -> None:
     file = tmp_path / "gunicorn.conf.py"
     file.write_text(config)
     options = (*worker, "--workers=2", f"--config={file}", "--log-level=warning")
-    # The delay lets the master fork while most of its connections are being opened.
+    # With the delay, the master forks while most of its connections are being opened.
     with (
         Proxy(server.port, delay=0.03) as proxy,
         web_server(GUNICORN, server, *options, DATABASE_URL=url_through(proxy, server)) as web,
@@ -111,7 +111,7 @@ def test_under_gunicorn_a_pool_opened_before_the_fork_stays_the_masters(
 
 @contextmanager
 def a_request_waits(web: Web) -> Iterator[list[str]]:
-    """Yields where its answer will be, at the end of the block."""
+    """Send a request in a thread; the list has its answer at the end of the block."""
     answers: list[str] = []
     thread = threading.Thread(target=lambda: answers.extend(web.get(["/"])), daemon=True)
     thread.start()
@@ -123,13 +123,13 @@ def check_that_others_are_served(web: Web) -> None:
     began = time.monotonic()
     answers = web.get([WITHOUT_QUERY] * 10)
     assert all(answer.startswith("HTTP/1.1 400") for answer in answers), answers
-    assert time.monotonic() - began < 10  # the others wait for 15 s
+    assert time.monotonic() - began < 10  # the requests that wait give up after 15 s
 
 
-def test_under_gevent_a_checkout_that_waits_lets_others_work(server: Server) -> None:
+def test_under_gevent_a_waiting_checkout_does_not_block_other_requests(server: Server) -> None:
     options = {"DB_POOL_SIZE": "1", "DB_MAX_OVERFLOW": "0", "DB_POOL_TIMEOUT": "15"}
     with web_server(GUNICORN, server, *GEVENT, **options) as web:
-        time.sleep(0.6)  # from now on the connection is pinged
+        time.sleep(0.6)  # after that long, the pool pings
         server.suspend()
         try:
             with a_request_waits(web) as pinging, a_request_waits(web) as queueing:

@@ -1,4 +1,4 @@
-"""How large a pool should be for a load, and what is said about it."""
+"""The advice: how large a pool should be for a load, and its words."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_each_process_has_its_share_of_the_load() -> None:
     assert found.shared.size == advised(400).size < 8 * found.size
 
 
-def test_a_load_that_is_too_much_for_the_configured_pool_is_said() -> None:
+def test_the_advice_says_when_the_configured_pool_is_too_small() -> None:
     assert "The configured 2 + 1 cannot serve this" in words(advised(400, now=(2, 1)))
     assert "1 of 100 requests waits for more than" in words(advised(400, now=(9, 0)))
     assert "but not at 2 times that" in words(advised(400, now=(14, 0)))
@@ -51,18 +51,18 @@ def test_a_load_that_is_too_much_for_the_configured_pool_is_said() -> None:
     assert "is more than enough" in words(advised(400, now=(20, 10)))
 
 
-def test_a_mode_without_pool_is_advised_all_the_same() -> None:
+def test_a_mode_without_a_pool_gets_advice_too() -> None:
     found = advised(400, now=(0, 0))
     assert found.now is None
     assert "configured" not in words(found)
 
 
-def test_a_pool_that_keeps_no_connection_is_a_pool() -> None:
+def test_a_pool_of_overflow_only_is_a_pool() -> None:
     found = advised(400, now=(0, 10))
     assert found.now == wait(found.load, 10)
 
 
-def test_where_it_does_not_fit_the_largest_that_does_is_judged_and_pgbouncer_named() -> None:
+def test_where_it_does_not_fit_the_largest_that_fits_and_pgbouncer_are_named() -> None:
     found = advised(3000, processes=20, max_connections=110)
     assert found.fitting is not None
     said = words(found)
@@ -73,13 +73,13 @@ def test_where_it_does_not_fit_the_largest_that_does_is_judged_and_pgbouncer_nam
     assert "One pool for all 20 processes, in PgBouncer, would need only" in said
 
 
-def test_what_others_have_counts() -> None:
+def test_sessions_of_other_applications_count() -> None:
     assert "others have 90 of these now" in words(advised(400, used=90))
 
 
 @pytest.mark.parametrize("rate", [1e-6, 1.0, 49.9, 50.0, 5000.0, 2e6])
 @pytest.mark.parametrize("processes", [1, 7, 5000])
-def test_any_load_has_an_advice(rate: float, processes: int) -> None:
+def test_every_load_gets_advice(rate: float, processes: int) -> None:
     found = advised(rate, processes)
     assert found.size >= 1
     assert found.overflow >= 0
@@ -87,13 +87,13 @@ def test_any_load_has_an_advice(rate: float, processes: int) -> None:
     assert [w.connections for w in found.rows] == sorted({w.connections for w in found.rows})
 
 
-def test_what_no_server_could_bear_is_refused() -> None:
+def test_an_impossible_load_is_refused() -> None:
     with pytest.raises(ValueError, match="keep 200,000 connections busy"):
         advised(1e7)
     assert MOST_CONNECTIONS < PEAK * 200_000
 
 
-# From a pool's own counters
+# The load of a running pool
 
 
 def test_a_running_pool_has_measured_its_load(server: Server) -> None:

@@ -1,4 +1,4 @@
-"""The arithmetic of connections, on made-up servers."""
+"""The connection budget of several processes, on servers that are made up."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_budget_is_processes_times_size_and_overflow() -> None:
     assert budget.arithmetic == "2 processes x (20 + 10) for 'default' = 60 connections"
 
 
-def test_one_process_is_said_in_the_singular() -> None:
+def test_one_process_is_written_in_the_singular() -> None:
     [budget] = budgets([(demand(), server_facts())], 1)
     assert budget.arithmetic == "1 process x (20 + 10) for 'default' = 30 connections"
 
@@ -80,16 +80,16 @@ def test_the_limit_of_a_database_counts_only_for_the_aliases_that_use_the_databa
     assert [(budget.at_peak, budget.limit.connections) for budget in found] == [(40, 97), (30, 40)]
 
 
-def test_where_roles_see_the_limit_of_a_server_differently_the_lower_counts() -> None:
+def test_the_lowest_of_the_roles_limits_counts() -> None:
     one, other = server_facts(superuser=True), server_facts()
     [budget] = budgets([(demand(), one), (demand("reports"), other)], 1)
     assert budget.limit.connections == 97
 
 
-# What other applications use
+# Sessions of other applications
 
 
-def test_what_other_applications_use_is_all_but_what_bears_the_projects_name() -> None:
+def test_sessions_without_the_projects_name_count_as_other_applications() -> None:
     here = server_facts(
         used=30, used_by_role=20, used_in_database=25, used_by_project=18, role_limit=50
     )
@@ -98,7 +98,7 @@ def test_what_other_applications_use_is_all_but_what_bears_the_projects_name() -
     assert (by_role.others, by_role.room) == (2, 48)
 
 
-def test_the_projects_aliases_are_not_others_to_each_other() -> None:
+def test_aliases_of_the_project_do_not_count_as_other_applications() -> None:
     one = server_facts(used=30, used_by_project=10)
     other = server_facts(used=30, used_by_project=15, role="report")
     again = server_facts(used=29, used_by_project=10)
@@ -106,7 +106,7 @@ def test_the_projects_aliases_are_not_others_to_each_other() -> None:
     assert budget.others == 5
 
 
-def test_a_connection_of_the_project_that_went_meanwhile_is_not_anothers() -> None:
+def test_a_session_of_the_project_that_ended_meanwhile_counts_for_nobody() -> None:
     first, second = server_facts(used=1, used_by_project=1), server_facts(used=0, used_by_project=0)
     [found] = budgets([(demand("a"), first), (demand("b"), second)], 1)
     assert found.others == 0
@@ -127,21 +127,21 @@ def test_the_overflow_is_lowered_first() -> None:
     assert fitted(80, (20, 10), processes=4) == [(20, 0)]
 
 
-def test_then_the_size() -> None:
+def test_the_size_is_lowered_after_the_overflow() -> None:
     assert fitted(79, (20, 10), processes=4) == [(19, 0)]
     assert fitted(4, (20, 10), processes=4) == [(1, 0)]
 
 
-def test_nothing_fits_where_not_each_process_gets_one() -> None:
+def test_nothing_fits_where_a_process_would_get_no_connection() -> None:
     assert fitted(3, (20, 10), processes=4) == []
     assert fitted(7, (20, 10), (5, 5), processes=4) == []
 
 
-def test_several_aliases_share_in_proportion_and_leave_none_over() -> None:
+def test_several_aliases_share_all_connections_in_proportion() -> None:
     assert fitted(35, (20, 10), (5, 5)) == [(20, 7), (5, 3)]
     assert fitted(10, (20, 10), (5, 5)) == [(8, 0), (2, 0)]
     assert fitted(2, (20, 10), (1, 5)) == [(1, 0), (1, 0)]
 
 
-def test_what_fits_already_stays() -> None:
+def test_pools_that_fit_are_not_changed() -> None:
     assert fitted(100, (20, 10), (5, 5), processes=2) == [(20, 10), (5, 5)]

@@ -36,12 +36,12 @@ def test_the_recursion_is_the_closed_form_of_erlang_c(busy: float, connections: 
     assert found.probability == pytest.approx(last / (sum(terms) + last), rel=1e-12)
 
 
-def test_a_value_from_the_tables() -> None:
+def test_a_value_agrees_with_the_published_tables() -> None:
     assert wait(Load(rate=8, hold=1), 10).probability == pytest.approx(0.4092, abs=5e-5)
 
 
 @pytest.mark.parametrize("connections", [1000, 10_000, 100_000])
-def test_it_is_stable_for_thousands_of_connections(connections: int) -> None:
+def test_the_formula_is_stable_for_thousands_of_connections(connections: int) -> None:
     # Halfin and Whitt (1981): with a + sqrt(a) connections, the share that waits tends to this.
     busy = connections + 0.5 - math.sqrt(connections + 0.25)
     found = wait(Load(rate=busy / 0.02, hold=0.02), connections)
@@ -52,14 +52,14 @@ def test_it_is_stable_for_thousands_of_connections(connections: int) -> None:
 
 
 @pytest.mark.parametrize("busy", [1.0, 1.5, 1e-9, 1e5])
-def test_no_number_is_out_of_range(busy: float) -> None:
+def test_every_result_is_in_range(busy: float) -> None:
     for found in islice(waits(Load(rate=busy, hold=1.0)), 3000):
         assert 0 <= found.probability <= 1
         assert found.mean >= 0
         assert found.p99 >= 0
 
 
-def test_a_load_that_is_too_much_waits_for_ever() -> None:
+def test_an_overload_waits_for_ever() -> None:
     for connections in (7, 8):
         found = wait(Load(rate=400, hold=0.02), connections)
         assert (found.probability, found.mean, found.p99) == (1, math.inf, math.inf)
@@ -72,18 +72,18 @@ def test_more_connections_never_wait_longer() -> None:
         assert more.p99 <= fewer.p99
 
 
-def test_the_smallest_meets_the_target_and_one_less_does_not() -> None:
+def test_the_smallest_pool_meets_the_target_and_one_less_does_not() -> None:
     load = Load(rate=400, hold=0.02)
     found = smallest(load, 0.005)
     assert found.p99 <= 0.005 < wait(load, found.connections - 1).p99
 
 
-# Against requests that come and go
+# Compared with a simulation and a real pool
 
 
 @dataclass(frozen=True)
 class Request:
-    """Seconds since the begin, and for how long it holds its connection."""
+    """When it arrives, and how long it holds its connection; both in seconds."""
 
     arrival: float
     hold: float
@@ -98,7 +98,7 @@ def requests(load: Load, number: int, seed: int) -> list[Request]:
 
 
 def simulate(requests: Iterable[Request], connections: int) -> list[float]:
-    """The wait of each: whoever comes first gets the connection that is free first."""
+    """The wait of each request; the first to arrive gets the first free connection."""
     free_at = [0.0] * connections
     heapify(free_at)
     found = []
@@ -115,7 +115,7 @@ def p99(values: list[float]) -> float:
 
 @pytest.mark.parametrize(("rate", "connections"), [(400, 10), (400, 12), (45, 1), (2000, 46)])
 def test_the_formula_agrees_with_a_simulation(rate: float, connections: int) -> None:
-    """Within 10 %, as far as chance allows with 300 000 requests."""
+    """Within 10 %, which is what chance allows with 300,000 requests."""
     load = Load(rate=rate, hold=0.02)
     found = simulate(requests(load, 300_000, seed=1), connections)
     expected = wait(load, connections)
@@ -126,7 +126,7 @@ def test_the_formula_agrees_with_a_simulation(rate: float, connections: int) -> 
 
 @dataclass
 class Served:
-    """One request to the real pool, on its clock."""
+    """When a request to the real pool arrived, began and ended, in seconds of monotonic()."""
 
     arrival: float
     begin: float = 0.0
@@ -134,7 +134,7 @@ class Served:
 
 
 def serve(pool: AnyPool, wanted: Iterable[Request]) -> list[Served]:
-    """Send the requests to the pool at their times, each from a thread of its own."""
+    """Send each request to the pool at its time, from a thread of its own."""
     served: list[Served] = []
     threads = []
 
@@ -156,13 +156,12 @@ def serve(pool: AnyPool, wanted: Iterable[Request]) -> list[Served]:
 
 
 def test_a_real_pool_waits_as_the_formula_and_the_simulation_say(server: Server) -> None:
-    """150 requests at random times, which sleep on the server for random times, and long ones, so
-    that what a busy machine adds is little beside them.
+    """150 requests arrive at random times and sleep on the server for random times.
 
-    The simulation is given the times as they were measured, so that it knows all but what it takes
-    to hand a connection over: the mean waits, of about 0.1 s, agree within 20 %. The formula is
-    given the measured averages alone, and 150 requests are few: within 40 %, and the shares that
-    wait within 0.1.
+    The simulation gets the measured times: its mean wait, about 0.1 s, differs only by the time
+    that a handover takes, and agrees within 20 %. The formula gets only the measured averages, and
+    150 requests are few: it agrees within 40 %, and the share of requests that wait within 0.1.
+    The times are long, so that the delays of a busy machine stay small beside them.
     """
     connections, load = 4, Load(rate=14, hold=0.2)
     with opened(ours, server.conninfo, min_size=4, max_size=4) as pool:

@@ -1,4 +1,4 @@
-"""The rules on the connection budget, on limits that are made up."""
+"""The rules on the connection budget, with limits that are made up."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def test_the_pools_of_several_aliases_are_told_to_fit_together() -> None:
     assert finding.alias is None
 
 
-def test_several_aliases_are_not_told_to_share_less_than_one_connection_each() -> None:
+def test_several_aliases_that_cannot_have_one_connection_each_get_fewer_processes() -> None:
     [finding] = found_in(budget(97, aliases=("default", "reports")))
     assert finding.hint == "Run fewer processes, raise the server's limit, or use PgBouncer."
 
 
-def test_more_processes_than_connections_are_not_told_to_have_none_each() -> None:
+def test_more_processes_than_connections_get_fewer_processes() -> None:
     [finding] = found_in(budget(100))
     assert finding.hint == "Run fewer processes, raise the server's limit, or use PgBouncer."
 

@@ -1,4 +1,4 @@
-"""docs/checks.md against the rules."""
+"""docs/checks.md has an entry for each rule, and no other."""
 
 from __future__ import annotations
 

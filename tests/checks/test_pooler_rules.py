@@ -1,4 +1,4 @@
-"""The rules about a pooler: on facts of a real server, and where the findings are shown."""
+"""The rules on a pooler, with facts of a real server, and where their findings are shown."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CONSOLE = Console(
     most=None,
 )
 TRANSACTION = PoolerFacts(software="PgBouncer", pool_mode="transaction", console=CONSOLE, lost=())
-NOTE = "I031"  # in transaction pooling it is always there
+NOTE = "I031"  # always there in transaction pooling
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_server_side_cursors_need_a_session(facts: ServerFacts, engine: str) -> 
     assert found(facts, replace(TRANSACTION, pool_mode="session"), cursors) == []
 
 
-def test_prepared_statements_need_a_pooler_that_tracks_them(facts: ServerFacts) -> None:
+def test_prepared_statements_need_a_pooler_that_supports_them(facts: ServerFacts) -> None:
     prepares = alias(OPTIONS={"prepare_threshold": 5, "server_side_binding": True})
     assert found(facts, database=prepares) == ["E032"]
     assert found(facts, database=alias(OPTIONS={"prepare_threshold": 5})) == []
@@ -102,12 +102,12 @@ def test_prepared_statements_need_a_pooler_that_tracks_them(facts: ServerFacts) 
 def test_lost_session_settings_are_named(facts: ServerFacts) -> None:
     lost = replace(TRANSACTION, lost=("search_path", "role"))
     assert found(facts, lost) == ["W033", "W034"]
-    # Django sets the role in each new session, and in session pooling that is the client's own.
+    # In session pooling, Django sets the role in the session that the client keeps.
     assert found(facts, replace(lost, pool_mode="session")) == ["W033"]
 
 
 @pytest.mark.parametrize("mode", ["session", "transaction"])
-def test_a_pool_in_front_of_a_pool_is_one_too_many(facts: ServerFacts, mode: Any) -> None:
+def test_a_pool_in_front_of_a_pooler_is_found(facts: ServerFacts, mode: Any) -> None:
     pool = alias(mode="pool", OPTIONS={"pool": {"min_size": 4, "max_size": 8}})
     assert found(facts, replace(TRANSACTION, pool_mode=mode), pool) == ["W035"]
 
@@ -128,7 +128,7 @@ def test_persistent_connections_are_wrong_only_with_session_pooling(facts: Serve
         ("30", None, []),
     ],
 )
-def test_two_timeouts_for_one_wait_contradict_each_other(
+def test_a_pooler_that_waits_longer_than_the_pool_is_found(
     facts: ServerFacts, theirs: str, ours: float | None, ids: list[str]
 ) -> None:
     assert found(facts, with_config(query_wait_timeout=theirs), timeout=ours) == ids
@@ -163,7 +163,7 @@ class Ran:
 
 
 @needs_pgbouncer
-def test_check_pool_tells_of_the_pooler(shared: Server) -> None:
+def test_check_pool_shows_the_pooler_and_its_findings(shared: Server) -> None:
     pool = {"pool": {"min_size": 2, "max_size": 4}}
     with PgBouncer(shared, default_pool_size=5, query_wait_timeout=30) as pooler:
         given = entry(pooler.conninfo, OPTIONS=pool)
@@ -174,11 +174,11 @@ def test_check_pool_tells_of_the_pooler(shared: Server) -> None:
     assert document["databases"][0]["server"]["pooler"]["pool_mode"] == "transaction"
     ids = [finding["id"].removeprefix("abs_orm_app.") for finding in document["findings"]]
     assert {"W031", "W035", NOTE} <= set(ids)
-    # `migrate` and `check --database` tell what is wrong, not what is only to be known.
+    # `migrate` and `check --database` show errors and warnings, but no information.
     assert shown.checked == ["abs_orm_app.W031", "abs_orm_app.W035"]
 
 
-def test_a_pooler_that_is_not_there_is_missed(shared: Server) -> None:
+def test_pgbouncer_mode_without_a_pooler_is_found(shared: Server) -> None:
     ran = Ran(entry(shared.conninfo, ABS_ORM_APP={"mode": "pgbouncer"}))
     assert "WARNING W036" in ran.out
     assert ran.checked == ["abs_orm_app.W036"]

@@ -16,7 +16,7 @@ def test_a_production_like_database_has_no_finding() -> None:
     assert deploy_findings([from_env(DATABASE_URL=url)]) == []
 
 
-def test_no_pool_in_production_is_found_and_a_pooler_is_one() -> None:
+def test_no_pool_in_production_is_found_unless_there_is_a_pooler() -> None:
     assert ids(deploy_findings([from_env(DB_POOL_MODE="null")])) == ["W011"]
     assert deploy_findings([from_env(DB_POOL_MODE="pgbouncer")]) == []
     assert deploy_findings([from_env(DB_POOL_MODE="persistent")]) == []
@@ -45,7 +45,7 @@ def test_an_embedded_database_is_found() -> None:
 
 @pytest.mark.parametrize("mode", [None, "disable", "allow", "prefer"])
 @pytest.mark.parametrize("host", ["db.example", "10.0.0.7", "localhost,db.example", "::2"])
-def test_a_remote_host_without_demanding_tls_is_found(host: str, mode: str | None) -> None:
+def test_a_remote_host_without_required_tls_is_found(host: str, mode: str | None) -> None:
     options = {"pool": True, **({"sslmode": mode} if mode else {})}
     [finding] = deploy_findings([facts(HOST=host, OPTIONS=options)])
     assert finding.id == "abs_orm_app.W015"
@@ -59,7 +59,7 @@ def test_a_local_host_needs_no_tls(host: str) -> None:
     assert deploy_findings([facts(HOST=host, OPTIONS={"pool": True})]) == []
 
 
-def test_tls_may_be_demanded_by_libpqs_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tls_may_be_required_by_libpqs_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGSSLMODE", "require")
     assert deploy_findings([facts(HOST="db.example", OPTIONS={"pool": True})]) == []
 
@@ -69,5 +69,5 @@ def test_the_placeholder_password_is_found() -> None:
     assert ids(deploy_findings([from_env(DATABASE_URL=url)])) == ["W016"]
 
 
-def test_other_databases_are_not_judged() -> None:
+def test_other_databases_are_not_checked() -> None:
     assert deploy_findings([facts(**SQLITE)]) == []

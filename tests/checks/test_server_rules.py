@@ -29,7 +29,7 @@ POOL = {"min_size": 2, "max_size": 3, "timeout": 30.0, "max_lifetime": 3600.0}
 
 @contextmanager
 def role_has(server: Server, **settings: str) -> Iterator[None]:
-    """Let the role of the application have these settings in its sessions."""
+    """Give the role `app` these settings in its sessions until the end of the block."""
     with server.admin() as admin:
         try:
             for name, value in settings.items():
@@ -40,7 +40,7 @@ def role_has(server: Server, **settings: str) -> Iterator[None]:
 
 
 def ask(conninfo: str, alias: str = "other", **more: Any) -> list[Finding]:
-    """The findings about an alias at this address, from what the server really says."""
+    """The findings for an alias at this address, with the facts of the real server."""
     engine = more.pop("engine", OURS)
     options = {"pool": POOL, **more.pop("OPTIONS", {})}
     given = entry(f"{conninfo} user=app", engine, OPTIONS=options, **more)
@@ -66,7 +66,7 @@ def test_a_role_with_timeouts_has_no_finding(shared: Server) -> None:
 # Idle sessions
 
 
-def test_sessions_that_the_server_ends_before_they_are_recycled_are_found(shared: Server) -> None:
+def test_an_idle_session_timeout_below_the_recycle_time_is_found(shared: Server) -> None:
     with role_has(shared, **GOOD, idle_session_timeout="10min"):
         found = ask(shared.conninfo)
     assert ids(found) == ["W022"]
@@ -79,7 +79,7 @@ def test_sessions_that_the_server_ends_before_they_are_recycled_are_found(shared
     ("health_checks", "said"),
     [(True, "pre-ping replaces"), (False, "get stale connections")],
 )
-def test_what_becomes_of_them_depends_on_the_pre_ping(
+def test_the_message_about_idle_sessions_depends_on_the_pre_ping(
     shared: Server, health_checks: bool, said: str
 ) -> None:
     with role_has(shared, **GOOD, idle_session_timeout="10min"):
@@ -87,7 +87,7 @@ def test_what_becomes_of_them_depends_on_the_pre_ping(
     assert said in found.message
 
 
-def test_a_recycle_below_the_idle_timeout_is_enough_but_not_for_djangos_pool(
+def test_a_recycle_time_below_the_idle_timeout_is_enough_except_for_djangos_pool(
     shared: Server,
 ) -> None:
     options = {"pool": {**POOL, "max_lifetime": 600.0}}
@@ -99,7 +99,7 @@ def test_a_recycle_below_the_idle_timeout_is_enough_but_not_for_djangos_pool(
 @pytest.mark.parametrize(
     ("age", "expected"), [(None, ["W022"]), (900, ["W022"]), (600, []), (0, [])]
 )
-def test_persistent_connections_are_meant_as_well(
+def test_persistent_connections_are_checked_as_well(
     shared: Server, age: int | None, expected: list[str]
 ) -> None:
     with role_has(shared, **GOOD, idle_session_timeout="10min"):
@@ -110,7 +110,7 @@ def test_persistent_connections_are_meant_as_well(
 # Statements and transactions
 
 
-def test_statements_and_transactions_without_end_are_to_be_known(shared: Server) -> None:
+def test_missing_statement_and_transaction_timeouts_are_information(shared: Server) -> None:
     found = ask(shared.conninfo)
     assert ids(found) == ["I021", "I022"]
     assert "ATOMIC_REQUESTS" not in found[1].message
@@ -122,14 +122,14 @@ def test_a_statement_timeout_in_the_options_counts(shared: Server) -> None:
     assert ids(ask(given)) == ["I022"]
 
 
-def test_a_pause_that_a_transaction_does_not_survive_is_to_be_known(shared: Server) -> None:
+def test_a_short_idle_in_transaction_timeout_is_information(shared: Server) -> None:
     settings = {**GOOD, "idle_in_transaction_session_timeout": "30s"}
     with role_has(shared, **settings):
         assert ids(ask(shared.conninfo, ATOMIC_REQUESTS=True)) == ["I023"]
         assert ask(shared.conninfo) == []
 
 
-# A remote host: of this machine, but by a name that tells nobody so.
+# A remote host: this machine, by a name that does not show it
 
 
 def remote(server: Server) -> str:
@@ -145,7 +145,7 @@ def test_keepalives_that_are_off_are_found_on_a_remote_host(shared: Server) -> N
         assert ask(shared.conninfo, OPTIONS={"keepalives": "0"}) == []
 
 
-def test_a_server_that_looks_for_its_clients_after_hours_is_to_be_known(shared: Server) -> None:
+def test_a_long_keepalive_idle_time_is_information(shared: Server) -> None:
     with role_has(shared, **GOOD, tcp_keepalives_idle="7200"):
         found = ask(remote(shared))
         assert ask(shared.tcp_conninfo) == []
@@ -170,7 +170,7 @@ def test_a_server_that_never_looks_for_its_clients_is_described_in_english(
     assert found.message.startswith("The server never checks whether a silent client is still")
 
 
-# A server that takes no writes
+# A server that is read only
 
 
 def test_a_read_only_server_behind_the_default_alias_is_found(shared: Server) -> None:
@@ -193,7 +193,7 @@ def test_a_standby_behind_the_default_alias_is_found(server: Server) -> None:
 # Where they are shown
 
 
-def test_warnings_are_for_checks_and_what_is_to_be_known_for_production(shared: Server) -> None:
+def test_warnings_are_always_shown_and_information_in_production(shared: Server) -> None:
     options = {"pool": POOL}
     with (
         role_has(shared, idle_session_timeout="10min"),

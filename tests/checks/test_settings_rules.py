@@ -43,7 +43,7 @@ def test_a_pool_that_can_work_has_no_finding(engine: str, parameters: dict[str, 
     assert static(pool(engine, **parameters)) == []
 
 
-def test_what_the_environment_writes_has_no_finding() -> None:
+def test_entries_from_the_environment_have_no_finding() -> None:
     for mode in ("pool", "persistent", "pgbouncer", "null"):
         assert static(from_env(DB_POOL_MODE=mode, DB_POOL_RECYCLE="-1")) == []
 
@@ -57,30 +57,30 @@ def test_a_pool_and_persistent_connections_exclude_each_other(age: int | None) -
 
 
 @pytest.mark.parametrize("version", [None, "3.1.19", "2.9.10", "3.1.dev1"])
-def test_the_drivers_must_be_there_and_new_enough(version: str | None) -> None:
+def test_missing_and_old_drivers_are_found(version: str | None) -> None:
     installed = replace(INSTALLED, psycopg=version, psycopg_pool=version)
     assert ids(static(pool(), installed)) == ["E002", "E003"]
 
 
 @pytest.mark.parametrize("version", ["3.2", "3.2.dev1", "3.10.0", "4.0rc1"])
-def test_later_drivers_are_new_enough(version: str) -> None:
+def test_newer_drivers_have_no_finding(version: str) -> None:
     assert static(pool(), replace(INSTALLED, psycopg=version, psycopg_pool=version)) == []
 
 
-def test_the_least_versions_are_those_of_the_package() -> None:
+def test_the_minimum_versions_are_those_of_the_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     bounds = dict(re.split(r"(?:\[.*\])?>=", bound) for bound in project["dependencies"])
     assert bounds["psycopg"] == ".".join(map(str, settings_rules.LEAST_PSYCOPG))
     assert bounds["psycopg-pool"] == ".".join(map(str, settings_rules.LEAST_PSYCOPG_POOL))
 
 
-def test_a_mistyped_parameter_is_found_with_what_was_meant() -> None:
+def test_a_mistyped_parameter_is_found_with_a_suggestion() -> None:
     [finding] = static(pool(min_sise=4))
     assert finding.id == "abs_orm_app.E004"
     assert "'min_sise' (did you mean 'min_size'?)" in finding.message
 
 
-def test_without_psycopg_pool_its_parameters_are_not_judged() -> None:
+def test_without_psycopg_pool_its_parameters_are_not_checked() -> None:
     installed = replace(INSTALLED, psycopg_pool=None, pool_parameters=())
     assert ids(static(pool(min_sise=4), installed)) == ["E003"]
 
@@ -112,13 +112,13 @@ def test_an_impossible_value_is_found(name: str, value: Any) -> None:
     assert name in finding.message
 
 
-def test_what_is_no_number_is_not_shown() -> None:
+def test_a_value_that_is_not_a_number_is_not_shown() -> None:
     [finding] = static(pool(timeout="s3cret"))
     assert "s3cret" not in finding.message + finding.hint
 
 
 @pytest.mark.parametrize("sizes", [{"min_size": 20, "max_size": 10}, {"min_size": 0}])
-def test_a_maximum_below_the_size_or_of_none_is_found(sizes: dict[str, Any]) -> None:
+def test_a_maximum_below_the_size_or_of_zero_is_found(sizes: dict[str, Any]) -> None:
     [finding] = static(pool(**sizes))
     assert finding.id == "abs_orm_app.E005"
     assert f"min_size is {sizes['min_size']}" in finding.message
@@ -149,7 +149,7 @@ def test_our_engine_names_its_pool_and_djangos_does_not() -> None:
     assert static(pool(STOCK, name="mine")) == []
 
 
-def test_django_6_1_leaves_the_check_to_the_project() -> None:
+def test_in_django_6_1_the_project_may_set_check() -> None:
     installed = replace(INSTALLED, check_is_free=True)
     assert static(pool(STOCK, check=None), installed) == []
     assert ids(static(pool(OURS, check=None), installed)) == ["E007"]

@@ -1,4 +1,4 @@
-"""The findings as system checks: when they run, and what they do where a server is down."""
+"""The findings as system checks: when they run, and what happens when a server is down."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_finding_is_silenced_by_its_id() -> None:
             call_command("check", stderr=StringIO())
 
 
-def test_production_is_checked_with_deploy_alone() -> None:
+def test_production_rules_run_with_deploy_only() -> None:
     with database({"ENGINE": OURS, "NAME": "x", "HOST": "db.example"}, alias="bare"):
         assert found() == []
         deploy = found(tags=[TAG], include_deployment_checks=True)
@@ -78,7 +78,7 @@ def test_an_unknown_variable_is_found_with_the_prefix_of_its_database(
     assert "did you mean REPLICA_DB_POOL_SIZE?" in message.msg
 
 
-def test_a_number_of_processes_that_is_none_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_number_of_processes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DB_POOL_PROCESSES", "many")
     [message] = found()
     assert message.id == "abs_orm_app.E008"
@@ -86,7 +86,7 @@ def test_a_number_of_processes_that_is_none_is_found(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("engine", [OURS, STOCK])
-def test_the_budget_is_checked_with_database_alone(
+def test_the_budget_is_checked_with_database_only(
     shared: Server, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DB_POOL_PROCESSES", "2")
@@ -101,7 +101,7 @@ def test_the_budget_is_checked_with_database_alone(
     )
 
 
-def test_web_concurrency_is_the_number_of_processes_where_nothing_else_says(
+def test_web_concurrency_is_the_default_number_of_processes(
     shared: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WEB_CONCURRENCY", "3")
@@ -155,7 +155,7 @@ def test_a_wrong_password_fails_no_check_and_is_not_shown(server: Server) -> Non
     assert "s3cret" not in str(message)
 
 
-def test_a_server_that_hangs_holds_a_check_up_for_some_seconds_only(server: Server) -> None:
+def test_a_server_that_hangs_delays_a_check_by_some_seconds_only(server: Server) -> None:
     with database(entry(server.conninfo, OPTIONS=POOL)) as alias:
         server.suspend()
         began = monotonic()
@@ -166,7 +166,7 @@ def test_a_server_that_hangs_holds_a_check_up_for_some_seconds_only(server: Serv
     assert "no answer within 5 seconds" in message.msg
 
 
-def test_migrate_says_itself_that_the_database_is_down() -> None:
+def test_migrate_reports_a_database_that_is_down() -> None:
     down = "postgresql://app:s3cret@127.0.0.1:1/shop"
     done = manage("migrate", DATABASE_URL=down, DB_POOL_TIMEOUT="0.5")
     assert done.returncode == 1

@@ -34,20 +34,20 @@ TIMEOUTS = {
 
 
 @pytest.mark.parametrize("arguments", TIMEOUTS)
-def test_the_timeout_of_a_sync_worker_is_read_and_no_other(arguments: str) -> None:
+def test_only_the_timeout_of_a_sync_worker_is_read(arguments: str) -> None:
     found = web_server({"GUNICORN_CMD_ARGS": arguments}, ["manage.py", "check_pool"])
     assert found.worker_timeout == TIMEOUTS[arguments]
 
 
 @pytest.mark.parametrize("program", ["/venv/bin/gunicorn", "/lib/gunicorn/__main__.py"])
-def test_gunicorn_itself_is_recognised_with_its_arguments_first(program: str) -> None:
+def test_gunicorns_arguments_win_over_its_environment(program: str) -> None:
     assert web_server({}, [program, "app.wsgi"]).worker_timeout == 30
     environ = {"GUNICORN_CMD_ARGS": "-t 60"}
     assert web_server(environ, [program, "-t", "90", "app.wsgi"]).worker_timeout == 90
     assert web_server({}, ["manage.py", "--timeout", "9"]) == WebServer()
 
 
-def test_a_configuration_file_that_gunicorn_finds_by_itself_leaves_it_unknown(
+def test_a_gunicorn_configuration_file_makes_the_timeout_unknown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -79,7 +79,7 @@ def test_a_pool_timeout_that_outlives_the_worker_is_found(
     assert ids(found) == expected
 
 
-def test_without_a_known_worker_timeout_or_without_a_pool_there_is_nothing_to_find() -> None:
+def test_without_a_worker_timeout_or_without_a_pool_there_is_no_finding() -> None:
     assert web_findings([from_env()], WebServer()) == []
     assert web_findings([from_env(DB_POOL_MODE="null")], WebServer(worker_timeout=30.0)) == []
 
@@ -99,7 +99,7 @@ def test_persistent_connections_under_asgi_are_found(argv: list[str], arguments:
     assert web_findings([from_env()], web) == []
 
 
-def test_a_project_that_names_its_asgi_application_is_served_by_it() -> None:
+def test_a_project_with_an_asgi_application_counts_as_asgi() -> None:
     databases = [from_env(DB_POOL_MODE="persistent")]
     assert deployment_findings(databases) == []
     with override_settings(ASGI_APPLICATION="shop.asgi.application"):

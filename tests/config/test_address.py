@@ -26,7 +26,7 @@ PORT = st.integers(1, 65535).map(str)
 
 @st.composite
 def urls(draw: st.DrawFn) -> str:
-    """A URL as somebody writes who encodes what must be encoded."""
+    """A URL in which everything is encoded that must be."""
 
     def host() -> str:
         text = draw(HOST)
@@ -75,7 +75,7 @@ def test_a_url_means_what_it_means_to_libpq(url: str) -> None:
     assert in_libpqs_words(parse_url(url)) == by_libpq(url)
 
 
-# No letter of these is in a message of ours.
+# None of these letters is in our messages.
 @given(st.text("ZQX:/?#@%[]&=,5 ", min_size=1, max_size=12))
 @example("Z#Q")
 @example("5/Q")
@@ -86,7 +86,7 @@ def test_a_url_means_what_it_means_to_libpq(url: str) -> None:
 @example("@Z:Q")
 @example("[Z")
 @example("%5Z%")
-def test_a_password_that_is_not_encoded_is_read_whole_or_refused_without_a_word_of_it(
+def test_an_unencoded_password_is_read_completely_or_refused_and_not_shown(
     password: str,
 ) -> None:
     try:
@@ -134,7 +134,7 @@ def test_the_schemes_of_django_and_sqlalchemy_name_one_of_two_engines(
     )
 
 
-def test_what_else_uses_dj_database_url_is_not_changed() -> None:
+def test_other_users_of_dj_database_url_are_not_affected() -> None:
     for scheme in ("postgres", "postgresql", "pgsql", "postgresql+asyncpg"):
         engine = dj_database_url.parse(f"{scheme}://h/n")["ENGINE"]
         assert engine == "django.db.backends.postgresql"
@@ -150,7 +150,7 @@ def postgres_of_another_app() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("postgres_of_another_app")
-def test_a_scheme_that_the_project_gave_to_another_engine_is_ours_here() -> None:
+def test_a_scheme_that_another_app_registered_still_means_our_engine() -> None:
     assert parse_url("postgres://h/n").engine == POSTGRESQL
 
 
@@ -168,7 +168,7 @@ def test_asyncpgs_ssl_becomes_libpqs_sslmode(ssl: str, sslmode: str) -> None:
     assert parse_url(f"postgresql+asyncpg://h/n?{ssl}").options == {"sslmode": sslmode}
 
 
-def test_values_of_the_query_stay_as_they_are_written() -> None:
+def test_values_of_the_query_stay_text() -> None:
     url = "postgres://h/n?application_name=007&options=-c%20a%3Dtrue&assume_role=true"
     assert parse_url(url).options == {
         "application_name": "007",
@@ -177,7 +177,7 @@ def test_values_of_the_query_stay_as_they_are_written() -> None:
     }
 
 
-def test_a_port_for_some_hosts_leaves_the_usual_one_to_the_others() -> None:
+def test_hosts_without_a_port_get_the_default_port() -> None:
     assert parse_url("postgres://a,b:6000/n").port == "5432,6000"
 
 
@@ -258,7 +258,7 @@ def test_a_url_in_the_place_of_another_value_is_refused_without_being_shown(
 
 
 @pytest.mark.parametrize("host", ["localhost:5433", "a,b:5433", "[::1]", "[::1]:5433", "app@h"])
-def test_a_host_with_something_else_is_refused(host: str) -> None:
+def test_a_host_with_a_port_or_user_is_refused(host: str) -> None:
     with pytest.raises(SettingsError, match=r"more than a host: .* a port into DB_PORT; an IPv6"):
         database_from_env(environ={"DB_NAME": "n", "DB_HOST": host})
 
@@ -266,6 +266,6 @@ def test_a_host_with_something_else_is_refused(host: str) -> None:
 @pytest.mark.parametrize(
     "host", ["db", "a,b", "::1,fe80::1%eth0", "10.0.0.1", "/run/p:g@x", "@abstract", "h,/run,@x:1"]
 )
-def test_each_kind_of_host_is_taken_as_it_is(host: str) -> None:
+def test_each_kind_of_host_is_accepted_unchanged(host: str) -> None:
     given = {"DB_NAME": "shop@test", "DB_USER": "app@azure", "DB_HOST": f" {host} "}
     assert database_from_env(environ=given)["HOST"] == host

@@ -1,4 +1,4 @@
-"""How a process names itself to the server, and how that name is read again."""
+"""The application_name of a process, and how it is parsed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_a_process_names_its_project_its_host_and_itself() -> None:
 
 @pytest.mark.parametrize("project", ["p" * 10, "p" * 80])
 @pytest.mark.parametrize("host", ["h", "h" * 80 + "-x2x7k"])
-def test_a_long_name_fits_and_keeps_its_end(
+def test_a_long_name_is_cut_at_its_beginning(
     monkeypatch: pytest.MonkeyPatch, project: str, host: str
 ) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: host)
@@ -31,10 +31,10 @@ def test_a_long_name_fits_and_keeps_its_end(
     assert parsed.application
 
 
-def test_what_postgresql_would_not_show_is_replaced() -> None:
+def test_characters_that_postgresql_does_not_show_are_replaced() -> None:
     assert process_name("größe").startswith("gr??e@")
 
 
 @pytest.mark.parametrize("name", ["", "psql", "shop@eu", "a:1", "shop@eu:x"])
-def test_the_name_of_another_application_stays_whole(name: str) -> None:
+def test_the_name_of_another_application_is_not_parsed(name: str) -> None:
     assert parse_name(name) == Name(application=name, host=None, pid=None)

@@ -1,4 +1,4 @@
-"""Passwords that change while the pool serves: no restart, no error."""
+"""Passwords change while the pool serves, without a restart and without an error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ token = {"password": ""}
 
 
 def provide(params: Mapping[str, Any]) -> str:
-    """A provider, as one that asks a cloud for a token."""
+    """A provider, like one that asks a cloud for a token."""
     asked.append(params)
     return token["password"]
 
@@ -48,7 +48,7 @@ def change_on_server(server: Server, password: str) -> None:
 
 
 def app(**extra: Any) -> dict[str, Any]:
-    """A DATABASES entry for the role whose password changes, with connections that live 0.2 s."""
+    """A DATABASES entry for the role whose password changes; its connections expire after 0.2 s."""
     return {
         "HOST": "127.0.0.1",
         "USER": "app",
@@ -58,14 +58,14 @@ def app(**extra: Any) -> dict[str, Any]:
 
 
 def wait_for_new_connections() -> None:
-    """Until the pool has replaced what it had, at least once."""
+    """Wait until the pool has opened as many connections as it can have."""
     pool = connections[ALIAS].pool  # type: ignore[attr-defined]
     before = pool.get_stats().get("connections_num", 0)
     wait_until(lambda: pool.get_stats().get("connections_num", 0) >= before + 4, "new connections")
 
 
 class Load:
-    """Threads that query all the time; leaving the block raises what any of them met."""
+    """Threads that query all the time; the end of the block raises the first error of one."""
 
     def __enter__(self) -> None:
         self.stop = threading.Event()
@@ -102,12 +102,12 @@ def test_a_password_file_that_is_rotated_under_load_costs_no_error(
         wait_for_new_connections()
         first, second = (on_server, in_file) if server_first else (in_file, on_server)
         first()
-        sleep(0.7)  # more than a connection's life: all that are opened now are refused
+        sleep(0.7)  # all connections expire, and new ones are refused
         second()
         wait_for_new_connections()
 
 
-def test_a_provider_is_asked_for_each_connection_and_knows_whom_for(
+def test_a_provider_is_asked_for_each_connection_with_its_parameters(
     database: Database, shared: Server
 ) -> None:
     asked.clear()
@@ -123,7 +123,7 @@ def test_a_provider_is_asked_for_each_connection_and_knows_whom_for(
     assert "password" not in asked[-1]
 
 
-def test_a_password_that_never_worked_is_said_at_once(database: Database, tmp_path: Path) -> None:
+def test_a_wrong_password_fails_at_once(database: Database, tmp_path: Path) -> None:
     path = tmp_path / "password"
     path.write_text("wrong")
     database(**app(password_file=str(path)))
@@ -132,7 +132,7 @@ def test_a_password_that_never_worked_is_said_at_once(database: Database, tmp_pa
         call.result(within=10)
 
 
-def test_without_a_pool_the_password_is_read_again_too(
+def test_without_a_pool_the_password_is_read_for_each_connection(
     database: Database, shared: Server, tmp_path: Path
 ) -> None:
     path = tmp_path / "password"
@@ -159,7 +159,7 @@ def test_without_a_pool_the_password_is_read_again_too(
     ],
 )
 @pytest.mark.parametrize("pooled", [True, False])
-def test_a_source_that_does_not_answer_is_named(
+def test_a_password_source_that_fails_is_named(
     database: Database, extra: dict[str, str], message: str, pooled: bool
 ) -> None:
     pool = {"min_size": 1, "timeout": 0.5} if pooled else None
@@ -182,7 +182,7 @@ def test_a_wrong_provider_is_named(database: Database, provider: str, message: s
         ask(wrapper)
 
 
-def test_a_source_that_is_away_for_a_moment_is_asked_again(
+def test_a_password_source_that_fails_for_a_moment_is_asked_again(
     database: Database, shared: Server, tmp_path: Path
 ) -> None:
     path = tmp_path / "password"
@@ -191,7 +191,7 @@ def test_a_source_that_is_away_for_a_moment_is_asked_again(
     wrapper = database(**{**app(password_file=str(path)), "OPTIONS": one})
     ask(wrapper)
     path.unlink()
-    sleep(0.3)  # the connection is too old when it is returned
+    sleep(0.3)  # the connection expires before it is returned
     wrapper.close()
     call = Call(lambda: ask(connections[ALIAS]))
     stats = wrapper.pool.get_stats

@@ -30,7 +30,7 @@ def env_file(directory: Path, text: str) -> Path:
     return path
 
 
-def test_a_env_file_sets_what_the_environment_does_not(tmp_path: Path) -> None:
+def test_an_env_file_sets_what_the_environment_does_not(tmp_path: Path) -> None:
     os.environ["DB_POOL_SIZE"] = "7"
     read_env_file(
         env_file(tmp_path, "# sizes\nDB_POOL_SIZE=5\n\nexport DB_MAX_OVERFLOW=3\nDB_PASSWORD='a#b'")
@@ -53,7 +53,7 @@ def test_what_a_child_process_inherits_from_the_file_still_comes_from_the_file(
     assert database_from_env()["ABS_ORM_APP"]["sources"]["DB_POOL_SIZE"] == ".env"
 
 
-def test_no_env_file_is_no_mistake(tmp_path: Path) -> None:
+def test_a_missing_env_file_is_no_error(tmp_path: Path) -> None:
     before = dict(os.environ)
     read_env_file(tmp_path / ".env")
     assert os.environ == before
@@ -64,16 +64,14 @@ AFTER = re.findall(r"^```\n((?:# .*\n|[A-Z_]+=.*\n)+)```", MIGRATING, re.MULTILI
 
 
 @pytest.mark.parametrize("lines", AFTER, ids=range(len(AFTER)))
-def test_the_lines_that_one_migrates_to_can_be_put_into_a_env_file(
-    tmp_path: Path, lines: str
-) -> None:
+def test_the_lines_of_the_migration_guide_work_in_an_env_file(tmp_path: Path, lines: str) -> None:
     os.environ.clear()
     read_env_file(env_file(tmp_path, lines))
     database_from_env(default=ADDRESS["DATABASE_URL"])
 
 
 @pytest.mark.parametrize("line", ["DB_PASSWORD = s3cret", "DB-PASSWORD=s3cret", "s3cret"])
-def test_a_line_of_a_env_file_that_sets_nothing_is_refused_without_being_shown(
+def test_a_line_of_an_env_file_that_sets_nothing_is_refused_and_not_shown(
     tmp_path: Path, line: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = env_file(tmp_path, f"DEBUG=true\n{line}\n")
@@ -83,13 +81,13 @@ def test_a_line_of_a_env_file_that_sets_nothing_is_refused_without_being_shown(
     assert "DEBUG" not in os.environ
 
 
-def test_a_line_that_no_environment_could_hold_is_refused(tmp_path: Path) -> None:
+def test_a_line_with_a_nul_byte_is_refused(tmp_path: Path) -> None:
     path = env_file(tmp_path, "DEBUG=true\n# \0\nDB_PASSWORD=s3cret\0\n")
     with pytest.raises(SettingsError, match=r"\.env, line 3, holds a NUL byte\.$"):
         read_env_file(path)
 
 
-def test_a_env_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+def test_an_env_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="cannot be read: Is a directory"):
         read_env_file(tmp_path)
     (tmp_path / ".env").write_bytes(b"A=\xff")
@@ -97,7 +95,7 @@ def test_a_env_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         read_env_file(tmp_path / ".env")
 
 
-def test_a_variable_may_name_another_env_file_which_must_be_there(tmp_path: Path) -> None:
+def test_a_variable_may_name_another_env_file_which_must_exist(tmp_path: Path) -> None:
     path = env_file(tmp_path, "DB_POOL_SIZE=5")
     read_env_file(tmp_path / "missing", variable="ENV_FILE")
     os.environ["ENV_FILE"] = str(path)
@@ -112,7 +110,7 @@ def test_a_variable_may_name_another_env_file_which_must_be_there(tmp_path: Path
             read_env_file(path, variable="ENV_FILE")
 
 
-def test_secrets_may_come_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_read_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "url").write_text("postgresql://app@db.example/app\r\n")
     (tmp_path / "password").write_text(" s3cret \n")
     monkeypatch.chdir(tmp_path)
@@ -121,7 +119,7 @@ def test_secrets_may_come_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert entry["HOST"] == "db.example"
     assert entry["PASSWORD"] == " s3cret "
     assert entry["ABS_ORM_APP"]["variables"]["DB_PASSWORD"] == "DB_PASSWORD_FILE"
-    # Absolute, as it is read again later, when a daemon may have changed its directory.
+    # Absolute, because it is read again later, perhaps from another working directory.
     assert entry["ABS_ORM_APP"]["password_file"] == str(tmp_path / "password")
     assert database_from_env()["ABS_ORM_APP"]["password_file"] is None
 
@@ -143,12 +141,12 @@ def test_a_secret_file_that_gives_no_secret_is_refused_without_its_path(tmp_path
 
 
 @pytest.mark.parametrize("name", ["DATABASE_URL_FILE", "DB_PASSWORD_FILE"])
-def test_a_variable_for_a_file_that_is_empty_reads_like_every_other(name: str) -> None:
+def test_an_empty_file_variable_has_the_same_message_as_any_other(name: str) -> None:
     with pytest.raises(SettingsError, match=f"{name} is empty: give it a value, or unset it"):
         database_from_env(environ={"DB_NAME": "x", name: " "})
 
 
-def test_a_secret_and_its_file_are_one_too_many(tmp_path: Path) -> None:
+def test_a_secret_and_its_file_cannot_both_be_set(tmp_path: Path) -> None:
     (tmp_path / "password").write_text("s3cret")
     given = {**ADDRESS, "DB_PASSWORD": "x", "DB_PASSWORD_FILE": str(tmp_path / "password")}
     with pytest.raises(SettingsError, match="DB_PASSWORD and DB_PASSWORD_FILE are both set: unset"):
@@ -156,7 +154,7 @@ def test_a_secret_and_its_file_are_one_too_many(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["s3cr\0et", "s3cr\udcffet"])
-def test_a_value_that_no_server_could_be_sent_is_refused(value: str) -> None:
+def test_a_value_that_is_not_utf_8_is_refused(value: str) -> None:
     with pytest.raises(SettingsError, match=r"^DB_PASSWORD holds what is not UTF-8 text\.$"):
         database_from_env(environ={**ADDRESS, "DB_PASSWORD": value})
 
@@ -232,7 +230,7 @@ def test_an_error_reporters_hook_hears_of_a_crash_once(order: str) -> None:
     assert done.stderr.count("DB_POOL_SIZE='abc'") == 1
 
 
-def test_a_env_file_that_was_named_and_is_missing_stops_the_command_line() -> None:
+def test_a_named_env_file_that_is_missing_stops_the_command_line() -> None:
     done = run("manage.py", "check", ENV_FILE="typo.env")
     assert done.returncode == 1
     assert done.stderr == (
@@ -240,7 +238,7 @@ def test_a_env_file_that_was_named_and_is_missing_stops_the_command_line() -> No
     )
 
 
-def test_a_psycopg_that_cannot_work_is_told_with_what_to_install() -> None:
+def test_a_broken_psycopg_is_reported_with_what_to_install() -> None:
     done = run("manage.py", "check", PSYCOPG_IMPL="missing")
     assert done.returncode == 1
     assert done.stderr.startswith("SettingsError: psycopg does not work here (")

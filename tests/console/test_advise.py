@@ -41,7 +41,7 @@ def one_line(text: str) -> str:
 
 
 def cells(text: str, start: str) -> list[str]:
-    """The numbers at the end of a row."""
+    """The numbers in the row that begins so."""
     row = next(row for row in text.splitlines() if row.strip().startswith(start))
     return re.findall(r" {2,}(-?\d+)", row.partition(start)[2])
 
@@ -89,7 +89,7 @@ def test_more_processes_than_connections_have_no_setting_that_fits(shared: Serve
     assert "There is less than one connection for each pool." in one_line(out)
 
 
-def test_what_fits_is_said_to_fit(shared: Server) -> None:
+def test_pools_that_fit_are_said_to_fit(shared: Server) -> None:
     with database(app(shared)) as alias:
         out, code = run(alias, "--processes", "2")
     assert "It fits." in out

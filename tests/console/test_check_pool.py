@@ -72,7 +72,7 @@ def test_long_names_of_variables_make_no_line_wider_than_a_terminal(shared: Serv
         assert "DISABLE_SERVER_SIDE_CURSORS" in [row.strip() for row in ran.out.splitlines()]
 
 
-def test_a_setting_from_the_env_file_says_so(tmp_path: Any, shared: Server) -> None:
+def test_a_setting_from_the_env_file_names_the_file(tmp_path: Any, shared: Server) -> None:
     file = tmp_path / "env"
     file.write_text(f"DATABASE_URL={shared.url}\nDB_POOL_SIZE=7\n")
     done = manage("check_pool", ENV_FILE=str(file))
@@ -98,7 +98,7 @@ def test_a_pool_written_by_hand_is_shown(shared: Server, engine: str) -> None:
     assert " ms " in line(ran.out, "checkout")
 
 
-def test_a_live_pool_is_read_and_marked_where_it_differs(shared: Server) -> None:
+def test_a_live_pool_is_shown_with_its_differences(shared: Server) -> None:
     with database(entry(shared.conninfo, OPTIONS=POOL)) as alias:
         pool: Any = connections[alias].pool  # type: ignore[attr-defined]
         pool.open()
@@ -113,7 +113,7 @@ def test_a_live_pool_is_read_and_marked_where_it_differs(shared: Server) -> None
     assert reported["active"]["opened"] is True
 
 
-def test_a_pool_that_nothing_has_needed_stays_closed(shared: Server) -> None:
+def test_check_pool_does_not_open_a_closed_pool(shared: Server) -> None:
     with database(entry(shared.conninfo, OPTIONS=POOL)) as alias:
         ran, verbose = Ran(database=[alias]), Ran(database=[alias], verbosity=2)
         pool: Any = connections[alias].pool  # type: ignore[attr-defined]
@@ -163,7 +163,7 @@ def test_several_aliases_are_shown_one_after_the_other(shared: Server) -> None:
 
 
 @pytest.mark.server(ONE_CONNECTION, roles=["app LOGIN"])
-def test_it_takes_one_connection_at_a_time(server: Server) -> None:
+def test_check_pool_takes_one_connection_at_a_time(server: Server) -> None:
     with database(entry(f"{server.conninfo} user=app", OPTIONS=POOL)) as alias:
         ran = Ran(database=[alias])
     assert "Failed" not in ran.out
@@ -196,7 +196,7 @@ def test_production_findings_are_there_when_debug_is_off(shared: Server) -> None
 
 
 @pytest.mark.parametrize(("level", "code"), [("ERROR", 0), ("WARNING", 1), ("INFO", 1)])
-def test_the_fail_level_decides_about_the_exit(shared: Server, level: str, code: int) -> None:
+def test_the_fail_level_decides_the_exit_code(shared: Server, level: str, code: int) -> None:
     with database(entry(shared.conninfo)) as alias, override_settings(DEBUG=False):
         assert Ran(database=[alias], fail_level=level).code == code
 
@@ -262,7 +262,7 @@ def test_each_key_of_the_json_is_documented(shared: Server) -> None:
 # Bad arguments
 
 
-def test_an_unknown_alias_is_a_sentence_that_names_the_known() -> None:
+def test_an_unknown_alias_is_a_sentence_with_the_known_ones() -> None:
     with pytest.raises(CommandError) as raised:
         Ran(database=["defualt"])
     assert raised.value.returncode == 2
@@ -325,7 +325,7 @@ def test_nothing_to_compare_is_no_match() -> None:
     assert "no PostgreSQL alias to compare" in ran.out
 
 
-def test_an_unknown_profile_is_a_sentence_that_names_the_known() -> None:
+def test_an_unknown_profile_is_a_sentence_with_the_known_ones() -> None:
     with pytest.raises(CommandError) as raised:
         Ran(compare="fulon_orm")
     assert raised.value.returncode == 2
@@ -335,7 +335,7 @@ def test_an_unknown_profile_is_a_sentence_that_names_the_known() -> None:
 
 
 @override_settings(**{SETTING: {"small": {"DB_POOL_SIZE": "many"}}})
-def test_a_profile_that_cannot_be_one_exits_with_2() -> None:
+def test_an_invalid_profile_exits_with_2() -> None:
     with pytest.raises(CommandError, match="DB_POOL_SIZE='many'") as raised:
         Ran(compare="small")
     assert raised.value.returncode == 2

@@ -33,7 +33,7 @@ NASTY = [
 ]
 
 
-def test_a_server_that_is_down_is_one_sentence_and_configured_is_shown() -> None:
+def test_a_server_that_is_down_is_one_sentence_and_the_settings_are_shown() -> None:
     done = manage("check_pool", DATABASE_URL="postgresql+asyncpg://u:s3cret@127.0.0.1:1/x")
     assert done.returncode == 1
     assert line(done.stdout, "DB_POOL_SIZE")
@@ -90,7 +90,7 @@ def test_a_parameter_that_the_pool_refuses_is_a_failure_and_a_finding(
     assert " ms " in line(ran.out, "connect")
 
 
-def test_an_engine_that_cannot_be_loaded_is_said_and_fails() -> None:
+def test_an_engine_that_cannot_be_loaded_is_a_failure() -> None:
     connections.settings["gone"] = connections.configure_settings(
         {"default": {"ENGINE": "no.such.engine", "NAME": "x"}}
     )["default"]
@@ -135,7 +135,7 @@ def password_of_app(_: Mapping[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("drill", [False, True])
-def test_a_password_that_a_function_gives_is_used_here_too(shared: Server, drill: bool) -> None:
+def test_the_password_of_a_provider_is_used(shared: Server, drill: bool) -> None:
     extra = {"password_provider": f"{__name__}.password_of_app"}
     options = {"pool": {**POOL["pool"], "min_size": 2, "max_size": 3}}
     given = entry(f"{shared.tcp_conninfo} user=app", OPTIONS=options, ABS_ORM_APP=extra)

@@ -47,7 +47,7 @@ def test_each_setting_is_compared(variable: str, value: str) -> None:
     assert differences(from_env(**{variable: value})) == [variable]
 
 
-def test_what_a_mode_does_not_use_does_not_match() -> None:
+def test_a_setting_that_the_mode_does_not_use_does_not_match() -> None:
     assert differences(from_env(DB_POOL_MODE="persistent")) == [
         "DB_POOL_SIZE",
         "DB_MAX_OVERFLOW",
@@ -65,7 +65,7 @@ def test_a_database_written_by_hand_is_compared_too() -> None:
 
 
 @override_settings(**{SETTING: {"small": {"DB_POOL_SIZE": 5, "DB_POOL_RECYCLE": "-1"}}})
-def test_a_project_has_profiles_of_its_own_and_compares_what_they_name() -> None:
+def test_a_projects_own_profile_compares_only_what_it_names() -> None:
     assert list(profiles()) == ["fullon_orm", "small"]
     assert differences(from_env(), "small") == ["DB_POOL_SIZE", "DB_POOL_RECYCLE"]
     assert differences(from_env(DB_POOL_SIZE="5", DB_POOL_RECYCLE="-1"), "small") == []
@@ -89,7 +89,7 @@ def test_a_project_has_profiles_of_its_own_and_compares_what_they_name() -> None
         ),
     ],
 )
-def test_a_profile_that_cannot_be_one_is_named_in_a_sentence(own: object, sentence: str) -> None:
+def test_an_invalid_profile_is_refused_in_a_sentence(own: object, sentence: str) -> None:
     with override_settings(**{SETTING: own}), pytest.raises(ImproperlyConfigured) as raised:
         profiles()
     assert str(raised.value) == sentence

@@ -46,7 +46,7 @@ def named(server: Server, name: str) -> psycopg.Connection:
 
 
 class Terminal:
-    """The command on a terminal of its own, and what the terminal shows."""
+    """check_pool --watch on a pseudo-terminal, and the screen of that terminal."""
 
     def __init__(self, server: Server, *arguments: str, **environ: str) -> None:
         self.screen = pyte.Screen(COLUMNS, LINES)
@@ -79,7 +79,7 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """What is on the screen now."""
+        """The text on the screen now."""
         while select.select([self._master], [], [], 0.05)[0]:
             piece = os.read(self._master, 65536)
             self.raw += piece
@@ -99,11 +99,11 @@ class Terminal:
         wait_until(shown, " and ".join((*words, *lines)))
 
     def press(self, key: bytes) -> int:
-        """Press a key, and return the exit code that it leads to."""
+        """Press a key that ends the command, and return the exit code."""
         os.write(self._master, key)
         deadline = monotonic() + DEADLINE
         while self.process.poll() is None and monotonic() < deadline:
-            assert self.text is not None  # it can only end if somebody reads
+            assert self.text is not None  # it can end only while its output is read
         return self.process.wait(1)
 
 
@@ -133,7 +133,7 @@ def test_ctrl_c_quits_quietly(shared: Server) -> None:
         assert termios.tcgetattr(terminal.slave) == terminal.before
 
 
-def test_who_is_blocked_is_shown_with_the_one_that_blocks(shared: Server) -> None:
+def test_a_blocked_session_is_shown_with_its_blocker(shared: Server) -> None:
     with (
         named(shared, "migrate@web-1:7") as locker,
         named(shared, "shop@web-2:9") as waiter,
@@ -154,7 +154,7 @@ def test_who_is_blocked_is_shown_with_the_one_that_blocks(shared: Server) -> Non
         waiting.result(DEADLINE)
 
 
-def test_it_goes_on_while_the_database_is_away(server: Server) -> None:
+def test_the_view_continues_while_the_database_is_down(server: Server) -> None:
     with Terminal(server) as terminal:
         terminal.wait_for("0 of 20")
         server.stop()
@@ -164,7 +164,7 @@ def test_it_goes_on_while_the_database_is_away(server: Server) -> None:
         assert terminal.press(b"q") == 0
 
 
-def test_a_database_that_hangs_holds_up_neither_the_view_nor_its_end(server: Server) -> None:
+def test_a_database_that_hangs_delays_neither_the_view_nor_its_end(server: Server) -> None:
     with Terminal(server) as terminal:
         terminal.wait_for("0 of 20")
         server.suspend()
@@ -173,7 +173,7 @@ def test_a_database_that_hangs_holds_up_neither_the_view_nor_its_end(server: Ser
         server.resume()
 
 
-def test_a_database_that_was_never_there_is_tried_until_it_is(server: Server) -> None:
+def test_a_database_that_is_down_at_the_start_is_tried_again(server: Server) -> None:
     server.stop()
     with Terminal(server) as terminal:
         terminal.wait_for("No answer")
@@ -182,7 +182,7 @@ def test_a_database_that_was_never_there_is_tried_until_it_is(server: Server) ->
         assert terminal.press(b"Q") == 0
 
 
-def test_the_view_ends_with_whatever_ends_its_looks(
+def test_the_view_ends_with_the_error_that_ends_its_queries(
     shared: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     looks = 0
@@ -202,7 +202,7 @@ def test_the_view_ends_with_whatever_ends_its_looks(
     assert capsys.readouterr().out.endswith("\x1b[?25h\x1b[?1049l"), "the screen is back"
 
 
-# The picture
+# Drawing
 
 
 def group(number: int, **more: Any) -> Group:
@@ -236,7 +236,7 @@ def drawn(
     )
     fleet = Fleet(
         groups=tuple(group(number, **more) for number in range(groups)),
-        # As PostgreSQL 13 tells it.
+        # PostgreSQL 13 does not know how long.
         blocked=(Blocked(session=session, seconds=None, blockers=(session, session)),) * blocked,
     )
     look = Look(at=datetime(2026, 1, 2, 3, 4, 5), server=server_facts(used=used), fleet=fleet)
@@ -250,7 +250,7 @@ def drawn(
 
 @pytest.mark.parametrize("groups", [0, 1, 10, 500])
 @pytest.mark.parametrize("blocked", [0, 1, 40])
-def test_it_fits_on_80_by_24(groups: int, blocked: int) -> None:
+def test_the_view_fits_on_80_by_24(groups: int, blocked: int) -> None:
     lines = drawn(groups, blocked)
     assert len(lines) <= LINES
     assert max(map(len, lines)) <= COLUMNS
@@ -291,7 +291,7 @@ def test_columns_stay_readable() -> None:
     assert re.search(r" 4 +12 +60s +345 +45d +6 0\.1s +363$", line.replace("  ", " "))
 
 
-def test_a_terminal_that_knows_ascii_alone_gets_ascii() -> None:
+def test_a_terminal_that_only_knows_ascii_gets_ascii() -> None:
     assert all(line.isascii() for line in drawn(3, 1, signs=PLAIN))
 
 
@@ -299,10 +299,10 @@ def test_more_than_the_limit_is_shown_too() -> None:
     assert any("120 of 97" in line and "124%" in line for line in drawn(1, used=120))
 
 
-# Looking
+# Queries
 
 
-def test_a_look_takes_one_connection_for_all(shared: Server) -> None:
+def test_all_queries_of_the_view_use_one_connection(shared: Server) -> None:
     with database(entry(shared.conninfo)) as alias:
         over = Event()
         looks = watch(configured(alias), 0.0, over)
@@ -329,7 +329,7 @@ def test_without_a_terminal_it_is_one_plain_snapshot(shared: Server) -> None:
     assert max(map(len, done.stdout.splitlines())) <= COLUMNS
 
 
-def test_an_output_that_is_not_utf_8_gets_what_it_can_write(shared: Server) -> None:
+def test_an_output_that_is_not_utf_8_gets_only_what_it_can_write(shared: Server) -> None:
     with named(shared, "x" * 60):
         done = manage("check_pool", "--watch", DATABASE_URL=shared.url, PYTHONIOENCODING="latin-1")
     assert done.returncode == 0, done.stderr
@@ -371,14 +371,14 @@ def test_bad_arguments_are_one_sentence(arguments: tuple[str, ...], said: str) -
         call_command("check_pool", *arguments)
 
 
-def test_it_watches_one_alias(shared: Server) -> None:
+def test_only_one_alias_can_be_watched(shared: Server) -> None:
     with database(entry(shared.conninfo)), pytest.raises(CommandError, match="--watch is for one"):
         call_command("check_pool", "--watch")
     with database(SQLITE) as alias, pytest.raises(CommandError, match="--watch is for PostgreSQL"):
         call_command("check_pool", "--watch", database=[alias])
 
 
-def test_without_rich_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_rich_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("watch_view", "watch_picture"):
         monkeypatch.delitem(sys.modules, f"abs_orm_app.console.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "rich.console", None)

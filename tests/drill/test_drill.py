@@ -1,4 +1,4 @@
-"""The drill, with our engine and the stock one, on servers that bear it and that do not."""
+"""The drill with our engine and the stock one, on servers with and without room for it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _a_drill_leaves_no_session(shared: Server) -> Iterator[None]:
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For drills that wait for what does not come."""
+    """Shorten the time that a drill waits for something that never happens."""
     monkeypatch.setattr(stage, "PATIENCE", 0.5)
 
 
@@ -111,7 +111,7 @@ def test_our_engine_keeps_every_promise(shared: Server) -> None:
     assert max(map(len, result.output.splitlines())) <= 80
 
 
-def test_the_stock_engine_breaks_half_of_them_and_the_drill_ends_all_the_same(
+def test_the_drill_of_the_stock_engine_ends_with_half_of_the_promises_broken(
     shared: Server,
 ) -> None:
     with program([*COMMAND, ON_STOCK], shared) as stock:
@@ -123,13 +123,13 @@ def test_the_stock_engine_breaks_half_of_them_and_the_drill_ends_all_the_same(
     assert "30 were ended; the next checkout failed after " in said
 
 
-def test_timeouts_that_are_short_are_taken_as_they_are(shared: Server) -> None:
+def test_a_short_timeout_is_drilled_as_it_is(shared: Server) -> None:
     outcomes = drilled(shared.conninfo, 3, options=settings(timeout=0.2))
     assert verdicts(outcomes) == dict.fromkeys(NAMES[:3], "kept")
     assert " s of 0.2 s; still 3 on the server" in seen(outcomes, "timeout")
 
 
-def test_what_is_not_configured_is_not_promised(shared: Server) -> None:
+def test_what_is_not_configured_is_skipped(shared: Server) -> None:
     options = settings(recycle=-1)
     outcomes = drilled(shared.conninfo, options=options, CONN_HEALTH_CHECKS=False)
     skipped = [outcome.name for outcome in outcomes if outcome.verdict == "skipped"]
@@ -137,12 +137,12 @@ def test_what_is_not_configured_is_not_promised(shared: Server) -> None:
     assert seen(outcomes, "recycle") == "recycle is off: no connection expires"
 
 
-def test_with_tracing_the_code_of_the_holder_is_known_too(shared: Server) -> None:
+def test_with_leak_tracing_the_explanation_names_the_code_of_the_holder(shared: Server) -> None:
     outcomes = drilled(shared.conninfo, 4, ABS_ORM_APP={"leak_seconds": 60.0})
     assert "with the stack that took it" in seen(outcomes, "explanation")
 
 
-# What it may do
+# Privileges
 
 
 def test_a_role_without_privileges_can_drill(shared: Server) -> None:
@@ -150,7 +150,7 @@ def test_a_role_without_privileges_can_drill(shared: Server) -> None:
     assert verdicts(outcomes) == dict.fromkeys(NAMES[:6], "kept")
 
 
-def test_what_the_role_may_not_do_is_skipped_and_said(server: Server) -> None:
+def test_what_the_role_may_not_do_is_skipped_with_the_reason(server: Server) -> None:
     with server.admin() as admin:
         admin.execute("REVOKE EXECUTE ON FUNCTION pg_terminate_backend FROM PUBLIC")
     outcomes = drilled(f"{server.conninfo} user=app", 6)
@@ -158,7 +158,7 @@ def test_what_the_role_may_not_do_is_skipped_and_said(server: Server) -> None:
     assert "permission denied for function pg_terminate_backend" in seen(outcomes, "pre-ping")
 
 
-def test_a_role_that_may_not_count_sessions_must_say_yes(server: Server) -> None:
+def test_a_role_that_may_not_count_sessions_needs_yes(server: Server) -> None:
     with server.admin() as admin:
         admin.execute("REVOKE SELECT ON pg_stat_activity FROM PUBLIC")
     with pytest.raises(Refused, match=r"does not say how many .*permission denied.*--yes"):
@@ -201,12 +201,12 @@ def test_more_than_half_of_the_free_connections_are_not_taken(server: Server) ->
         assert "--yes" in refused.value.failure.hint
 
 
-def test_limits_of_the_role_count_too(shared: Server) -> None:
+def test_the_connection_limit_of_the_role_counts(shared: Server) -> None:
     with pytest.raises(Refused, match=r"3 are free \(role 'limited' may open 3"):
         drilled(f"{shared.conninfo} user=limited")
 
 
-def test_with_yes_it_takes_all_that_it_needs(shared: Server) -> None:
+def test_with_yes_the_drill_takes_all_connections_it_needs(shared: Server) -> None:
     options = settings(1, 1)
     outcomes = drilled(f"{shared.conninfo} user=limited", 4, options=options, take_most=True)
     assert verdicts(outcomes) == dict.fromkeys(NAMES[:4], "kept")
@@ -214,7 +214,7 @@ def test_with_yes_it_takes_all_that_it_needs(shared: Server) -> None:
 
 @pytest.mark.server({"max_connections": "10"})
 @pytest.mark.usefixtures("hasty")
-def test_with_yes_and_too_few_free_the_servers_limit_breaks_the_promise(server: Server) -> None:
+def test_with_yes_and_too_few_connections_the_promise_of_the_size_is_broken(server: Server) -> None:
     with occupied(server, 7):
         outcomes = drilled(server.conninfo, 5, options=settings(20, 10), take_most=True)
         assert verdicts(outcomes) == {
@@ -226,10 +226,10 @@ def test_with_yes_and_too_few_free_the_servers_limit_breaks_the_promise(server: 
         assert seen(outcomes, "overflow") == f"2 of 30 checked out at once, 2 {why}"
 
 
-# When it is refused
+# Refusals
 
 
-def test_a_server_that_is_down_refuses_with_its_cause() -> None:
+def test_a_drill_is_refused_with_the_cause_when_the_server_is_down() -> None:
     with pytest.raises(Refused, match="Connection refused"):
         drilled("host=127.0.0.1 port=1 user=app dbname=x")
 
@@ -250,22 +250,22 @@ def test_an_alias_without_a_pool_has_nothing_to_drill(given: dict[str, Any], cau
         with pytest.raises(SystemExit):
             call_command("check_pool", "--drill", "--database", alias, "--format=json", stdout=out)
     document = json.loads(out.getvalue())
-    assert document["exit_code"] == 1  # nothing was proven
+    assert document["exit_code"] == 1  # nothing was shown
     assert document["drills"][0]["ok"] is None
 
 
-def test_settings_that_no_pool_can_have_are_refused(shared: Server) -> None:
+def test_a_drill_is_refused_for_impossible_pool_settings(shared: Server) -> None:
     with pytest.raises(Refused, match="max_size must be"):
         drilled(shared.conninfo, options={"pool": {"min_size": 4, "max_size": 2}})
 
 
-def test_a_time_zone_that_is_none_is_refused(shared: Server) -> None:
+def test_a_drill_is_refused_for_an_invalid_time_zone(shared: Server) -> None:
     with pytest.raises(Refused, match="No time zone found"):
         drilled(shared.conninfo, TIME_ZONE="Nowhere")
 
 
 @needs_pgbouncer
-def test_behind_a_pooler_it_is_refused(shared: Server) -> None:
+def test_a_drill_is_refused_behind_a_pooler(shared: Server) -> None:
     with (
         PgBouncer(shared, pool_mode="transaction") as pooler,
         pytest.raises(Refused, match="There is a pooler between"),
@@ -273,7 +273,7 @@ def test_behind_a_pooler_it_is_refused(shared: Server) -> None:
         drilled(pooler.conninfo)
 
 
-# When it is ended
+# Interruptions
 
 
 @pytest.mark.parametrize(
@@ -290,21 +290,21 @@ def test_an_interrupted_drill_leaves_nothing_behind(
 ) -> None:
     with program([*COMMAND, *arguments], shared, PYTHONIOENCODING=encoding) as process:
         wait_until(lambda: after in process.output, after)
-        sleep(0.8 * ("recycle" in after))  # until a checkout meets the silent connection
+        sleep(0.8 * ("recycle" in after))  # until a checkout tries the hung connection
         result = process.stop(signal.SIGINT)
         assert result.status == 130
         assert result.errors == "Interrupted; all connections are closed.\n"
     wait_until(lambda: not any("drill" in name for name in names(shared)), "the sessions to end")
 
 
-def test_who_stops_to_listen_ends_the_drill(shared: Server) -> None:
+def test_a_drill_ends_when_its_results_are_no_longer_read(shared: Server) -> None:
     drilled(shared.conninfo, 2)
     wait_until(lambda: not any("drill" in name for name in names(shared)), "the sessions to end")
 
 
 @pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("engine", [OURS, STOCK])
-def test_it_ends_when_the_server_dies(server: Server, engine: str) -> None:
+def test_a_drill_ends_when_the_server_dies(server: Server, engine: str) -> None:
     with running(server.conninfo, engine=engine) as outcomes:
         assert next(outcomes).verdict == "kept"
         server.kill()
@@ -313,7 +313,7 @@ def test_it_ends_when_the_server_dies(server: Server, engine: str) -> None:
 
 
 @pytest.mark.usefixtures("hasty")
-def test_it_ends_when_the_server_hangs(server: Server) -> None:
+def test_a_drill_ends_when_the_server_hangs(server: Server) -> None:
     began = monotonic()
     with running(server.conninfo) as outcomes:
         assert next(outcomes).verdict == "kept"
@@ -324,7 +324,7 @@ def test_it_ends_when_the_server_hangs(server: Server) -> None:
     server.resume()
 
 
-# How it is shown
+# Output
 
 
 class Terminal(StringIO):
@@ -332,7 +332,7 @@ class Terminal(StringIO):
         return True
 
 
-def test_json_tells_the_same_and_a_terminal_shows_where_it_is(shared: Server) -> None:
+def test_the_json_has_every_promise_and_a_terminal_shows_the_progress(shared: Server) -> None:
     out, terminal = StringIO(), Terminal()
     with database(entry(shared.conninfo, OPTIONS=settings())) as alias:
         arguments = ("--drill", "--database", alias, "--format", "json")
@@ -346,7 +346,7 @@ def test_json_tells_the_same_and_a_terminal_shows_where_it_is(shared: Server) ->
     assert terminal.getvalue().endswith("\r\x1b[K")
 
 
-def test_json_tells_why_it_was_refused(shared: Server) -> None:
+def test_the_json_tells_why_a_drill_was_refused(shared: Server) -> None:
     out = StringIO()
     with database(entry(f"{shared.conninfo} user=limited", OPTIONS=settings())) as alias:
         arguments = ("--drill", "--database", alias, "--format", "json")
@@ -357,7 +357,7 @@ def test_json_tells_why_it_was_refused(shared: Server) -> None:
     assert "3 are free" in found["refused"]["cause"]
 
 
-def test_the_faults_that_it_makes_do_not_go_to_the_log(
+def test_the_faults_of_a_drill_are_not_logged(
     shared: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     logger = logging.getLogger("abs_orm_app.pool")

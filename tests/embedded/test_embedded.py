@@ -1,4 +1,4 @@
-"""The embedded server, on real directories, with real processes, killed and moved about."""
+"""The embedded server in real directories that are moved, copied and removed, and killed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ START = [sys.executable, "-m", "abs_orm_app.embedded", "start"]
 
 @pytest.fixture
 def directory(home: Path) -> Path:
-    """The directory of an embedded server that has been set up, but does not run."""
+    """The directory of an embedded server that is set up, but not running."""
     path = home / "pg"
     path.mkdir()
     copy_cluster(path / "data")
@@ -46,7 +46,7 @@ def postmaster(directory: Path) -> int:
 
 
 def crash(directory: Path) -> None:
-    """Kill the postmaster, and nothing else."""
+    """Kill only the postmaster."""
     os.kill(postmaster(directory), signal.SIGKILL)
     wait_until(lambda: running(directory / "data") is None, "the postmaster to be dead")
 
@@ -99,7 +99,7 @@ def test_a_killed_server_comes_back_with_its_data(directory: Path) -> None:
 def test_a_server_that_starts_after_a_crash_is_found_only_when_it_is_ready(server: Server) -> None:
     def connect_when_found() -> None:
         deadline = time.monotonic() + DEADLINE
-        while running(server.data) is None:  # without a pause, which would miss the moment
+        while running(server.data) is None:  # no pause: the moment is short
             assert time.monotonic() < deadline
         execute(server.conninfo, "select 1")
 
@@ -121,7 +121,7 @@ def test_a_suspended_backend_of_a_killed_server_does_not_prevent_the_next_start(
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.3, 0.6])
-def test_a_process_killed_while_it_sets_up_leaves_nothing_that_hurts(
+def test_a_process_killed_during_the_setup_does_not_prevent_the_next_start(
     home: Path, seconds: float
 ) -> None:
     with subprocess.Popen([*START, home / "pg"], stdout=subprocess.DEVNULL) as start:
@@ -131,7 +131,7 @@ def test_a_process_killed_while_it_sets_up_leaves_nothing_that_hurts(
     assert execute(embedded_url(home / "pg"), "select 1") == [(1,)]
 
 
-def test_a_pid_that_belongs_to_another_process_now_is_not_taken_for_the_server(
+def test_a_pid_that_was_reused_is_not_taken_for_the_server(
     directory: Path,
 ) -> None:
     embedded_url(directory)
@@ -145,7 +145,7 @@ def test_a_pid_that_belongs_to_another_process_now_is_not_taken_for_the_server(
         other.kill()
 
 
-def test_a_server_whose_directory_was_removed_makes_room(directory: Path) -> None:
+def test_a_server_whose_directory_was_removed_is_replaced(directory: Path) -> None:
     embedded_url(directory)
     abandoned = postmaster(directory)
     shutil.rmtree(directory)
@@ -153,7 +153,7 @@ def test_a_server_whose_directory_was_removed_makes_room(directory: Path) -> Non
     assert postmaster(directory) != abandoned
 
 
-def test_a_directory_that_was_moved_works_at_its_new_place(directory: Path) -> None:
+def test_a_moved_directory_works_in_its_new_place(directory: Path) -> None:
     execute(embedded_url(directory), "create table kept as select 42 as answer")
     moved = directory.rename(directory.with_name("moved"))
     assert execute(embedded_url(moved), "select answer from kept") == [(42,)]
@@ -252,7 +252,7 @@ def test_a_cluster_of_another_version_is_refused(directory: Path) -> None:
         embedded_url(directory)
 
 
-def test_a_file_in_the_place_of_the_directory_is_refused(home: Path) -> None:
+def test_a_file_with_the_name_of_the_directory_is_refused(home: Path) -> None:
     (home / "pg").touch()
     with pytest.raises(ImproperlyConfigured, match="cannot run: File exists"):
         embedded_url(home / "pg")
@@ -273,7 +273,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may change 
 
 
 def as_nobody(function: Callable[[], object]) -> str:
-    """What a function returns, or why it refuses, in a process of an ordinary user."""
+    """Run a function as the user `nobody`; return its result, or its error, as text."""
     if wheel.ROOT_STATE in programs().bin.parents:
         pytest.skip("an ordinary user cannot reach this virtual environment")
     nobody = pwd.getpwnam("nobody")
@@ -332,7 +332,7 @@ def test_an_ordinary_user_gets_a_server_too(home: Path) -> None:
 
 
 @needs_root
-def test_a_place_where_one_may_not_write_is_refused(home: Path) -> None:
+def test_a_place_without_write_permission_is_refused(home: Path) -> None:
     assert "cannot run: Permission denied" in as_nobody(lambda: embedded_url(home / "pg"))
 
 
@@ -357,7 +357,7 @@ def test_a_directory_of_another_user_is_refused(home: Path) -> None:
 
 @pytest.fixture
 def private(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory that only root may enter, as /root is, and another place for root's state."""
+    """A directory that only root may enter, like /root; root's state is elsewhere, too."""
     monkeypatch.setattr(wheel, "ROOT_STATE", home / "state")
     path = home / "private"
     path.mkdir(mode=0o700)

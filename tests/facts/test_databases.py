@@ -25,7 +25,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("more", "reason"), BROKEN)
 @pytest.mark.parametrize("engine", [OURS, STOCK])
-def test_an_entry_that_is_wrong_ends_no_command_with_a_traceback(
+def test_a_wrong_entry_gives_a_sentence_and_no_traceback(
     engine: str, more: dict[str, Any], reason: str
 ) -> None:
     shown = StringIO()
@@ -40,7 +40,7 @@ def test_an_entry_that_is_wrong_ends_no_command_with_a_traceback(
     assert reason in " ".join(shown.getvalue().split())
 
 
-def test_a_password_in_a_url_that_was_given_as_the_host_is_not_shown() -> None:
+def test_a_password_in_a_url_given_as_the_host_is_not_shown() -> None:
     shown = StringIO()
     host = "postgres://app:s3cr%20et@db.invalid:5432/shop"
     with database({"ENGINE": OURS, "NAME": "x", "HOST": host}) as alias, pytest.raises(SystemExit):

@@ -1,4 +1,4 @@
-"""Failures in one sentence, with a hint and without secrets."""
+"""A failure is one sentence with a hint and without secrets."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def refusal(conninfo: str) -> Exception:
     return raised.value
 
 
-def test_nobody_listens() -> None:
+def test_a_refused_connection_has_a_cause_and_a_hint() -> None:
     failure = explain(refusal("host=127.0.0.1 port=1 user=app"))
     assert failure.cause == (
         'connection to server at "127.0.0.1", port 1 failed: Connection refused.'
@@ -59,9 +59,7 @@ def test_nobody_listens() -> None:
         ("target_session_attrs=read-only", "session is not read-only", "target_session_attrs"),
     ],
 )
-def test_what_the_server_refuses_has_a_hint(
-    shared: Server, conninfo: str, cause: str, hint: str
-) -> None:
+def test_a_refused_login_has_a_hint(shared: Server, conninfo: str, cause: str, hint: str) -> None:
     failure = explain(refusal(f"{shared.tcp_conninfo} {conninfo}"))
     assert cause in failure.cause
     assert hint in failure.hint
@@ -75,9 +73,7 @@ def test_what_the_server_refuses_has_a_hint(
         ("SET ROLE owner", "permission denied to set role", "assume_role"),
     ],
 )
-def test_what_a_session_is_refused_has_a_hint(
-    shared: Server, query: str, cause: str, hint: str
-) -> None:
+def test_a_refused_statement_has_a_hint(shared: Server, query: str, cause: str, hint: str) -> None:
     with (
         psycopg.connect(f"{shared.tcp_conninfo} user=app password=right") as connection,
         pytest.raises(psycopg.Error) as raised,
@@ -121,7 +117,7 @@ def test_a_missing_psycopg_pool_is_answered_with_what_to_install() -> None:
         assert "pip install 'psycopg[binary,pool]'" in explain(error).hint
 
 
-def test_a_name_that_would_command_the_terminal_is_harmless(shared: Server) -> None:
+def test_control_characters_in_a_name_are_not_printed(shared: Server) -> None:
     failure = explain(refusal(f"{shared.conninfo} user='a\x1b[31m\nb'"))
     assert failure.cause.isprintable()
 
@@ -134,12 +130,12 @@ def test_an_error_of_several_lines_is_one_sentence() -> None:
     ("error", "hint"),
     [(TypeError("what?"), "the settings"), (psycopg.OperationalError("what?"), "the server's log")],
 )
-def test_who_raised_an_unknown_error_says_where_to_look(error: Exception, hint: str) -> None:
+def test_the_hint_of_an_unknown_error_depends_on_who_raised_it(error: Exception, hint: str) -> None:
     assert hint in explain(error).hint
 
 
 @given(st.text(min_size=1), st.sampled_from([str, quote, quote_plus, repr]))
-def test_a_secret_is_gone_however_it_is_written(secret: str, write: type) -> None:
+def test_a_secret_is_hidden_in_every_encoding(secret: str, write: type) -> None:
     assume(secret not in "before *** after")
     written = write(secret)
     assume("'" not in secret or write is not repr)
@@ -150,9 +146,9 @@ def test_a_secret_is_gone_however_it_is_written(secret: str, write: type) -> Non
 
 
 @pytest.mark.parametrize("secret", ["p%40ss", "back\\slash", "it's", "a+b c", "ü€", "x" * 1000])
-def test_a_secret_is_gone_in_lower_case_encoding_too(secret: str) -> None:
+def test_a_secret_is_hidden_when_its_encoding_is_in_lower_case(secret: str) -> None:
     assert hide(f"<{quote(secret, safe='').lower()}>", [secret.lower()]) == "<***>"
 
 
-def test_the_longer_of_two_secrets_is_removed_whole() -> None:
+def test_the_longer_of_two_overlapping_secrets_is_hidden_completely() -> None:
     assert hide("abcdef", ["abc", "abcdef", ""]) == "***"

@@ -1,4 +1,4 @@
-"""What is at the other end: a pooler or not, and its pool mode."""
+"""Whether a connection goes through a pooler, and its pool mode."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def look(conninfo: str, session: Mapping[str, str] | None = None) -> PoolerFacts
 # Facts
 
 
-def test_a_server_is_no_pooler(shared: Server) -> None:
+def test_a_server_is_not_taken_for_a_pooler(shared: Server) -> None:
     assert look(shared.conninfo) is None
     assert look(f"{shared.conninfo} user=app") is None
 
 
-def test_neither_is_a_proxy(shared: Server) -> None:
+def test_a_proxy_is_not_taken_for_a_pooler(shared: Server) -> None:
     with Proxy(shared.port) as proxy:
         assert look(f"{shared.tcp_conninfo} port={proxy.port}") is None
 
 
 @needs_pgbouncer
 @pytest.mark.parametrize("mode", MODES)
-def test_whoever_may_ask_is_told_the_pool_mode(shared: Server, mode: str) -> None:
+def test_the_pool_mode_is_read_from_the_console(shared: Server, mode: str) -> None:
     with PgBouncer(shared, pool_mode=mode, default_pool_size=7, query_wait_timeout=9) as pooler:
         facts = look(pooler.conninfo)
     assert facts
@@ -57,7 +57,7 @@ def test_whoever_may_ask_is_told_the_pool_mode(shared: Server, mode: str) -> Non
 
 @needs_pgbouncer
 @pytest.mark.parametrize("mode", MODES)
-def test_whoever_may_not_ask_can_see_the_pool_mode(shared: Server, mode: str) -> None:
+def test_the_pool_mode_is_recognised_without_the_console(shared: Server, mode: str) -> None:
     with PgBouncer(shared, pool_mode=mode, default_pool_size=3, open_console=False) as pooler:
         for role in ("postgres", "app"):
             facts = look(f"{pooler.conninfo} user={role}")
@@ -68,7 +68,7 @@ def test_whoever_may_not_ask_can_see_the_pool_mode(shared: Server, mode: str) ->
 
 @needs_pgbouncer
 @pytest.mark.parametrize("mode", ["session", "transaction"])
-def test_the_pool_mode_can_be_seen_under_load(shared: Server, mode: str) -> None:
+def test_the_pool_mode_is_recognised_under_load(shared: Server, mode: str) -> None:
     pgbouncer = PgBouncer(shared, pool_mode=mode, default_pool_size=8, open_console=False)
     with pgbouncer as pooler, busy(pooler.conninfo, clients=5):
         seen = {facts.pool_mode for _ in range(5) if (facts := look(pooler.conninfo))}
@@ -99,7 +99,7 @@ def busy(conninfo: str, clients: int) -> Iterator[None]:
 
 
 @needs_pgbouncer
-def test_a_pool_without_a_free_connection_holds_nobody_up(shared: Server) -> None:
+def test_a_pooler_without_a_free_connection_does_not_block_the_check(shared: Server) -> None:
     with PgBouncer(shared, pool_mode="session", default_pool_size=1, open_console=False) as pooler:
         began = time.monotonic()
         facts = look(pooler.conninfo)
@@ -109,8 +109,8 @@ def test_a_pool_without_a_free_connection_holds_nobody_up(shared: Server) -> Non
 
 
 @needs_pgbouncer
-def test_a_console_that_says_something_else_is_no_console(shared: Server) -> None:
-    """As of software that has one like PgBouncer's, or of another process on the same port."""
+def test_a_console_that_is_not_pgbouncers_is_ignored(shared: Server) -> None:
+    """Other software may have a similar console, or another process has the same port."""
     with PgBouncer(shared) as pooler, PgBouncer(shared, listen_port=6433) as other:
 
         def connect(**more: Any) -> psycopg.Connection:
@@ -125,7 +125,7 @@ def test_a_console_that_says_something_else_is_no_console(shared: Server) -> Non
 
 
 @needs_pgbouncer
-def test_what_the_pool_does_now_is_seen(shared: Server) -> None:
+def test_the_console_tells_clients_and_servers(shared: Server) -> None:
     with PgBouncer(shared, default_pool_size=3) as pooler, ExitStack() as held:
         for _ in range(2):
             client = held.enter_context(psycopg.connect(pooler.conninfo))
@@ -139,7 +139,7 @@ def test_what_the_pool_does_now_is_seen(shared: Server) -> None:
 
 
 @needs_pgbouncer
-def test_what_a_session_has_lost_is_seen(shared: Server) -> None:
+def test_lost_session_settings_are_recognised(shared: Server) -> None:
     wanted = {"statement_timeout": "300s", "search_path": "shop", "role": "app", "no.such": "x"}
     with PgBouncer(shared, ignore_startup_parameters="options") as pooler:
         facts = look(f"{pooler.conninfo} options='-c search_path=shop'", wanted)
@@ -158,7 +158,7 @@ def test_what_a_session_has_lost_is_seen(shared: Server) -> None:
 
 
 @needs_pgbouncer
-def test_what_pgbouncer_says_is_explained(shared: Server) -> None:
+def test_pgbouncers_errors_have_hints(shared: Server) -> None:
     with PgBouncer(shared, default_pool_size=1, query_wait_timeout=0.3) as pooler:
         with psycopg.connect(pooler.conninfo) as holder:
             holder.execute("SELECT 1")

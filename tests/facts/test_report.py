@@ -1,4 +1,4 @@
-"""The connection test of `check_pool`: it does what Django does to a connection, and ends."""
+"""The connection test of `check_pool`: it sets up a connection like Django, and it ends."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_role_that_may_not_be_assumed_is_a_failure(
 
 @pytest.mark.parametrize("engine", [OURS, STOCK])
 @pytest.mark.parametrize("options", [{}, POOL], ids=["bare", "pool"])
-def test_an_isolation_level_that_is_none_is_a_failure(
+def test_an_invalid_isolation_level_is_a_failure(
     shared: Server, engine: str, options: dict[str, Any]
 ) -> None:
     options = {**options, "isolation_level": "foo"}
@@ -68,7 +68,7 @@ def test_an_isolation_level_that_is_none_is_a_failure(
 
 
 @pytest.mark.parametrize("options", [{}, POOL], ids=["bare", "pool"])
-def test_a_time_zone_that_is_none_is_a_failure(shared: Server, options: dict[str, Any]) -> None:
+def test_an_invalid_time_zone_is_a_failure(shared: Server, options: dict[str, Any]) -> None:
     found = looked_at(entry(shared.conninfo, OPTIONS=options, TIME_ZONE="Nowhere"))
     assert found.failure
     assert "No time zone found with key Nowhere" in found.failure.cause
@@ -77,7 +77,7 @@ def test_a_time_zone_that_is_none_is_a_failure(shared: Server, options: dict[str
 
 @pytest.mark.parametrize("engine", [OURS, STOCK])
 @pytest.mark.parametrize("options", [{}, POOL], ids=["bare", "pool"])
-def test_the_projects_own_setup_of_connections_is_done_with_the_aliass_name(
+def test_the_projects_connection_created_handlers_run_with_the_alias(
     shared: Server, engine: str, options: dict[str, Any]
 ) -> None:
     seen = []
@@ -136,7 +136,7 @@ def test_a_setup_that_hangs_ends_in_a_failure(
 
 
 @pytest.mark.parametrize("options", [{}, POOL], ids=["bare", "pool"])
-def test_a_host_that_does_not_answer_leaves_the_others_their_time(
+def test_a_host_that_does_not_answer_leaves_time_for_the_others(
     shared: Server, server: Server, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(module, "MARGIN", 1.0)
@@ -150,7 +150,7 @@ def test_a_host_that_does_not_answer_leaves_the_others_their_time(
 
 
 @needs_pgbouncer
-def test_a_pooler_is_looked_at_where_it_has_answered(shared: Server, server: Server) -> None:
+def test_the_pooler_of_the_host_that_answered_is_examined(shared: Server, server: Server) -> None:
     with PgBouncer(shared, open_console=False, pool_mode="transaction") as pooler:
         server.suspend()
         hosts = {"HOST": f"{server.socket_dir},{shared.socket_dir}"}

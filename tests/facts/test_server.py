@@ -1,4 +1,4 @@
-"""What a server says of itself, to whom."""
+"""The facts that a server tells about itself, by the privileges of the role."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def facts(conninfo: str) -> ServerFacts:
         return read_server(connection)
 
 
-def test_a_superuser_learns_who_and_where_it_is(shared: Server) -> None:
+def test_a_superuser_reads_its_role_and_address(shared: Server) -> None:
     found = facts(shared.conninfo)
     assert found.version.startswith(f"{major()}.")
     assert found.address == f"{shared.socket_dir}/.s.PGSQL.{shared.port}"
@@ -35,7 +35,7 @@ def test_a_superuser_learns_who_and_where_it_is(shared: Server) -> None:
     assert (found.tls, found.in_recovery, found.read_only) == (False, False, False)
 
 
-def test_a_role_without_privileges_learns_the_limits(shared: Server) -> None:
+def test_a_role_without_privileges_reads_the_limits(shared: Server) -> None:
     found = facts(f"{shared.conninfo} user=app dbname=shop")
     assert (found.superuser, found.may_use_reserved) == (False, False)
     assert (found.max_connections, found.superuser_reserved, found.reserved) == (20, 2, RESERVED)
@@ -43,7 +43,7 @@ def test_a_role_without_privileges_learns_the_limits(shared: Server) -> None:
 
 
 @pytest.mark.skipif(not RESERVED, reason="PostgreSQL reserves connections for roles since 16")
-def test_a_role_may_be_a_member_of_those_with_reserved_connections(shared: Server) -> None:
+def test_membership_in_pg_use_reserved_connections_is_read(shared: Server) -> None:
     found = facts(f"{shared.conninfo} user=vip")
     assert found.may_use_reserved
     assert (found.role_limit, found.database_limit) == (None, None)
@@ -59,7 +59,7 @@ def test_sessions_of_other_roles_are_counted_by_a_role_without_privileges(shared
     assert (found.used, found.used_by_role, found.used_in_database) == (3, 2, 1)
 
 
-def test_sessions_of_the_same_project_are_counted_apart(shared: Server) -> None:
+def test_sessions_of_the_same_project_are_counted_separately(shared: Server) -> None:
     named = f"{shared.conninfo} dbname=template1 application_name="
     names = ("shop@web1:7", "shop@web2:8", "shop", "shop@eu", "shopping", "''")
     held = [psycopg.connect(named + name) for name in names]
@@ -71,25 +71,25 @@ def test_sessions_of_the_same_project_are_counted_apart(shared: Server) -> None:
     assert unnamed.used_by_project == 0
 
 
-def test_a_connection_over_tcp_is_told_with_its_port_and_without_tls(shared: Server) -> None:
+def test_a_tcp_address_includes_the_port_and_says_that_tls_is_off(shared: Server) -> None:
     found = facts(shared.tcp_conninfo)
     assert found.address == f"127.0.0.1:{shared.port}"
     assert (found.tls, found.tls_version, found.tls_cipher) == (False, None, None)
 
 
-def test_settings_are_told_as_the_role_has_them_in_seconds(shared: Server) -> None:
+def test_settings_are_read_for_the_role_and_in_seconds(shared: Server) -> None:
     app, postgres = facts(f"{shared.conninfo} user=app"), facts(shared.conninfo)
     assert (app.settings["statement_timeout"], postgres.settings["statement_timeout"]) == (1.5, 0)
     assert app.settings["idle_in_transaction_session_timeout"] == 0
 
 
-def test_keepalives_are_told_for_tcp(shared: Server) -> None:
+def test_keepalives_are_read_over_tcp(shared: Server) -> None:
     found = facts(shared.tcp_conninfo).settings
     assert found["tcp_keepalives_idle"] > 0
     assert found["tcp_keepalives_count"] > 0
 
 
-def test_read_only_by_default_is_told(shared: Server) -> None:
+def test_read_only_by_default_is_reported(shared: Server) -> None:
     options = "options='-c default_transaction_read_only=on'"
     assert facts(f"{shared.conninfo} {options}").read_only
 
@@ -100,5 +100,5 @@ def test_a_server_is_the_same_by_socket_and_tcp_and_in_any_time_zone(shared: Ser
     assert by_socket.identity == by_tcp.identity
 
 
-def test_two_servers_are_two(shared: Server, server: Server) -> None:
+def test_two_servers_have_different_identities(shared: Server, server: Server) -> None:
     assert facts(shared.conninfo).identity != facts(server.conninfo).identity

@@ -1,4 +1,4 @@
-"""Who is connected, as a real server tells it."""
+"""The sessions on a real server."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_each_process_that_names_itself_is_counted(shared: Server) -> None:
         connection.close()
 
 
-def test_each_state_is_counted_with_its_oldest(shared: Server) -> None:
+def test_sessions_are_counted_by_state_with_the_age_of_the_oldest(shared: Server) -> None:
     with connect(shared, "shop") as first, connect(shared, "shop") as second:
         first.execute("SELECT 1")
         sleeping = Call(second.execute, "SELECT pg_sleep(60)")
@@ -69,7 +69,7 @@ def test_each_state_is_counted_with_its_oldest(shared: Server) -> None:
     assert seen.oldest_idle is None
 
 
-def test_who_is_blocked_is_told_with_the_one_that_blocks(shared: Server) -> None:
+def test_a_blocked_session_is_listed_with_its_blocker(shared: Server) -> None:
     with connect(shared, "locker@web1:7") as locker, connect(shared, "waiter@web2:9") as waiter:
         pid = locker.info.backend_pid
         locker.execute("LOCK TABLE t")
@@ -84,7 +84,7 @@ def test_who_is_blocked_is_told_with_the_one_that_blocks(shared: Server) -> None
     assert blocker.state == "idle in transaction"
 
 
-def test_a_wait_begins_where_the_session_was_blocked(shared: Server) -> None:
+def test_the_wait_for_a_lock_is_measured_from_its_own_start(shared: Server) -> None:
     with connect(shared, "locker") as locker, connect(shared, "waiter") as waiter:
         locker.execute("LOCK TABLE t")
         slow = "DO $$ BEGIN PERFORM pg_sleep(1); LOCK TABLE t; END $$"
@@ -98,12 +98,12 @@ def test_a_wait_begins_where_the_session_was_blocked(shared: Server) -> None:
     assert 0 <= blocked.seconds < blocked.session.seconds - 0.9
 
 
-def test_what_a_role_may_not_see_is_counted_all_the_same(shared: Server) -> None:
+def test_sessions_that_a_role_may_not_inspect_are_counted(shared: Server) -> None:
     with connect(shared, "secret"):
         [seen] = see(shared, "app").groups
     assert (seen.application, seen.unknown, seen.sessions) == ("secret", 1, 1)
 
 
-def test_other_databases_do_not_count(shared: Server) -> None:
+def test_sessions_of_other_databases_are_not_counted(shared: Server) -> None:
     with psycopg.connect(f"{shared.conninfo} dbname=template1", application_name="elsewhere"):
         assert see(shared).groups == ()

@@ -1,4 +1,4 @@
-"""The view for a load balancer, and the check for django-health-check, on real servers."""
+"""The health view for load balancers and the check for django-health-check."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.servers import Server, wait_until
 
 ONE = {"pool": {"min_size": 1, "max_size": 1, "timeout": 20.0}}
 SECONDS = 0.5
-LATE = 5.0  # what a busy machine may add
+LATE = 5.0  # seconds that a busy machine may add
 
 urlpatterns = [
     path("healthz/", health.view, {"aliases": "other", "seconds": 10.0}),
@@ -81,7 +81,7 @@ def state(alias: str, seconds: float = SECONDS) -> str:
 # With a pool
 
 
-def test_a_process_that_has_not_used_its_database_yet_serves(alias: str) -> None:
+def test_a_process_that_has_not_used_its_database_yet_is_ok(alias: str) -> None:
     assert state(alias, seconds=10.0) == "ok"
 
 
@@ -92,13 +92,13 @@ def test_a_check_takes_no_connection_away(alias: str) -> None:
     assert pool.get_stats()["pool_available"] == 1
 
 
-def test_a_pool_that_is_exhausted_all_the_time_has_failed(alias: str) -> None:
+def test_a_pool_that_stays_exhausted_is_failed(alias: str) -> None:
     with exhausted(pool_of(alias)):
         assert state(alias) == "failed"
     assert state(alias, seconds=10.0) == "ok"
 
 
-def test_a_connection_that_comes_when_it_is_nearly_too_late_is_not_lost(server: Server) -> None:
+def test_a_connection_that_arrives_at_the_last_moment_is_not_lost(server: Server) -> None:
     with Proxy(server.port, delay=0.02) as proxy:
         given = entry(server.tcp_conninfo, OPTIONS=ONE, PORT=proxy.port)
         with database(given) as alias:
@@ -124,7 +124,7 @@ def test_a_pool_that_serves_while_requests_wait_is_degraded(alias: str) -> None:
     assert state(alias, seconds=10.0) == "ok"
 
 
-def test_requests_that_wait_for_the_first_connections_are_no_sign_of_trouble(
+def test_requests_that_wait_for_the_first_connections_are_ok(
     server: Server,
 ) -> None:
     options = {"pool": {"min_size": 1, "max_size": 50, "timeout": 20.0}}
@@ -141,9 +141,7 @@ def test_requests_that_wait_for_the_first_connections_are_no_sign_of_trouble(
         assert checked.result(LATE) == "ok"
 
 
-def test_a_server_that_is_down_has_failed_and_is_well_when_it_is_back(
-    server: Server, alias: str
-) -> None:
+def test_a_server_that_is_down_is_failed_and_ok_when_it_is_back(server: Server, alias: str) -> None:
     pool_of(alias)
     server.stop()
     assert state(alias) == "failed"
@@ -151,7 +149,7 @@ def test_a_server_that_is_down_has_failed_and_is_well_when_it_is_back(
     assert state(alias, seconds=10.0) == "ok"
 
 
-def test_a_server_that_hangs_has_failed_even_right_after_a_good_query(
+def test_a_server_that_hangs_is_failed_even_right_after_a_good_query(
     server: Server, alias: str
 ) -> None:
     pool = pool_of(alias)
@@ -186,10 +184,10 @@ def test_an_alias_that_is_not_postgresql_is_checked_too() -> None:
         assert state(alias, seconds=10.0) == "ok"
 
 
-def test_however_often_one_asks_only_one_thread_waits_for_a_server_that_hangs(
+def test_only_one_thread_waits_for_a_server_that_hangs(
     server: Server,
 ) -> None:
-    # A name of its own: the threads of other tests end a little after them.
+    # A name of its own, because threads of other tests may still be running.
     with database(entry(server.conninfo), "hanging") as alias:
         server.suspend()
         try:
@@ -203,7 +201,7 @@ def test_however_often_one_asks_only_one_thread_waits_for_a_server_that_hangs(
 
 
 @pytest.mark.parametrize("aliases", ["replca", ["default", "replca"]])
-def test_an_alias_that_is_not_there_is_named_beside_those_that_are(
+def test_an_unknown_alias_is_refused_with_the_known_ones(
     alias: str, aliases: str | list[str]
 ) -> None:
     with pytest.raises(ImproperlyConfigured) as raised:
@@ -216,7 +214,7 @@ def test_an_alias_that_is_not_there_is_named_beside_those_that_are(
 # The answer
 
 
-def test_one_that_fails_hides_no_other_and_all_are_asked_at_once(
+def test_all_aliases_are_checked_at_once_and_a_failed_one_hides_no_other(
     server: Server, alias: str
 ) -> None:
     with (
@@ -226,7 +224,7 @@ def test_one_that_fails_hides_no_other_and_all_are_asked_at_once(
         exhausted(pool_of(two)),
     ):
         pool_of(alias)
-        # One after the other, the first would leave no time for the last.
+        # Checked one after the other, the first would leave no time for the last.
         status, answer = ask(one, two, alias, seconds=3.0)
     assert status == 503
     assert answer == {
@@ -248,14 +246,14 @@ def test_without_aliases_all_are_checked(server: Server, alias: str) -> None:
         "django.contrib.auth.middleware.LoginRequiredMiddleware",
     ],
 )
-def test_it_asks_for_no_login_and_is_not_cached(alias: str) -> None:
+def test_the_view_needs_no_login_and_is_not_cached(alias: str) -> None:
     response = Client().get("/healthz/")
     assert response.status_code == 200
     assert "no-store" in response.headers["Cache-Control"]
     assert Client().post("/healthz/").status_code == 405
 
 
-def test_it_says_nothing_of_the_server_the_user_or_the_error(server: Server) -> None:
+def test_the_answer_shows_neither_server_nor_user_nor_error(server: Server) -> None:
     secretive = entry(server.conninfo, OPTIONS=ONE, PASSWORD="do-not-tell")
     with database(secretive) as alias:
         server.stop()
@@ -296,7 +294,7 @@ def test_a_load_balancer_sees_a_real_process_with_an_exhausted_pool(server: Serv
 
 
 def health_check(alias: str, seconds: float = SECONDS) -> tuple[int, str]:
-    """Its answer, for one alias: status code and text."""
+    """The status code and the text of its answer for one alias."""
     options = {"alias": alias, "timeout": timedelta(seconds=seconds)}
     name = "abs_orm_app.integrations.health_check.Pool"
     view = HealthCheckView.as_view(checks=[(name, options)])
@@ -310,11 +308,11 @@ def health_check(alias: str, seconds: float = SECONDS) -> tuple[int, str]:
     return response.status_code, response.content.decode().partition(": ")[2].strip()
 
 
-def test_django_health_check_says_ok_of_a_pool_that_serves(alias: str) -> None:
+def test_django_health_check_reports_a_pool_that_serves_as_ok(alias: str) -> None:
     assert health_check(alias, seconds=10.0) == (200, "OK")
 
 
-def test_django_health_check_says_unavailable_of_one_that_does_not(alias: str) -> None:
+def test_django_health_check_reports_an_exhausted_pool_as_unavailable(alias: str) -> None:
     with exhausted(pool_of(alias)):
         assert health_check(alias) == (500, "Unavailable: Not served within 0.5 seconds")
 

@@ -1,4 +1,4 @@
-"""What OpenTelemetry's own SDK collects of real pools."""
+"""The metrics of real pools, collected with OpenTelemetry's SDK."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def reader() -> Iterator[InMemoryMetricReader]:
 
 @pytest.fixture
 def alias(server: Server, reader: InMemoryMetricReader, request: Any) -> Iterator[str]:
-    """One of its own for each test: the reader sums up over its life."""
+    """A different alias for each test, because the reader adds up everything it has seen."""
     with database(entry(server.conninfo, OPTIONS=SMALL), request.node.name) as alias:
         yield alias
 
@@ -98,7 +98,7 @@ def test_the_instruments_are_those_of_the_semantic_conventions(
     )
 
 
-def test_it_tells_idle_from_used_and_counts_timeouts(
+def test_idle_and_used_connections_and_timeouts_are_counted(
     reader: InMemoryMetricReader, alias: str
 ) -> None:
     pool = open_pool(alias)
@@ -119,7 +119,7 @@ def test_it_tells_idle_from_used_and_counts_timeouts(
         pool.putconn(conn)
 
 
-def test_each_duration_is_in_a_histogram_with_bounds_for_connections(
+def test_each_duration_is_in_a_histogram_with_our_bounds(
     reader: InMemoryMetricReader, alias: str
 ) -> None:
     pool = open_pool(alias)
@@ -143,7 +143,7 @@ def test_each_duration_is_in_a_histogram_with_bounds_for_connections(
     assert list(used.bucket_counts) == list(pool.timings().uses.counts)
 
 
-def test_durations_are_passed_on_between_two_collections_so_that_few_are_kept(
+def test_durations_are_recorded_between_two_collections(
     reader: InMemoryMetricReader, alias: str
 ) -> None:
     pool = open_pool(alias)
@@ -157,7 +157,7 @@ def test_durations_are_passed_on_between_two_collections_so_that_few_are_kept(
     assert points(reader, alias)["use_time"].count == 5
 
 
-def test_a_pool_that_is_closed_passes_on_its_last_durations(
+def test_a_closed_pool_has_recorded_its_last_durations(
     reader: InMemoryMetricReader, alias: str
 ) -> None:
     pool = open_pool(alias)
@@ -167,7 +167,7 @@ def test_a_pool_that_is_closed_passes_on_its_last_durations(
     assert points(reader, alias)["use_time"].count == 1
 
 
-def test_a_pool_that_is_no_alias_of_the_project_is_left_out(
+def test_a_pool_that_belongs_to_no_alias_is_left_out(
     reader: InMemoryMetricReader, server: Server
 ) -> None:
     with opened(ours, server.conninfo, min_size=1) as pool, pool.connection():
@@ -175,7 +175,7 @@ def test_a_pool_that_is_no_alias_of_the_project_is_left_out(
     assert points(reader, pool.name) == {}
 
 
-def test_nothing_of_it_says_where_the_database_is_or_how_to_log_in(
+def test_no_metric_shows_the_address_or_the_credentials(
     reader: InMemoryMetricReader, server: Server
 ) -> None:
     given = entry(server.conninfo, OPTIONS=SMALL, PASSWORD="do-not-tell")
@@ -188,7 +188,7 @@ def test_nothing_of_it_says_where_the_database_is_or_how_to_log_in(
         assert secret not in data.to_json()
 
 
-def test_instrumenting_twice_makes_nothing_twice(reader: InMemoryMetricReader, alias: str) -> None:
+def test_instrumenting_twice_counts_once(reader: InMemoryMetricReader, alias: str) -> None:
     opentelemetry.instrument(MeterProvider(metric_readers=[InMemoryMetricReader()]))
     pool = open_pool(alias)
     with pool.connection():
@@ -207,7 +207,9 @@ def use_pool_before_and_after_instrumenting() -> None:
     print(points(reader, "default")["use_time"].count)  # noqa: T201
 
 
-def test_a_pool_that_was_open_before_is_measured_from_then_on(server: Server) -> None:
+def test_a_pool_that_is_already_open_is_measured_from_the_instrumentation_on(
+    server: Server,
+) -> None:
     result = run(server, use_pool_before_and_after_instrumenting, DB_POOL_SIZE="1")
     assert result.errors == ""
     assert result.output.splitlines()[0] == "1"

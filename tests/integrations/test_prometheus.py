@@ -1,4 +1,4 @@
-"""What Prometheus scrapes: of one process, and of several gunicorn workers together."""
+"""The metrics for Prometheus, of one process and of several gunicorn workers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Samples = dict[str, float]
 
 
 def samples(exposition: str, alias: str) -> Samples:
-    """The samples of one alias: `{"django_db_pool_limit": 3.0, ...}`; a bucket's have its bound."""
+    """The samples of one alias: `{"django_db_pool_limit": 3.0, ..._bucket<=0.1": 2.0}`."""
     return {
         sample.name + (f"<={bound}" if (bound := sample.labels.get("le")) else ""): sample.value
         for family in text_string_to_metric_families(exposition)
@@ -57,7 +57,7 @@ def scrape(registry: CollectorRegistry, alias: str = "other") -> Samples:
     return samples(generate_latest(registry).decode(), alias)
 
 
-def test_a_scrape_says_what_the_pool_is_doing(server: Server) -> None:
+def test_a_scrape_shows_the_state_of_the_pool(server: Server) -> None:
     with scraped(server) as registry:
         assert scrape(registry) == {}
         pool = connections["other"].pool  # type: ignore[attr-defined]
@@ -94,7 +94,7 @@ def test_registering_twice_changes_nothing(server: Server) -> None:
     assert exposition.count("django_db_pool_limit{") == 1
 
 
-def test_no_metric_tells_where_the_database_is_or_how_to_log_in(server: Server) -> None:
+def test_no_metric_shows_the_address_or_the_credentials(server: Server) -> None:
     given = entry(server.conninfo, OPTIONS=SMALL, PASSWORD="do-not-tell")
     registry = CollectorRegistry(auto_describe=True)
     prometheus.register(registry)
@@ -114,7 +114,7 @@ def print_what_is_registered() -> None:
     ("settings", "there"),
     [("tests.support.watched.settings", True), ("abs_project.settings", False)],
 )
-def test_it_comes_of_itself_with_django_prometheus_and_only_then(
+def test_the_metrics_are_registered_with_django_prometheus_and_only_then(
     server: Server, settings: str, there: bool
 ) -> None:
     result = run(server, print_what_is_registered, DJANGO_SETTINGS_MODULE=settings)
@@ -196,9 +196,7 @@ def use_both(web: Web, *, before_the_fork: int = 0) -> Samples:
     return wait_for(web, {"django_db_pool_checkouts_total": float(checkouts)})
 
 
-def test_whichever_worker_is_scraped_it_shows_the_sum_of_all_that_live(
-    server: Server, tmp_path: Path
-) -> None:
+def test_each_worker_shows_the_sum_of_all_live_workers(server: Server, tmp_path: Path) -> None:
     with two_workers(server, tmp_path) as web:
         before = use_both(web)
         busy = Call(web.get, [LONG] * 8)
@@ -217,12 +215,12 @@ def test_whichever_worker_is_scraped_it_shows_the_sum_of_all_that_live(
         assert after["django_db_pool_connections_idle"] == len(backends(server))
         seconds = "django_db_pool_use_seconds_sum"
         assert 8 * held <= after[seconds] - before[seconds] <= 8 * busy.seconds
-        psutil.Process(web.program.pid).children()[0].kill()  # gunicorn reports it
+        psutil.Process(web.program.pid).children()[0].kill()  # gunicorn then calls child_exit
         left = wait_for(web, {"django_db_pool_limit": 10.0})
         assert left["django_db_pool_checkouts_total"] == after["django_db_pool_checkouts_total"]
 
 
-def test_a_worker_that_ends_takes_its_connections_from_the_sum_and_leaves_its_counts(
+def test_a_worker_that_ends_removes_its_connections_and_keeps_its_counters(
     server: Server, tmp_path: Path
 ) -> None:
     with two_workers(server, tmp_path, config="") as web:
@@ -249,7 +247,7 @@ def test_a_pool_opened_before_the_fork_counts_once(server: Server, tmp_path: Pat
         assert scrape_web(web)["django_db_pool_limit"] == 30
 
 
-# What the docs make of it
+# Docs
 
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -260,7 +258,7 @@ def read(file: str) -> str:
 
 
 def names() -> set[str]:
-    """Every name that a query may use."""
+    """Every metric name that a query can use."""
     histograms = {name for _, name, _ in prometheus.HISTOGRAMS}
     return (
         {name for _, name, _ in prometheus.GAUGES}
@@ -277,7 +275,7 @@ def test_the_docs_list_each_metric() -> None:
 
 
 @pytest.mark.parametrize("file", ["metrics.md", "alerts.yml", "grafana/connection-pools.json"])
-def test_what_the_docs_query_is_there(file: str) -> None:
+def test_each_metric_that_the_docs_query_exists(file: str) -> None:
     used = set(re.findall(r"django_db_pool_\w+", read(file)))
     assert used
     assert used <= names()
@@ -297,7 +295,7 @@ def test_there_is_an_alert_for_each_of_the_five_questions() -> None:
     assert alerts == listed
 
 
-# Every half minute: how many attempts to connect have failed so far.
+# The number of failed connects, every half minute.
 ONE_FAILED = "0 0 1x10"
 FAIL_FOR_FIVE_MINUTES = "0+2x10"
 
@@ -308,7 +306,7 @@ FAIL_FOR_FIVE_MINUTES = "0+2x10"
     [(ONE_FAILED, set()), (FAIL_FOR_FIVE_MINUTES, {4, 5})],
     ids=["one failed", "five minutes"],
 )
-def test_the_alert_that_nobody_can_connect_is_about_more_than_one_failure(
+def test_the_alert_about_failed_connects_needs_more_than_one_failure(
     tmp_path: Path, failed: str, minutes: set[int]
 ) -> None:
     series = 'django_db_pool_connect_errors_total{job="shop", alias="default"}'
@@ -331,7 +329,7 @@ def test_the_alert_that_nobody_can_connect_is_about_more_than_one_failure(
         ],
     }
     file = tmp_path / "test.yml"
-    file.write_text(json.dumps(test))  # which is YAML
+    file.write_text(json.dumps(test))  # JSON is YAML
     ran = subprocess.run(
         ["promtool", "test", "rules", file],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""One new project with README's lines, django-prometheus and django-health-check."""
+"""A new project with README's settings, django-prometheus and django-health-check."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MIDDLEWARE = [
     "django_prometheus.middleware.PrometheusAfterMiddleware",
 ]
 """
-# django-prometheus counts queries in an engine of its own: both, in one.
+# django-prometheus counts queries in an engine of its own; this one is both.
 ENGINE = """
 from abs_orm_app.backends.postgresql.base import DatabaseWrapper as Pooled
 from django_prometheus.db.backends.postgresql.base import DatabaseWrapper as Counting
@@ -58,7 +58,7 @@ def project(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def is_healthy(web: Web) -> bool:
-    """Asked again and again, as a load balancer does: a check may see another wait."""
+    """Ask again until it is: while another request waits, the check warns."""
     return web.get(["/health/"])[0].startswith("HTTP/1.1 200")
 
 
@@ -69,7 +69,7 @@ def body(web: Web, path: str) -> str:
     return text
 
 
-def test_each_sees_the_pool_before_and_after_a_restart(
+def test_django_prometheus_and_health_check_work_before_and_after_a_restart(
     request: pytest.FixtureRequest, project: Path, server: Server
 ) -> None:
     environ = {"DATABASE_URL": server.url, "DB_POOL_SIZE": "3", "DB_MAX_OVERFLOW": "2"}

@@ -1,4 +1,4 @@
-"""`manage.py pgbouncer_ini`: each setting, what is refused, and that PgBouncer starts with it."""
+"""`manage.py pgbouncer_ini`: each setting, and that PgBouncer starts with the result."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_command_does_not_load_the_pool() -> None:
 # Settings
 
 
-def test_the_five_settings_have_their_counterparts() -> None:
+def test_the_five_settings_become_pgbouncers() -> None:
     settings = ini(
         shop=entry(
             DB_POOL_SIZE="12",
@@ -78,7 +78,7 @@ def test_the_five_settings_have_their_counterparts() -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "name", "theirs"),
     [
-        ("DB_POOL_RECYCLE", "-1", "server_lifetime", "315360000"),  # 0 would be "use it once"
+        ("DB_POOL_RECYCLE", "-1", "server_lifetime", "315360000"),  # 0 would mean: use it once
         ("DB_POOL_RECYCLE", "2147483647", "server_lifetime", "2147483647"),
         ("DB_POOL_PRE_PING", "false", "server_check_query", ""),
         ("DB_MAX_OVERFLOW", "0", "reserve_pool_size", "0"),
@@ -86,7 +86,7 @@ def test_the_five_settings_have_their_counterparts() -> None:
         ("DB_POOL_TIMEOUT", "0.25", "query_wait_timeout", "0.25"),
     ],
 )
-def test_the_edges_of_a_setting_keep_their_meaning(
+def test_special_values_keep_their_meaning(
     variable: str, value: str, name: str, theirs: str
 ) -> None:
     assert ini(shop=entry(**{variable: value}))[name] == theirs
@@ -119,7 +119,7 @@ def test_clients_are_counted_from_the_processes(monkeypatch: pytest.MonkeyPatch)
     assert ini(shop=entry())["max_client_conn"] == "300"
 
 
-def test_the_connection_to_the_server_is_made_as_the_alias_makes_it() -> None:
+def test_pgbouncer_connects_with_the_parameters_of_the_alias() -> None:
     url = f"{URL}?sslmode=verify-full&sslrootcert=/etc/ca.pem&connect_timeout=3"
     settings = ini(shop=entry(url))
     expected = {
@@ -133,7 +133,7 @@ def test_the_connection_to_the_server_is_made_as_the_alias_makes_it() -> None:
     assert ini(shop=entry())["server_tls_sslmode"] == "prefer"
 
 
-def test_what_the_settings_leave_out_comes_from_where_libpq_takes_it(
+def test_missing_settings_come_from_libpqs_defaults(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PGHOST", "pg.example.com")
@@ -164,12 +164,12 @@ def test_several_aliases_have_their_own_databases_and_sizes() -> None:
     assert settings["max_client_conn"] == "300"
 
 
-def test_no_two_databases_are_called_the_same() -> None:
+def test_each_database_has_its_own_name() -> None:
     settings = ini(
         a=entry("postgresql://app:x@one/shop"),
         b=entry("postgresql://app:x@two/shop_c"),
         c=entry("postgresql://app:x@three/shop"),
-        d=entry("postgresql://app:x@four/pgbouncer"),  # that is the console's name
+        d=entry("postgresql://app:x@four/pgbouncer"),  # the name of the console
     )
     assert settings["shop"] == "host=one port=5432"
     assert settings["shop_c"] == "host=two port=5432"
@@ -178,12 +178,12 @@ def test_no_two_databases_are_called_the_same() -> None:
 
 
 def led(*arguments: str, **entries: dict[str, Any]) -> list[str]:
-    """The lines on what the project needs."""
+    """The lines that tell what to set in the project."""
     lines = written(*arguments, **entries).splitlines()
     return [line.removeprefix(";   ") for line in lines if line.startswith(";   ")]
 
 
-def test_entries_that_are_written_by_hand_are_led_to_pgbouncer_by_name() -> None:
+def test_entries_written_by_hand_are_told_what_to_change() -> None:
     by_hand = {"ENGINE": STOCK, "USER": "app", "PASSWORD": "x"}
     lines = led(
         first={**by_hand, "HOST": "two", "NAME": "stock"},
@@ -208,7 +208,7 @@ def test_entries_that_are_written_by_hand_are_led_to_pgbouncer_by_name() -> None
         ("0.0.0.0,::", "HOST"),
     ],
 )
-def test_of_several_addresses_the_first_is_given_to_clients(listen: str, host: str) -> None:
+def test_clients_get_the_first_of_several_addresses(listen: str, host: str) -> None:
     assert f"DATABASE_URL=postgresql://app@{host}:6432/shop" in led(
         "--listen-addr", listen, shop=entry()
     )
@@ -227,13 +227,13 @@ def test_a_password_is_written_only_when_asked_for() -> None:
     assert ini("--with-password", shop=given)["shop"] == "host=db port=5432"
 
 
-def test_no_password_means_that_only_the_socket_s_owner_gets_in() -> None:
+def test_without_a_password_only_the_owner_of_the_socket_may_connect() -> None:
     given = entry("postgresql://app@%2Frun%2Fpg/shop")
     settings = ini(shop=given)
     assert settings["shop"] == "host=/run/pg port=5432 user=app"
     assert (settings["auth_type"], settings["unix_socket_mode"]) == ("any", "0700")
     assert "listen_addr" not in settings
-    # Everybody reaches a port, so that there has to be a password.
+    # Everybody can reach a TCP port, so a password is needed.
     settings = ini("--listen-addr", "127.0.0.1", shop=given)
     assert (settings["auth_type"], settings["auth_file"]) == ("scram-sha-256", "userlist.txt")
 
@@ -301,7 +301,7 @@ def test_a_name_with_a_comma_makes_no_other_role_an_observer() -> None:
     assert settings["stats_users"] == "app"
 
 
-# What is not there
+# Missing settings
 
 
 def test_databases_that_are_not_postgresql_are_left_out_unless_named() -> None:
@@ -313,7 +313,7 @@ def test_databases_that_are_not_postgresql_are_left_out_unless_named() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's PgBouncer becomes somebody else")
-def test_a_socket_of_an_account_without_a_name_leaves_the_account_open(tmp_path: Path) -> None:
+def test_the_user_is_commented_out_where_the_account_has_no_name(tmp_path: Path) -> None:
     os.chown(tmp_path, NAMELESS, -1)
     directory = str(tmp_path).replace("/", "%2F")
     text = written(shop=entry(f"postgresql://app@{directory}/shop"))
@@ -324,7 +324,7 @@ def test_a_socket_of_an_account_without_a_name_leaves_the_account_open(tmp_path:
 
 
 @needs_pgbouncer
-def test_what_is_written_starts_as_it_is_and_serves_the_sample_project(server: Server) -> None:
+def test_the_file_starts_unchanged_and_serves_the_sample_project(server: Server) -> None:
     done = manage("pgbouncer_ini", DATABASE_URL=server.url)
     assert done.returncode == 0
     variables = [line.split("=", 1) for line in done.stderr.split() if "=" in line]
@@ -346,7 +346,7 @@ def test_what_is_written_starts_as_it_is_and_serves_the_sample_project(server: S
 
 
 @needs_pgbouncer
-def test_the_userlist_lets_those_in_who_know_the_password(server: Server) -> None:
+def test_the_userlist_accepts_the_right_password_only(server: Server) -> None:
     given = entry(f"postgresql://app:s3c'%22ret@127.0.0.1:{server.port}/we%22ird-name")
     users = server.socket_dir / "userlist.txt"
     users.write_text(written("--userlist", "--with-password", shop=given))
@@ -422,7 +422,7 @@ def test_options_and_role_hold_in_every_transaction(server: Server) -> None:
     }
     with PgBouncer(server, ini=written(shop=given)) as pooler:
         ask = "SELECT current_setting('search_path'), current_setting('work_mem'), current_user"
-        sent = f"{pooler.conninfo} options='-c search_path=a'"  # as the project goes on to do
+        sent = f"{pooler.conninfo} options='-c search_path=a'"  # as the project still does
         with psycopg.connect(sent) as first, psycopg.connect(pooler.conninfo) as second:
             for connection in (first, second):  # both hold a session
                 assert connection.execute(ask).fetchone() == ("a, b", "5MB", "reader")

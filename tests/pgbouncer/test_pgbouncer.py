@@ -1,4 +1,4 @@
-"""Real work of Django's ORM through a real PgBouncer, in session and in transaction pooling."""
+"""Django's ORM through a real PgBouncer, in session and in transaction pooling."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def migrated(_tables: None, shared: Server) -> Server:
 
 @contextmanager
 def through(pooler: PgBouncer, alias: str = "other", **changes: Any) -> Iterator[str]:
-    """An alias as DB_POOL_MODE=pgbouncer makes it."""
+    """An alias of DATABASES with DB_POOL_MODE=pgbouncer."""
     environ = {"DATABASE_URL": pooler.url, "DB_POOL_MODE": "pgbouncer"}
     with database({**database_from_env(environ=environ), **changes}, alias) as name:
         yield name
 
 
 def in_threads(count: int, work: Callable[[int], Any], alias: str = "other") -> list[Any]:
-    """The results of `work(0)`, `work(1)` ..., each in a thread that ends as a request does."""
+    """Run `work(0)`, `work(1)` ... in threads that close their connection, like requests."""
 
     def run(number: int) -> Any:
         try:
@@ -76,7 +76,7 @@ def value(query: str, alias: str = "other") -> Any:
         return cursor.fetchone()[0]
 
 
-# What works
+# Features that work
 
 
 def test_migrations_run(migrated: Server) -> None:
@@ -137,7 +137,7 @@ def test_each_client_keeps_its_own_time_zone(migrated: Server) -> None:
     assert len({pid for _, pid in seen}) == 1
 
 
-# What needs a session
+# Features that need a session
 
 
 def iterate(alias: str) -> int:
@@ -168,18 +168,18 @@ def test_server_side_cursors_outside_a_transaction_need_session_pooling(
                 iterate(alias)
 
 
-def test_pgbouncer_mode_does_without_server_side_cursors(migrated: Server) -> None:
+def test_pgbouncer_mode_avoids_server_side_cursors(migrated: Server) -> None:
     with PgBouncer(migrated, pool_mode="transaction") as pooler, through(pooler) as alias:
         Group.objects.using(alias).bulk_create(Group(name=f"{n}") for n in range(100))
         assert iterate(alias) == 100
 
 
-def test_prepared_statements_collide_in_transaction_pooling(migrated: Server) -> None:
+def test_prepared_statements_fail_in_transaction_pooling(migrated: Server) -> None:
     def work(number: int) -> None:
         for _ in range(20):
             Group.objects.using("other").filter(id=number).exists()
 
-    options = {"prepare_threshold": 0}  # of no use, where the client binds the parameters
+    options = {"prepare_threshold": 0}  # no effect where the client binds the parameters
     pgbouncer = PgBouncer(migrated, pool_mode="transaction", default_pool_size=2)
     with pgbouncer as pooler, through(pooler, OPTIONS=options):
         in_threads(4, work)
@@ -201,7 +201,7 @@ def test_a_stale_server_connection_costs_no_error(migrated: Server) -> None:
         assert value("SELECT pg_backend_pid()") != first
 
 
-def test_a_restart_of_pgbouncer_costs_the_requests_in_flight_alone(migrated: Server) -> None:
+def test_a_restart_of_pgbouncer_fails_only_the_requests_in_flight(migrated: Server) -> None:
     end, outcomes = threading.Event(), Counter[str]()
     served: list[float] = []
 
@@ -229,7 +229,7 @@ def test_a_restart_of_pgbouncer_costs_the_requests_in_flight_alone(migrated: Ser
         finally:
             end.set()
         load.result(30)
-    # None more once it is back.
+    # No more errors once it is back.
     assert outcomes.total() - outcomes["served"] <= errors + 8
 
 
@@ -265,7 +265,7 @@ def test_a_planned_restart_of_the_server_costs_no_error(server: Server) -> None:
         load.result(30)
 
 
-def test_waiting_for_too_long_says_so(migrated: Server) -> None:
+def test_a_client_that_waits_too_long_gets_an_error(migrated: Server) -> None:
     pgbouncer = PgBouncer(
         migrated, pool_mode="transaction", default_pool_size=1, query_wait_timeout=0.3
     )
@@ -281,7 +281,7 @@ def test_waiting_for_too_long_says_so(migrated: Server) -> None:
     assert "default_pool_size" in explain(caught.value).hint
 
 
-def test_an_outage_of_the_server_is_over_when_it_is_back(server: Server) -> None:
+def test_clients_are_served_as_soon_as_the_server_is_back(server: Server) -> None:
     def serves() -> bool:
         try:
             return bool(value("SELECT 1") == 1)
@@ -302,7 +302,7 @@ def test_an_outage_of_the_server_is_over_when_it_is_back(server: Server) -> None
         assert time.monotonic() - back < 10  # with PgBouncer's own default, up to 15
 
 
-# With a pool in this process: what session pooling is still good for
+# With a pool in this process
 
 
 @contextmanager
@@ -313,7 +313,7 @@ def pooled(pooler: PgBouncer, size: int) -> Iterator[Any]:
 
 
 def request() -> int:
-    """The process of the server that a request gets."""
+    """The backend pid of the connection that a request gets."""
     pid = int(value("SELECT pg_backend_pid()"))
     connections["other"].close()
     return pid
@@ -329,7 +329,7 @@ def test_the_pool_pings_through_pgbouncer(migrated: Server, mode: str) -> None:
         assert (stats["connections_num"], stats.get("connections_lost", 0)) == (1, 0)
 
 
-def test_the_pool_replaces_what_a_restart_of_pgbouncer_has_ended(migrated: Server) -> None:
+def test_the_pool_replaces_connections_that_a_restart_of_pgbouncer_closed(migrated: Server) -> None:
     with PgBouncer(migrated, pool_mode="session") as pooler, pooled(pooler, size=4):
         request()
         pooler.restart()

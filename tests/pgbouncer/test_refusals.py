@@ -1,4 +1,4 @@
-"""`manage.py pgbouncer_ini`: what one PgBouncer cannot do is refused, in a sentence."""
+"""`manage.py pgbouncer_ini` refuses, in a sentence, what one PgBouncer cannot do."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_password_from_a_function_is_refused() -> None:
     assert "which PgBouncer cannot call" in refusal(shop=given)
 
 
-def test_pgbouncer_is_not_pointed_at_itself() -> None:
+def test_pgbouncer_cannot_be_its_own_server() -> None:
     sentence = "DATABASES['shop'] is at port 6432, where PgBouncer itself is to listen"
     assert refusal(shop=entry("postgresql://app:x@127.0.0.1:6432/shop")).startswith(sentence)
     remote = "postgresql://app:x@pooler.example.com:6432/shop"
@@ -86,7 +86,7 @@ def test_pgbouncer_is_not_pointed_at_itself() -> None:
     assert refusal("--listen-addr", "::1, 10.1.2.3", shop=entry(own)).startswith(sentence)
 
 
-def test_one_pgbouncer_cannot_wait_for_two_times() -> None:
+def test_one_pgbouncer_cannot_have_two_timeouts() -> None:
     sentence = refusal(one=entry(), two=entry(DB_POOL_TIMEOUT="5"))
     assert sentence == (
         "DATABASES['one'] needs query_wait_timeout = 30, DATABASES['two'] 5, and one PgBouncer has"
@@ -107,28 +107,28 @@ def test_one_role_has_one_password() -> None:
     assert refusal("--userlist", "--with-password", **aliases) == sentence
 
 
-def test_a_password_that_is_not_known_is_not_written_as_none() -> None:
+def test_an_unknown_password_is_refused() -> None:
     elsewhere = entry("postgresql://app@db.example.com/shop")  # such as in .pgpass
     assert refusal("--userlist", "--with-password", shop=elsewhere).startswith(
         "DATABASES['shop'] has no password for the role 'app', without which PgBouncer lets nobody"
     )
     assert written("--userlist", shop=elsewhere) == '"app" "PASSWORD"\n'
-    # Another alias may know it.
+    # Another alias may have it.
     both = written("--userlist", "--with-password", shop=elsewhere, stock=entry())
     assert both == '"app" "s3cret"\n'
-    # Where the socket's owner alone gets in, there is none.
+    # Only the owner of the socket may connect, without a password.
     private = entry("postgresql://app@%2Frun%2Fpg/shop")
     assert written("--userlist", "--with-password", shop=private) == '"app" ""\n'
 
 
-def test_session_pooling_would_forget_the_options() -> None:
+def test_session_pooling_is_refused_where_it_would_lose_the_options() -> None:
     given = {**entry(), "OPTIONS": {"options": r"-c search_path=a\ b,c"}}
     assert refusal("--pool-mode", "session", shop=given).endswith(
         "let the server set them with ALTER ROLE \"app\" SET search_path TO 'a b,c'."
     )
 
 
-def test_an_account_without_a_name_has_to_name_the_role(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_account_without_a_name_needs_a_role(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PGUSER", "LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "getuid", lambda: NAMELESS)

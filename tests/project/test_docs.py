@@ -1,4 +1,4 @@
-"""The pages hang together: with each other, and with what the code says."""
+"""Links between the pages, and from the code to the pages, lead somewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MODULES = sorted((ROOT / "abs_orm_app").rglob("*.py"))
 
 
 def anchors(page: Path) -> set[str]:
-    """The places in a page that a link can lead to, as GitHub names them."""
+    """The anchors of a page, as GitHub names them."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     plain = [re.sub(r"<[^>]+>|[^\w\- ]", "", heading.lower()).strip() for heading in headings]
@@ -33,7 +33,7 @@ def test_each_link_leads_somewhere(page: Path) -> None:
     assert [link for link in inner if not leads_somewhere(link, page)] == []
 
 
-def test_each_page_that_the_code_speaks_of_is_there() -> None:
+def test_each_page_that_the_code_names_exists() -> None:
     spoken = {
         (module.name, path)
         for module in MODULES
@@ -42,7 +42,7 @@ def test_each_page_that_the_code_speaks_of_is_there() -> None:
     assert [(module, path) for module, path in spoken if not (ROOT / path).exists()] == []
 
 
-def test_each_advice_of_the_pool_leads_to_an_entry_of_the_troubleshooting_page() -> None:
+def test_each_message_of_the_pool_links_to_an_entry_of_the_troubleshooting_page() -> None:
     source = (ROOT / "abs_orm_app" / "pool" / "messages.py").read_text()
     named = set(re.findall(r"\{GUIDE\}#([\w-]+)", source))
     assert named

@@ -23,7 +23,7 @@ DEFAULTS_IN_WORDS = {
 
 
 def documented_defaults() -> dict[str, str]:
-    """The default of each variable as it is to be written; empty: none."""
+    """The default of each variable as the pages write it; empty if there is none."""
     defaults = {}
     for name, variable in VARIABLES.items():
         value = variable.default
@@ -47,7 +47,7 @@ def test_env_example_explains_every_variable_and_nothing_else() -> None:
         assert not explanation.isspace()
 
 
-def test_env_example_can_be_copied_as_it_is(
+def test_env_example_can_be_copied_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own: dict[str, str] = {}

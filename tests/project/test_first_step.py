@@ -1,4 +1,4 @@
-"""What a newcomer's first command does: `make check_pool` in a fresh copy of the repository."""
+"""A newcomer's first command: `make check_pool` in a fresh copy of the repository."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NEEDED = {
 }
 
 
-def test_check_pool_installs_what_it_needs_only_and_says_so(server: Server, tmp_path: Path) -> None:
+def test_check_pool_installs_only_what_it_needs_and_says_so(server: Server, tmp_path: Path) -> None:
     for name in SOURCES:
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in FILES:

@@ -1,4 +1,4 @@
-"""What `pip install` gives, and whether README's lines are enough to use it."""
+"""The distributions, and a new project that follows README."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--retries=1"
 
 
 def files(*directories: str) -> set[str]:
-    """The files of the repository below these directories, as it has them now."""
+    """The files below these directories of the repository."""
     return {
         str(path.relative_to(ROOT))
         for directory in directories
@@ -36,7 +36,7 @@ def files(*directories: str) -> set[str]:
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("sdist")
-    # Without the interpreter's own -m, which would look for `build` in this directory first.
+    # Not `python -m build`, which would import the directory `build` of the checkout.
     run(Path(sys.executable).with_name("pyproject-build"), "-s", "-o", directory, ROOT, cwd=ROOT)
     (made,) = directory.iterdir()
     return made
@@ -44,7 +44,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(sdist: Path) -> Path:
-    """Built from the source distribution: from the checkout, a `build` left there would get in."""
+    """Built from the sdist: in the checkout, an old directory `build` would be included."""
     run(*PIP, "wheel", "--no-deps", sdist, cwd=sdist.parent)
     (made,) = sdist.parent.glob("*.whl")
     return made
@@ -61,14 +61,14 @@ def metadata(wheel: Path) -> Message:
         return Parser().parsestr(archive.read(path).decode())
 
 
-def test_the_source_distribution_is_the_repository(sdist: Path) -> None:
+def test_the_source_distribution_contains_the_repository(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         packed = {name.partition("/")[2] for name in archive.getnames()}
     assert files(*REPOSITORY) - packed == set()
     assert {"Makefile", "README.md", "manage.py", "pyproject.toml", "requirements.txt"} <= packed
 
 
-def test_the_wheel_is_the_app_alone(wheel: Path) -> None:
+def test_the_wheel_contains_only_the_app(wheel: Path) -> None:
     packed = {name for name in names(wheel) if ".dist-info/" not in name}
     assert packed == files("abs_orm_app")
     assert "abs_orm_app/py.typed" in packed
@@ -78,13 +78,13 @@ def test_the_wheel_has_the_extras(wheel: Path) -> None:
     assert EXTRAS - set(metadata(wheel).get_all("Provides-Extra", [])) == set()
 
 
-def test_the_wheel_needs_neither_a_test_runner_nor_an_embedded_server(wheel: Path) -> None:
+def test_the_wheel_requires_neither_a_test_runner_nor_an_embedded_server(wheel: Path) -> None:
     needed = [line for line in metadata(wheel).get_all("Requires-Dist", []) if "extra" not in line]
     named = {re.split(r"[^\w-]", line.lower())[0] for line in needed}
     assert named == {"django", "psycopg", "psycopg-pool", "django-environ", "dj-database-url"}
 
 
-# README's lines, as they stand there
+# README's lines, unchanged
 
 
 def install_command(wheel: Path) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""The sample project, as tests and benchmarks use it and as a user first meets it."""
+"""The sample project."""
 
 import os
 import subprocess
@@ -21,13 +21,13 @@ def test_a_page_says_which_server_process_answered(client: Client) -> None:
 
 
 @pytest.mark.parametrize("ms", ["", "-1", "1.5", "60001", "9" * 5000])
-def test_a_time_that_a_page_does_not_take_is_a_bad_request(client: Client, ms: str) -> None:
+def test_an_invalid_time_is_a_bad_request(client: Client, ms: str) -> None:
     answer = client.get("/slow/", {"ms": ms})
     assert answer.status_code == 400
     assert answer.content == b"ms is not a whole number from 0 to 60000."
 
 
-def test_the_project_passes_djangos_checks_as_it_is(server: Server) -> None:
+def test_the_sample_project_passes_djangos_checks(server: Server) -> None:
     done = subprocess.run(
         [sys.executable, "manage.py", "check", "--fail-level", "WARNING"],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""A site made by `wagtail start`, with README's lines in it, through a restart of its database.
+"""A site made by `wagtail start` with README's settings, and a restart of its database.
 
 `make wagtail` installs Wagtail into an environment of its own, runs this, and prints the result.
 """
@@ -43,7 +43,7 @@ UVICORN = (
 
 VISITORS_PAGES = ("/", "/search/?query=welcome", "/admin/login/", "/django-admin/login/")
 EDITORS_PAGES = ("/", "/admin/", "/admin/pages/", "/admin/users/", "/admin/reports/site-history/")
-# Settings in which a page that fails is a failed page, and not one of Django's explanations.
+# Without DEBUG, an error is an error page and no explanation by Django.
 LOCAL = "DEBUG = False\nALLOWED_HOSTS = ['localhost']\n"
 ASGI = "from django.core.asgi import get_asgi_application\napplication = get_asgi_application()\n"
 LOG_IN = """
@@ -84,12 +84,12 @@ def site(tmp_path_factory: pytest.TempPathFactory, module_server: Server) -> Sit
 @dataclass(frozen=True)
 class Answer:
     path: str
-    status: int  # 0: there was none
+    status: int  # 0 if there was no answer
     began: float  # time.monotonic()
 
 
 def load(port: int, path: str, session: str = "") -> Answer:
-    """Load a page from the web server on this port, as whoever's session it is."""
+    """Load a page from the web server on this port, with a session or without."""
     began, status = time.monotonic(), 0
     browser = HTTPConnection("localhost", port, timeout=DEADLINE)
     with suppress(OSError, HTTPException):
@@ -103,7 +103,7 @@ def load(port: int, path: str, session: str = "") -> Answer:
 
 @contextmanager
 def people(port: int, session: str) -> Iterator[list[Answer]]:
-    """Have visitors and editors load page after page; yields what they have got so far."""
+    """Let visitors and editors load page after page; yields the answers so far."""
     answers: list[Answer] = []
     end = threading.Event()
 
@@ -142,7 +142,7 @@ def port() -> Iterator[int]:
     [(GUNICORN, 2), (UVICORN, 1)],
     ids=["gunicorn --preload", "uvicorn"],
 )
-def test_a_wagtail_site_outlives_a_restart_of_its_database(
+def test_a_wagtail_site_survives_a_restart_of_its_database(
     site: Site,
     shared: Server,
     port: int,
@@ -169,7 +169,7 @@ def test_a_wagtail_site_outlives_a_restart_of_its_database(
     failed = [answer for answer in answers if answer.status != 200]
     late = [answer for answer in failed if answer.began > stopped]
     assert not late, f"{late}\n{log[-3000:]}"
-    assert len(failed) <= processes * LIMIT, failed  # those that held a connection
+    assert len(failed) <= processes * LIMIT, failed  # at most those that held a connection
     most = max(before.most, after.most)
     assert most <= processes * LIMIT
     sys.stdout.write(

@@ -1,4 +1,4 @@
-"""Aliases of DATABASES as facts, and the numbers of findings."""
+"""The facts of an alias of DATABASES, for tests of rules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pool(engine: str = OURS, **parameters: Any) -> Configured:
 
 
 def from_env(**environ: str) -> Configured:
-    """An alias from the variables."""
+    """An alias that the environment defines."""
     environ = {"DATABASE_URL": "postgresql://app:s3cret@/shop", **environ}
     with database(database_from_env(environ=environ)) as alias:
         return configured(alias)

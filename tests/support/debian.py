@@ -1,8 +1,8 @@
-"""Debian's PostgreSQL, for what the wheel is built without: TLS, and PostGIS.
+"""Debian's PostgreSQL, which has TLS and PostGIS; the wheel has neither.
 
     with DebianServer(certificate=directory) as server: ...
 
-A cluster of the test's own, as with `Server`; not the one that Debian runs as a service.
+Like `Server`, it is a new cluster, not the one that Debian runs as a service.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ needs_postgis = pytest.mark.skipif(
 class DebianServer(Server):
     """A `Server` of Debian's newest PostgreSQL.
 
-    certificate: directory with server.crt and server.key; with one, it speaks TLS.
+    certificate: a directory with server.crt and server.key, which turns TLS on.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class DebianServer(Server):
 
 
 def make_certificate(directory: Path, host: str) -> None:
-    """Write ca.crt, and a server.crt and server.key that this authority has signed for a host."""
+    """Write the certificate of an authority, and a certificate for the host that it signs."""
     new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
     common = ("openssl", "req", "-x509", "-days", "2", *new_key)
     ca = ("-subj", "/CN=authority", "-keyout", "ca.key", "-out", "ca.crt")

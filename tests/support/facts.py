@@ -1,4 +1,4 @@
-"""Facts that no server has told, for tests of rules and sums."""
+"""Made-up facts of a server, for tests of rules and sums."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from abs_orm_app.facts.server import ServerFacts
 
 
 def server_facts(**facts: Any) -> ServerFacts:
-    """A server that takes 100 connections and has none, except for the facts given."""
+    """A server with 100 connections, none of them in use, except for the facts given."""
     defaults: dict[str, Any] = {
         "identity": "one",
         "version": "18.0",

@@ -1,4 +1,4 @@
-"""`manage.py pgbouncer_ini` in this process, and what it writes."""
+"""Run `manage.py pgbouncer_ini` in this process, and parse its output."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def entry(url: str = URL, **environ: str) -> dict[str, Any]:
 
 
 def written(*arguments: str, **entries: dict[str, Any]) -> str:
-    """What the command writes for these entries of DATABASES."""
+    """The output of the command for these entries of DATABASES."""
     out = StringIO()
     with ExitStack() as stack:
         aliases = [stack.enter_context(database(each, alias)) for alias, each in entries.items()]
@@ -30,7 +30,7 @@ def written(*arguments: str, **entries: dict[str, Any]) -> str:
 
 
 def ini(*arguments: str, **entries: dict[str, Any]) -> dict[str, str]:
-    """The same as `{name: value}`, comments left out."""
+    """The output as `{name: value}`, without comments."""
     lines = written(*arguments, **entries).splitlines()
     pairs = (line.partition(" =") for line in lines if line and line[0] not in ";[")
     return {name: value.strip() for name, _, value in pairs}

@@ -23,7 +23,7 @@ from psycopg.rows import dict_row
 
 from tests.support.servers import DEADLINE, Server, wait_until
 
-# Debian puts it where an ordinary user's PATH does not lead.
+# Debian installs it outside of an ordinary user's PATH.
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
 needs_pgbouncer = pytest.mark.skipif(
@@ -33,13 +33,12 @@ needs_pgbouncer = pytest.mark.skipif(
 
 
 class PgBouncer:
-    """A PgBouncer on a Unix socket, beside that of the server it is for.
+    """A PgBouncer on a Unix socket in the directory of its server's socket.
 
-    ini: a whole configuration, in place of the one that is written here; the account that runs
-        the tests starts it.
-    open_console: everybody is let in, and may use the admin console; otherwise `postgres` and
-        `app` are let in, and nobody may use it.
-    settings: more settings of PgBouncer, or other values.
+    ini: a complete configuration to use; PgBouncer then runs as the account of the tests.
+    open_console: everybody may connect and use the admin console; otherwise `postgres` and
+        `app` may connect, and nobody may use the console.
+    settings: settings of PgBouncer, which win over the defaults here.
     """
 
     def __init__(
@@ -51,9 +50,9 @@ class PgBouncer:
         **settings: Any,
     ) -> None:
         self.directory = server.socket_dir
-        # Nothing else listens in this directory but the server, on its own port.
+        # Only the server has a socket in this directory, under its own port.
         self.port = int(settings.setdefault("listen_port", 6432))
-        # It refuses to run as root; the directory belongs to the account of the server.
+        # It refuses to run as root, so it runs as the owner of the directory, the server's account.
         self._account: dict[str, Any] = {}
         if ini is None and os.geteuid() == 0:
             owner = self.directory.stat()
@@ -87,7 +86,7 @@ class PgBouncer:
 
     @property
     def log(self) -> str:
-        """What it has said since it was started."""
+        """Its log since the last start."""
         return self._file.with_suffix(".log").read_text()
 
     @property
@@ -107,7 +106,7 @@ class PgBouncer:
                 stdout=log,
                 stderr=log,
                 cwd=self.directory,
-                start_new_session=True,  # Ctrl-C is for the tests
+                start_new_session=True,  # so that Ctrl-C ends only the tests
                 **self._account,
             )
         wait_until(self._is_up, "PgBouncer to be ready")
@@ -125,7 +124,7 @@ class PgBouncer:
         self.start()
 
     def kill(self) -> None:
-        """End it at once, whatever it does."""
+        """Kill it."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(DEADLINE)
@@ -139,7 +138,7 @@ class PgBouncer:
             return console.execute(f"SHOW {what}").fetchall()
 
     def command(self, command: str) -> None:
-        """Have the admin console carry out `PAUSE`, `RESUME` ..."""
+        """Run `PAUSE`, `RESUME` ... on the admin console."""
         with psycopg.connect(self.conninfo, dbname="pgbouncer", autocommit=True) as console:
             console.execute(command)
 

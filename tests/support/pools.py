@@ -27,14 +27,14 @@ def ours(conninfo: str, **options: Any) -> AnyPool:
 
 
 def stock(conninfo: str, **options: Any) -> AnyPool:
-    """As Django's own engine builds it with CONN_HEALTH_CHECKS."""
+    """A pool with the parameters that Django's own engine uses with CONN_HEALTH_CHECKS."""
     kwargs = {"autocommit": True, "application_name": APP, **options.pop("kwargs", {})}
     check = ConnectionPool.check_connection
     return ConnectionPool(conninfo, kwargs=kwargs, check=check, open=False, **options)
 
 
 def compared_with_stock(reason: str) -> pytest.MarkDecorator:
-    """Run the test with our pool, and with the stock pool to show that it fails there: `reason`."""
+    """Run the test with our pool, and with the stock pool, where it must fail for `reason`."""
     return pytest.mark.parametrize(
         "make",
         [
@@ -46,7 +46,7 @@ def compared_with_stock(reason: str) -> pytest.MarkDecorator:
 
 @contextmanager
 def opened(make: MakePool, conninfo: str, **options: Any) -> Iterator[AnyPool]:
-    """A pool that is filled to its size; closed, without waiting for what hangs, at the end."""
+    """Open and fill a pool; close it at the end, without waiting for threads that hang."""
     pool = make(conninfo, **options)
     pool.open(wait=True, timeout=20)
     try:
@@ -56,7 +56,7 @@ def opened(make: MakePool, conninfo: str, **options: Any) -> Iterator[AnyPool]:
 
 
 class Call(threading.Thread):
-    """Runs `function` in a thread that the test need not wait for: it may hang for good."""
+    """Runs `function` in a daemon thread, so a function that hangs does not hang the test."""
 
     def __init__(self, function: Callable[..., Any], *args: Any) -> None:
         super().__init__(daemon=True)
@@ -79,7 +79,7 @@ class Call(threading.Thread):
         return self.ended_at - self.began_at
 
     def result(self, within: float) -> Any:
-        """Return what the function returned, raise what it raised; fail if it takes longer."""
+        """Return or raise what the function did; fail if it takes longer than `within` seconds."""
         self.join(within)
         assert not self.is_alive(), f"no answer within {within} s"
         if self.error:
@@ -88,7 +88,7 @@ class Call(threading.Thread):
 
 
 def use(pool: AnyPool, query: str = "SELECT 1", timeout: float | None = None) -> int:
-    """Check out, query, return; the backend's pid."""
+    """Check out a connection, query and return it; returns the backend's pid."""
     with pool.connection(timeout) as conn:
         conn.execute(query)
         return pid(conn)

@@ -1,4 +1,4 @@
-"""TCP ports that nobody else takes, not even while nothing listens on them."""
+"""Reserved TCP ports: nobody else gets one, even while nothing listens on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real processes that use the pool: a function in an interpreter of its own, or a web server.
+"""Real processes that use the pool: a function in a new interpreter, or a web server.
 
     result = run(server, my_function, DB_POOL_SIZE="3")
     assert (result.status, result.errors) == (0, "")
@@ -6,8 +6,7 @@
     with web_server(GUNICORN, server) as web:
         answers = web.get(["/slow/?ms=20"] * 200)
 
-`python -m tests.support.processes MODULE FUNCTION` is what `run` starts. No process outlives its
-test.
+`run` starts `python -m tests.support.processes MODULE FUNCTION`. Every process ends with its block.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from django.db import connection
 from tests.support.servers import Server, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-DEADLINE = 30.0  # seconds, for anything a process is waited for
+DEADLINE = 30.0  # seconds, for every wait on a process
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,12 @@ class Result:
 
     status: int  # exit status; -15 if SIGTERM killed it
     output: str
-    errors: str  # what it wrote to stderr
+    errors: str  # its stderr
     ended_at: float  # time.monotonic(), which all processes share
 
 
 class Program:
-    """A running process, its own session, with its output in files."""
+    """A running process with its output in files, in a session (setsid) of its own."""
 
     def __init__(self, command: Sequence[str], environ: Mapping[str, str], directory: Path) -> None:
         self._output, self._errors = directory / "output", directory / "errors"
@@ -77,20 +76,20 @@ class Program:
         return self._process.poll() is not None
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> Result:
-        """Send a signal, and wait for the end."""
+        """Send a signal, and wait for the process to end."""
         self._process.send_signal(number)
         return self.wait()
 
     def wait(self, seconds: float = DEADLINE) -> Result:
-        """Wait for the end. Fails, with what the process had to say, if it does not come."""
+        """Wait for the process to end; fail with its output if it is still running."""
         try:
             status = self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still running: {self.output}\n{self.errors}") from None
         return Result(status, self.output, self.errors, time.monotonic())
 
-    def clear_away(self) -> None:
-        """Kill what is left of the process and its children."""
+    def kill(self) -> None:
+        """Kill the process and its children, if they are still running."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
@@ -106,7 +105,7 @@ def program(command: Sequence[str], server: Server, **environ: str) -> Iterator[
         try:
             yield running
         finally:
-            running.clear_away()
+            running.kill()
 
 
 @contextmanager
@@ -117,10 +116,10 @@ def start(
     options: Sequence[str] = (),
     **environ: str,
 ) -> Iterator[Program]:
-    """Start a function of a test module in an interpreter with these options; Django is set up.
+    """Start a function of a test module in a new Python with these options, after django.setup().
 
-    When it returns, the time (`time.monotonic()`) is the last line of the output.
-    TEST_ENGINE="django.db.backends.postgresql" gives it Django's own pool.
+    The last line of the output is the time at which it returned, by `time.monotonic()`.
+    TEST_ENGINE="django.db.backends.postgresql" selects Django's own pool.
     """
     name = (function.__module__, function.__qualname__)
     command = [sys.executable, *options, "-m", "tests.support.processes", *name, *arguments]
@@ -135,7 +134,7 @@ def run(
     options: Sequence[str] = (),
     **environ: str,
 ) -> Result:
-    """As `start`, and wait for the end."""
+    """Like `start`, and wait for the end."""
     with start(server, function, *arguments, options=options, **environ) as running:
         return running.wait()
 
@@ -148,13 +147,13 @@ UVICORN = ("uvicorn", "--uds={socket}", "--log-level=warning", "abs_project.asgi
 
 @dataclass(frozen=True)
 class Web:
-    """A web server with the sample project."""
+    """A web server that runs the sample project."""
 
     program: Program
     socket: str
 
     def get(self, paths: Sequence[str]) -> list[str]:
-        """Request all the paths at the same time; return the answers, status line and body."""
+        """Request all paths at the same time; return each answer's status line and body."""
         return asyncio.run(self._get(paths))
 
     async def _get(self, paths: Sequence[str]) -> list[str]:
@@ -170,7 +169,7 @@ class Web:
         return f"{head.splitlines()[0] if head else 'no answer'}\n{body}"
 
     def hang_up_on(self, paths: Sequence[str], after: float) -> None:
-        """Request all the paths, and hang up on the server after so many seconds."""
+        """Request all paths, and close the connections after so many seconds."""
         asyncio.run(self._hang_up_on(paths, after))
 
     async def _hang_up_on(self, paths: Sequence[str], after: float) -> None:
@@ -196,14 +195,14 @@ def _request(path: str) -> bytes:
 def web_server(
     command: Sequence[str], server: Server, *options: str, **environ: str
 ) -> Iterator[Web]:
-    """Start GUNICORN or UVICORN with these options; ready when it answers."""
+    """Start GUNICORN or UVICORN with these options; yields when it answers."""
     with tempfile.TemporaryDirectory(prefix="abs_orm_app-") as directory:
         socket = f"{directory}/web"
         module, *rest = (part.format(socket=socket) for part in command)
         with program(
             [sys.executable, "-m", module, *options, *rest],
             server,
-            XDG_RUNTIME_DIR=directory,  # of gunicorn's control socket
+            XDG_RUNTIME_DIR=directory,  # for gunicorn's control socket
             **environ,
         ) as running:
             web = Web(running, socket)
@@ -211,7 +210,7 @@ def web_server(
             yield web
 
 
-# What the server sees
+# Sessions on the server
 
 SESSIONS = """
     select state, count(*) from pg_stat_activity
@@ -219,7 +218,7 @@ SESSIONS = """
 
 
 class Watch:
-    """Counts, in a thread and every few milliseconds, the sessions that a server has.
+    """Counts a server's sessions every few milliseconds, in a thread.
 
     with Watch(server) as watch: ...
     assert watch.most <= 30
@@ -249,13 +248,13 @@ class Watch:
 
 
 def states(server: Server) -> dict[str, int]:
-    """How many sessions there are in each state: `{"idle": 20}`."""
+    """The number of sessions in each state: `{"idle": 20}`."""
     with server.admin() as admin:
         return dict(admin.execute(SESSIONS).fetchall())
 
 
 def backends(server: Server) -> set[int]:
-    """The process ids of the sessions."""
+    """The backend pids of the sessions."""
     with server.admin() as admin:
         rows: list[Any] = admin.execute(
             "select pid from pg_stat_activity where backend_type = 'client backend'"
@@ -265,7 +264,7 @@ def backends(server: Server) -> set[int]:
 
 
 def backend() -> int:
-    """In a process with Django: the process id of the session that this thread has."""
+    """The backend pid of this thread's default connection, for use in a process with Django."""
     with connection.cursor() as cursor:
         cursor.execute("select pg_backend_pid()")
         return int(cursor.fetchone()[0])

@@ -1,4 +1,4 @@
-"""A project's DATABASES and command line, as a test wants them."""
+"""Change DATABASES in this process, and run the sample project's commands."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SQLITE = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
 
 @contextmanager
 def database(entry: dict[str, Any], alias: str = "other") -> Iterator[str]:
-    """Have one more alias in DATABASES; it and its pool are gone at the end."""
+    """Add an alias to DATABASES until the end of the block; then close its pool."""
     connections.settings[alias] = connections.configure_settings({"default": {**entry}})["default"]
     try:
         yield alias
@@ -39,7 +39,7 @@ def database(entry: dict[str, Any], alias: str = "other") -> Iterator[str]:
 
 
 def entry(conninfo: str, engine: str = OURS, **more: Any) -> dict[str, Any]:
-    """One entry of DATABASES for libpq's connection string."""
+    """An entry of DATABASES for a connection string of libpq."""
     given = conninfo_to_dict(conninfo)
     return {
         "ENGINE": engine,
@@ -73,7 +73,7 @@ def manage(
 
 
 class Ran:
-    """What a run of check_pool in this process printed, and its exit code."""
+    """Runs check_pool in this process: its output and exit code."""
 
     def __init__(self, *arguments: str, **options: Any) -> None:
         out = StringIO()
@@ -95,5 +95,5 @@ class Ran:
 
 
 def line(text: str, start: str) -> str:
-    """The first line of a text that begins so."""
+    """The first line of the text that begins with `start`, apart from spaces."""
     return next(row for row in text.splitlines() if row.strip().startswith(start))

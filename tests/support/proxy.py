@@ -1,4 +1,4 @@
-"""A TCP proxy between clients and a server: adds latency, breaks, counts.
+"""A TCP proxy between clients and a server that adds latency, breaks and counts.
 
     with Proxy(server.port, delay=0.0005) as proxy:  # a round trip takes 1 ms longer
         psycopg.connect(f"{server.tcp_conninfo} port={proxy.port}")
@@ -29,9 +29,9 @@ class Proxy:
 
     target: may be changed; a connection stays with the target that it was opened to, as behind a
     name or an address that moves.
-    delay: seconds to hold back what arrives, each way; a few 0.1 ms come on top.
+    delay: seconds by which data is delayed, each way; a few 0.1 ms come on top.
     port: where it listens; the same after `refuse` and `resume`.
-    client_messages: how often clients have sent something, which is once per flush of libpq.
+    client_messages: number of packets from clients, which is one for each flush of libpq.
     """
 
     def __init__(self, target: int, delay: float = 0.0) -> None:
@@ -52,18 +52,18 @@ class Proxy:
 
     def __exit__(self, *_: object) -> None:
         self.refuse()
-        self._flowing.set()  # lets the threads find that their sockets are closed
+        self._flowing.set()  # the threads wake up and find their sockets closed
         self._reservation.close()
 
     def blackhole(self) -> None:
-        """Forward nothing from now on, as a firewall that has forgotten its connections.
+        """Stop forwarding, like a firewall that has dropped its connections from its table.
 
-        They stay open. New ones can be made, because the kernel does that, and hear nothing.
+        Connections stay open. The kernel still accepts new ones, which get no answer.
         """
         self._flowing.clear()
 
     def refuse(self) -> None:
-        """Drop all connections and refuse new ones, as a machine whose server is not running."""
+        """Close all connections and refuse new ones, like a machine without a running server."""
         if self._listener is not None:
             with suppress(OSError):
                 self._listener.shutdown(socket.SHUT_RDWR)  # wakes up accept(), close() would not
@@ -74,7 +74,7 @@ class Proxy:
                 _end(each)
 
     def resume(self) -> None:
-        """Undo `blackhole`, forwarding what has been held back, and `refuse`."""
+        """Undo `blackhole` and `refuse`; data held back since `blackhole` is forwarded."""
         self._flowing.set()
         if self._listener is None:
             self._listener = socket.create_server((LOCALHOST, self.port))
@@ -87,7 +87,7 @@ class Proxy:
                 _run(self._serve, client)
 
     def _serve(self, client: socket.socket) -> None:
-        """Live as long as one client's connection."""
+        """Serve one client until either side closes."""
         with client, socket.socket() as server:
             with self._lock:
                 self._open |= {client, server}
@@ -100,13 +100,13 @@ class Proxy:
                 self._forward(client, server, is_client=True)
                 answers.join()
             except OSError:
-                pass  # no server, or a client that is gone already: what remains is to hang up
+                pass  # no server, or the client has gone: only close
             finally:
                 with self._lock:
                     self._open -= {client, server}
 
     def _forward(self, source: socket.socket, sink: socket.socket, is_client: bool = False) -> None:
-        """Copy until either side hangs up, then hang up on both."""
+        """Copy until either side closes, then close both."""
         late: SimpleQueue[tuple[float, bytes]] = SimpleQueue()
         sender = _run(self._send, sink, late)
         with suppress(OSError):
@@ -137,7 +137,7 @@ def _run(target: Any, *arguments: Any) -> threading.Thread:
 
 
 def _end(connection: socket.socket) -> None:
-    """Hang up; unlike close(), it wakes the thread that reads from it."""
+    """Shut the socket down, which wakes the thread that reads from it; close() would not."""
     with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
 

@@ -1,4 +1,4 @@
-"""Other people's projects, and README's lines, as they stand there, put into them."""
+"""README's examples, and commands in projects made from them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-OURS = ("DB_", "DATABASE_URL", "DJANGO_", "PYTHON", "ENV_FILE")  # variables of the suite's own
+OURS = ("DB_", "DATABASE_URL", "DJANGO_", "PYTHON", "ENV_FILE")  # variables of the test suite
 
 
 def run(*command: str | Path, cwd: Path, **environ: str) -> str:
-    """Run a command to its end; return its output, which is the message if it fails."""
+    """Run a command and return its output; fail with the output if the command fails."""
     inherited = {name: text for name, text in os.environ.items() if not name.startswith(OURS)}
     done = subprocess.run(
         command,
@@ -29,7 +29,7 @@ def run(*command: str | Path, cwd: Path, **environ: str) -> str:
 
 
 def block(language: str, beginning: str) -> str:
-    """The block of README in this language that begins so."""
+    """The code block of README in this language that begins so."""
     text = (ROOT / "README.md").read_text()
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     (found,) = (text for name, text in blocks if name == language and text.startswith(beginning))
@@ -37,7 +37,7 @@ def block(language: str, beginning: str) -> str:
 
 
 def embed(settings: Path) -> None:
-    """Add README's lines to a settings module; their "..." stands for what it has there."""
+    """Append README's lines to a settings module; "..." stands for its INSTALLED_APPS."""
     lines = block("python", "# settings.py")
     assert lines.count("...") == 1
     with settings.open("a") as file:

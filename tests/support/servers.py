@@ -34,9 +34,9 @@ from abs_orm_app.embedded.wheel import MAJOR, Programs, programs, server_account
 from tests.support.ports import reserved_port
 
 PREFIX = "abs_orm_app-test-"
-MEMORY = 2 * 2**30  # bytes that must be free in it for clusters, of 40 MB each, to go to memory
+MEMORY = 2 * 2**30  # bytes that must be free in /dev/shm to keep clusters there; one takes 40 MB
 OTHER = Path(os.environ["TEST_POSTGRESQL"]) if "TEST_POSTGRESQL" in os.environ else None
-DEADLINE = 20.0  # seconds, for anything a server is waited for
+DEADLINE = 20.0  # seconds, for every wait on a server
 SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 # pg_hba.conf: everybody is trusted on the Unix socket, only `postgres` on the TCP port.
 PASSWORD_OVER_TCP = """
@@ -51,9 +51,9 @@ host all,replication all all trust
 """
 # One connection for roles that are not superusers.
 ONE_CONNECTION = {"max_connections": "6", "superuser_reserved_connections": "5"}
-# A crash of the operating system may corrupt it: then the test is over, too.
+# Without durability: a crash of the machine ends the test as well.
 FAST = {"fsync": "off", "full_page_writes": "off", "shared_buffers": "16MB"}
-FAST |= {"dynamic_shared_memory_type": "mmap"}  # files that go with the directory
+FAST |= {"dynamic_shared_memory_type": "mmap"}  # removed with the directory
 
 
 class Server:
@@ -157,7 +157,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 cwd="/",
-                start_new_session=True,  # Ctrl-C is for the tests
+                start_new_session=True,  # so that Ctrl-C ends only the tests
                 **self._programs.process,
             )
         try:
@@ -167,8 +167,9 @@ class Server:
             raise
 
     def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
-        """Stop, and return when no process is left: `fast` ends every session with a message,
-        `immediate` drops them, `smart` waits until they end.
+        """Stop, and return when no process is left.
+
+        `fast` ends every session with a message, `immediate` drops them, `smart` waits for them.
         """
         os.kill(self.pid, SIGNALS[mode])
         self._wait_for_the_end()
@@ -185,7 +186,7 @@ class Server:
         wait_until(lambda: not any(map(_lives, backends)), "the backends to die")
 
     def suspend(self) -> None:
-        """Freeze the server: the kernel still accepts connections for it, but nobody answers."""
+        """Freeze the server: the kernel still accepts connections, but nothing answers."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -198,13 +199,13 @@ class Server:
         os.kill(pid, signal.SIGSTOP)
 
     def reload(self, hba: str | None = None) -> None:
-        """Read the configuration again, with other lines in pg_hba.conf if given."""
+        """Reload the configuration, with new lines in pg_hba.conf if given."""
         if hba is not None:
             self._write_hba(hba)
         with self.admin() as admin:
             admin.execute("select pg_reload_conf()")
 
-    # What the server says
+    # Sessions
 
     @contextmanager
     def admin(self, dbname: str = "postgres") -> Iterator[psycopg.Connection[TupleRow]]:
@@ -229,17 +230,17 @@ class Server:
                     connect_timeout=int(DEADLINE),
                 )
             except psycopg.OperationalError as error:
-                # Sessions whose clients are gone already may still use all connections.
+                # Sessions of clients that have gone may still occupy all connections.
                 if "too many clients" not in str(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
 
     def sessions(self, application_name: str | None = None) -> int:
-        """Number of clients' sessions on the server: those of one name, or all but `admin`'s."""
+        """The number of client sessions: those of one application_name, or all except `admin`."""
         return self._count("select count(*)", application_name)
 
     def terminate(self, application_name: str | None = None) -> int:
-        """End the sessions that `sessions` counts, each with a message; returns their number."""
+        """Terminate the sessions that `sessions` counts; returns their number."""
         return self._count("select count(pg_terminate_backend(pid, 5000))", application_name)
 
     def cancel(self) -> int:
@@ -289,7 +290,7 @@ class Server:
         return running(self.data) is not None
 
     def _end(self) -> None:
-        """Leave no process, whatever state the server is in."""
+        """Kill the server if it is running."""
         if self._process is None:
             return
         if self._process.poll() is None:
@@ -298,7 +299,7 @@ class Server:
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = DEADLINE) -> None:
-    """Return when the condition holds; TimeoutError after so many seconds."""
+    """Return when the condition holds; raise TimeoutError after so many seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -338,19 +339,20 @@ def _template() -> Path:
 
 
 def copy_cluster(data: Path) -> None:
-    """Make a new cluster in a tenth of the time that initdb takes."""
+    """Copy the template, which takes a tenth of the time of initdb."""
     subprocess.run(["cp", "-a", _template() / "data", data], check=True)
 
 
 def _remove_if_mine(directory: Path, owner: int) -> None:
-    if os.getpid() == owner:  # and not a fork of it
+    if os.getpid() == owner:  # not a fork
         shutil.rmtree(directory)
 
 
 @functools.cache
 def scratch() -> Path:
-    """Where clusters go: to memory if there is enough, for a file system that has just removed
-    thousands of files (ext4) takes a second to make the thousand of the next cluster.
+    """The directory for clusters: in memory if there is enough.
+
+    On ext4, the thousand files of a new cluster take a second after thousands were removed.
     """
     memory = Path("/dev/shm")  # noqa: S108
     if memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > MEMORY:
@@ -359,12 +361,12 @@ def scratch() -> Path:
 
 
 def _new_directory() -> Path:
-    """A directory that servers can enter; it bears the number of this process, for `_sweep`."""
+    """A new directory for the server's account, with the pid of this process for `_sweep`."""
     return _programs().own(Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=scratch())))
 
 
 def _sweep() -> None:
-    """Remove what test processes left behind that were killed before they could."""
+    """Remove the directories of test processes that were killed."""
     for directory in scratch().glob(f"{PREFIX}*-*"):
         owner = int(directory.name.removeprefix(PREFIX).partition("-")[0])
         if psutil.pid_exists(owner):
@@ -372,7 +374,7 @@ def _sweep() -> None:
         for pid in processes_of(directory / "data"):
             os.kill(pid, signal.SIGKILL)
         if running(directory / "data"):
-            continue  # in a container beside this one, where the numbers mean others
+            continue  # another container shares the directory and has other pids
         with suppress(OSError):  # another user's
             _remove(directory)
 
@@ -384,14 +386,14 @@ def _family(postmaster: int) -> list[psutil.Process]:
 
 
 def _lives(process: psutil.Process) -> bool:
-    # Who reaps an orphan may take its time.
+    # An orphan stays a zombie until init reaps it.
     with suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
 
 
 def _remove(directory: Path) -> None:
-    """Remove a server's directory and the shared memory that only a killed one leaves behind."""
+    """Remove a server's directory, and the shared memory that a killed server leaves behind."""
     with suppress(FileNotFoundError):
         lines = (directory / "data" / "postmaster.pid").read_text().splitlines()
         if len(lines) > 6 and lines[6]:

@@ -1,4 +1,4 @@
-"""One class per kind of test database handling."""
+"""One class for each way in which Django's test runner handles the database."""
 
 from django.contrib.auth.models import Group
 from django.db import connection, connections, transaction
