@@ -53,9 +53,7 @@ def not_checked(reports: Iterable[Report], *, debug: bool) -> list[str]:
     ]
     found = []
     if silent:
-        found.append(
-            f"the rules on the server of {', '.join(silent)}, which did not answer all questions."
-        )
+        found.append(f"the rules on the server of {', '.join(silent)}, which did not answer.")
     if debug:
         found.append(
             "while DEBUG is on, the rules for production (`manage.py check --deploy`), and the"

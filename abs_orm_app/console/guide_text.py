@@ -74,8 +74,8 @@ def _block(lines: list[str], layout: Layout) -> list[str]:
     if first.startswith(">"):
         return layout.wrap(_plain(" ".join(line.lstrip("> ") for line in lines)), 1, "|")
     if first.startswith("- "):
-        return layout.wrap(_plain(" ".join(lines)[2:]), 1, "-")
-    return layout.wrap(_plain(" ".join(lines)))
+        return layout.wrap(_plain(_joined(lines)[2:]), 1, "-")
+    return layout.wrap(_plain(_joined(lines)))
 
 
 def _table(lines: list[str], layout: Layout) -> list[str]:
@@ -90,6 +90,10 @@ def _table(lines: list[str], layout: Layout) -> list[str]:
         for value in filter(None, values):
             found += layout.wrap(value, 3)
     return found
+
+
+def _joined(lines: list[str]) -> str:
+    return " ".join(line.strip() for line in lines)
 
 
 def _plain(text: str) -> str:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from abs_orm_app.checks.finding import Finding
 from abs_orm_app.console.layout import Layout
-from abs_orm_app.console.profiles import Comparison
+from abs_orm_app.console.profiles import Compared, Comparison
 from abs_orm_app.facts.failure import Failure
 from abs_orm_app.facts.report import Report
-from abs_orm_app.facts.wording import LEVELS
+from abs_orm_app.facts.wording import LEVELS, shown
 
 if TYPE_CHECKING:
     from abs_orm_app.drill.runner import Drilled
@@ -115,9 +115,13 @@ def _differing(comparison: Comparison) -> Iterator[Problem]:
         if rows:
             yield Problem(
                 where=alias,
-                cause=f"differs from {comparison.profile} in {', '.join(r.name for r in rows)}.",
-                remedy="Set the profile's values, or use another profile.",
+                cause=f"The settings differ from {comparison.profile}.",
+                remedy=f"Set {', '.join(map(_as_wanted, rows))}; or use another profile.",
             )
+
+
+def _as_wanted(row: Compared) -> str:
+    return f"{row.name} to {shown(row.field, row.wanted)}"
 
 
 def _unproven(drills: Sequence[Drilled]) -> Iterator[Problem]:

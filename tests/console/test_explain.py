@@ -36,6 +36,7 @@ def test_a_message_is_explained_by_its_entry() -> None:
     ran = Ran(explain="pool-exhausted")
     assert ran.out.startswith("Pool exhausted\n")
     assert "What to do." in ran.out
+    assert not re.search(r"\w   +\w", ran.out), "the lines of a list are joined"
 
 
 @pytest.mark.parametrize("width", [60, 80, 100])

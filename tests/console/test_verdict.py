@@ -111,6 +111,7 @@ def test_a_difference_from_the_profile_fails(shared: Server) -> None:
         out = Ran(database=[alias], compare="fullon_orm").out
     assert summary == "FAILED: the settings differ from fullon_orm."
     assert "there is no pool here (mode null)." in " ".join(out.split())
+    assert "Fix: Set DB_POOL_SIZE to 20, DB_MAX_OVERFLOW to 10," in " ".join(out.split())
     with database(SQLITE) as alias:
         assert both(database=[alias], compare="fullon_orm").startswith("FAILED: ")
 

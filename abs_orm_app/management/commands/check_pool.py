@@ -70,8 +70,8 @@ exit codes:
 
 class Command(BaseCommand):
     help = (
-        "Shows the settings of each database and what its server says of itself, tests a "
-        "connection, applies the rules, and ends in a verdict."
+        "Shows the settings of each database and what its server says of itself,\n"
+        "tests a connection, applies the rules, and ends in a verdict."
     )
     requires_system_checks = ()  # this command shows their findings itself
 
@@ -102,7 +102,7 @@ class Command(BaseCommand):
             nargs="?",
             const="",
             metavar="TOPIC",
-            help="Instead, explain a finding (E021) or a message (pool-exhausted), offline."
+            help="Instead, explain a finding, such as E021, or a message, offline."
             " Without TOPIC: list the topics.",
         )
         more = parser.add_argument_group("what else to check")
