@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from abs_orm_app.console.layout import Layout
 from abs_orm_app.console.profiles import Compared, Comparison
-from abs_orm_app.facts.wording import shown
+from abs_orm_app.facts.wording import format_value
 
 
 def comparison_section(comparison: Comparison, layout: Layout) -> str:
@@ -43,4 +43,4 @@ def _alias(alias: str, comparison: Comparison, layout: Layout) -> list[str]:
 
 def _row(row: Compared) -> Sequence[str]:
     match = "yes" if row.matches else "no"
-    return row.name, shown(row.field, row.here), shown(row.field, row.wanted), match
+    return row.name, format_value(row.field, row.here), format_value(row.field, row.wanted), match

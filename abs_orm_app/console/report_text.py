@@ -13,7 +13,7 @@ from abs_orm_app.facts.failure import Failure
 from abs_orm_app.facts.pooler import PoolerFacts
 from abs_orm_app.facts.report import Report
 from abs_orm_app.facts.server import ServerFacts
-from abs_orm_app.facts.wording import WITHOUT_POOL, became, shown
+from abs_orm_app.facts.wording import WITHOUT_POOL, format_value, option_in_words
 
 FEW_LEFT = 0.9  # of the limit in use, from which the server section gets a warning
 
@@ -37,7 +37,12 @@ def settings_section(database: Configured, layout: Layout) -> str:
     rows = [
         ("setting", "value", "from", "becomes"),
         *(
-            (row.name, shown(row.field, row.value), row.source, became(row, database.mode))
+            (
+                row.name,
+                format_value(row.field, row.value),
+                row.source,
+                option_in_words(row, database.mode),
+            )
             for row in database.settings
         ),
     ]
@@ -86,8 +91,9 @@ def _pool_section(
     rows = [
         (
             name,
-            shown(field, getattr(active, field)),
-            f"differs: configured is {shown(field, database.value(field))}" * (field in differs),
+            format_value(field, getattr(active, field)),
+            f"differs: configured is {format_value(field, database.value(field))}"
+            * (field in differs),
         )
         for field, name in _NAMES.items()
     ]

@@ -11,7 +11,7 @@ from abs_orm_app.console.layout import Layout
 from abs_orm_app.console.profiles import Compared, Comparison
 from abs_orm_app.facts.failure import Failure
 from abs_orm_app.facts.report import Report
-from abs_orm_app.facts.wording import LEVELS, shown
+from abs_orm_app.facts.wording import LEVELS, format_value
 
 if TYPE_CHECKING:
     from abs_orm_app.drill.runner import Drilled
@@ -121,7 +121,7 @@ def _differing(comparison: Comparison) -> Iterator[Problem]:
 
 
 def _as_wanted(row: Compared) -> str:
-    return f"{row.name} to {shown(row.field, row.wanted)}"
+    return f"{row.name} to {format_value(row.field, row.wanted)}"
 
 
 def _unproven(drills: Sequence[Drilled]) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""How facts are worded, wherever they are shown."""
+"""The words for facts, the same on every output."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from abs_orm_app.facts.databases import NEVER, Setting, Value
 LEVELS = {10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
 
 
-def became(setting: Setting, mode: str) -> str:
-    """The option that a setting became."""
+def option_in_words(setting: Setting, mode: str) -> str:
+    """The option of Django or psycopg_pool that a setting became."""
     if setting.option is None:
         return f"not used in {mode} mode"
     if setting.field == "overflow":
@@ -23,7 +23,7 @@ WITHOUT_POOL = {
 }
 
 
-def shown(field: str, value: Value) -> str:
+def format_value(field: str, value: Value) -> str:
     """The value of a setting, with its unit."""
     if value is None:
         return "-"

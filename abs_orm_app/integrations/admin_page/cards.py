@@ -351,10 +351,10 @@ def _setting_rows(panel: Panel) -> Iterable[SettingRow]:
     for setting in panel.configured.settings:
         yield SettingRow(
             name=setting.name,
-            value=facts_wording.shown(setting.field, setting.value),
+            value=facts_wording.format_value(setting.field, setting.value),
             in_effect=_in_effect(panel, setting),
             source=setting.source,
-            became=facts_wording.became(setting, panel.configured.mode),
+            became=facts_wording.option_in_words(setting, panel.configured.mode),
         )
 
 
@@ -362,7 +362,7 @@ def _in_effect(panel: Panel, setting: Setting) -> str:
     """What the pool has where that is not what is configured."""
     actual = getattr(panel.active, setting.field, None)
     same = actual in (None, setting.value)
-    return "" if same else facts_wording.shown(setting.field, actual)
+    return "" if same else facts_wording.format_value(setting.field, actual)
 
 
 def _database_card(database: Database, process: str) -> DatabaseCard:
