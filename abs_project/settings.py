@@ -13,6 +13,9 @@ env = environ.Env()
 
 DATABASES = {"default": database_from_env(default="embedded:///.pgdata", base_dir=BASE_DIR)}
 
+# Django's page for errors, and the reports it mails, hide DATABASE_URL as well.
+DEFAULT_EXCEPTION_REPORTER_FILTER = "abs_project.error_reports.HideDatabaseURL"
+
 DEBUG = env.bool("DEBUG", default=True)
 SECRET_KEY = os.environ.get("SECRET_KEY", "django-insecure-for-development-only")
 ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
