@@ -219,6 +219,7 @@ def database_from_env(
             leak_seconds=leak_seconds,
             project=_project(address.options, options, settings.mode),
             embedded=given.embedded,
+            url_file=reader.secret_file("DATABASE_URL"),
             password_file=reader.secret_file("DB_PASSWORD"),
             password_provider=given.password_provider or None,
         ),

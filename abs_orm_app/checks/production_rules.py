@@ -21,6 +21,7 @@ def deploy_findings(databases: Iterable[Configured]) -> list[Finding]:
         embedded_database,
         tls_not_required,
         placeholder_password,
+        open_secret_file,
     )
     return [
         finding
@@ -101,4 +102,15 @@ def placeholder_password(database: Configured) -> Iterator[Finding]:
             "The password is the placeholder from .env.example.",
             "Change the role's password on the server, then set DB_PASSWORD or DATABASE_URL.",
             database.alias,
+        )
+
+
+def open_secret_file(database: Configured) -> Iterator[Finding]:
+    for variable in database.open_files:
+        yield new_finding(
+            "W019",
+            f"Every account of this machine can read the file that {variable} names.",
+            "Let only the account of the application read it:",
+            database.alias,
+            fix=f'chmod 400 "${variable}"',
         )

@@ -20,6 +20,7 @@ class AppOptions(TypedDict, total=False):
     leak_seconds: float | None
     project: str | None  # the default application_name, which the engine extends by the process
     embedded: str  # the directory of the embedded server; "" for any other
+    url_file: str | None  # an absolute path
     password_file: str | None  # an absolute path, read again for each connection
     password_provider: str | None  # the dotted path of a function that gives the password
 

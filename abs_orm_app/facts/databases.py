@@ -6,6 +6,7 @@ import inspect
 import ipaddress
 import math
 import os
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -96,6 +97,7 @@ class Configured:
     prefix: str  # of the variables
     host: str
     password: str = field(repr=False)
+    open_files: tuple[str, ...]  # variables that name a secret's file which others can read
     sslmode: str
     connect_timeout: float | None  # seconds
     keepalives: bool  # of TCP; libpq has them on by default
@@ -160,6 +162,7 @@ def configured(alias: str) -> Configured:
         prefix=extra.get("prefix", ""),
         host=scrub(entry["HOST"] or options.get("host") or ""),
         password=entry["PASSWORD"] or options.get("password") or "",
+        open_files=_open_files(extra),
         sslmode=options.get("sslmode") or os.environ.get("PGSSLMODE", ""),
         connect_timeout=_number(options.get("connect_timeout")),
         keepalives=str(options.get("keepalives", 1)) != "0",
@@ -218,6 +221,22 @@ def _part_source(alias: str, entry: Mapping[str, Any], extra: AppOptions, part: 
     if libpqs in os.environ:
         return f"{libpqs} (environment)"
     return {"user": "this account of the system", "password": "nowhere: none is set"}[part]
+
+
+def _open_files(extra: AppOptions) -> tuple[str, ...]:
+    """The variables whose files every account of this machine can read."""
+    files = {"DATABASE_URL": extra.get("url_file"), "DB_PASSWORD": extra.get("password_file")}
+    variables = extra.get("variables", {})
+    return tuple(
+        variables.get(name, f"{name}_FILE") for name, path in files.items() if _is_open(path)
+    )
+
+
+def _is_open(path: str | None) -> bool:
+    try:
+        return path is not None and bool(os.stat(path).st_mode & stat.S_IROTH)
+    except OSError:
+        return False
 
 
 def _engine_error(engine: str, problem: Exception) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from abs_orm_app.checks.production_rules import deploy_findings
@@ -67,6 +69,21 @@ def test_tls_may_be_required_by_libpqs_variable(monkeypatch: pytest.MonkeyPatch)
 def test_the_placeholder_password_is_found() -> None:
     url = "postgresql://app:change-me@/shop"
     assert ids(deploy_findings([from_env(DATABASE_URL=url)])) == ["W016"]
+
+
+@pytest.mark.parametrize(("mode", "found"), [(0o644, True), (0o640, False), (0o400, False)])
+@pytest.mark.parametrize("variable", ["DATABASE_URL_FILE", "DB_PASSWORD_FILE"])
+def test_a_secret_file_that_everybody_can_read_is_found(
+    variable: str, mode: int, found: bool, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("postgresql://app@/shop" if "URL" in variable else "s3cret")
+    secret.chmod(mode)
+    address = {} if "URL" in variable else {"DB_NAME": "shop"}
+    with database(database_from_env(environ={variable: str(secret), **address})) as alias:
+        findings = deploy_findings([configured(alias)])
+    assert ids(findings) == (["W019"] if found else [])
+    assert all(variable in finding.message for finding in findings)
 
 
 def test_other_databases_are_not_checked() -> None:
