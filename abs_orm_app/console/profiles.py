@@ -17,7 +17,7 @@ Profile = Mapping[str, Value]  # by variable; a profile may leave some out
 SETTING = "ABS_ORM_APP_PROFILES"  # of a project: {name: {variable: value}}
 
 PROFILES: dict[str, Profile] = {
-    # The settings of fullon_orm, a production service on SQLAlchemy; our defaults are the same.
+    # The pool settings of fullon_orm's SQLAlchemy engine; our defaults are the same.
     "fullon_orm": {
         "DB_POOL_SIZE": 20,
         "DB_MAX_OVERFLOW": 10,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from abs_orm_app.checks.adoption_rules import OUR_ENGINES
 from abs_orm_app.checks.finding import Finding
 from abs_orm_app.console.layout import Layout
 from abs_orm_app.console.profiles import Compared, Comparison
@@ -53,7 +54,8 @@ def judge(
     unusable = [problem for report in reports for problem in _unusable(report)]
     severe = [_severe(finding) for finding in findings if finding.level >= fail_level]
     differing = [] if comparison is None else list(_differing(comparison))
-    unproven = [] if drills is None else list(_unproven(drills))
+    engines = {report.configured.alias: report.configured.engine for report in reports}
+    unproven = [] if drills is None else list(_unproven(drills, engines))
     problems = (*unusable, *severe, *differing, *unproven)
     if not problems:
         return Verdict(summary=f"OK: {_usable(reports)}{_below(findings)}.")
@@ -124,7 +126,7 @@ def _as_wanted(row: Compared) -> str:
     return f"{row.name} to {format_value(row.field, row.wanted)}"
 
 
-def _unproven(drills: Sequence[Drilled]) -> Iterator[Problem]:
+def _unproven(drills: Sequence[Drilled], engines: Mapping[str, str]) -> Iterator[Problem]:
     for drilled in drills:
         if drilled.refused and drilled.has_pool:
             yield Problem(
@@ -134,10 +136,12 @@ def _unproven(drills: Sequence[Drilled]) -> Iterator[Problem]:
             )
         elif drilled.ok is False:
             broken = [o.name for o in drilled.outcomes if o.verdict == "broken"]
+            ours = OUR_ENGINES.get(engines.get(drilled.alias, ""))
             yield Problem(
                 where=drilled.alias,
                 cause=f"{_count(len(broken), 'promise')} broken: {', '.join(broken)}.",
-                remedy="See what each row of the drill saw.",
+                remedy="Use the engine of this app:" if ours else "Read what the broken rows saw.",
+                fix=f'"ENGINE": "{ours}"' if ours else "",
             )
     if all(drilled.ok is None for drilled in drills):
         yield Problem(
