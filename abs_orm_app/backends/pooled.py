@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from copy import deepcopy
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
-from django.db.backends.base.base import NO_DB_ALIAS
+from django.db.backends.base.base import NO_DB_ALIAS, BaseDatabaseWrapper
 
 from abs_orm_app.backends.client import Client
 from abs_orm_app.config.application_name import process_name
@@ -18,7 +20,7 @@ from abs_orm_app.pool.registry import close_at_childs_end, notice_fork, pools
 if TYPE_CHECKING:  # a command that needs no pool does not load it
     from django.db.backends.postgresql.base import DatabaseWrapper as DjangoWrapper
 
-    from abs_orm_app.pool.connector import AnyConnection
+    from abs_orm_app.pool.entry import AnyConnection
     from abs_orm_app.pool.pool import HardenedPool
 
     class Base(DjangoWrapper):
@@ -52,18 +54,14 @@ class PooledMixin(Base):
         notice_fork()
         if registry.comes_after_the_end():
             return None
-        pool = self._connection_pools.get(self.alias)
-        if pool is not None and pool.database == self.settings_dict["NAME"]:
-            return pool
-        with registry.build_lock:
-            pool = self._connection_pools.get(self.alias)
-            if pool is None or pool.database != self.settings_dict["NAME"]:
+        database = self.settings_dict["NAME"]
+        while (pool := self._connection_pools.get(self.alias)) is None or pool.database != database:
+            if pool is not None:
                 # Django's test runner changes the database of an alias that may have a pool.
-                if pool is not None:
-                    pool.close()
-                pool = self._build_pool({} if options is True else options)
-                close_at_childs_end()
-                self._connection_pools[self.alias] = pool
+                self.close_pool()
+            pool = self._build_pool({} if options is True else options)
+            close_at_childs_end()
+            self._connection_pools.setdefault(self.alias, pool)
         return pool
 
     def _build_pool(self, options: dict[str, Any]) -> HardenedPool:
@@ -71,9 +69,7 @@ class PooledMixin(Base):
 
         if self.settings_dict.get("CONN_MAX_AGE", 0) != 0:
             raise ImproperlyConfigured("Pooling doesn't support persistent connections.")
-        # A copy of its own: the pool lives longer than this thread, and must not keep alive its
-        # wrapper, nor the connection that the wrapper may hold when the thread ends.
-        template = self.copy()
+        template = self._bare_copy()
         # What is wrong with the settings is said here, not by the pool's threads.
         template._params_of_settings()
         extra = app_options(self.settings_dict)
@@ -86,8 +82,22 @@ class PooledMixin(Base):
             leak_seconds=extra.get("leak_seconds"),
             rotating=is_rotating(extra),
             database=self.settings_dict["NAME"],
+            successor=partial(_current_pool, self.alias),
             **options,
         )
+
+    def _bare_copy(self) -> Self:
+        """A wrapper with these settings and no connection, made without a subclass's `__init__`.
+
+        That may query (django-tenants), and would wait for the pool that is being made. And a copy
+        it has to be: the pool lives longer than this thread, and must not keep alive its wrapper,
+        nor the connection that the wrapper may hold when the thread ends.
+        """
+        bare = object.__new__(type(self))
+        BaseDatabaseWrapper.__init__(bare, deepcopy(self.settings_dict), self.alias)
+        for name, value in vars(self).items():
+            vars(bare).setdefault(name, value)
+        return bare
 
     def connect(self) -> None:
         self._from_pool = self.pool is not None
@@ -131,7 +141,7 @@ class PooledMixin(Base):
         Through a wrapper that has this connection: to compose its SQL, Django asks the wrapper for
         one, and would wait for the pool that waits for this.
         """
-        wrapper = self.copy()
+        wrapper = self._bare_copy()
         wrapper.connection = connection
         try:
             wrapper._configure_connection(connection)
@@ -139,10 +149,15 @@ class PooledMixin(Base):
             wrapper.connection = None
 
     def close_pool(self) -> None:
-        """Close this process's pool for the alias, if there is one; the next use builds another."""
+        """Close this process's pool for the alias, if there is one; the next use builds another.
+
+        Requests that wait go on with the next pool. Connections in use are closed when they are
+        returned, and at once where the thread that has one has ended.
+        """
         notice_fork()
         if pool := self._connection_pools.pop(self.alias, None):
             pool.close()
+            pool.close_orphans()
 
     def ensure_connection(self) -> None:
         notice_fork()
@@ -150,7 +165,14 @@ class PooledMixin(Base):
 
     def _close(self) -> None:
         notice_fork()
-        super()._close()
+        pool = getattr(self.connection, "_pool", None)
+        if pool is None:
+            super()._close()
+            return
+        # Let go of it first: interrupted, this wrapper must not use what is another's by then.
+        connection, self.connection = self.connection, None
+        with self.wrap_database_errors:
+            pool.putconn(connection)
 
     def hang_up(self) -> None:
         """Close the connection, if it is a pool's, and leave the atomic block that was its.
@@ -162,6 +184,14 @@ class PooledMixin(Base):
             self.connection = None
             self.in_atomic_block = False
             self.run_on_commit = []
+
+
+def _current_pool(alias: str) -> HardenedPool | None:
+    """The pool that the alias has now, in the thread that asks; None if the alias is gone."""
+    if registry.has_ended() or alias not in connections.databases:
+        return None
+    pool: HardenedPool | None = getattr(connections[alias], "pool", None)
+    return pool
 
 
 def _hang_up() -> None:

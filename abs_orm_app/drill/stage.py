@@ -16,8 +16,9 @@ from psycopg_pool import ConnectionPool
 
 from abs_orm_app.facts.databases import Configured
 from abs_orm_app.pool.messages import first_line
+from abs_orm_app.pool.pool import HardenedPool
 
-AnyPool = ConnectionPool[Any]
+AnyPool = HardenedPool | ConnectionPool[Any]
 AnyConnection = Connection[Any]
 Verdict = Literal["kept", "broken", "skipped"]
 

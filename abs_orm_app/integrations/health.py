@@ -130,7 +130,7 @@ def _probe(alias: str, seconds: float) -> int:
     wrapper: Any = connections[alias]  # this thread's own
     pool = getattr(wrapper, "pool", None)
     waiting = 0
-    if isinstance(pool, ConnectionPool) and not pool.closed:
+    if isinstance(pool, HardenedPool | ConnectionPool) and not pool.closed:
         stats = pool.get_stats()
         # While the pool may still grow, they wait for a connection that is just being opened.
         if stats["pool_size"] >= stats["pool_max"]:

@@ -25,7 +25,8 @@ from opentelemetry.metrics import (
 from abs_orm_app.facts.pools import current_pools, snapshots
 from abs_orm_app.pool import histogram
 from abs_orm_app.pool.histogram import BOUNDS
-from abs_orm_app.pool.pool import HardenedPool, observers
+from abs_orm_app.pool.housekeeping import observers
+from abs_orm_app.pool.pool import HardenedPool
 
 Observe = Callable[[CallbackOptions], Iterable[Observation]]
 

@@ -29,7 +29,8 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from abs_orm_app.facts.pools import snapshots
 from abs_orm_app.pool.histogram import BOUNDS, Distribution
-from abs_orm_app.pool.pool import HardenedPool, observers
+from abs_orm_app.pool.housekeeping import observers
+from abs_orm_app.pool.pool import HardenedPool
 from abs_orm_app.pool.snapshot import Snapshot, snapshot
 
 # The field of a snapshot, what to call it (Prometheus adds _total to a counter), what it means.
@@ -48,7 +49,9 @@ COUNTERS = (
     ("errors", "django_db_pool_errors", "Checkouts that got no connection, for any reason."),
     ("connects", "django_db_pool_connects", "Attempts to open a connection."),
     ("connect_errors", "django_db_pool_connect_errors", "Attempts to open one that failed."),
-    ("lost", "django_db_pool_connections_lost", "Connections found dead, or never returned."),
+    ("stale", "django_db_pool_connections_stale", "Connections found closed or hung."),
+    ("leaked", "django_db_pool_connections_leaked", "Connections that were never returned."),
+    ("lost", "django_db_pool_connections_lost", "Deprecated: the stale and the leaked ones."),
     ("returned_broken", "django_db_pool_connections_broken", "Connections returned broken."),
 )
 HISTOGRAMS = (

@@ -1,24 +1,36 @@
-"""What the pool knows of one connection, and of the one who holds it."""
+"""What the pool knows of one connection, and of the one who holds it.
+
+An entry lives on its connection (the attribute `ENTRY`), so that no other connection can be taken
+for it. No lock guards it: it belongs to whoever has the connection. The thread that took it writes
+while it is checked out; others only read, for a report.
+"""
 
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import sysconfig
 import threading
-import traceback
-from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from linecache import getline
+from math import inf
 from time import monotonic
+from types import CodeType
 from typing import Any
 from weakref import ref
 
-from psycopg import Connection
+from psycopg import Connection, OperationalError
 
 from abs_orm_app.pool.liveness import make_poller
 
+AnyConnection = Connection[Any]
+
+ENTRY = "_pool_entry"  # the attribute of a connection that is its entry
 STACK_LIMIT = 40  # frames recorded at a checkout when tracing is on
 PLUMBING = (
     "django",
@@ -27,6 +39,8 @@ PLUMBING = (
     "psycopg_pool",
     "abs_orm_app",
 )  # not the project's own code
+
+Frames = tuple[tuple[CodeType, int], ...]  # of each frame its code and its last instruction
 
 
 @dataclass(frozen=True)
@@ -40,91 +54,120 @@ class Holder:
     stack: str | None  # the whole of it
 
 
-class Slot:
+class Entry:
     """One connection of the pool: its poller, its age, its holder.
 
-    Belongs to whoever has the connection: the pool under its lock while it is idle, the thread that
-    took it while it is checked out. Others only read, for a report.
-
-    It holds the connection weakly: when one that is checked out is garbage-collected, the slot
-    appends itself to `lost`. (Appending to a deque is all that is safe there: the collector runs at
-    any point of any thread, also while that thread holds the pool's lock.)
+    It refers to the connection weakly, and calls `lost` with itself when the connection is
+    garbage-collected. It refers to libpq's handle strongly: also of a connection that nobody can
+    reach any more it can be closed, before its slot is given to another.
     """
 
     __slots__ = (
-        "backend_pid", "examined", "idle_since", "key", "opened_at", "poller", "reported", "stack",
-        "taken_at", "thread", "weak",
+        "backend_pid", "dirty", "examined", "expires_at", "frames", "idle_since", "lost",
+        "opened_at", "pgconn", "poll", "reported", "taken_at", "thread", "weak",
     )  # fmt: skip
 
-    def __init__(self, conn: Connection[Any], lost: deque[Slot]) -> None:
-        self.key = id(conn)
-        self.weak: ref[Connection[Any]] | None = ref(conn, lambda _: lost.append(self))
-        self.poller = make_poller(conn)
+    def __init__(
+        self, conn: AnyConnection, expires_at: float, lost: Callable[[Entry], object]
+    ) -> None:
+        self.weak = ref(conn, lambda _: lost(self))
+        self.pgconn = conn.pgconn
+        self.poll = make_poller(conn).poll  # `poll(0)`: has the server said anything?
         self.backend_pid = conn.pgconn.backend_pid
         self.opened_at = self.idle_since = monotonic()
-        self.taken_at: float | None = None
+        self.expires_at = expires_at
+        self.taken_at = 0.0
         self.thread: threading.Thread | None = None
-        self.stack: traceback.StackSummary | None = None
-        self.reported = False
+        self.frames: Frames | None = None
+        self.reported = False  # that this checkout lasts too long
         self.examined = False  # its thread has ended, and garbage was looked for since
+        self.lost = False
+        self.dirty = False  # the session was changed; for who cleans it before the next holder
+        setattr(conn, ENTRY, self)
 
-    def forget(self) -> None:
-        """The connection was closed by the pool: its end is no loss."""
-        self.weak = None
+    def expire(self) -> None:
+        """Let it be replaced when it is looked at next."""
+        self.expires_at = -inf
 
-    def take(self, now: float) -> None:
-        self.taken_at = now
-        self.thread = threading.current_thread()
-
-    def release(self, now: float) -> float:
-        """The connection is back in the pool, or new; return how many seconds it was in use."""
-        held = now - self.taken_at if self.taken_at else 0.0
-        self.idle_since = now
-        self.taken_at = None
-        self.thread = None
-        self.stack = None
-        self.reported = False
-        self.examined = False
-        return held
-
-    def record_stack(self) -> None:
-        """Note the stack of this checkout. Source lines are read only if it is ever shown."""
-        self.stack = traceback.StackSummary.extract(
-            traceback.walk_stack(sys._getframe(1)), limit=STACK_LIMIT, lookup_lines=False
-        )
+    def suspect(self) -> None:
+        """Let it be pinged before it is handed out."""
+        self.idle_since = -inf
 
     def is_orphaned(self) -> bool:
-        """True if the thread that took the connection has ended."""
-        return self.thread is not None and not self.thread.is_alive()
+        """True if the thread that took the connection has ended. The main thread runs atexit
+        handlers after Python has marked it as ended.
+        """
+        thread = self.thread
+        if thread is None or thread.is_alive():
+            return False
+        return thread is not threading.main_thread()
 
     def detach(self) -> None:
         """Point the connection's socket at nothing: from this process it can reach no server."""
-        conn = self.weak() if self.weak else None
-        if conn is None or conn.closed:
-            return
-        null = os.open(os.devnull, os.O_RDWR)
-        try:
-            os.dup2(null, conn.pgconn.socket, inheritable=False)
-        finally:
-            os.close(null)
+        with suppress(OperationalError):  # it is closed
+            handle = self.pgconn.socket
+            null = os.open(os.devnull, os.O_RDWR)
+            try:
+                os.dup2(null, handle, inheritable=False)
+            finally:
+                os.close(null)
 
     def holder(self) -> Holder:
-        stack = self.stack
+        frames, thread, taken_at = self.frames, self.thread, self.taken_at
         return Holder(
             pid=self.backend_pid,
-            thread=self.thread.name if self.thread else "?",
-            seconds=monotonic() - (self.taken_at or monotonic()),
-            where=_own_line(stack) if stack else None,
-            stack="".join(reversed(stack.format())) if stack else None,
+            thread=thread.name if thread else "?",
+            seconds=monotonic() - taken_at if taken_at else 0.0,
+            where=own_line(frames) if frames else None,
+            stack=format_frames(frames) if frames else None,
         )
 
 
-def _own_line(stack: traceback.StackSummary) -> str | None:
+def shut_down(conn: AnyConnection) -> None:
+    """End what another thread waits for on this connection; that thread then closes it."""
+    with suppress(OperationalError, OSError), socket.socket(fileno=os.dup(conn.fileno())) as twin:
+        twin.shutdown(socket.SHUT_RDWR)
+
+
+def frames_of_caller() -> Frames:
+    """Note the stack of who called the caller. Source lines are looked up if it is ever shown."""
+    frames = []
+    frame = sys._getframe(2)
+    for _ in range(STACK_LIMIT):
+        frames.append((frame.f_code, frame.f_lasti))
+        if (outer := frame.f_back) is None:
+            break
+        frame = outer
+    return tuple(frames)
+
+
+def own_line(frames: Frames) -> str | None:
     """The innermost line of a stack (innermost first) that is the project's own."""
-    for frame in stack:
-        if not frame.filename.startswith(_plumbing()):
-            return f"{frame.filename}:{frame.lineno} in {frame.name}"
+    plumbing = _plumbing()
+    for code, instruction in frames:
+        if not code.co_filename.startswith(plumbing):
+            return f"{code.co_filename}:{_line(code, instruction)} in {code.co_name}"
     return None
+
+
+def format_frames(frames: Frames) -> str:
+    """As a traceback, the innermost call last."""
+    return "".join(_formatted(frames))
+
+
+def _formatted(frames: Frames) -> Iterator[str]:
+    for code, instruction in reversed(frames):
+        number = _line(code, instruction)
+        yield f'  File "{code.co_filename}", line {number}, in {code.co_name}\n'
+        if line := getline(code.co_filename, number).strip():
+            yield f"    {line}\n"
+
+
+def _line(code: CodeType, instruction: int) -> int:
+    for start, end, line in code.co_lines():
+        if start <= instruction < end and line:
+            return line
+    return code.co_firstlineno
 
 
 @cache

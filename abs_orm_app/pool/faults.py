@@ -45,7 +45,30 @@ def is_permanent(error: Exception) -> bool:
 
 
 def again(error: Exception) -> Exception:
-    """Return a copy to raise in another thread: one instance would collect all their tracebacks."""
-    copy = type(error)(*error.args)
+    """Return a copy to raise in another thread: one instance would collect all their tracebacks.
+
+    An exception that cannot be copied becomes a `psycopg.OperationalError` with its text.
+    """
+    kind = type(error)
+    try:
+        copy = kind.__new__(kind, *error.args)
+        copy.__dict__.update(error.__dict__)
+        faithful = str(copy) == str(error)
+    except Exception:  # its class may do anything
+        faithful = False
+    if not faithful:
+        copy = psycopg.OperationalError(f"{kind.__name__}: {error}")
     copy.__cause__ = error
     return copy
+
+
+def without_frames(error: BaseException) -> Exception:
+    """Return the error without its tracebacks: their frames would keep a socket alive with it."""
+    chain: list[BaseException | None] = [error]
+    for each in chain:
+        if each is not None and each not in chain[: chain.index(each)]:
+            each.__traceback__ = None
+            chain += [each.__cause__, each.__context__]
+    if isinstance(error, Exception):
+        return error
+    return RuntimeError(f"{type(error).__name__} in a thread that opens connections")

@@ -39,7 +39,7 @@ class Timings:
 
 
 class Histogram:
-    """Counts durations. Call under the lock of the pool that it belongs to.
+    """Counts durations. Without a lock, as `statistics.py` explains.
 
     `samples`: the last durations themselves, for one who needs each and takes them out; None, the
     default, keeps none. `samples_kept`: how many a new histogram keeps at most.

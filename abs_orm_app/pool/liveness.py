@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
@@ -23,11 +24,11 @@ def make_poller(conn: psycopg.Connection[Any]) -> select.poll:
     return poller
 
 
-def has_ended(conn: psycopg.Connection[Any], poller: select.poll) -> bool:
+def has_ended(conn: psycopg.Connection[Any], poll: Callable[[float], object]) -> bool:
     """Read what an idle connection was sent; True if the server has closed it. Never waits."""
     try:
         for _ in range(MAX_READS):
-            if not poller.poll(0):
+            if not poll(0):
                 return False
             conn.pgconn.consume_input()
     except psycopg.Error:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 from abs_orm_app.pool.entry import Holder
 from abs_orm_app.pool.faults import Fault
 from abs_orm_app.pool.server_errors import UNKNOWN, WRONG_SETTINGS, ServerError, classify
@@ -11,29 +9,41 @@ from abs_orm_app.pool.server_errors import UNKNOWN, WRONG_SETTINGS, ServerError,
 GUIDE = "docs/troubleshooting.md"
 
 
-def pool_timeout(
+def pool_timeout(timeout: float, why: str) -> str:
+    """Say that no connection came; `why` is from `why_nothing_came`."""
+    return f"couldn't get a connection after {timeout:.2f} sec: {why}"
+
+
+def why_nothing_came(
     name: str,
-    timeout: float,
-    stats: Mapping[str, int],
-    connecting: int,
-    holders: Sequence[Holder],
+    *,
+    size: int,
+    limit: int,
+    connections: int,
+    in_use: int,
+    idle: int,
+    opening: int,
+    waiting: int,
+    longest: Holder | None,
     fault: Fault | None,
 ) -> str:
     """Say why no connection came: the limits, who has them, what stood in the way, what to do."""
-    size, limit = stats["pool_min"], stats["pool_max"]
-    idle, waiting = stats["pool_available"], stats["requests_waiting"]
-    opening = f", {connecting} being opened" if connecting else ""
+    being_opened = f", {opening} being opened" if opening else ""
     state = (
-        f"Pool {name!r} (size {size} + overflow {limit - size}): {len(holders)} in use, {idle} idle"
-        f"{opening}, {waiting} waiting."
+        f"Pool {name!r} (size {size} + overflow {limit - size}): {in_use} in use, {idle} idle"
+        f"{being_opened}, {waiting} waiting."
     )
-    held = f" {_holds(holders[0])}" if holders else ""
+    held = f" {_holds(longest)}" if longest else ""
     if fault:
         kind = _kind(fault)
         why = f"{kind.problem}: {first_line(fault.error)}"
         what = f"{kind.hint} See {GUIDE}#{kind.entry}"
-    elif stats["pool_size"] - connecting >= limit:
-        why = f"all {limit} connections are in use."
+    elif connections >= limit:
+        why = (
+            "the only connection is in use."
+            if limit == 1
+            else f"all {limit} connections are in use."
+        )
         what = (
             "Shorten what holds them (DB_POOL_LEAK_SECONDS=10 logs where they were taken), or raise"
             f" DB_POOL_SIZE or DB_MAX_OVERFLOW. See {GUIDE}#pool-exhausted"
@@ -41,7 +51,7 @@ def pool_timeout(
     else:
         why = "no connection could be opened in time: the server or the network does not answer."
         what = f"See {GUIDE}#hung-server"
-    return f"couldn't get a connection after {timeout:.2f} sec: {why} {state}{held} {what}"
+    return f"{why} {state}{held} {what}"
 
 
 def _kind(fault: Fault) -> ServerError:
@@ -90,8 +100,29 @@ def held_too_long(name: str, holder: Holder) -> str:
     return f"pool {name!r}: {_holds(holder)} See {GUIDE}#leaked-connection\n{holder.stack}"
 
 
-def timer_died(name: str) -> str:
-    return f"the timer thread of pool {name!r} had died; it was started again"
+def rolled_back(name: str) -> str:
+    return f"pool {name!r}: a connection was returned in a transaction, which was rolled back"
+
+
+def returned_active(name: str) -> str:
+    return f"pool {name!r}: a connection was returned in the middle of a query, and was closed"
+
+
+def reset_failed(name: str, error: Exception) -> str:
+    return f"pool {name!r} could not reset a returned connection: {first_line(error)}"
+
+
+def attempt_hung(name: str, stage: str) -> str:
+    what = "its configure function did not end" if stage == "configure" else "it did not connect"
+    return f"an attempt to open a connection of pool {name!r} was given up: {what} in time"
+
+
+def housekeeping_died() -> str:
+    return "the housekeeping thread of the pools had died; it was started again"
+
+
+def housekeeping_failed(name: str, error: Exception) -> str:
+    return f"housekeeping of pool {name!r} failed: {type(error).__name__}: {first_line(error)}"
 
 
 def observer_failed(name: str) -> str:

@@ -1,228 +1,424 @@
-"""psycopg_pool's ConnectionPool, made to keep what its settings promise.
+"""A pool of PostgreSQL connections whose settings mean what they say under faults.
 
-What is its own stays: the API, the statistics, the queue of waiting clients (first come, first
-served). What changes is how a connection is chosen, made and given up; `docs/promises.md` says why.
+Its API, parameters, statistics and exceptions are psycopg_pool's; `docs/why-our-own-pool.md` says
+why it is not that one. How it works:
 
-One lock, psycopg_pool's `_lock`, guards the state: `_pool` (idle connections, the warmest at the
-right), `_waiting`, `_slots` (one for each connection), `_attempts` (one for each being opened),
-`_fault`, `_stats`. Nothing that can wait (connect, ping, close, log) runs under it. A connection
-that is neither idle nor on its way to a waiting client belongs to the one thread that took it.
+- `_idle` has the connections at rest, the warmest at the right; `in_use` the entries of those that
+  are checked out; `entries` those of all that are open; `queue` the requests that wait.
+- A checkout takes an idle connection, or waits in the queue. A return hands the connection to who
+  has waited longest, or makes it idle. Both look again after they have published what they did, so
+  that no idle connection and no waiting request can miss each other.
+- Whoever takes an entry out of `in_use` returns that connection, so it is returned once.
+- Connections are opened by `connector.py`; `housekeeping.py` has the thread that sees to the rest.
 
-Invariant: slots + attempts <= `max_size`. A slot is given back only after its connection is closed,
-so that the server never counts more either. What an exception interrupts is not lost: a connection
-or an attempt that nobody refers to any more gives its slot back when it is garbage-collected.
+No lock guards this state, and no request ever holds a lock: each step is one operation of a
+built-in container, which is atomic with and without the GIL. So an exception that is thrown into a
+thread at any point, a signal handler or a finalizer that checks out or returns a connection, can
+neither leave a lock behind nor meet one. What an interrupted step drops is garbage-collected, and
+housekeeping closes it and gives its slot back.
 
-psycopg_pool's private names are used in this file, in `opening.py` and in `waiting.py` alone;
-`tests/pool/test_contract.py` names each one.
+Invariant: `entries` + the connector's attempts <= `max_size`. A connection leaves `entries` only
+after it was closed, so that the server never counts more either.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from threading import current_thread
 from time import monotonic, sleep
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 from weakref import WeakSet
 
+import psycopg
+from psycopg import Connection
 from psycopg.pq import TransactionStatus
-from psycopg_pool import ConnectionPool, PoolClosed
-from psycopg_pool.pool import MaintenanceTask, ShrinkPool
+from psycopg_pool import PoolClosed
 
 from abs_orm_app.pool import liveness, messages
-from abs_orm_app.pool.connector import AnyConnection
-from abs_orm_app.pool.constants import PING_AFTER, RETRY_INTERVAL
-from abs_orm_app.pool.entry import Slot
-from abs_orm_app.pool.faults import again
-from abs_orm_app.pool.queue import WaitingPool
+from abs_orm_app.pool.cleaning import clean
+from abs_orm_app.pool.connector import Connector
+from abs_orm_app.pool.constants import PING_AFTER
+from abs_orm_app.pool.entry import ENTRY, AnyConnection, Entry, Holder, frames_of_caller
+from abs_orm_app.pool.growth import PARALLEL_CONNECTS
+from abs_orm_app.pool.histogram import BOUNDS, Timings
+from abs_orm_app.pool.housekeeping import housekeeping, observers
+from abs_orm_app.pool.queue import Queue, Waiter
+from abs_orm_app.pool.statistics import POOL_OPENING, Statistics
+from abs_orm_app.pool.upkeep import close_lost
+from abs_orm_app.pool.waiting import closed_error, timeout_error, wait_for_connection
 
 logger = logging.getLogger("abs_orm_app.pool")
+IDLE = TransactionStatus.IDLE
 
 PING_TIMEOUT = 5.0  # seconds; HikariCP's validationTimeout
-PING_LEAST = 0.05  # seconds; in less, a connection that is well may seem to hang
+PING_LEAST = 0.05  # seconds; in less, a healthy connection may seem to hang
 LAST_WAIT = 2.0  # seconds; by then a process that has begun to end is over
-
-TICK = 1.0  # seconds
 
 every_pool: WeakSet[HardenedPool] = WeakSet()
 
-# Each is called with every open pool, each `TICK` seconds in the pool's timer thread, and once with
-# every pool that has just been closed. For those who watch; they must not wait for anything.
-observers: list[Callable[[HardenedPool], None]] = []
 
-
-class HardenedPool(WaitingPool):
+class HardenedPool:
     """A connection pool whose timeout, pre-ping, recycle and limits hold under faults.
 
-    Takes psycopg_pool's parameters, and these:
+    Takes psycopg_pool's parameters, with these differences:
 
-    `pre_ping`: look at a connection before it is handed out (`check` is not used).
+    `check` is not used, because of `pre_ping`: look at a connection before it is handed out.
+    `num_workers`: how many connections are opened at a time; the threads live only that long.
+    `open`: False by default.
+
+    And these:
+
     `leak_seconds`: warn about a connection held longer, with the stack that took it; None: off, and
     no stack is recorded.
     `database`: the name of the database, for the one who keeps the pool.
     `rotating`: the password may change while the pool lives; once one has worked, a server that
     refuses it is asked again, with the one that is valid then.
-    `num_workers`: how many connections are opened at a time; the threads live only that long.
+    `successor`: gives the pool that serves those who wait when this one is closed, or None. Called
+    in their threads.
 
     `getconn` raises `PoolTimeout` at the deadline, with the last fault as its cause;
     `psycopg.OperationalError` at once for a fault that does not pass by itself; `PoolClosed`; and
-    `TooManyRequests` if `max_waiting` is set.
+    `TooManyRequests` if `max_waiting` is set. Durations are in seconds.
     """
+
+    _made = 0  # for the names of pools that get none
 
     def __init__(
         self,
-        *args: Any,
+        conninfo: str | Callable[[], str] = "",
+        *,
+        connection_class: type[AnyConnection] = Connection,
+        kwargs: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
+        min_size: int = 4,
+        max_size: int | None = None,
+        open: bool = False,  # noqa: A002 - psycopg_pool's name for it
+        configure: Callable[[AnyConnection], object] | None = None,
+        check: Callable[[AnyConnection], object] | None = None,  # noqa: ARG002 - see above
+        reset: Callable[[AnyConnection], object] | None = None,
+        name: str | None = None,
+        close_returns: bool = False,
+        timeout: float = 30.0,
+        max_waiting: int = 0,
+        max_lifetime: float = 60 * 60.0,
+        max_idle: float = 10 * 60.0,
+        reconnect_timeout: float = 5 * 60.0,
+        reconnect_failed: Callable[[HardenedPool], object] | None = None,
+        num_workers: int = PARALLEL_CONNECTS,
         pre_ping: bool = True,
         leak_seconds: float | None = None,
         database: str | None = None,
-        open: bool = False,  # noqa: A002 - psycopg_pool's name for it
-        **kwargs: Any,
+        rotating: bool = False,
+        successor: Callable[[], HardenedPool | None] | None = None,
     ) -> None:
-        self.pre_ping = pre_ping
-        self.leak_seconds = leak_seconds
+        if num_workers < 1:
+            raise ValueError("num_workers must be at least 1")
+        if name is None:
+            HardenedPool._made += 1
+            name = f"pool-{HardenedPool._made}"
+        self.name = name
+        self.conninfo, self.kwargs, self.connection_class = conninfo, kwargs, connection_class
+        self.configure, self._reset, self._reconnect_failed = configure, reset, reconnect_failed
+        self.close_returns = close_returns
+        self.timeout, self.max_waiting, self.num_workers = timeout, max_waiting, num_workers
+        self.max_lifetime, self.max_idle = max_lifetime, max_idle
+        self.reconnect_timeout = reconnect_timeout
+        self.pre_ping, self.leak_seconds = pre_ping, leak_seconds
         self.database = database
-        self._refresh_before = float("-inf")
-        self._ended = False
-        super().__init__(*args, open=False, **kwargs)
+        self._successor = successor
+        self._min_size, self._max_size = checked_sizes(min_size, max_size)
+        self._closed, self.was_opened, self._ended = True, False, False
+
+        self._idle: deque[Any] = deque()
+        self.entries: set[Entry] = set()
+        self.in_use: set[Entry] = set()
+        self.queue, self.until_full = Queue(), Queue()
+        self._waiting = self.queue.waiters
+        self.statistics = Statistics()
+        self.wait_times = self.statistics.waits
+        self.use_times = self.statistics.uses
+        self.create_times = self.statistics.creates
+        self.connector = Connector(self, parallel=num_workers, rotating=rotating)
+        self.due = 0.0  # housekeeping looks at the pool then (`monotonic`)
+        self.owes_collection = False  # of garbage, for which there was no time
+        self.collected_at = float("-inf")
+        self.described = (float("-inf"), "")  # when, and what a timeout says of the pool
         every_pool.add(self)
         if open:
             self.open()
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__module__}.{type(self).__name__} {self.name!r} at 0x{id(self):x}>"
+
     # Checkout
 
-    def getconn(self, timeout: float | None = None) -> AnyConnection:
+    def getconn(self, timeout: float | None = None) -> AnyConnection:  # noqa: C901 - one screen
+        """Check out a connection, for which `putconn` must be called.
+
+        `timeout`: seconds to wait at the most; the pool's timeout by default.
+        """
         now = monotonic()
-        timeout = self.timeout if timeout is None else timeout
+        if timeout is None:
+            timeout = self.timeout
         deadline = now + timeout
+        self.statistics.requests += 1
+        conn: Any = None
         try:
-            with self._lock:
-                self._stats[self._REQUESTS_NUM] += 1
-                conn = self._take_idle()
             while True:
-                if conn is None:
-                    conn = self._wait_for_connection(timeout, deadline)
+                if self._idle and not self._waiting:
+                    try:
+                        conn = self._idle.pop()
+                    except IndexError:  # another thread has taken the last one
+                        continue
+                else:
+                    conn = wait_for_connection(self, now, timeout, deadline)
                     now = monotonic()
-                slot = self._slots[id(conn)]
-                if self._is_fit(conn, slot, now, deadline):
-                    conn._pool = self
-                    slot.take(now)
+                entry = conn._pool_entry
+                if entry.expires_at > now and (
+                    not self.pre_ping
+                    or (now - entry.idle_since <= PING_AFTER and not entry.poll(0))
+                    or self._is_alive(conn, entry, now, deadline)
+                ):
+                    entry.taken_at = now
+                    entry.thread = current_thread()
                     if self.leak_seconds is not None:
-                        slot.record_stack()
-                    return conn
-                with self._lock:
-                    conn = self._take_idle()
+                        entry.frames = frames_of_caller()
+                    conn._pool = self
+                    self.in_use.add(entry)
+                    checked_out: AnyConnection = conn
+                    return checked_out
+                self._discard(conn)
+                conn = None
                 now = monotonic()
         except PoolClosed:
-            self._let_the_process_end()
+            successor = self._next_pool(deadline)
+            if successor is None:
+                self.statistics.errors += 1
+                raise
+        except BaseException:
+            self.statistics.errors += 1
+            if conn is not None:
+                self._take_back(conn)
             raise
+        return successor.getconn(max(0.0, deadline - monotonic()))
 
-    def _is_fit(self, conn: AnyConnection, slot: Slot, now: float, deadline: float) -> bool:
-        """Tell if `conn` may be handed out; if not, it is closed, and those that share its fate."""
-        if conn._expire_at <= now or slot.opened_at <= self._refresh_before:
-            self._discard([conn])
-            return False
-        if not self.pre_ping:
-            return True
-        spoken = slot.poller.poll(0)
-        if not spoken and now - slot.idle_since <= PING_AFTER:
-            return True
-        if spoken and liveness.has_ended(conn, slot.poller):
-            self._discard([conn], lost=True)
-            return False
+    def _is_alive(self, conn: AnyConnection, entry: Entry, now: float, deadline: float) -> bool:
+        """Look at a connection that has said something, or was idle for long. It may hang."""
+        if entry.poll(0):
+            if liveness.has_ended(conn, entry.poll):
+                self.statistics.stale += 1
+                return False
+            if now - entry.idle_since <= PING_AFTER:
+                return True
         # Half of what is left: a fresh connection, if this one hangs, needs the other half.
         allowed = min(PING_TIMEOUT, max((deadline - now) / 2, PING_LEAST))
         if liveness.answers(conn, allowed):
             return True
-        self._discard([conn], lost=True)
+        self.statistics.stale += 1
         self._discard_suspects()
         return False
 
     def _discard_suspects(self) -> None:
-        """Drop the idle connections due for a ping: they hang as the one does that was pinged."""
-        with self._lock:
-            oldest = monotonic() - PING_AFTER
-            suspects = [c for c in self._pool if self._slots[id(c)].idle_since < oldest]
-            for conn in suspects:
-                self._pool.remove(conn)
-        self._discard(suspects, lost=True)
+        """Close the idle connections due for a ping: they hang as the one does that was pinged."""
+        oldest = monotonic() - PING_AFTER
+        for conn in tuple(self._idle):
+            if conn._pool_entry.idle_since < oldest and self._take(conn):
+                self.statistics.stale += 1
+                self._discard(conn)
+
+    def _next_pool(self, deadline: float) -> HardenedPool | None:
+        """The pool, open, that serves the requests of this one, which was closed."""
+        self._let_the_process_end()
+        while self._successor and self.was_opened and not self._ended and monotonic() < deadline:
+            pool = self._successor()
+            if pool is None or pool is self:
+                return None
+            try:
+                pool.open()
+            except PoolClosed:
+                continue
+            return pool
+        return None
 
     # Return
 
     def putconn(self, conn: AnyConnection) -> None:
-        if conn._pool is not self:
-            self._check_pool_putconn(conn)
-        if self._reset or conn.pgconn.transaction_status != TransactionStatus.IDLE:
-            self._clean(conn)
-        else:
-            self._add_to_pool(conn)
-
-    def _clean(self, conn: AnyConnection) -> None:
-        """Take back a connection that is in a transaction, or broken, or to be `reset`."""
-        if not self._closed:
-            self._reset_connection(conn)
-        if conn.pgconn.transaction_status != TransactionStatus.UNKNOWN:
-            self._add_to_pool(conn)
-            return
-        held = self._slots[id(conn)].release(monotonic())
-        self._discard([conn])
-        with self._lock:
-            self._stats[self._RETURNS_BAD] += 1
-            self.use_times.add(held)
-
-    def _add_to_pool(self, conn: AnyConnection) -> None:
-        """Hand `conn` to the client that has waited longest, or keep it idle, or let it go."""
-        conn._pool = None
-        now = monotonic()
-        slot = self._slots[id(conn)]
-        held = slot.release(now)
-        with self._lock:
-            if held:
-                self.use_times.add(held)
+        """Return a connection. Raises `ValueError` for one that is not checked out of this pool."""
+        entry: Any = None
+        claimed = given = broken = False
+        said: list[str] = []
+        try:
+            entry = conn._pool_entry  # type: ignore[attr-defined]
+            self.in_use.remove(entry)
+            claimed = True
+            now = monotonic()
+            held = now - entry.taken_at
+            uses = self.use_times
+            uses.counts[bisect_left(BOUNDS, held)] += 1
+            uses.total += held
+            if uses.samples is not None:
+                uses.samples.append(held)
+            if self._reset is not None or entry.pgconn.transaction_status != IDLE:
+                said = clean(self, conn, self._reset)
+                broken = conn.closed
+                self.statistics.returns_bad += broken
+            entry.idle_since = now
+            entry.thread = entry.frames = None
+            entry.reported = entry.examined = False
             if (
-                not self._closed
-                and conn._expire_at > now
-                and slot.opened_at > self._refresh_before
-                and len(self._slots) <= self._max_size
+                broken
+                or self._closed
+                or entry.expires_at <= now
+                or len(self.entries) > self._max_size
             ):
-                while self._waiting:
-                    if self._waiting.popleft().set(conn):
-                        return
-                self._pool.append(conn)
-                if self._pool_full_event and len(self._pool) >= self._min_size:
-                    self._pool_full_event.set()
-                return
-        self._discard([conn])
+                self._discard(conn)
+            else:
+                conn._pool = None
+                given = True
+                if not (self._waiting and self.queue.hand_over(conn)):
+                    self._idle.append(conn)
+                    self._look_again()
+        except BaseException as error:
+            if not claimed and isinstance(error, AttributeError | KeyError):
+                raise ValueError(self._why_not_ours(conn)) from None
+            if entry is not None and not given and entry not in self.in_use:
+                self._discard(conn)  # interrupted half-way
+            raise
+        for text in said:  # last: what handles it may use the pool
+            logger.warning(text)
 
-    def _discard(self, conns: Sequence[AnyConnection], *, lost: bool = False) -> None:
-        """Close connections that no one else has, give their slots back, open what is missing."""
-        if not conns:
+    def _why_not_ours(self, conn: AnyConnection) -> str:
+        pool = getattr(conn, "_pool", None)
+        entry = getattr(conn, ENTRY, None)
+        if pool is not None and pool is not self:
+            why = f"it comes from pool {pool.name!r}"
+        elif isinstance(entry, Entry) and entry.lost:
+            why = "it was garbage, and its slot has been given back"
+        else:
+            why = "it doesn't come from any pool, or was returned before"
+        return f"can't return connection to pool {self.name!r}, {why}: {conn}"
+
+    def add(self, conn: Any) -> None:
+        """Take a connection in that nobody has: for who waits, or idle, or let it go."""
+        entry = conn._pool_entry
+        now = monotonic()
+        if self._closed or entry.expires_at <= now or len(self.entries) > self._max_size:
+            self._discard(conn)
             return
-        for conn in conns:
-            self._hang_up(conn)
-        with self._lock:
-            for conn in conns:
-                self._slots.pop(id(conn)).forget()
-            if lost:
-                self._stats[self._CONNECTIONS_LOST] += len(conns)
-            attempts = self._reserve(monotonic())
-        self._start_connectors(attempts)
+        conn._pool = None
+        entry.idle_since = now
+        if not (self._waiting and self.queue.hand_over(conn)):
+            self._idle.append(conn)
+            self._look_again()
+
+    def _look_again(self) -> None:
+        """After a connection became idle: did anything change that it should have met?"""
+        if self._waiting:
+            self.serve()
+        if self._closed:
+            self._close_idle()
+        if self.until_full.waiters and len(self._idle) >= self._min_size:
+            self.until_full.tell_all(bool)
+
+    def serve(self) -> None:
+        """Hand idle connections to those who wait."""
+        while self._waiting and self._idle:
+            try:
+                conn = self._idle.pop()
+            except IndexError:
+                return
+            if not self.queue.hand_over(conn):
+                self._idle.append(conn)
+
+    def _take_back(self, conn: Any) -> None:
+        """Undo a checkout that was interrupted."""
+        self.in_use.discard(conn._pool_entry)
+        if conn.pgconn.transaction_status == IDLE:
+            self.add(conn)
+        else:
+            self._discard(conn)  # in the middle of a ping
+
+    def _take(self, conn: Any) -> bool:
+        """Take this connection out of the idle ones; False if somebody else did."""
+        try:
+            self._idle.remove(conn)
+        except ValueError:
+            return False
+        return True
+
+    def _discard(self, conn: Any) -> None:
+        """Close a connection that no one else has, give its slot back, have what is missing opened.
+
+        Its slot comes last: the server counts it until it is closed.
+        """
+        self.hang_up(conn)
+        self.entries.discard(conn._pool_entry)
+        if not self._closed:
+            self.call_housekeeping()
+
+    def hang_up(self, conn: Any) -> None:
+        conn._pool = None
+        conn.close()
+
+    def _close_idle(self) -> None:
+        while self._idle:
+            try:
+                conn = self._idle.popleft()
+            except IndexError:
+                return
+            self._discard(conn)
 
     # Life
 
+    @property
+    def min_size(self) -> int:
+        return self._min_size
+
+    @property
+    def max_size(self) -> int:
+        return self._max_size
+
+    @property
+    def closed(self) -> bool:
+        """True for a pool that was closed, or is not open yet."""
+        return self._closed
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
     def open(self, wait: bool = False, timeout: float = 30.0) -> None:
-        """Start to fill the pool to its size. Does nothing on an open pool."""
+        """Start to fill the pool to its size. Does nothing on an open pool.
+
+        `wait`: return when it is filled, see `wait()`. Raises `PoolClosed` for a pool that was
+        closed.
+        """
         if self._closed:
-            self._let_the_process_end()
-            with self._lock:
-                self._open()
-                attempts = self._reserve(monotonic())
-            self._start_connectors(attempts)
+            if self.was_opened:
+                self._let_the_process_end()
+                raise PoolClosed(f"the pool {self.name!r} was closed and cannot be reused")
+            self._closed = False
+            self.was_opened = True
+            self.call_housekeeping()
         if wait:
             self.wait(timeout)
 
     @contextmanager
     def connection(self, timeout: float | None = None) -> Iterator[AnyConnection]:
+        """Check out a connection for a `with` block, and commit or roll back at its end."""
         conn = self.getconn(timeout)
         try:
             with conn:
@@ -232,56 +428,57 @@ class HardenedPool(WaitingPool):
 
     def wait(self, timeout: float = 30.0) -> None:
         """Wait up to `timeout` seconds until the pool has its size; close it and raise if not."""
+        if self._closed:
+            raise closed_error(self)
         began = monotonic()
-        deadline = began + timeout
-        self._check_open_getconn()
-        with self._lock:
-            if len(self._pool) >= self._min_size:
-                return
-            full = self._pool_full_event = self._pool_full_event or threading.Event()
-        while not full.wait(min(RETRY_INTERVAL, max(0.0, deadline - monotonic()))):
-            if monotonic() >= deadline:
-                break
-            self._tend(began, deadline)
-        with self._lock:
-            self._pool_full_event = None
-            if len(self._pool) >= self._min_size:
-                return
-            fault = self._fault
-            error = self._timeout_error(timeout)
-        self.close()
-        raise again(fault.error) if fault and fault.permanent else error
+        waiter = Waiter(began, began + timeout)
+        try:
+            self.until_full.join(waiter)
+            self._look_again()
+            self.call_housekeeping()
+            outcome = waiter.wait(began + timeout)
+        finally:
+            self.until_full.leave(waiter)
+        if outcome is None:
+            outcome = timeout_error(self, timeout)
+        if isinstance(outcome, BaseException):
+            self.close()
+            raise outcome
 
     def resize(self, min_size: int, max_size: int | None = None) -> None:
         """Change the limits; what is over the new ones is closed at once or on return."""
-        with self._lock:
-            self._min_size, self._max_size = self._check_size(min_size, max_size)
-            surplus = max(0, min(self._nconns - self._max_size, len(self._pool)))
-            closing = [self._pool.popleft() for _ in range(surplus)]
-            attempts = self._reserve(monotonic())
-        self._start_connectors(attempts)
-        self._discard(closing)
+        self._min_size, self._max_size = checked_sizes(min_size, max_size)
+        while len(self.entries) > self._max_size and self._idle:
+            self.close_longest_idle(monotonic())
+        self._look_again()
+        self.call_housekeeping()
 
     def drain(self) -> None:
         """Replace each connection by a new one: the idle now, those in use when they come back."""
-        with self._lock:
-            self._refresh_before = monotonic()
-            conns = list(self._pool)
-            self._pool.clear()
-        self._discard(conns)
+        for entry in tuple(self.entries):
+            entry.expire()
+        for conn in tuple(self._idle):
+            if conn._pool_entry.expires_at < 0 and self._take(conn):
+                self._discard(conn)
 
     def check(self) -> None:
         """Ping each idle connection, and replace those that are expired or do not answer."""
-        with self._lock:
-            conns = list(self._pool)
-            self._pool.clear()
         hangs = False  # the others hang as the one does that did not answer
-        for conn in conns:
+        for conn in tuple(self._idle):
+            if not self._take(conn):
+                continue
             if not hangs and liveness.answers(conn, PING_TIMEOUT):
-                self._add_to_pool(conn)
+                self.add(conn)
             else:
                 hangs = hangs or not conn.closed
-                self._discard([conn], lost=True)
+                self.statistics.stale += 1
+                self._discard(conn)
+
+    @staticmethod
+    def check_connection(conn: AnyConnection) -> None:
+        """Raise `psycopg.OperationalError` if the connection does not answer within 5 s."""
+        if not liveness.answers(conn, PING_TIMEOUT):
+            raise psycopg.OperationalError("the connection does not answer")
 
     def close(self, timeout: float = 5.0) -> None:
         """Close the pool. Those who wait get `PoolClosed`; connections in use are closed on return.
@@ -289,29 +486,43 @@ class HardenedPool(WaitingPool):
         Waits up to `timeout` seconds for connections that are just being opened.
         """
         was_open = not self._closed
-        super().close(timeout)
-        self.settle(timeout)
+        self._closed = self.was_opened = True
+        self.queue.tell_all(lambda: closed_error(self))
+        self.until_full.tell_all(lambda: closed_error(self))
+        self._close_idle()
+        close_lost(self)
         if was_open:
+            self.settle(timeout)
             self.tell_observers()
+        self.call_housekeeping()  # which forgets it
+
+    def close_orphans(self) -> None:
+        """Close the connections in use whose thread has ended without returning them."""
+        for entry in tuple(self.in_use):
+            conn = entry.weak()
+            if conn is not None and entry.is_orphaned():
+                with suppress(ValueError):  # it is just being returned
+                    self.hang_up(conn)
+                    self.putconn(conn)
 
     def settle(self, timeout: float) -> None:
         """Wait up to `timeout` seconds for connections that are being opened, and open no more."""
         deadline = monotonic() + timeout
-        self._paused = True
-        while self._attempts and monotonic() < deadline:
+        self.connector.paused = True
+        while self.connector.attempts and monotonic() < deadline:
             sleep(0.005)
 
     def resume(self) -> None:
         """Open again what is missing, after `settle`."""
-        with self._lock:
-            self._paused = False
-            attempts = self._reserve(monotonic())
-        self._start_connectors(attempts)
+        self.connector.paused = False
+        if not self._closed:
+            self.call_housekeeping()
 
     def close_for_good(self, timeout: float) -> None:
         """At the end of the process: close, in about `timeout` seconds."""
         self._ended = True
         self.close(timeout)
+        self.close_orphans()
 
     def _let_the_process_end(self) -> None:
         """Wait a little, if this is a daemon thread, which runs on for a moment.
@@ -322,48 +533,71 @@ class HardenedPool(WaitingPool):
             sleep(LAST_WAIT)
 
     def abandon(self) -> None:
-        """In a forked child: forget the parent's connections without a byte on its sockets.
-
-        Takes no lock: another thread of the parent may have held it, and is not here to release it.
-        """
-        self._closed = True
-        self._lock = threading.RLock()
-        for slot in self._slots.values():
-            slot.detach()
-            slot.forget()
-        for conn in self._pool:
-            self._hang_up(conn)
-        self._pool.clear()
+        """In a forked child: forget the parent's connections without a byte on its sockets."""
+        self._closed = self.was_opened = True
+        for entry in tuple(self.entries):
+            entry.detach()
+        self.entries.clear()
+        self.in_use.clear()
+        for conn in tuple(self._idle):
+            self.hang_up(conn)
+        self._idle.clear()
         self._waiting.clear()
-        self._attempts.clear()
+        self.until_full.waiters.clear()
+        self.connector.abandon()
 
-    def _start_initial_tasks(self) -> None:
-        self.schedule_task(ShrinkPool(self), self.max_idle)
-        self.schedule_task(Tick(self), TICK)
-        if self.leak_seconds is not None:
-            self.schedule_task(LeakWatch(self), self.leak_seconds / 2)
+    def reconnect_failed(self) -> None:
+        """Called when connecting has failed for `reconnect_timeout` seconds."""
+        if self._reconnect_failed is not None:
+            self._reconnect_failed(self)
 
-    def run_task(self, task: MaintenanceTask) -> None:
-        """Run a task at once, in the timer's thread: those that are left never wait."""
-        task.run()
+    # For housekeeping and the connector
 
-    def _shrink_pool(self) -> None:
-        """Close the overflow that was idle for the whole of the last `max_idle` seconds."""
-        with self._lock:
-            unused = min(self._nconns_min, self._nconns - self._min_size, len(self._pool))
-            closing = [self._pool.popleft() for _ in range(unused)]
-            self._nconns_min = len(self._pool)
-        self._discard(closing)
+    def call_housekeeping(self) -> bool:
+        return housekeeping.call(self)
 
-    def _warn_of_leaks(self) -> None:
-        """Warn, once for each checkout, of the connections held for longer than `leak_seconds`."""
-        with self._lock:
-            slots = [slot for slot in self._slots.values() if slot.taken_at and not slot.reported]
-        for slot in slots:
-            holder = slot.holder()
-            if self.leak_seconds is not None and holder.seconds >= self.leak_seconds:
-                slot.reported = True
-                logger.warning(messages.held_too_long(self.name, holder))
+    def connection_lost(self, entry: Entry) -> None:
+        """A connection was garbage-collected, at any point of any thread."""
+        if entry in self.entries:
+            entry.lost = True
+            self.in_use.discard(entry)  # a finalizer that returns it now is refused
+            self.call_housekeeping()
+
+    def has_room(self) -> bool:
+        return len(self.entries) + len(self.connector.attempts) < self._max_size
+
+    def is_below_size(self) -> bool:
+        return len(self.entries) < self._min_size
+
+    def has_connections_in_use(self) -> bool:
+        return len(self.entries) > len(self._idle)
+
+    def idle_count(self) -> int:
+        return len(self._idle)
+
+    def idle_since(self) -> float | None:
+        """When the connection that is idle for longest was used last; None if none is idle."""
+        try:
+            since: float = self._idle[0]._pool_entry.idle_since
+        except IndexError:
+            return None
+        return since
+
+    def close_longest_idle(self, before: float) -> bool:
+        """Close the connection that is idle for longest, if it was not used since `before`."""
+        try:
+            conn = self._idle[0]
+        except IndexError:
+            return False
+        if conn._pool_entry.idle_since > before or not self._take(conn):
+            return False
+        self._discard(conn)
+        return True
+
+    def say(self, text: str) -> None:
+        """Log from a thread of its own: what handles it may use the pool, and wait."""
+        with suppress(RuntimeError):  # the process is about to end
+            threading.Thread(target=logger.warning, args=(text,), daemon=True).start()
 
     def tell_observers(self) -> None:
         """Call the observers, each in a `try`: whoever watches the pool cannot break it."""
@@ -373,24 +607,48 @@ class HardenedPool(WaitingPool):
             except Exception:
                 logger.exception(messages.observer_failed(self.name))
 
+    # Facts
 
-HardenedPool.__module__ = "abs_orm_app.pool"  # its public name
+    def holders(self) -> list[Holder]:
+        """Who has a connection checked out, the longest first."""
+        holders = [entry.holder() for entry in tuple(self.in_use)]
+        return sorted(holders, key=lambda holder: holder.seconds, reverse=True)
+
+    def get_stats(self) -> dict[str, int]:
+        """Return psycopg_pool's statistics, and those that `statistics.py` adds.
+
+        `usage_ms` counts `getconn`/`putconn` too.
+        """
+        return self.statistics.counters() | self._measures()
+
+    def pop_stats(self) -> dict[str, int]:
+        """Return the statistics and set the counters to zero."""
+        return self.statistics.pop() | self._measures()
+
+    def _measures(self) -> dict[str, int]:
+        opening = len(self.connector.attempts)
+        return {
+            "pool_min": self._min_size,
+            "pool_max": self._max_size,
+            "pool_size": len(self.entries) + opening,
+            "pool_available": len(self._idle),
+            "requests_waiting": len(self._waiting),
+            POOL_OPENING: opening,
+        }
+
+    def timings(self) -> Timings:
+        """How long requests waited and held, and connecting took, since the pool was made."""
+        return self.statistics.timings()
 
 
-class Tick(MaintenanceTask):
-    """Looks for lost connections and tells the observers, again and again."""
-
-    def _run(self, pool: ConnectionPool[Any]) -> None:
-        if isinstance(pool, HardenedPool):
-            pool.schedule_task(self, TICK)
-            pool.replace_lost()
-            pool.tell_observers()
-
-
-class LeakWatch(MaintenanceTask):
-    """Looks, every half `leak_seconds`, for connections that are held too long."""
-
-    def _run(self, pool: ConnectionPool[Any]) -> None:
-        if isinstance(pool, HardenedPool) and pool.leak_seconds is not None:
-            pool.schedule_task(self, pool.leak_seconds / 2)
-            pool._warn_of_leaks()
+def checked_sizes(min_size: int, max_size: int | None) -> tuple[int, int]:
+    """Return both, `max_size` being `min_size` by default; `ValueError` if they make no pool."""
+    if max_size is None:
+        max_size = min_size
+    if min_size < 0:
+        raise ValueError("min_size cannot be negative")
+    if max_size < min_size:
+        raise ValueError("max_size must be greater or equal than min_size")
+    if max_size == 0:
+        raise ValueError("if min_size is 0 max_size must be greater than 0")
+    return min_size, max_size

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 SETTLE_TIMEOUT = 1.0
 LAST = -100  # priority of what ends a child, after finalizers that may query
 
-pools: dict[str, HardenedPool] = {}  # this process's, by alias; `build_lock` guards additions
-build_lock = threading.Lock()
+# This process's, by alias. No lock guards it: a pool is added by `setdefault` before it is opened,
+# so that of several that are built at once one counts, and the others were never more than objects.
+pools: dict[str, HardenedPool] = {}
 
 # Each closes what this thread holds of the pools, without a word to a pool or a transaction. Called
 # at the end of the process, and in a forked child.
@@ -73,16 +74,22 @@ def _resume() -> None:
 
 def _start_clean() -> None:
     """In a forked child: leave the parent's pools and connections to the parent."""
-    global _pid, _closes_at_end, _ended, build_lock
+    global _pid, _closes_at_end, _ended
     _closes_at_end = _ended = False
-    build_lock = threading.Lock()
     pools.clear()
     inherited = _every_pool()
+    if module := sys.modules.get("abs_orm_app.pool.housekeeping"):
+        module.housekeeping.reset()
     for pool in inherited:
         pool.abandon()
     if inherited:
         _hang_up()
     _pid = os.getpid()
+
+
+def has_ended() -> bool:
+    """True once the pools have been closed at the end of the process."""
+    return _ended
 
 
 def comes_after_the_end() -> bool:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from abs_orm_app.pool.connector import POOL_OPENING
 from abs_orm_app.pool.histogram import Distribution
 from abs_orm_app.pool.pool import HardenedPool
-from abs_orm_app.pool.queue import TIMEOUTS
+from abs_orm_app.pool.statistics import LEAKED, POOL_OPENING, STALE, TIMEOUTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +30,19 @@ class Snapshot:
     errors: int  # all that got none, timeouts included
     connects: int  # attempts to open a connection
     connect_errors: int  # of these, how many failed
-    lost: int  # found dead, or never returned
+    stale: int  # connections found closed or hung
+    leaked: int  # connections that were never returned
     returned_broken: int
 
     # Seconds
     waits: Distribution  # of the queued
     uses: Distribution
     creates: Distribution
+
+    @property
+    def lost(self) -> int:
+        """Deprecated, for a release: the stale and the leaked ones."""
+        return self.stale + self.leaked
 
     @property
     def connections(self) -> int:
@@ -67,7 +72,8 @@ def snapshot(pool: HardenedPool) -> Snapshot:
         errors=stats.get("requests_errors", 0),
         connects=stats.get("connections_num", 0),
         connect_errors=stats.get("connections_errors", 0),
-        lost=stats.get("connections_lost", 0),
+        stale=stats.get(STALE, 0),
+        leaked=stats.get(LEAKED, 0),
         returned_broken=stats.get("returns_bad", 0),
         waits=timings.waits,
         uses=timings.uses,

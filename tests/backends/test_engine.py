@@ -6,8 +6,11 @@ import gc
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from time import sleep
+from typing import Any
 
 import psycopg
 import pytest
@@ -21,10 +24,12 @@ from pytest_django.plugin import DjangoDbBlocker
 from abs_orm_app.pool.pool import HardenedPool
 from tests.support.databases import ALIAS, Database, ask
 from tests.support.pools import APP, Call
+from tests.support.querying_engine.base import DatabaseWrapper as QueryingWrapper
 from tests.support.servers import Server, wait_until
 
 pytestmark = pytest.mark.server(roles=["reporting"])
 
+ALONE = {"pool": {"min_size": 1, "max_size": 1, "timeout": 3}}
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -95,7 +100,7 @@ def test_an_exhausted_pool_is_djangos_operational_error(database: Database) -> N
     wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 0.2}})
     ask(wrapper)
     call = Call(lambda: ask(connections[ALIAS]))
-    with pytest.raises(OperationalError, match="all 1 connections are in use"):
+    with pytest.raises(OperationalError, match="the only connection is in use"):
         call.result(within=5)
 
 
@@ -188,6 +193,72 @@ def test_close_pool_closes_every_session_and_the_next_use_opens_a_new_one(
     wait_until(lambda: shared.sessions(APP) == 0, "the sessions to end")
     wrapper.close_pool()
     assert ask(wrapper)
+
+
+def test_close_pool_closes_the_connections_of_threads_that_have_ended(
+    database: Database, shared: Server
+) -> None:
+    """As a test run's threads leave them; then the test database cannot be dropped."""
+    wrapper = database()
+    gc.disable()
+    try:
+        for _ in range(3):
+            Call(lambda: ask(connections[ALIAS])).result(within=5)
+        assert shared.sessions(APP) >= 3
+        wrapper.close()
+        wrapper.close_pool()
+        wait_until(lambda: shared.sessions(APP) == 0, "the sessions to end")
+    finally:
+        gc.enable()
+
+
+def test_requests_that_wait_when_the_pool_is_closed_go_on_with_the_next(
+    database: Database,
+) -> None:
+    wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 2, "timeout": 10}})
+    over = threading.Event()
+
+    def work() -> int:
+        done = 0
+        while not over.is_set():
+            ask(connections[ALIAS], "SELECT pg_sleep(0.002)")
+            connections[ALIAS].close()
+            done += 1
+        return done
+
+    calls = [Call(work) for _ in range(8)]
+    for _ in range(20):
+        sleep(0.03)
+        wrapper.close_pool()
+    over.set()
+    assert all(call.result(within=15) for call in calls)
+
+
+def test_an_engine_that_queries_when_a_wrapper_is_made(database: Database) -> None:
+    """As django-tenants does with EXTRA_SET_TENANT_METHOD_PATH: once a wrapper, and no more."""
+    QueryingWrapper.made = 0
+    wrapper = database(ENGINE="tests.support.querying_engine", OPTIONS=ALONE)
+    assert ask(wrapper)
+    assert wrapper.pool.get_stats()["pool_size"] >= 1
+    assert QueryingWrapper.made == 1
+
+
+def test_a_signal_handler_queries_while_the_pool_is_built(database: Database) -> None:
+    wrapper = database()
+    asked: list[Any] = []
+
+    class Interrupting(dict[str, Any]):
+        """Settings that are read in the middle of building."""
+
+        def get(self, name: str, default: Any = None) -> Any:
+            if name == "CONN_MAX_AGE" and not asked:
+                asked.append(0)
+                asked.append(ask(wrapper.copy()))
+            return super().get(name, default)
+
+    wrapper.settings_dict = Interrupting(wrapper.settings_dict)
+    assert ask(wrapper)
+    assert asked[1]
 
 
 def test_close_all_returns_the_connection_of_every_alias(database: Database) -> None:

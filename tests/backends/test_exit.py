@@ -16,7 +16,8 @@ from django.db import OperationalError, connection, transaction
 
 from abs_orm_app.facts.pools import snapshots
 from abs_orm_app.pool import registry
-from abs_orm_app.pool.pool import HardenedPool, observers
+from abs_orm_app.pool.housekeeping import observers
+from abs_orm_app.pool.pool import HardenedPool
 from tests.support.processes import (
     GUNICORN,
     UVICORN,

@@ -13,9 +13,9 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from psycopg_pool import PoolTimeout
 
 from abs_orm_app.integrations import opentelemetry
-from abs_orm_app.pool import pool as pool_module
 from abs_orm_app.pool.histogram import BOUNDS, Histogram
-from abs_orm_app.pool.pool import TICK, HardenedPool
+from abs_orm_app.pool.housekeeping import TICK, observers
+from abs_orm_app.pool.pool import HardenedPool
 from tests.support.pools import opened, ours
 from tests.support.processes import run
 from tests.support.projects import database, entry
@@ -32,7 +32,7 @@ def reader() -> Iterator[InMemoryMetricReader]:
     opentelemetry.instrument(provider)
     yield reader
     provider.shutdown()
-    pool_module.observers.remove(opentelemetry.pass_on)
+    observers.remove(opentelemetry.pass_on)
     opentelemetry._histograms.clear()
     Histogram.samples_kept = 0
 

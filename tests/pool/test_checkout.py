@@ -100,7 +100,7 @@ def test_a_connection_with_an_unread_notice_stays_in_the_pool(shared: Server) ->
         with shared.admin() as admin:
             admin.execute("NOTIFY gossip")
         wait_until(
-            lambda: bool(pool._slots[id(pool._pool[0])].poller.poll(0)),  # type: ignore[attr-defined]
+            lambda: bool(pool._idle[0]._pool_entry.poll(0)),
             "the notice to arrive",
         )
         assert use(pool) == listener
@@ -192,6 +192,6 @@ def test_a_check_of_all_takes_one_ping_where_they_hang(server: Server) -> None:
 
 def test_connections_opened_together_do_not_expire_together(shared: Server) -> None:
     with opened(ours, shared.conninfo, min_size=8, max_lifetime=3600) as pool:
-        ends = sorted(conn._expire_at for conn in pool._pool)
+        ends = sorted(entry.expires_at for entry in pool.entries)
         assert ends[-1] - ends[0] > 1
         assert ends[-1] - ends[0] < 3600 * 0.06

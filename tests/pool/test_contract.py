@@ -1,162 +1,110 @@
-"""The private names of psycopg_pool and psycopg that the engine stands on: each is still there.
+"""What the project stands on that psycopg does not document: each is still there.
 
-When one of these tests fails after an upgrade, read what changed in psycopg_pool at that name, and
-only then change `connector.py`, `queue.py` or `pool.py`.
+When one of these tests fails after an upgrade, read what changed in psycopg at that name first.
 """
 
 from __future__ import annotations
 
 import ast
 import inspect
+import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from time import monotonic
 
 import psycopg
 import psycopg_pool
 import pytest
-from psycopg_pool.base import BasePool
-from psycopg_pool.pool import ConnectionPool, MaintenanceTask, ShrinkPool, WaitingClient
-from psycopg_pool.sched import Scheduler
+from psycopg.conninfo import timeout_from_conninfo
 
 import abs_orm_app
+from abs_orm_app.pool.entry import ENTRY
 from abs_orm_app.pool.pool import HardenedPool
 from tests.support.servers import Server
 
 APP = Path(abs_orm_app.__file__).parent
-MODULES = ["connector.py", "queue.py", "pool.py"]
+MODULES = sorted(APP.rglob("*.py"))
 
-CALLED = {  # psycopg_pool's methods that we call, with the parameters that we rely on
-    "_check_open_getconn": [],
-    "_check_pool_putconn": ["conn"],
-    "_check_size": ["min_size", "max_size"],
-    "_open": [],
-    "_reset_connection": ["conn"],
-    "_set_connection_expiry_date": ["conn"],
-}
-REPLACED = {  # its methods that it calls itself, and that are ours here
-    "_add_to_pool": ["conn"],
-    "_connect": ["timeout"],
-    "_shrink_pool": [],
-    "_start_initial_tasks": [],
-    "_start_workers": [],
-}
-FIELDS = {
-    "_closed",
-    "_configure",
-    "_lock",
-    "_max_size",
-    "_min_size",
-    "_nconns",
-    "_nconns_min",
-    "_pool",
-    "_pool_full_event",
-    "_reset",
-    "_sched",
-    "_sched_runner",
-    "_stats",
-    "_waiting",
-}
-COUNTERS = {
-    "_CONNECTIONS_ERRORS",
-    "_CONNECTIONS_LOST",
-    "_CONNECTIONS_MS",
-    "_CONNECTIONS_NUM",
-    "_REQUESTS_ERRORS",
-    "_REQUESTS_NUM",
-    "_REQUESTS_QUEUED",
-    "_REQUESTS_WAIT_MS",
-    "_RETURNS_BAD",
-    "_USAGE_MS",
-}
-OF_CLIENTS = {"_cond", "conn", "error"}
-OF_CONNECTIONS = {"_expire_at", "_pool"}
+# All that is private and used: a connection of a pool knows it by this name. Django's engine
+# returns a connection through it, and psycopg closes none in `with conn` that has it.
+OF_CONNECTIONS = {"_pool"}
+# psycopg_pool's parameters that mean something else here, or have another default.
+OTHER_DEFAULTS = {"open", "num_workers"}
 
 
 @pytest.fixture(scope="module")
-def stock() -> Iterator[ConnectionPool[psycopg.Connection]]:
-    with Server() as server, ConnectionPool(server.conninfo, min_size=1, open=True) as pool:
-        pool.wait(10)
-        yield pool
+def conn() -> Iterator[psycopg.Connection]:
+    with Server() as server, psycopg.connect(server.conninfo) as conn:
+        yield conn
 
 
-def test_this_list_is_complete() -> None:
-    """No other private name of psycopg_pool is used, and none of these in vain."""
-    listed = {*CALLED, *REPLACED, *FIELDS, *COUNTERS, *OF_CONNECTIONS, "_cond", "_run"}
+def test_no_other_private_name_of_a_connection_is_used() -> None:
+    source = inspect.getsource(psycopg.connection) + inspect.getsource(psycopg._connection_base)
+    theirs = set(re.findall(r"self\.(_[a-z]\w*)", source))
     used = set()
-    for module in MODULES:
-        for node in ast.walk(ast.parse((APP / "pool" / module).read_text())):
-            if isinstance(node, ast.Attribute):
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") in (
+                "conn",
+                "connection",
+            ):
                 used.add(node.attr)
-            if isinstance(node, ast.FunctionDef):
-                used.add(node.name)
-    theirs = inspect.getsource(psycopg_pool.pool) + inspect.getsource(psycopg_pool.base)
-    private = {name for name in used if name.startswith("_") and not name.startswith("__")}
-    assert {name for name in private if f".{name}" in theirs} == listed
+    assert used & theirs == OF_CONNECTIONS
 
 
-def test_no_other_module_uses_psycopg_pools_private_names() -> None:
-    names = {*CALLED, *REPLACED, *FIELDS} - {"_pool", "_lock"}
-    for path in APP.rglob("*.py"):
-        if path.name in MODULES:
-            continue
-        nodes = list(ast.walk(ast.parse(path.read_text())))
-        own = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
-        used = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-        assert used & names <= own, path.name
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(APP)))
+def test_of_psycopg_pool_only_public_names_are_imported(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("psycopg_pool"):
+            assert node.module == "psycopg_pool"
+            assert {name.name for name in node.names} <= set(psycopg_pool.__all__)
+        if isinstance(node, ast.Import):
+            assert all(not name.name.startswith("psycopg_pool.") for name in node.names)
 
 
-@pytest.mark.parametrize("name", [*CALLED, *REPLACED])
-def test_a_method_has_the_parameters_that_we_rely_on(name: str) -> None:
-    parameters = list(inspect.signature(getattr(ConnectionPool, name)).parameters)[1:]
-    assert parameters == {**CALLED, **REPLACED}[name]
+def test_a_connection_takes_an_attribute(conn: psycopg.Connection) -> None:
+    setattr(conn, ENTRY, 1)
+    assert getattr(conn, ENTRY) == 1
+    delattr(conn, ENTRY)
 
 
-@pytest.mark.parametrize("name", sorted(FIELDS))
-def test_a_pool_has_the_field(stock: ConnectionPool[psycopg.Connection], name: str) -> None:
-    assert hasattr(stock, name)
+def test_a_connection_of_a_pool_is_not_closed_by_with(conn: psycopg.Connection) -> None:
+    conn._pool = object()  # type: ignore[assignment]
+    with conn:
+        pass
+    assert not conn.closed
+    conn._pool = None
 
 
-@pytest.mark.parametrize("name", sorted(COUNTERS))
-def test_the_name_of_a_counter_is_a_constant(name: str) -> None:
-    assert isinstance(getattr(BasePool, name), str)
+def test_the_timeout_of_an_address_is_read() -> None:
+    assert timeout_from_conninfo({"connect_timeout": "7"}) == 7
+    assert timeout_from_conninfo({}) > 0
 
 
-def test_open_starts_the_workers_and_the_initial_tasks() -> None:
-    called: list[str] = []
-
-    class Watched(HardenedPool):
-        def _start_workers(self) -> None:
-            called.append("workers")
-            super()._start_workers()
-
-        def _start_initial_tasks(self) -> None:
-            called.append("tasks")
-            super()._start_initial_tasks()
-
-    pool = Watched("host=/nowhere", min_size=1)
-    pool.open()
-    pool.close()
-    assert called == ["workers", "tasks"]
+def test_the_parameters_are_psycopg_pools() -> None:
+    theirs = inspect.signature(psycopg_pool.ConnectionPool).parameters
+    ours = inspect.signature(HardenedPool).parameters
+    assert set(theirs) <= set(ours)
+    for name in set(theirs) - OTHER_DEFAULTS:
+        assert ours[name].default == theirs[name].default, name
 
 
-def test_a_connection_gets_its_age_and_its_pool(stock: ConnectionPool[psycopg.Connection]) -> None:
-    with stock.connection() as conn:
-        assert monotonic() + 3600 * 0.94 < conn._expire_at <= monotonic() + 3600
-        assert conn._pool is stock
-    assert conn._pool is None
+def test_the_public_names_are_psycopg_pools() -> None:
+    # For who writes tasks of their own for psycopg_pool's threads, which ours has not.
+    tasks = {"run_task", "schedule_task", "worker"}
+    public = {name for name in dir(psycopg_pool.ConnectionPool) if not name.startswith("_")}
+    assert public - tasks <= set(dir(HardenedPool))
 
 
-def test_a_waiting_client_takes_one_connection_or_one_error() -> None:
-    client: WaitingClient[psycopg.Connection] = WaitingClient()
-    assert all(hasattr(client, name) for name in OF_CLIENTS)
-    assert client.fail(ValueError())
-    assert not client.fail(ValueError())
+def test_the_statistics_are_psycopg_pools() -> None:
+    base = psycopg_pool.base.BasePool
+    theirs = {value for name, value in vars(base).items() if name.isupper() and name[0] == "_"}
+    pool = HardenedPool("host=/nowhere")
+    known = {*pool.statistics._totals(), *pool.get_stats()}
+    assert {name for name in theirs if isinstance(name, str)} <= known
 
 
-def test_the_timer_runs_tasks_through_the_pool() -> None:
-    """`Scheduler` calls `task.tick`, which calls `pool.run_task`: ours runs it there and then."""
-    assert issubclass(ShrinkPool, MaintenanceTask)
-    assert "run_task" in inspect.getsource(MaintenanceTask.tick)
-    assert "_shrink_pool" in inspect.getsource(ShrinkPool._run)
-    assert {"enter", "run"} <= set(vars(Scheduler))
+def test_a_pool_that_was_never_opened_starts_no_thread() -> None:
+    before = threading.active_count()
+    HardenedPool("host=/nowhere").close()
+    assert threading.active_count() == before

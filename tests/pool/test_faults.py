@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 from collections.abc import Iterator
 from time import monotonic, sleep
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from abs_orm_app.pool.constants import RETRY_INTERVAL
-from abs_orm_app.pool.faults import is_permanent
+from abs_orm_app.pool.faults import again, is_permanent
 from tests.support.pools import APP, Call, MakePool, compared_with_stock, opened, ours, stock, use
 from tests.support.proxy import Proxy
 from tests.support.servers import Server, wait_until
@@ -230,6 +231,40 @@ def test_attempts_that_hang_do_not_take_every_slot_for_long(shared: Server) -> N
         pool.close(timeout=0.1)
 
 
+def test_an_attempt_that_hangs_in_configure_gives_its_slot_back(shared: Server) -> None:
+    hangs = [threading.Event()]
+
+    def configure(conn: Any) -> None:
+        if hangs:
+            hangs.pop().wait(30)
+
+    pool = ours(shared.conninfo, min_size=1, timeout=9, configure=configure)
+    pool.open()
+    call = Call(use, pool)
+    call.result(within=10)
+    assert call.seconds < 6, "configure may take a third of the timeout"
+    wait_until(lambda: shared.sessions(APP) == 1, "the session that hung to end")
+    pool.close(timeout=0.1)
+
+
+def test_a_refill_that_failed_is_tried_again_though_nobody_waits(shared: Server) -> None:
+    faults = [psycopg.OperationalError("connection refused")] * 3
+    pool = ours("", min_size=3, timeout=5)
+
+    def kwargs() -> dict[str, Any]:
+        if faults and pool.get_stats()["pool_available"]:
+            raise faults.pop()
+        return {**psycopg.conninfo.conninfo_to_dict(shared.conninfo), "autocommit": True}
+
+    pool.kwargs = kwargs
+    pool.open()
+    try:
+        wait_until(lambda: pool.get_stats()["pool_available"] == 3, "the pool to be full", 15)
+        assert not faults
+    finally:
+        pool.close()
+
+
 # What is worth another try
 
 
@@ -263,6 +298,36 @@ def test_what_the_process_is_out_of_it_may_have_again(shared: Server, error: Exc
         assert Call(use, pool).result(within=5)
     finally:
         pool.close()
+
+
+class PickyError(Exception):
+    """Cannot be made from its arguments."""
+
+    def __init__(self, name: str, *, code: int) -> None:
+        super().__init__(f"{name} {code}")
+        self.code = code
+
+
+def test_a_fault_of_any_class_is_raised_to_everyone(shared: Server) -> None:
+    def kwargs() -> dict[str, Any]:
+        raise PickyError("the vault says", code=403)
+
+    pool = ours("", min_size=1, timeout=10)
+    pool.kwargs = kwargs
+    pool.open()
+    try:
+        for call in [Call(use, pool) for _ in range(4)]:
+            with pytest.raises(PickyError, match="the vault says 403") as caught:
+                call.result(within=5)
+            assert caught.value.code == 403
+    finally:
+        pool.close()
+
+
+def test_an_exception_that_cannot_be_copied_is_raised_with_its_text() -> None:
+    copy = again(UnicodeDecodeError("utf-8", b"x", 0, 1, "why"))
+    assert isinstance(copy, psycopg.OperationalError)
+    assert "why" in str(copy)
 
 
 # The hard deadline

@@ -14,6 +14,7 @@ from time import sleep
 
 import pytest
 
+from abs_orm_app.pool.housekeeping import THREAD
 from abs_orm_app.pool.pool import HardenedPool
 from tests.support.pools import (
     APP,
@@ -95,7 +96,7 @@ def test_a_lost_connection_is_replaced_though_nobody_waits(shared: Server) -> No
         )
         assert isinstance(pool, HardenedPool)
         assert not pool.holders()
-        assert lost not in {pid(conn) for conn in pool._pool}
+        assert lost not in {pid(conn) for conn in pool._idle}
 
 
 def test_the_place_that_lost_a_connection_is_named(
@@ -179,6 +180,13 @@ class Interrupted(BaseException):
     """Thrown into threads at any point, as a task server's soft time limit is."""
 
 
+def throw(error: type[BaseException], thread: threading.Thread) -> None:
+    assert thread.ident is not None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread.ident), ctypes.py_object(error)
+    )
+
+
 def test_exceptions_thrown_at_any_point_of_a_checkout_lose_nothing(shared: Server) -> None:
     stop = threading.Event()
 
@@ -197,11 +205,7 @@ def test_exceptions_thrown_at_any_point_of_a_checkout_lose_nothing(shared: Serve
     with opened(ours, shared.conninfo, min_size=2, max_size=4, timeout=5) as pool:
         calls = [Call(work, pool) for _ in range(8)]
         for _ in range(400):
-            victim = random.choice(calls).ident  # noqa: S311
-            assert victim is not None
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(victim), ctypes.py_object(Interrupted)
-            )
+            throw(Interrupted, random.choice(calls))  # noqa: S311
             sleep(0.003)
         stop.set()
         for call in calls:
@@ -216,31 +220,36 @@ def test_exceptions_thrown_at_any_point_of_a_checkout_lose_nothing(shared: Serve
         assert pool.get_stats()["requests_waiting"] == 0
 
 
+def housekeepers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == THREAD]
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_the_timer_thread_is_started_again_when_it_has_died(
+def test_the_housekeeping_thread_is_started_again_when_it_has_died(
     shared: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def die() -> None:
-        raise SystemExit
-
     with opened(ours, shared.conninfo, min_size=1, max_size=3, max_idle=0.5) as pool:
-        timer = pool._sched_runner
-        assert timer is not None
-        pool._sched.enter(0, die)
-        timer.join(5)
-        assert not timer.is_alive()
+        (thread,) = housekeepers()
+        throw(SystemExit, thread)
         with caplog.at_level(logging.WARNING, "abs_orm_app.pool"):
             conns = [pool.getconn() for _ in range(3)]
+            thread.join(5)
+        assert not thread.is_alive()
         for conn in conns:
             pool.putconn(conn)
-        assert "timer thread" in caplog.text
+        assert "housekeeping thread" in caplog.text
         wait_until(lambda: shared.sessions(APP) == 1, "the overflow to be closed", seconds=5)
 
 
-def test_an_idle_pool_has_one_thread_and_no_other(shared: Server) -> None:
+def test_idle_pools_have_one_thread_and_no_other(shared: Server) -> None:
+    wait_until(lambda: not housekeepers(), "the thread of the pools before", seconds=5)
     before = set(threading.enumerate())
-    with opened(ours, shared.conninfo, min_size=3) as pool:
+    with (
+        opened(ours, shared.conninfo, min_size=3) as pool,
+        opened(ours, shared.conninfo, min_size=3) as other,
+    ):
         use(pool)
+        use(other)
         wait_until(lambda: len(set(threading.enumerate()) - before) == 1, "the connectors to end")
-        (timer,) = set(threading.enumerate()) - before
-        assert timer is pool._sched_runner
+        assert housekeepers() == list(set(threading.enumerate()) - before)
+    wait_until(lambda: not housekeepers(), "the thread to end with the last pool", seconds=5)

@@ -14,7 +14,8 @@ from django.db import connections
 from psycopg_pool import PoolTimeout
 
 from abs_orm_app.facts.pools import snapshots
-from abs_orm_app.pool import pool as pool_module
+from abs_orm_app.pool import housekeeping as housekeeping_module
+from abs_orm_app.pool.housekeeping import observers
 from abs_orm_app.pool.pool import HardenedPool
 from abs_orm_app.pool.snapshot import Snapshot, snapshot
 from tests.support.pools import Call, opened, ours
@@ -39,11 +40,11 @@ def open_pool(alias: str) -> Any:
 
 @contextmanager
 def observed_by(observer: Callable[[HardenedPool], None]) -> Iterator[None]:
-    pool_module.observers.append(observer)
+    observers.append(observer)
     try:
         yield
     finally:
-        pool_module.observers.remove(observer)
+        observers.remove(observer)
 
 
 def test_it_counts_what_is_idle_in_use_and_overflow(server: Server) -> None:
@@ -132,7 +133,7 @@ def test_it_holds_nothing_secret(server: Server) -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "TICK", 0.1)
+    monkeypatch.setattr(housekeeping_module, "TICK", 0.1)
 
 
 def test_observers_are_told_of_an_open_pool_again_and_again_and_once_of_its_end(
@@ -146,7 +147,7 @@ def test_observers_are_told_of_an_open_pool_again_and_again_and_once_of_its_end(
     with observed_by(observer), small_pool(server) as pool:
         wait_until(lambda: len(told) >= 2, "two ticks")
         assert {(who, closed) for who, closed, _ in told} == {(pool, False)}
-        assert {thread for *_, thread in told} == {"under test-timer"}
+        assert {thread for *_, thread in told} == {housekeeping_module.THREAD}
         pool.close()
         assert told[-1][:2] == (pool, True)
         ended = len(told)

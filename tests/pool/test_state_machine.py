@@ -110,9 +110,8 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule()
     def expire(self) -> None:
-        with self.pool._lock:
-            for conn in self.pool._pool:
-                conn._expire_at = 0.0
+        for conn in tuple(self.pool._idle):
+            conn._pool_entry.expire()
 
     @rule()
     def drain(self) -> None:
@@ -160,10 +159,8 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def every_slot_is_accounted_for(self) -> None:
         def settled() -> bool:
-            with self.pool._lock:
-                self.pool._reclaim_lost()
-                known = {id(conn) for conn in [*self.pool._pool, *self.held]}
-                return set(self.pool._slots) == known and not self.pool._attempts
+            known = {conn._pool_entry for conn in [*self.pool._idle, *self.held]}
+            return self.pool.entries == known and not self.pool.connector.attempts
 
         wait_until(settled, "slots to be idle or in hand", 5)
         stats = self.pool.get_stats()
@@ -173,8 +170,8 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def no_connection_is_idle_and_in_hand(self) -> None:
-        idle = {id(conn) for conn in self.pool._pool}
-        assert len(idle) == len(self.pool._pool)
+        idle = {id(conn) for conn in self.pool._idle}
+        assert len(idle) == len(self.pool._idle)
         assert not idle & {id(conn) for conn in self.held}
         assert sorted(h.pid for h in self.pool.holders()) == sorted(map(_pid, self.held))
 

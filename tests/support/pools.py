@@ -16,7 +16,7 @@ from abs_orm_app.pool.pool import HardenedPool
 
 APP = "pool-under-test"  # application_name, to count sessions by
 
-AnyPool = ConnectionPool[Any]
+AnyPool = Any  # ours or psycopg_pool's: the same API
 MakePool = Callable[..., AnyPool]
 T = TypeVar("T")
 

@@ -307,7 +307,8 @@ def _live_card(live: Live) -> LiveCard:
             ("failed, with those", amount(now.errors)),
             ("connects", amount(now.connects)),
             ("of these failed", amount(now.connect_errors)),
-            ("connections lost", amount(now.lost)),
+            ("connections stale", amount(now.stale)),
+            ("connections leaked", amount(now.leaked)),
         ),
     )
 

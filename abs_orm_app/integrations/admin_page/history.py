@@ -10,7 +10,8 @@ from time import monotonic
 from weakref import WeakKeyDictionary
 
 from abs_orm_app.pool.histogram import Distribution
-from abs_orm_app.pool.pool import TICK, HardenedPool, observers
+from abs_orm_app.pool.housekeeping import TICK, observers
+from abs_orm_app.pool.pool import HardenedPool
 from abs_orm_app.pool.snapshot import Snapshot, snapshot
 
 SPAN = 300.0  # seconds

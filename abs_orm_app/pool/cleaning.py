@@ -1,0 +1,44 @@
+"""What is done to a connection that is returned in a transaction, or to be reset.
+
+Here is the place for a session that was changed (`Entry.dirty`), too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from psycopg import ProgrammingError
+from psycopg.pq import TransactionStatus
+
+from abs_orm_app.pool import messages
+from abs_orm_app.pool.entry import AnyConnection
+
+if TYPE_CHECKING:
+    from abs_orm_app.pool.pool import HardenedPool
+
+Reset = Callable[[AnyConnection], object]
+
+
+def clean(pool: HardenedPool, conn: AnyConnection, reset: Reset | None) -> list[str]:
+    """End what a returned connection is doing and call `reset`; close it if that fails.
+
+    Returns what to log.
+    """
+    said = []
+    status = conn.pgconn.transaction_status
+    try:
+        if status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+            said.append(messages.rolled_back(pool.name))
+            conn.rollback()
+        elif status == TransactionStatus.ACTIVE:
+            said.append(messages.returned_active(pool.name))
+            pool.hang_up(conn)
+        if reset is not None and not pool.closed and not conn.closed:
+            reset(conn)
+            if conn.pgconn.transaction_status != TransactionStatus.IDLE:
+                raise ProgrammingError("it is left in a transaction")
+    except Exception as error:
+        said.append(messages.reset_failed(pool.name, error))
+        pool.hang_up(conn)
+    return said

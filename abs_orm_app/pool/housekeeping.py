@@ -1,0 +1,178 @@
+"""One thread a process looks after all its pools. It sleeps until it is called or something is due.
+
+No lock guards it: a call is one addition to a set and one release of a lock (the bell). The right
+to be the thread is an object, `_Turn`, of which there is one: whatever ends the thread, or the
+attempt to start it, drops the turn, and the next call starts another thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from _thread import allocate_lock, start_new_thread
+from collections import deque
+from collections.abc import Callable
+from math import inf
+from threading import TIMEOUT_MAX, Thread
+from time import monotonic
+from typing import TYPE_CHECKING
+from weakref import WeakSet
+
+from abs_orm_app.pool import messages
+from abs_orm_app.pool.constants import RETRY_INTERVAL
+from abs_orm_app.pool.upkeep import tend
+
+if TYPE_CHECKING:
+    from abs_orm_app.pool.pool import HardenedPool
+
+logger = logging.getLogger("abs_orm_app.pool")
+
+THREAD = "abs_orm_app-housekeeping"
+TICK = 1.0  # seconds between two calls of the observers
+
+
+class _Turn:
+    """The right to be the housekeeping thread; dropped, it is free again."""
+
+    __slots__ = ("owner", "process")
+
+    def __init__(self, owner: Housekeeping) -> None:
+        self.owner, self.process = owner, owner.process
+
+    def __del__(self) -> None:
+        if self.process is self.owner.process:
+            self.owner.free.append(_Turn(self.owner))
+
+
+class Housekeeping:
+    """Calls `tend` for each open pool when it is called for or due, and the observers at each tick.
+
+    `tend` gets the time (`monotonic`) and returns when it is due next.
+    """
+
+    def __init__(self) -> None:
+        self.pools: WeakSet[HardenedPool] = WeakSet()  # those that are open
+        self.observers = Observers(self)
+        self.reset()
+
+    def reset(self) -> None:
+        """In a forked child: there is no thread, and what was there is the parent's."""
+        self.process = object()  # another one in each child
+        self.free: deque[_Turn] = deque()
+        self.free.append(_Turn(self))
+        self._called: set[HardenedPool] = set()
+        self._bell = allocate_lock()
+        self._ticked_at = monotonic()
+        self.pools = WeakSet()
+
+    def call(self, pool: HardenedPool) -> bool:
+        """Look after this pool now, in the thread; False if no thread can be started.
+
+        Never waits, and may be called at any point: by a signal handler, by a finalizer.
+        """
+        self._called.add(pool)
+        return self.ring()
+
+    def is_running(self) -> bool:
+        return not self.free
+
+    def ring(self) -> bool:
+        try:
+            self._bell.release()
+        except RuntimeError:
+            pass  # it is about to look
+        return not self.free or self._begin()
+
+    def _begin(self) -> bool:
+        """Start the thread, unless another one begins to."""
+        try:
+            turn = [self.free.pop()]
+        except IndexError:
+            return True
+        try:
+            # Of the two calls that start a thread this one cannot be interrupted half-way.
+            start_new_thread(self._start, (turn,))
+        except RuntimeError:  # the process is out of threads, or about to end
+            return False
+        return True
+
+    def _start(self, turn: list[_Turn]) -> None:
+        """In a thread that nobody knows of: start the one that has a name."""
+        try:
+            Thread(target=self._run, args=(turn,), name=THREAD, daemon=True).start()
+        except RuntimeError:
+            turn.clear()
+
+    def _run(self, turn: list[_Turn]) -> None:
+        process, died = self.process, True
+        try:
+            self._look_after_pools(process)
+            died = False
+        finally:
+            turn.clear()
+            if process is self.process and (self._called or (died and self.pools)):
+                self._begin()
+                if died:
+                    logger.warning(messages.housekeeping_died())
+
+    def _look_after_pools(self, process: object) -> None:
+        """Until there is no open pool, or a fork has made this thread its parent's."""
+        bell = self._bell
+        while process is self.process:
+            called = self._called
+            while called:
+                pool = called.pop()
+                pool.due = 0.0
+                self.pools.add(pool)
+            now, due = monotonic(), inf
+            for pool in tuple(self.pools):
+                if pool.due <= now:
+                    pool.due = _tend(pool, now)
+                    if pool.queue.waiters:  # who came just now has seen that it was due
+                        pool.due = min(pool.due, now + RETRY_INTERVAL)
+                    if pool.closed:
+                        self.pools.discard(pool)
+                        continue
+                due = min(due, pool.due)
+            if not self.pools:
+                return
+            if self.observers:
+                due = min(due, self._tell_observers(now))
+            pool = None  # type: ignore[assignment]  # not kept alive while this thread sleeps
+            left = due - monotonic()
+            if left > 0 and not called:
+                bell.acquire(True, left if left < TIMEOUT_MAX else -1)
+
+    def _tell_observers(self, now: float) -> float:
+        if now - self._ticked_at >= TICK:
+            self._ticked_at = now
+            for pool in tuple(self.pools):
+                pool.tell_observers()
+        return self._ticked_at + TICK
+
+
+class Observers(list["Callable[[HardenedPool], None]"]):
+    """Each is called with every open pool at each tick, and once with each that was just closed.
+
+    For those who watch. They run in the housekeeping thread, and must not wait for anything.
+    """
+
+    def __init__(self, housekeeping: Housekeeping) -> None:
+        super().__init__()
+        self._housekeeping = housekeeping
+
+    def append(self, observer: Callable[[HardenedPool], None]) -> None:
+        super().append(observer)
+        if self._housekeeping.pools:
+            self._housekeeping.ring()
+
+
+def _tend(pool: HardenedPool, now: float) -> float:
+    try:
+        return tend(pool, now)
+    except Exception as error:  # the others must not suffer
+        pool.say(messages.housekeeping_failed(pool.name, error))
+        return now + TICK
+
+
+housekeeping = Housekeeping()
+observers = housekeeping.observers

@@ -1,0 +1,112 @@
+"""What the housekeeping thread does for one pool: it never waits here, for nothing and nobody."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING
+
+from abs_orm_app.pool import messages
+from abs_orm_app.pool.constants import RETRY_INTERVAL
+from abs_orm_app.pool.garbage import COLLECT_AFTER, COLLECT_INTERVAL, Collector
+
+if TYPE_CHECKING:
+    from abs_orm_app.pool.pool import HardenedPool
+
+LEAST = 0.05  # seconds between two looks at what is idle for too long
+
+collector = Collector()
+
+
+def tend(pool: HardenedPool, now: float) -> float:
+    """Look after the pool; return when to do it again (`monotonic`)."""
+    lost = close_lost(pool)
+    due = inf
+    if not pool.closed:
+        due = min(
+            pool.connector.tend(now),
+            _serve_waiting(pool, now),
+            _warn_of_leaks(pool, now),
+            _close_unused(pool, now),
+        )
+    for text in lost:
+        pool.say(text)
+    return due
+
+
+def close_lost(pool: HardenedPool) -> list[str]:
+    """Close the connections that were garbage-collected unreturned; return what to say of them."""
+    said = []
+    for entry in tuple(pool.entries):
+        if entry.weak() is None:
+            # It may be in the hands of a finalizer, which must not use it any more.
+            entry.pgconn.finish()
+            pool.in_use.discard(entry)
+            try:
+                pool.entries.remove(entry)
+            except KeyError:  # another thread closes the pool
+                continue
+            pool.statistics.leaked += 1
+            if not pool.closed:
+                said.append(messages.connection_lost(pool.name, entry.holder()))
+    return said
+
+
+def _serve_waiting(pool: HardenedPool, now: float) -> float:
+    """See to it that those who wait get what there is; return when to look again."""
+    waiting = bool(pool.queue.waiters)
+    if waiting:
+        pool.queue.wake_served()
+        pool.serve()
+    if (waiting or pool.owes_collection) and _collect_garbage(pool, now):
+        return now
+    return now + RETRY_INTERVAL if waiting else inf
+
+
+def _collect_garbage(pool: HardenedPool, now: float) -> bool:
+    """Collect garbage that may hold connections; True if that was done.
+
+    Each ended thread with a connection in hand is a reason once. Otherwise it takes a long wait. A
+    collection that may not fit in before the next deadline is made when nobody waits.
+    """
+    if len(pool.entries) - pool.idle_count() < pool.max_size:
+        pool.owes_collection = False
+        return False
+    waiters = tuple(pool.queue.waiters)
+    orphans = [e for e in tuple(pool.in_use) if not e.examined and e.is_orphaned()]
+    if waiters and not orphans:
+        waits_long = now - waiters[0].began > COLLECT_AFTER
+        if not waits_long or now - pool.collected_at <= COLLECT_INTERVAL:
+            return False
+    if not collector.fits(min((waiter.deadline for waiter in waiters), default=inf)):
+        pool.owes_collection = True
+        return False
+    pool.owes_collection = False
+    for entry in orphans:
+        entry.examined = True
+    pool.collected_at = now
+    collector.collect()
+    return True
+
+
+def _warn_of_leaks(pool: HardenedPool, now: float) -> float:
+    """Warn, once for each checkout, of the connections held for longer than `leak_seconds`."""
+    if pool.leak_seconds is None:
+        return inf
+    for entry in tuple(pool.in_use):
+        if not entry.reported and now - entry.taken_at >= pool.leak_seconds:
+            entry.reported = True
+            pool.say(messages.held_too_long(pool.name, entry.holder()))
+    return now + pool.leak_seconds / 2
+
+
+def _close_unused(pool: HardenedPool, now: float) -> float:
+    """Close the overflow that was idle for `max_idle` seconds; return when to look again."""
+    while len(pool.entries) > pool.min_size:
+        since = pool.idle_since()
+        if since is None:
+            return now + pool.max_idle
+        if since + pool.max_idle > now:
+            return max(since + pool.max_idle, now + LEAST)
+        if not pool.close_longest_idle(now - pool.max_idle):
+            return now + LEAST
+    return inf

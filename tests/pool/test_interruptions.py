@@ -1,0 +1,167 @@
+"""An exception thrown into a thread at any bytecode costs nobody else anything.
+
+Time limits of Dramatiq and Celery, `gevent.Timeout` and Ctrl-C come at any point. Here one comes at
+each bytecode of the pool's code in turn.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from time import monotonic
+from types import FrameType
+from typing import Any
+
+import pytest
+
+import abs_orm_app
+from tests.support.pools import APP, AnyPool, Call, opened, ours, use
+from tests.support.servers import Server, wait_until
+
+POOL = str(Path(abs_orm_app.__file__).parent / "pool")
+SOON = 2.0  # seconds; an innocent who pays waits for its timeout
+TIMEOUT = 8.0
+
+
+class Interrupted(BaseException):
+    """What is thrown."""
+
+
+class Interruption:
+    """Throws `Interrupted` into the thread that calls it, at the `at`-th bytecode in the pool."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(POOL):
+            return None
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        if event == "opcode":
+            self.left -= 1
+            if self.left < 0:
+                raise Interrupted
+        return self
+
+
+def interrupted(function: Callable[[], object], at: int) -> bool:
+    """Run the function in a thread; False if it came to its end before that bytecode."""
+    thrown = []
+
+    def work() -> None:
+        sys.settrace(Interruption(at))
+        try:
+            function()
+        except Interrupted:
+            thrown.append(True)
+        finally:
+            sys.settrace(None)
+
+    Call(work).result(within=TIMEOUT + 5)
+    return bool(thrown)
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Server]:
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def _no_noise(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("CRITICAL")
+
+
+def check_that_all_come_soon(pool: AnyPool, limit: int, at: int) -> None:
+    began = monotonic()
+    conns = [pool.getconn(timeout=TIMEOUT) for _ in range(limit)]
+    assert monotonic() - began < SOON, f"an innocent waits after an exception at bytecode {at}"
+    for conn in conns:
+        pool.putconn(conn)
+    stats = pool.get_stats()
+    assert stats["pool_size"] <= limit, f"at bytecode {at}"
+    assert stats["requests_waiting"] == 0, f"at bytecode {at}"
+
+
+def test_in_a_checkout_and_return(shared: Server) -> None:
+    def checkout_and_return() -> None:
+        conn = pool.getconn(timeout=TIMEOUT)
+        pool.putconn(conn)
+
+    with opened(ours, shared.conninfo, min_size=2, timeout=TIMEOUT) as pool:
+        checked = 0
+        for at in count():
+            if not interrupted(checkout_and_return, at):
+                break
+            check_that_all_come_soon(pool, 2, at)
+            checked = at
+        assert checked > 50
+        assert shared.sessions(APP) <= 2
+
+
+def test_in_a_return_that_somebody_waits_for(shared: Server) -> None:
+    with opened(ours, shared.conninfo, min_size=1, timeout=TIMEOUT) as pool:
+        for at in count():
+            holding = [pool.getconn()]
+
+            def give_back(holding: list[Any] = holding) -> None:
+                pool.putconn(holding.pop())
+
+            innocent = Call(use, pool)
+            wait_until(lambda: pool.get_stats()["requests_waiting"] == 1, "the innocent to wait")
+            began = monotonic()
+            went_on = interrupted(give_back, at)
+            innocent.result(within=TIMEOUT + 2)
+            assert innocent.ended_at - began < SOON, f"it waits after bytecode {at}"
+            if not went_on:
+                break
+        assert at > 30
+
+
+def test_in_a_wait(shared: Server) -> None:
+    with opened(ours, shared.conninfo, min_size=1, timeout=TIMEOUT) as pool:
+        for at in count():
+            holding = [pool.getconn()]
+
+            def checkout_and_return() -> None:
+                conn = pool.getconn(timeout=TIMEOUT)
+                pool.putconn(conn)
+
+            victim = Call(interrupted, checkout_and_return, at)
+            end = monotonic() + 0.05
+            while pool.get_stats()["requests_waiting"] == 0 and monotonic() < end:
+                pass
+            pool.putconn(holding.pop())
+            went_on = victim.result(within=TIMEOUT + 5)
+            check_that_all_come_soon(pool, 1, at)
+            if not went_on:
+                break
+        assert at > 100
+
+
+def test_in_the_first_use_of_a_pool(shared: Server) -> None:
+    """Where threads are started."""
+    gc.collect()
+    for at in count():
+        pool = ours(shared.conninfo, min_size=1, max_size=2, timeout=TIMEOUT)
+
+        def first_use(pool: AnyPool = pool) -> None:
+            pool.open()
+            pool.putconn(pool.getconn(timeout=TIMEOUT))
+
+        went_on = interrupted(first_use, at)
+        try:
+            pool.open()
+            check_that_all_come_soon(pool, 2, at)
+        finally:
+            pool.close()
+        if not went_on:
+            break
+    assert at > 100
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if name.endswith("connector")]
