@@ -13,9 +13,10 @@ READY = $(VENV)/.ready
 BENCH = --output docs
 WAGTAIL = .venv-wagtail
 TESTS =
+SECONDS = 180
 JOBS = 3
 
-.PHONY: install check_pool test wagtail bench lint stop clean
+.PHONY: install check_pool test soak wagtail bench lint stop clean
 
 check_pool: $(PROJECT)
 	$(BIN)/python manage.py check_pool
@@ -28,6 +29,10 @@ install: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(TESTS)
 
+# Chaos on one pool, for SECONDS: rows, connections and deadlines are accounted for.
+soak: $(READY)
+	$(BIN)/python -m tests.soak.chaos --seconds $(SECONDS)
+
 # A site of Wagtail, in an environment of its own, through a restart of its database.
 wagtail: $(READY) $(WAGTAIL)/.ready
 	$(BIN)/python -m pytest tests/project/test_wagtail.py -rP
@@ -35,6 +40,7 @@ wagtail: $(READY) $(WAGTAIL)/.ready
 # About twelve minutes on an idle machine; less, and into nothing: make bench BENCH=--quick
 bench: $(VENV)/.ready-bench
 	$(BIN)/python -m benchmarks $(BENCH)
+	$(BIN)/python -m benchmarks.crowd
 	$(BIN)/python -m benchmarks.metrics_cost
 	$(BIN)/python -m benchmarks.commands
 
