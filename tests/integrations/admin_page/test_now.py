@@ -17,7 +17,8 @@ from django.urls import include, path
 from psycopg_pool import PoolTimeout
 
 from abs_orm_app.integrations.admin_page import history
-from abs_orm_app.pool.pool import TICK, HardenedPool
+from abs_orm_app.pool.housekeeping import TICK
+from abs_orm_app.pool.pool import HardenedPool
 from abs_orm_app.pool.snapshot import snapshot
 from tests.support.pages import IN_TIME, PAGE, SMALL, card, content, pool_of, state
 from tests.support.pools import Call
