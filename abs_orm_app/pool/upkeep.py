@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import inf
+from threading import main_thread
 from typing import TYPE_CHECKING
 
 from abs_orm_app.pool import messages
@@ -46,7 +47,8 @@ def close_lost(pool: HardenedPool) -> list[str]:
             except KeyError:  # another thread closes the pool
                 continue
             pool.statistics.leaked += 1
-            if not pool.closed:
+            # Threads that end with the process return nothing, and nobody has to be told.
+            if not pool.closed and main_thread().is_alive():
                 said.append(messages.connection_lost(pool.name, entry.holder()))
     return said
 
