@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -47,3 +49,13 @@ def test_each_message_of_the_pool_links_to_an_entry_of_the_troubleshooting_page(
     named = set(re.findall(r"\{GUIDE\}#([\w-]+)", source))
     assert named
     assert named <= anchors(ROOT / "docs" / "troubleshooting.md")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_each_import_of_this_app_in_a_page_works(page: Path) -> None:
+    for module, names in re.findall(
+        r"^from (abs_orm_app[\w.]*) import (.+)$", page.read_text(), re.MULTILINE
+    ):
+        for name in names.split(", "):
+            name = name.partition(" as ")[0]
+            assert hasattr(import_module(module), name) or find_spec(f"{module}.{name}")
