@@ -147,6 +147,8 @@ def _host(where: str, host: str, known: Mapping[str, str]) -> str:
     host = known.get("hostaddr") or host or known.get("host", "")
     if not host:
         raise ValueError(f"{where} names no host: name one, or the directory of the Unix socket.")
+    if not host.startswith(("/", "@")) and re.search("[@/]", host):
+        raise ValueError(f"{where} has more than a host as its HOST: give the host alone.")
     if "," in host:
         raise ValueError(
             f"{where} names several hosts: libpq takes the first that answers, PgBouncer would use"

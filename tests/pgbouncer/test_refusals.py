@@ -29,6 +29,10 @@ def refusal(*arguments: str, **entries: dict[str, Any]) -> str:
         ),
         ({"ENGINE": OURS, "NAME": "shop"}, "DATABASES['shop'] names no host"),
         (
+            {"ENGINE": OURS, "NAME": "shop", "HOST": "postgresql://app:s3cret@db/shop"},
+            "DATABASES['shop'] has more than a host as its HOST: give the host alone.",
+        ),
+        (
             {"ENGINE": OURS, "NAME": "", "OPTIONS": {"service": "x"}},
             "DATABASES['shop'] names a service",
         ),
