@@ -193,7 +193,8 @@ def use_both(web: Web, *, before_the_fork: int = 0) -> Samples:
         return scrape_web(web).get("django_db_pool_limit") == limit
 
     wait_until(all_have_a_pool, "a pool in each process", DEADLINE)
-    return wait_for(web, {"django_db_pool_checkouts_total": float(checkouts)})
+    counted = ("checkouts_total", "use_seconds_count", "use_seconds_bucket<=+Inf")
+    return wait_for(web, {f"django_db_pool_{name}": float(checkouts) for name in counted})
 
 
 def test_each_worker_shows_the_sum_of_all_live_workers(server: Server, tmp_path: Path) -> None:

@@ -61,6 +61,9 @@ def manage(
     """
     mine = ("DB_", "DATABASE_URL", "DEBUG", "WEB_CONCURRENCY", "PG")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(mine)}
+    if not environ.keys() & {"DATABASE_URL", "DB_HOST", "DB_NAME", "ENV_FILE"}:
+        # Without an address, the sample project starts a server in the checkout.
+        inherited["DATABASE_URL"] = "postgresql://127.0.0.1:1/nowhere"
     return subprocess.run(
         [sys.executable, "manage.py", *arguments],
         cwd=ROOT,
