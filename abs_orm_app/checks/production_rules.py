@@ -20,6 +20,7 @@ def deploy_findings(databases: Iterable[Configured]) -> list[Finding]:
         recycle_off_or_long,
         embedded_database,
         tls_not_required,
+        any_server_will_do,
         placeholder_password,
         open_secret_file,
     )
@@ -92,6 +93,25 @@ def tls_not_required(database: Configured) -> Iterator[Finding]:
             " server):",
             database.alias,
             fix="?sslmode=verify-full",
+        )
+
+
+def any_server_will_do(database: Configured) -> Iterator[Finding]:
+    keeps = database.mode in ("pool", "persistent")
+    remote = any(not is_local(host) for host in database.host.split(","))
+    if keeps and remote and database.written and not database.target_session_attrs:
+        effect = (
+            "requests that write fail until the address leads to the new primary"
+            if database.hardened and database.mode == "pool"
+            else "connections to it are kept, and requests that write fail until they expire"
+        )
+        yield new_finding(
+            "W020",
+            f"The address of this alias may lead to a standby after a failover: {effect}.",
+            "Let only a server that accepts writes be connected to, and requests wait for it, by"
+            " adding this parameter to the address:",
+            database.alias,
+            fix="?target_session_attrs=read-write",
         )
 
 

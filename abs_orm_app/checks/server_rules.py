@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from django.db import DEFAULT_DB_ALIAS
-
 from abs_orm_app.checks.finding import Finding, new_finding
 from abs_orm_app.checks.fixes import alter_role, set_one, variable, written_by_hand
 from abs_orm_app.facts.databases import NEVER, Configured, is_local
 from abs_orm_app.facts.failure import Failure
 from abs_orm_app.facts.server import ServerFacts
+from abs_orm_app.facts.server_role import wanted_role
 
 LONGEST_SILENCE = 3600  # seconds until a server checks whether a silent client is still there
 
@@ -75,7 +74,7 @@ def keepalives_off(database: Configured, server: ServerFacts) -> Iterator[Findin
 
 
 def takes_no_writes(database: Configured, server: ServerFacts) -> Iterator[Finding]:
-    if database.alias != DEFAULT_DB_ALIAS or not (server.in_recovery or server.read_only):
+    if wanted_role(database) != "primary" or not (server.in_recovery or server.read_only):
         return
     if server.in_recovery:
         yield new_finding(

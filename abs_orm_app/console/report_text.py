@@ -13,6 +13,7 @@ from abs_orm_app.facts.failure import Failure
 from abs_orm_app.facts.pooler import PoolerFacts
 from abs_orm_app.facts.report import Report
 from abs_orm_app.facts.server import ServerFacts
+from abs_orm_app.facts.server_role import role_in_words
 from abs_orm_app.facts.wording import WITHOUT_POOL, format_value, option_in_words
 
 FEW_LEFT = 0.9  # of the limit in use, from which the server section gets a warning
@@ -71,7 +72,7 @@ def answer_sections(report: Report, layout: Layout, *, everything: bool = False)
     """
     sections = [
         _pool_section(report.active, report.configured, layout, everything),
-        _server_section(report.server, layout),
+        _server_section(report.server, report.configured, layout),
         _test_section(report.test or ConnectionTest(), report.configured, layout),
     ]
     return "\n\n".join(filter(None, sections))
@@ -121,7 +122,9 @@ _NAMES = {
 }
 
 
-def _server_section(server: ServerFacts | Failure | None, layout: Layout) -> str:
+def _server_section(
+    server: ServerFacts | Failure | None, database: Configured, layout: Layout
+) -> str:
     if server is None:
         return ""  # the connection test says why it was not reached
     if isinstance(server, Failure):
@@ -136,7 +139,7 @@ def _server_section(server: ServerFacts | Failure | None, layout: Layout) -> str
         ("address", server.address),
         ("database", server.database),
         ("role", role),
-        ("state", _state(server)),
+        ("state", role_in_words(database, server)),
         ("TLS", tls.strip()),
         *_pooler(server.pooler),
         ("limit", limit.why),
@@ -151,12 +154,6 @@ def _server_section(server: ServerFacts | Failure | None, layout: Layout) -> str
     ]
     mark = layout.signs.warning if share >= FEW_LEFT else layout.signs.good
     return _lines([layout.heading("Server", mark), *layout.pairs(rows)])
-
-
-def _state(server: ServerFacts) -> str:
-    if server.in_recovery:
-        return "standby, read only"
-    return "transactions are read only by default" if server.read_only else "accepts writes"
 
 
 def _pooler(pooler: PoolerFacts | None) -> list[tuple[str, str]]:

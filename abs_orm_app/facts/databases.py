@@ -15,6 +15,7 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
+from abs_orm_app.backends.routing import is_written
 from abs_orm_app.config.address import POSTGIS, POSTGRESQL
 from abs_orm_app.config.entry import KEY, AppOptions, app_options
 from abs_orm_app.environment import PoolSettings
@@ -101,6 +102,8 @@ class Configured:
     sslmode: str
     connect_timeout: float | None  # seconds
     keepalives: bool  # of TCP; libpq has them on by default
+    target_session_attrs: str  # of libpq; "" where it is not set
+    written: bool  # the project is known to write through it
     embedded: bool
 
     @property
@@ -166,6 +169,10 @@ def configured(alias: str) -> Configured:
         sslmode=options.get("sslmode") or os.environ.get("PGSSLMODE", ""),
         connect_timeout=_number(options.get("connect_timeout")),
         keepalives=str(options.get("keepalives", 1)) != "0",
+        target_session_attrs=str(
+            options.get("target_session_attrs") or os.environ.get("PGTARGETSESSIONATTRS", "")
+        ),
+        written=is_written(alias, entry),
         embedded=bool(extra.get("embedded")),
     )
 

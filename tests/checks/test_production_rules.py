@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,6 +66,33 @@ def test_a_local_host_needs_no_tls(host: str) -> None:
 def test_tls_may_be_required_by_libpqs_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGSSLMODE", "require")
     assert deploy_findings([facts(HOST="db.example", OPTIONS={"pool": True})]) == []
+
+
+@pytest.mark.parametrize("mode", ["pool", "persistent"])
+def test_an_address_that_may_lead_to_a_standby_is_found(mode: str) -> None:
+    url = "postgresql://app:s3cret@db.example/shop?sslmode=verify-full"
+    written = replace(from_env(DATABASE_URL=url, DB_POOL_MODE=mode), written=True)
+    [finding] = deploy_findings([written])
+    assert finding.number == "W020"
+    assert "?target_session_attrs=read-write" in finding.hint
+
+
+@pytest.mark.parametrize(
+    ("changes", "environ"),
+    [
+        ({"written": False}, {}),
+        ({"target_session_attrs": "read-write"}, {}),
+        ({"target_session_attrs": "any"}, {}),
+        ({"host": "localhost"}, {}),
+        ({}, {"DB_POOL_MODE": "pgbouncer"}),
+    ],
+)
+def test_who_reads_or_has_said_what_is_wanted_needs_no_more(
+    changes: dict[str, Any], environ: dict[str, str]
+) -> None:
+    url = "postgresql://app:s3cret@db.example/shop?sslmode=verify-full"
+    alias = replace(from_env(DATABASE_URL=url, **environ), **{"written": True, **changes})
+    assert deploy_findings([alias]) == []
 
 
 def test_the_placeholder_password_is_found() -> None:

@@ -45,7 +45,8 @@ def ask(conninfo: str, alias: str = "other", **more: Any) -> list[Finding]:
     options = {"pool": POOL, **more.pop("OPTIONS", {})}
     given = entry(f"{conninfo} user=app", engine, OPTIONS=options, **more)
     with database(given) as name, psycopg.connect(f"{conninfo} user=app") as connection:
-        return session_findings([(replace(configured(name), alias=alias), read_server(connection))])
+        asked = replace(configured(name), alias=alias, written=alias == "default")
+        return session_findings([(asked, read_server(connection))])
 
 
 def named(found: list[Finding], number: str) -> Finding:
@@ -177,6 +178,8 @@ def test_a_read_only_server_behind_the_default_alias_is_found(shared: Server) ->
     with role_has(shared, **GOOD, default_transaction_read_only="on"):
         [found] = ask(shared.conninfo, "default")
         assert ask(shared.conninfo, "replica") == []
+        for_writes = {"OPTIONS": {"target_session_attrs": "read-write"}}
+        assert [each.number for each in ask(shared.conninfo, "other", **for_writes)] == ["W024"]
     assert found.id == "abs_orm_app.W024"
     assert "read only for this role" in found.message
 
