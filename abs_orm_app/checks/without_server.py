@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import django
+from django.conf import settings
 
-from abs_orm_app.checks import adoption_rules, environment_rules, settings_rules
+from abs_orm_app.checks import adoption_rules, environment_rules, package_rules, settings_rules
 from abs_orm_app.checks.finding import Finding
 from abs_orm_app.environment import SettingsError, pool_processes, unknown_variables
 from abs_orm_app.facts.databases import Configured, pool_parameters
@@ -20,6 +22,7 @@ def settings_findings(databases: Sequence[Configured]) -> list[Finding]:
     if any(database.pool for database in databases):
         found += settings_rules.static_findings(databases, _installed())
     found += adoption_rules.adoption_findings(databases)
+    found += package_rules.package_findings(databases, settings.INSTALLED_APPS, _project_settings())
     try:
         pool_processes()
     except SettingsError as error:
@@ -35,6 +38,12 @@ def deployment_findings(databases: Sequence[Configured]) -> list[Finding]:
     from abs_orm_app.facts.web_server import web_server
 
     return [*deploy_findings(databases), *web_findings(databases, web_server())]
+
+
+def _project_settings() -> dict[str, Any]:
+    names = {package.setting for package in package_rules.PACKAGES}
+    names |= {package.also for package in package_rules.PACKAGES if package.also}
+    return {name: getattr(settings, name, None) for name in names}
 
 
 def _installed() -> settings_rules.Installed:
