@@ -15,8 +15,9 @@ WAGTAIL = .venv-wagtail
 TESTS =
 SECONDS = 180
 JOBS = 3
+PACKAGES =
 
-.PHONY: install check_pool test soak wagtail bench lint stop clean
+.PHONY: install check_pool test soak wagtail compat bench lint stop clean
 
 check_pool: $(PROJECT)
 	$(BIN)/python manage.py check_pool
@@ -36,6 +37,11 @@ soak: $(READY)
 # A site of Wagtail, in an environment of its own, through a restart of its database.
 wagtail: $(READY) $(WAGTAIL)/.ready
 	$(BIN)/python -m pytest tests/project/test_wagtail.py -rP
+
+# Packages that stand beside a database, each in an environment of its own: about ten minutes.
+# Only some: make compat PACKAGES='dbbackup tenants'
+compat: $(READY)
+	$(BIN)/python -m tests.compat $(PACKAGES)
 
 # About twelve minutes on an idle machine; less, and into nothing: make bench BENCH=--quick
 bench: $(VENV)/.ready-bench

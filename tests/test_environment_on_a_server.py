@@ -20,6 +20,10 @@ from abs_orm_app.environment import SettingsError, database_from_env
 from tests.support.projects import ROOT
 from tests.support.servers import Server
 
+needs_the_wheel = pytest.mark.skipif(
+    sys.version_info >= (3, 15), reason="the embedded PostgreSQL has no wheel for Python 3.15 yet"
+)
+
 
 def entry(**variables: str) -> dict[str, Any]:
     return database_from_env(environ={"DJANGO_SETTINGS_MODULE": "shop.settings", **variables})
@@ -89,6 +93,7 @@ def test_a_dead_peer_is_noticed_within_a_minute(server: Server, connect: Connect
         ] == [30, 10, 3, 60_000]
 
 
+@needs_the_wheel
 def test_an_embedded_server_is_started_in_a_directory_relative_to_the_base(
     home: Path, connect: Connect
 ) -> None:
@@ -109,6 +114,7 @@ def test_a_wrong_variable_starts_no_server(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@needs_the_wheel
 def test_an_embedded_server_that_cannot_start_is_a_settings_error(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("")
     with pytest.raises(SettingsError, match=r"^DATABASE_URL: .* holds other files"):

@@ -106,6 +106,11 @@ class Server:
     # Addresses
 
     @property
+    def programs_dir(self) -> Path:
+        """Where psql, pg_dump and pg_restore of this release are."""
+        return self._programs.bin
+
+    @property
     def conninfo(self) -> str:
         """libpq connection string for the Unix socket."""
         return f"host={self.socket_dir} port={self.port} user=postgres dbname=postgres"

@@ -1,0 +1,1 @@
+"""One module a package, each with a `CASE`."""

@@ -1,0 +1,1 @@
+"""Where the cases put their models."""

@@ -1,0 +1,1 @@
+"""An engine that joins two, as docs/compatibility.md shows it."""
