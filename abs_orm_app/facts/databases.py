@@ -19,6 +19,7 @@ from abs_orm_app.backends.routing import is_written
 from abs_orm_app.config.address import POSTGIS, POSTGRESQL
 from abs_orm_app.config.entry import KEY, AppOptions, app_options
 from abs_orm_app.environment import PoolSettings
+from abs_orm_app.facts.printable import printable
 from abs_orm_app.facts.secrets import scrub
 
 Value = int | float | str | bool | None
@@ -158,12 +159,12 @@ def configured(alias: str) -> Configured:
         prepares=options.get("prepare_threshold") is not None
         and bool(options.get("server_side_binding")),
         atomic_requests=bool(entry["ATOMIC_REQUESTS"]),
-        address=scrub(_address(entry, extra)),
+        address=printable(scrub(_address(entry, extra))),
         address_source=_address_source(extra),
         user_source=_part_source(alias, entry, extra, "user"),
         password_source=_part_source(alias, entry, extra, "password"),
         prefix=extra.get("prefix", ""),
-        host=scrub(entry["HOST"] or options.get("host") or ""),
+        host=printable(scrub(str(entry["HOST"] or options.get("host") or ""))),
         password=entry["PASSWORD"] or options.get("password") or "",
         open_files=_open_files(extra),
         sslmode=options.get("sslmode") or os.environ.get("PGSSLMODE", ""),
@@ -254,7 +255,7 @@ def _engine_error(engine: str, problem: Exception) -> str:
         return f"There is no {engine!r}" + (f" (did you mean {close[0]!r}?)." if close else ".")
     # Django names the import that failed inside an engine only as the cause of its own error.
     text = str(cause if isinstance(cause, ImportError) else problem)
-    return scrub(text.strip().partition("\n")[0])
+    return printable(scrub(text.strip().partition("\n")[0]))
 
 
 def _mode(entry: Mapping[str, Any], extra: AppOptions) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from django.core.exceptions import ImproperlyConfigured
 
 from abs_orm_app.facts.databases import Configured
+from abs_orm_app.facts.printable import printable
 from abs_orm_app.facts.secrets import scrub
 from abs_orm_app.pool.server_errors import (
     AUTHENTICATION_FAILED,
@@ -65,8 +66,3 @@ def one_line(text: str) -> str:
     line = text.strip().partition("\n")[0].rstrip(".")
     line = re.sub(r"^connection (?:failed|is bad): ", "", line)
     return f"{printable(line)}."
-
-
-def printable(text: str) -> str:
-    """The text with a space for what cannot be printed: a server may send what it likes."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())

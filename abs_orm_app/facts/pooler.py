@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from abs_orm_app.facts.printable import printable
 from abs_orm_app.facts.timeout import run_with_timeout
 
 PoolMode = Literal["session", "transaction", "statement"]
@@ -120,8 +121,8 @@ def _read_console(console: Any, name: str) -> tuple[Console, PoolMode | None]:
     database = next(row for row in _show(console, "DATABASES") if row["name"] == name)
     config = {row["key"]: row["value"] for row in _show(console, "CONFIG")}
     facts = Console(
-        version=re.sub("^PgBouncer ", "", _value(console, "SHOW VERSION")),
-        config={name: config[name] for name in _WATCHED if name in config},
+        version=printable(re.sub("^PgBouncer ", "", _value(console, "SHOW VERSION"))),
+        config={name: printable(config[name]) for name in _WATCHED if name in config},
         clients_active=_sum(pools, "cl_active"),
         clients_waiting=_sum(pools, "cl_waiting"),
         longest_wait=max((_wait(pool) for pool in pools), default=0.0),

@@ -9,6 +9,7 @@ from typing import Any
 
 from abs_orm_app.config.application_name import OF_PROCESS
 from abs_orm_app.facts.pooler import PoolerFacts
+from abs_orm_app.facts.printable import printable
 
 # One round trip, and nothing that a role without privileges may not read. Of another role's session
 # such a role sees that it is there, but not its type; hence the coalesce.
@@ -108,6 +109,7 @@ def read_server(connection: Any) -> ServerFacts:
     with connection.cursor() as cursor:
         cursor.execute(_QUERY, {"of_process": OF_PROCESS})
         facts = json.loads(cursor.fetchone()[0])
+    facts |= {name: printable(facts[name]) for name in ("version", "database", "role")}
     tls = _uses_tls(connection)
     if not tls:
         # A pooler in between may speak TLS with the server; that is not the client's connection.
@@ -123,6 +125,7 @@ def _uses_tls(connection: Any) -> bool:
 def _address(connection: Any) -> str:
     """HOST:PORT, or the path of the Unix socket."""
     info = connection.info
-    if info.host.startswith(("/", "@")):
-        return f"{info.host}/.s.PGSQL.{info.port}"
-    return f"{info.host}:{info.port}"
+    host = printable(info.host)
+    if host.startswith(("/", "@")):
+        return f"{host}/.s.PGSQL.{info.port}"
+    return f"{host}:{info.port}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from abs_orm_app.config.application_name import Name, parse_name
+from abs_orm_app.facts.printable import printable
 
 STATES = ("active", "idle", "idle in transaction")
 
@@ -213,7 +214,7 @@ def _elsewhere(pid: int) -> Session:
 
 
 def _name(row: Mapping[str, Any]) -> Name:
-    return parse_name(row["application_name"])
+    return parse_name(printable(row["application_name"]))
 
 
 def _state(row: Mapping[str, Any]) -> str | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from abs_orm_app.facts.server import ServerFacts, read_server
+from tests.support.projects import OURS, Ran, database, entry
 from tests.support.servers import Server, major
 
 LIMITS = {"max_connections": "20", "superuser_reserved_connections": "2"}
@@ -102,3 +104,24 @@ def test_a_server_is_the_same_by_socket_and_tcp_and_in_any_time_zone(shared: Ser
 
 def test_two_servers_have_different_identities(shared: Server, server: Server) -> None:
     assert facts(shared.conninfo).identity != facts(server.conninfo).identity
+
+
+@pytest.mark.usefixtures("unblocked")
+def test_names_that_would_command_a_terminal_are_harmless(shared: Server) -> None:
+    name = "a\x1b[31m\rb\x9b2J"
+    with shared.admin() as admin:
+        admin.execute(f'CREATE ROLE "{name}" LOGIN SUPERUSER')
+        admin.execute(f'CREATE DATABASE "{name}"')
+    with database(entry(make_conninfo(shared.conninfo, user=name, dbname=name))) as alias:
+        ran = Ran("-v", "2", database=[alias])
+    assert "a [31m b 2J" in ran.out
+    assert all(char.isprintable() for char in ran.out.replace("\n", ""))
+
+
+@pytest.mark.usefixtures("unblocked")
+@pytest.mark.parametrize("part", ["USER", "NAME", "HOST"])
+def test_settings_that_would_command_a_terminal_are_harmless(part: str) -> None:
+    given = {"NAME": "x", "HOST": "127.0.0.1", "PORT": "1", part: "a\x1b[31m\rb"}
+    with database({"ENGINE": OURS, **given}) as alias:
+        ran = Ran(database=[alias])
+    assert all(char.isprintable() for char in ran.out.replace("\n", ""))

@@ -11,7 +11,8 @@ from abs_orm_app.checks.guide import PAGES
 from abs_orm_app.facts import wording as facts_wording
 from abs_orm_app.facts.active import Active
 from abs_orm_app.facts.databases import Setting
-from abs_orm_app.facts.failure import Failure, printable
+from abs_orm_app.facts.failure import Failure
+from abs_orm_app.facts.printable import printable
 from abs_orm_app.facts.sessions import Blocked, Fleet, Session
 from abs_orm_app.integrations.admin_page import charts
 from abs_orm_app.integrations.admin_page.diagnosis import (
