@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from abs_orm_app.facts.server import ServerFacts
     from abs_orm_app.pool.snapshot import Snapshot
 
-PEAK = 2  # times the load, that size and overflow together are for
+PEAK = 2  # times the load: what size and overflow together should serve
 ROWS = 12  # of the table, at most
 
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """Pools for one alias, and what they make of the load. All but `total` is for one process."""
+    """Pools for one alias, and how they serve the load. All but `total` is for one process."""
 
     alias: str
     processes: int
@@ -31,7 +31,7 @@ class Advice:
 
     size: int
     overflow: int
-    rows: tuple[Wait, ...]  # of some numbers of connections
+    rows: tuple[Wait, ...]  # for several numbers of connections
     peak: Wait  # with size and overflow, at PEAK times the load
     now: Wait | None  # with size and overflow as configured; None: there is no pool
     shared: Demand  # what one pool for all the processes would need
@@ -133,17 +133,16 @@ def _on_configured(
     at_peak = wait(load.times(PEAK), configured.connections)
     if configured.utilisation >= 1:
         yield (
-            f"{pool} cannot serve this: {load.busy:.3g} connections would have to be busy in each"
-            " process on average, so that requests queue up until they time out."
+            f"{pool} cannot serve this load: it keeps {load.busy:.3g} connections busy in each"
+            " process on average, so requests queue until they time out."
         )
     elif at_peak.p99 <= target:
         more = configured.connections > advised.size + advised.overflow
         enough = "is more than enough" if more else "is enough"
         yield (
-            f"{pool} {enough}, and a bigger pool would not help: {load.busy:.3g} connections are"
+            f"{pool} {enough}, and a larger pool would not help: {load.busy:.3g} connections are"
             f" busy in each process on average, and {_most(configured)}."
-            " If requests are slow, it is not for want of"
-            " connections."
+            " If requests are slow, the cause is not a lack of connections."
         )
     elif configured.p99 <= target:
         yield (
@@ -161,8 +160,8 @@ def _on_limit(
 ) -> Iterator[str]:
     if budget is None:
         yield (
-            "Whether the server has room for that is not known: it was not reached, or a pooler"
-            " stands in between."
+            "Whether the server has room for these pools is unknown: it did not answer, or there is"
+            " a pooler in between."
         )
         return
     beside = f", and others have {budget.others} of these now" if budget.others else ""
@@ -171,31 +170,32 @@ def _on_limit(
         return
     yield f"It does not fit: {budget.arithmetic}, but {budget.limit.why}{beside}."
     if fitting is None:
-        yield "There is not even one connection for each process."
+        yield "There is less than one connection for each process."
     else:
         found = wait(load, fitting.size + fitting.overflow)
         yield f"The largest that fits is {fitting.size} + {fitting.overflow}: {_most(found)}."
     if budget.processes > 1 and shared.size + shared.overflow <= budget.room:
         yield (
             f"One pool for all {budget.processes} processes, in PgBouncer, would need only"
-            f" {shared.size} + {shared.overflow}: they do not all have their peaks at once."
+            f" {shared.size} + {shared.overflow}, since they do not have their peaks at the same"
+            " time."
         )
 
 
 def _on_server(total: Load) -> Iterator[str]:
     if total.busy >= 1:
         yield (
-            f"All together, {total.busy:.3g} connections are busy on average. As far as that is the"
-            " server computing, it keeps as many of its cores busy; with fewer cores, queries wait"
-            " inside the server, and a bigger pool makes that worse."
+            f"In all processes together, {total.busy:.3g} connections are busy on average. While"
+            " the server computes for them, it needs as many cores. With fewer cores, queries wait"
+            " inside the server, and a larger pool makes that worse."
         )
 
 
 def _most(found: Wait) -> str:
     if math.isinf(found.p99):
-        return "requests queue up until they time out"
+        return "requests queue until they time out"
     if not found.p99:
-        return "99 of 100 requests do not wait at all"
+        return "99 of 100 requests do not wait"
     return f"99 of 100 requests wait for {_ms(found.p99)} at most"
 
 

@@ -47,7 +47,7 @@ def test_the_advice_says_when_the_configured_pool_is_too_small() -> None:
     assert "The configured 2 + 1 cannot serve this" in words(advised(400, now=(2, 1)))
     assert "1 of 100 requests waits for more than" in words(advised(400, now=(9, 0)))
     assert "but not at 2 times that" in words(advised(400, now=(14, 0)))
-    assert "is enough, and a bigger pool would not help" in words(advised(400, now=(14, 10)))
+    assert "is enough, and a larger pool would not help" in words(advised(400, now=(14, 10)))
     assert "is more than enough" in words(advised(400, now=(20, 10)))
 
 

@@ -116,7 +116,7 @@ def test_a_server_that_is_down_has_no_budget() -> None:
     with database(entry("host=127.0.0.1 port=1 user=x dbname=x", OPTIONS=POOL)) as alias:
         out, code = run(alias, "--processes", "2", *ASKED)
     assert "Unknown: no server answered" in out
-    assert "Whether the server has room for that is not known" in one_line(out)
+    assert "Whether the server has room for these pools is unknown" in one_line(out)
     assert code == 1
 
 
@@ -128,7 +128,7 @@ def test_advice_names_the_pools_and_whether_they_fit(shared: Server) -> None:
         out, code = run(alias, *ASKED, "--processes", "4")
     said = one_line(out)
     assert "DB_POOL_SIZE=6 DB_MAX_OVERFLOW=3" in said
-    assert "a bigger pool would not help" in said
+    assert "a larger pool would not help" in said
     assert "It fits: 4 processes x (6 + 3) for 'other' = 36 connections" in said
     assert "8 connections are busy on average" in said
     assert code == 0
