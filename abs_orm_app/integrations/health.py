@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from threading import Thread
 from time import monotonic
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import ImproperlyConfigured
@@ -23,12 +23,13 @@ from django.db import connections
 from django.http import HttpRequest, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
-from psycopg_pool import ConnectionPool, PoolTimeout
 
 from abs_orm_app.backends.pooled import PooledMixin
 from abs_orm_app.integrations.views import outside_transactions
 from abs_orm_app.pool.liveness import answers
-from abs_orm_app.pool.pool import HardenedPool
+
+if TYPE_CHECKING:
+    from abs_orm_app.pool.pool import HardenedPool
 
 State = Literal["ok", "degraded", "failed"]
 
@@ -127,6 +128,11 @@ def _run(key: tuple[int, str], future: Future[int], seconds: float) -> None:
 
 def _probe(alias: str, seconds: float) -> int:
     """Be served once; return how many requests waited before. Raises what stands in the way."""
+    # Only here: without psycopg_pool, the project's URLs can be imported, and the checks report it.
+    from psycopg_pool import ConnectionPool
+
+    from abs_orm_app.pool.pool import HardenedPool
+
     wrapper: Any = connections[alias]  # this thread's own
     pool = getattr(wrapper, "pool", None)
     waiting = 0
@@ -148,6 +154,8 @@ def _probe(alias: str, seconds: float) -> int:
 
 def _ask_through(pool: HardenedPool, deadline: float) -> None:
     """Return once the server has answered on a connection of the pool; PoolTimeout if not."""
+    from psycopg_pool import PoolTimeout
+
     pool.open()
     while (left := deadline - monotonic()) > 0:
         conn = pool.getconn(timeout=left)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from abs_orm_app.pool.histogram import Distribution
-from abs_orm_app.pool.pool import HardenedPool
 from abs_orm_app.pool.statistics import LEAKED, POOL_OPENING, STALE, TIMEOUTS
+
+if TYPE_CHECKING:
+    from abs_orm_app.pool.pool import HardenedPool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from time import monotonic
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from abs_orm_app.pool.histogram import Distribution
 from abs_orm_app.pool.housekeeping import TICK, observers
-from abs_orm_app.pool.pool import HardenedPool
 from abs_orm_app.pool.snapshot import Snapshot, snapshot
+
+if TYPE_CHECKING:
+    from abs_orm_app.pool.pool import HardenedPool
 
 SPAN = 300.0  # seconds
 
