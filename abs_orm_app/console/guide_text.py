@@ -33,7 +33,8 @@ def explanation(topic: str, layout: Layout) -> str:
 def entry_text(entry: Entry, layout: Layout) -> str:
     """The title, and the text below it."""
     blocks = ["\n".join(_block(lines, layout)) for lines in _blocks(list(entry.lines))]
-    return "\n\n".join([str(layout.style.MIGRATE_HEADING(_plain(entry.title))), *blocks])
+    title = map(layout.style.MIGRATE_HEADING, layout.wrap(_plain(entry.title), 0))
+    return "\n\n".join(["\n".join(title), *blocks])
 
 
 def topics_text(layout: Layout) -> str:
@@ -68,7 +69,7 @@ def _block(lines: list[str], layout: Layout) -> list[str]:
     if first.startswith(_FENCE):
         return [f"{INDENT * 2}{line}".rstrip() for line in lines[1:-1]]
     if first.startswith("#"):
-        return [layout.heading(_plain(first.lstrip("# ")))]
+        return list(map(layout.style.MIGRATE_LABEL, layout.wrap(_plain(first.lstrip("# ")), 0)))
     if first.startswith("|"):
         return _table(lines, layout)
     if first.startswith(">"):

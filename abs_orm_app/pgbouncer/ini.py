@@ -6,6 +6,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
+from abs_orm_app.config.explain import explain
 from abs_orm_app.environment import PoolSettings
 from abs_orm_app.facts.databases import NEVER
 from abs_orm_app.pgbouncer.clients import (
@@ -100,7 +101,7 @@ def _shared(each: Target) -> dict[str, str]:
 def _head(targets: Sequence[Target], plan: Plan) -> str:
     has_password = any(each.password for each in targets)
     lines = [
-        "; Written by `manage.py pgbouncer_ini` of abs_orm_app, whose docs/pgbouncer.md says more.",
+        f"; Written by `manage.py pgbouncer_ini`; `{explain('pgbouncer')}` says more.",
         "; Start it with `pgbouncer FILE`. To connect through it, the project needs:",
         *(f";   {line}" for line in client_settings(targets, plan)),
         *[";   and the password that it has now"] * has_password,

@@ -1,12 +1,11 @@
-"""What the pool says, to the log and in errors. `docs/troubleshooting.md` has an entry for each."""
+"""The messages of the pool, in errors and in the log. docs/troubleshooting.md explains each."""
 
 from __future__ import annotations
 
+from abs_orm_app.config.explain import explain
 from abs_orm_app.pool.entry import Holder
 from abs_orm_app.pool.faults import Fault
 from abs_orm_app.pool.server_errors import UNKNOWN, WRONG_SETTINGS, ServerError, classify
-
-GUIDE = "docs/troubleshooting.md"
 
 
 def pool_timeout(timeout: float, why: str) -> str:
@@ -37,7 +36,7 @@ def why_nothing_came(
     if fault:
         kind = _kind(fault)
         why = f"{kind.problem}: {first_line(fault.error)}"
-        what = f"{kind.hint} See {GUIDE}#{kind.entry}"
+        what = f"{kind.hint} See `{explain(kind.entry)}`."
     elif connections >= limit:
         why = (
             "the only connection is in use."
@@ -46,11 +45,11 @@ def why_nothing_came(
         )
         what = (
             "Shorten what holds them (DB_POOL_LEAK_SECONDS=10 logs where they were taken), or raise"
-            f" DB_POOL_SIZE or DB_MAX_OVERFLOW. See {GUIDE}#pool-exhausted"
+            f" DB_POOL_SIZE or DB_MAX_OVERFLOW. See `{explain('pool-exhausted')}`."
         )
     else:
         why = "no connection could be opened in time: the server or the network does not answer."
-        what = f"See {GUIDE}#hung-server"
+        what = f"See `{explain('hung-server')}`."
     return f"{why} {state}{held} {what}"
 
 
@@ -92,12 +91,12 @@ def connection_lost(name: str, holder: Holder) -> str:
     )
     return (
         f"pool {name!r} took back a connection that thread {holder.thread!r} dropped without"
-        f" returning it. {where} See {GUIDE}#leaked-connection"
+        f" returning it. {where} See `{explain('leaked-connection')}`."
     )
 
 
 def held_too_long(name: str, holder: Holder) -> str:
-    return f"pool {name!r}: {_holds(holder)} See {GUIDE}#leaked-connection\n{holder.stack}"
+    return f"pool {name!r}: {_holds(holder)} See `{explain('leaked-connection')}`.\n{holder.stack}"
 
 
 def rolled_back(name: str) -> str:

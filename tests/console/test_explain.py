@@ -9,7 +9,10 @@ from collections.abc import Iterator
 import pytest
 from django.core.management import CommandError
 
+from abs_orm_app.checks.finding import GUIDE
 from abs_orm_app.checks.guide import entries, find_entry
+from abs_orm_app.pool import server_errors
+from abs_orm_app.pool.server_errors import ServerError
 from tests.support.projects import ROOT, Ran, manage
 
 NOWHERE = "postgresql://app:s3cret@127.0.0.1:1/shop"
@@ -97,3 +100,15 @@ def test_each_topic_that_the_package_names_is_there() -> None:
     }
     assert named
     assert [topic for topic in named if topic not in entries()] == []
+
+
+def test_no_message_names_a_file_that_a_user_does_not_have() -> None:
+    """The package has no docs/: a message names the command that prints them."""
+    named = {(name, text) for name, text in strings() if re.search(r"\bdocs/", text)}
+    # The JSON names the entry for those who have the repository, and the page makes it a link.
+    assert named == {("finding.py", GUIDE), ("cards.py", "docs/")}
+
+
+def test_each_error_of_a_server_names_a_topic_that_is_there() -> None:
+    kinds = [kind for kind in vars(server_errors).values() if isinstance(kind, ServerError)]
+    assert {kind.entry for kind in kinds} - entries().keys() == set()

@@ -46,7 +46,7 @@ def test_each_page_that_the_code_names_exists() -> None:
 
 def test_each_message_of_the_pool_links_to_an_entry_of_the_troubleshooting_page() -> None:
     source = (ROOT / "abs_orm_app" / "pool" / "messages.py").read_text()
-    named = set(re.findall(r"\{GUIDE\}#([\w-]+)", source))
+    named = set(re.findall(r"\{explain\('([\w-]+)'\)\}", source))
     assert named
     assert named <= anchors(ROOT / "docs" / "troubleshooting.md")
 
