@@ -90,7 +90,7 @@ def test_the_wheel_requires_neither_a_test_runner_nor_an_embedded_server(wheel: 
 def install_command(wheel: Path) -> Sequence[str]:
     pip, *arguments = shlex.split(block("", "pip install"))
     assert pip == "pip"
-    return [str(wheel) if argument == "abs-orm-app" else argument for argument in arguments]
+    return [str(wheel) if argument == "." else argument for argument in arguments]
 
 
 def shell_line(url: str) -> tuple[dict[str, str], Sequence[str]]:

@@ -37,8 +37,6 @@ def block(language: str, beginning: str) -> str:
 
 
 def embed(settings: Path) -> None:
-    """Append README's lines to a settings module; "..." stands for its INSTALLED_APPS."""
-    lines = block("python", "# settings.py")
-    assert lines.count("...") == 1
+    """Append README's lines to a settings module."""
     with settings.open("a") as file:
-        file.write("\n" + lines.replace("...", "*INSTALLED_APPS"))
+        file.write("\n" + block("python", "# settings.py"))
