@@ -10,6 +10,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet install
 PROJECT = $(VENV)/.ready-project
 READY = $(VENV)/.ready
+SITE = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 BENCH = --output docs
 WAGTAIL = .venv-wagtail
 TESTS =
@@ -17,7 +18,7 @@ SECONDS = 180
 JOBS = 3
 PACKAGES =
 
-.PHONY: install check_pool test soak wagtail compat bench lint stop clean
+.PHONY: install check_pool test soak wagtail compat docs bench lint stop clean
 
 check_pool: $(PROJECT)
 	$(BIN)/python manage.py check_pool
@@ -50,12 +51,19 @@ bench: $(VENV)/.ready-bench
 	$(BIN)/python -m benchmarks.metrics_cost
 	$(BIN)/python -m benchmarks.commands
 
+# The docs as a site, in build/site. Fails if a link leads nowhere, or a command that they show prints
+# something else; to write what it prints now: .venv/bin/python -m tests.project.outputs --write
+docs: $(READY)
+	$(SITE) build --strict --quiet
+	$(BIN)/python -m tests.project.outputs
+
 # The type checker reads the settings; a database named here is not started for that.
 lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	DATABASE_URL=postgresql:///unused $(BIN)/python -m mypy
 	$(BIN)/lint-imports --no-logo
+	$(SITE) build --strict --quiet --site-dir $(VENV)/site
 	$(BIN)/python -m pytest --quiet tests/project/test_docs.py
 
 # The embedded PostgreSQL goes on running between commands.

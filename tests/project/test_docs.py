@@ -59,3 +59,19 @@ def test_each_import_of_this_app_in_a_page_works(page: Path) -> None:
         for name in names.split(", "):
             name = name.partition(" as ")[0]
             assert hasattr(import_module(module), name) or find_spec(f"{module}.{name}")
+
+
+def test_the_figures_of_the_readme_are_those_of_the_benchmarks() -> None:
+    table = re.findall(r"^\|.*\|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    figures = re.findall(r"\d+\.\d+(?: m?s)?(?= \||,|$| after|\b)", "\n".join(table[:7]))
+    measured = (ROOT / "docs" / "benchmarks.md").read_text()
+    ours = [figure for figure in figures if figure != "30.00"]  # Django's message
+    assert ours
+    assert [figure for figure in ours if figure not in measured] == []
+
+
+def test_the_site_has_each_page_once() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
+    listed = re.findall(r": ([\w-]+\.md)$", nav, re.MULTILINE)
+    pages = [page.name for page in (ROOT / "docs").glob("*.md")]
+    assert sorted(listed) == sorted([*pages, "index.md", "changelog.md", "contributing.md"])
