@@ -1,4 +1,4 @@
-"""What the project stands on that psycopg does not document: each is still there.
+"""What the project uses of psycopg that is not documented still exists.
 
 When one of these tests fails after an upgrade, read what changed in psycopg at that name first.
 """
@@ -25,16 +25,16 @@ from tests.support.servers import Server
 APP = Path(abs_orm_app.__file__).parent
 MODULES = sorted(APP.rglob("*.py"))
 
-# All that is private and used: a connection of a pool knows it by this name. Django's engine
-# returns a connection through it, and psycopg closes none in `with conn` that has it.
+# The only private name in use: the pool of a connection. Django's engine returns a connection
+# through it, and `with conn` does not close a connection that has it.
 OF_CONNECTIONS = {"_pool"}
 # psycopg_pool's parameters that mean something else here, or have another default.
 OTHER_DEFAULTS = {"open", "num_workers"}
 
 
-@pytest.fixture(scope="module")
-def conn() -> Iterator[psycopg.Connection]:
-    with Server() as server, psycopg.connect(server.conninfo) as conn:
+@pytest.fixture
+def conn(shared: Server) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(shared.conninfo) as conn:
         yield conn
 
 
@@ -53,7 +53,7 @@ def test_no_other_private_name_of_a_connection_is_used() -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(APP)))
-def test_of_psycopg_pool_only_public_names_are_imported(path: Path) -> None:
+def test_only_public_names_of_psycopg_pool_are_imported(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("psycopg_pool"):
             assert node.module == "psycopg_pool"
@@ -90,7 +90,7 @@ def test_the_parameters_are_psycopg_pools() -> None:
 
 
 def test_the_public_names_are_psycopg_pools() -> None:
-    # For who writes tasks of their own for psycopg_pool's threads, which ours has not.
+    # For tasks in psycopg_pool's worker threads, which our pool does not have.
     tasks = {"run_task", "schedule_task", "worker"}
     public = {name for name in dir(psycopg_pool.ConnectionPool) if not name.startswith("_")}
     assert public - tasks <= set(dir(HardenedPool))

@@ -1,11 +1,10 @@
-"""A server that is away, hangs or refuses: who waits, for how long, and what they are told."""
+"""A server that is down, hangs or refuses: how long clients wait, and what the error says."""
 
 from __future__ import annotations
 
 import logging
 import socket
 import threading
-from collections.abc import Iterator
 from time import monotonic, sleep
 from typing import Any
 
@@ -15,20 +14,23 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from abs_orm_app.pool.constants import RETRY_INTERVAL
 from abs_orm_app.pool.faults import again, is_permanent
-from tests.support.pools import APP, Call, MakePool, compared_with_stock, opened, ours, stock, use
+from tests.support.pools import (
+    APP,
+    LATE,
+    Call,
+    MakePool,
+    compared_with_stock,
+    opened,
+    ours,
+    stock,
+    use,
+)
 from tests.support.proxy import Proxy
-from tests.support.servers import Server, wait_until
+from tests.support.servers import PASSWORD_OVER_TCP, Server, wait_until
 
-SCRAM = "local all all trust\nhost all postgres all trust\nhost all all all scram-sha-256\n"
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Server]:
-    """With a role `app` that may open 3 connections, and whose password is asked for over TCP."""
-    with Server(hba=SCRAM) as server:
-        with server.admin() as admin:
-            admin.execute("CREATE ROLE app LOGIN PASSWORD 'right' CONNECTION LIMIT 3")
-        yield server
+pytestmark = pytest.mark.server(
+    hba=PASSWORD_OVER_TCP, roles=["app LOGIN PASSWORD 'right' CONNECTION LIMIT 3"]
+)
 
 
 # Permanent faults
@@ -44,9 +46,7 @@ PERMANENT = {
 
 
 @pytest.mark.parametrize("change", PERMANENT)
-def test_a_permanent_fault_is_raised_at_once_to_everyone_with_the_servers_words(
-    shared: Server, change: str
-) -> None:
+def test_a_permanent_fault_is_raised_at_once_to_every_client(shared: Server, change: str) -> None:
     conninfo = psycopg.conninfo.make_conninfo(
         shared.tcp_conninfo, **psycopg.conninfo.conninfo_to_dict(change)
     )
@@ -55,7 +55,7 @@ def test_a_permanent_fault_is_raised_at_once_to_everyone_with_the_servers_words(
     try:
         for call in [Call(use, pool) for _ in range(6)]:
             with pytest.raises(psycopg.OperationalError, match=PERMANENT[change]) as caught:
-                call.result(within=5)
+                call.result(within=15)
             assert not isinstance(caught.value, PoolTimeout)
     finally:
         pool.close()
@@ -77,16 +77,18 @@ def test_a_parameter_that_libpq_does_not_know_is_raised_at_once(shared: Server) 
     pool.close()
 
 
-def test_waiting_for_a_pool_that_can_never_fill_ends_at_once(shared: Server) -> None:
+def test_opening_a_pool_that_cannot_connect_fails_at_once(shared: Server) -> None:
     pool = ours(shared.tcp_conninfo, min_size=2, kwargs={"user": "app", "password": "wrong"})
     began = monotonic()
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
         pool.open(wait=True, timeout=20)
-    assert monotonic() - began < 5
+    assert monotonic() - began < 10
     assert pool.closed
 
 
-def test_a_permanent_fault_leaves_those_waiting_whom_a_return_can_serve(shared: Server) -> None:
+def test_a_permanent_fault_does_not_end_the_wait_while_a_return_can_serve_it(
+    shared: Server,
+) -> None:
     with opened(
         ours,
         shared.tcp_conninfo,
@@ -108,7 +110,7 @@ def test_a_permanent_fault_leaves_those_waiting_whom_a_return_can_serve(shared: 
                 admin.execute("ALTER ROLE app PASSWORD 'right'")
 
 
-def test_credentials_that_are_mended_work_without_a_new_pool(shared: Server) -> None:
+def test_corrected_credentials_work_without_a_new_pool(shared: Server) -> None:
     password = {"password": "wrong"}
     pool = ours(shared.tcp_conninfo, min_size=1)
     pool.kwargs = lambda: {"user": "app", "application_name": APP, **password}
@@ -121,7 +123,7 @@ def test_credentials_that_are_mended_work_without_a_new_pool(shared: Server) -> 
     pool.close()
 
 
-# Faults that pass
+# Temporary faults
 
 
 def test_an_outage_shorter_than_the_timeout_costs_no_error(server: Server) -> None:
@@ -133,17 +135,19 @@ def test_an_outage_shorter_than_the_timeout_costs_no_error(server: Server) -> No
         back = monotonic()
         for call in calls:
             call.result(within=10)
-        assert max(call.ended_at for call in calls) - back < 1
+        assert max(call.ended_at for call in calls) - back < LATE
 
 
-def test_a_server_that_is_away_is_not_stormed(server: Server) -> None:
+def test_a_server_that_is_down_gets_few_attempts_to_connect(server: Server) -> None:
     with opened(ours, server.conninfo, min_size=8, timeout=2) as pool:
         server.stop()
+        began = monotonic()
         for call in [Call(use, pool) for _ in range(16)]:
             with pytest.raises(PoolTimeout):
-                call.result(within=3.5)
-        # A few find out together; after that it is one attempt at a time.
-        assert pool.get_stats()["connections_errors"] <= 8 + 2 / RETRY_INTERVAL
+                call.result(within=2 + LATE)
+        # A few fail together; after that it is one attempt at a time.
+        attempts = pool.get_stats()["connections_errors"]
+        assert attempts <= 8 + (monotonic() - began) / RETRY_INTERVAL
 
 
 def test_the_last_fault_is_the_cause_when_the_timeout_is_over(server: Server) -> None:
@@ -151,7 +155,7 @@ def test_the_last_fault_is_the_cause_when_the_timeout_is_over(server: Server) ->
         server.stop()
         call = Call(use, pool)
         with pytest.raises(PoolTimeout, match="Connection refused") as caught:
-            call.result(within=2)
+            call.result(within=1 + LATE)
         assert "couldn't get a connection after 1.00 sec" in str(caught.value)
         assert isinstance(caught.value.__cause__, psycopg.OperationalError)
         assert "Connection refused" in str(caught.value.__cause__)
@@ -167,12 +171,11 @@ def test_an_outage_is_logged_once_and_so_is_its_end(
             sleep(5 * RETRY_INTERVAL)
             server.start()
             call.result(within=10)
-        said = [record.getMessage() for record in caplog.records]
-        assert sum("cannot connect" in line for line in said) < 5
-        assert "connected again" in said[-1]
+            wait_until(lambda: "connected again" in caplog.messages[-1], "the end to be logged")
+        assert sum("cannot connect" in line for line in caplog.messages) < 5
 
 
-def test_when_the_server_has_no_place_left_the_clients_share_what_there_is(
+def test_on_a_full_server_the_clients_share_the_connections_there_are(
     shared: Server,
 ) -> None:
     with opened(
@@ -193,7 +196,7 @@ def test_when_the_server_has_no_place_left_the_clients_share_what_there_is(
 
 
 def test_a_connection_attempt_that_hangs_does_not_delay_the_next(shared: Server) -> None:
-    """A firewall swallows the first attempt; the network is back for the second."""
+    """A firewall drops the first attempt; the network is back for the second."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         ports = iter([silent.getsockname()[1]])
         pool = ours("", min_size=1, max_size=4, timeout=10)
@@ -204,13 +207,12 @@ def test_a_connection_attempt_that_hangs_does_not_delay_the_next(shared: Server)
         }
         pool.open()
         call = Call(use, pool)
-        call.result(within=5)
-        assert call.seconds < 1
+        call.result(within=LATE)  # the attempt that hangs takes 10 s
         pool.close(timeout=0.1)
 
 
 def test_attempts_that_hang_do_not_take_every_slot_for_long(shared: Server) -> None:
-    """A firewall swallows all attempts for a while, and never answers those."""
+    """A firewall drops all attempts for a while, and never answers them."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         ports = [silent.getsockname()[1]]
         pool = ours("", min_size=1, max_size=4, timeout=15)
@@ -226,8 +228,8 @@ def test_attempts_that_hang_do_not_take_every_slot_for_long(shared: Server) -> N
         ports[0] = shared.port
         back = monotonic()
         for call in calls:
-            call.result(within=5)
-            assert call.ended_at - back < 4, "it takes 1 s at the most, and without a limit 7 s"
+            call.result(within=LATE + 2)
+            assert call.ended_at - back < 6, "it takes 1 s at the most, and without a limit 7 s"
         pool.close(timeout=0.1)
 
 
@@ -242,12 +244,12 @@ def test_an_attempt_that_hangs_in_configure_gives_its_slot_back(shared: Server) 
     pool.open()
     call = Call(use, pool)
     call.result(within=10)
-    assert call.seconds < 6, "configure may take a third of the timeout"
+    assert call.seconds < 3 + LATE, "configure may take a third of the timeout"
     wait_until(lambda: shared.sessions(APP) == 1, "the session that hung to end")
     pool.close(timeout=0.1)
 
 
-def test_a_refill_that_failed_is_tried_again_though_nobody_waits(shared: Server) -> None:
+def test_a_failed_refill_is_tried_again_without_a_waiting_client(shared: Server) -> None:
     faults = [psycopg.OperationalError("connection refused")] * 3
     pool = ours("", min_size=3, timeout=5)
 
@@ -259,16 +261,16 @@ def test_a_refill_that_failed_is_tried_again_though_nobody_waits(shared: Server)
     pool.kwargs = kwargs
     pool.open()
     try:
-        wait_until(lambda: pool.get_stats()["pool_available"] == 3, "the pool to be full", 15)
+        wait_until(lambda: pool.get_stats()["pool_available"] == 3, "the pool to be full")
         assert not faults
     finally:
         pool.close()
 
 
-# What is worth another try
+# Which faults are temporary
 
 
-def test_one_address_of_several_that_may_come_back_is_worth_it(shared: Server) -> None:
+def test_one_address_with_a_temporary_fault_makes_the_fault_temporary(shared: Server) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(psycopg.Error) as caught:
         psycopg.connect(
             host="127.0.0.1,127.0.0.1",
@@ -277,13 +279,15 @@ def test_one_address_of_several_that_may_come_back_is_worth_it(shared: Server) -
             password="x",
             connect_timeout=2,
         )
-    # The older psycopg tells of the last address alone; the newer of each.
+    # Older versions of psycopg report only the last address.
     assert "connection timeout expired" in str(caught.value)
     assert not is_permanent(caught.value)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), OSError(24, "files")])
-def test_what_the_process_is_out_of_it_may_have_again(shared: Server, error: Exception) -> None:
+def test_running_out_of_threads_or_files_is_a_temporary_fault(
+    shared: Server, error: Exception
+) -> None:
     left = [error, error]
     pool = ours("", min_size=1, timeout=10)
 
@@ -301,14 +305,14 @@ def test_what_the_process_is_out_of_it_may_have_again(shared: Server, error: Exc
 
 
 class PickyError(Exception):
-    """Cannot be made from its arguments."""
+    """Cannot be created again from its args."""
 
     def __init__(self, name: str, *, code: int) -> None:
         super().__init__(f"{name} {code}")
         self.code = code
 
 
-def test_a_fault_of_any_class_is_raised_to_everyone(shared: Server) -> None:
+def test_a_fault_of_any_class_is_raised_to_every_client(shared: Server) -> None:
     def kwargs() -> dict[str, Any]:
         raise PickyError("the vault says", code=403)
 
@@ -334,7 +338,7 @@ def test_an_exception_that_cannot_be_copied_is_raised_with_its_text() -> None:
 
 
 @compared_with_stock("it can only say that there was no connection, not why")
-def test_a_server_that_accepts_and_says_nothing_costs_the_timeout_and_no_more(
+def test_a_server_that_accepts_and_does_not_answer_costs_no_more_than_the_timeout(
     make: MakePool,
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -342,11 +346,11 @@ def test_a_server_that_accepts_and_says_nothing_costs_the_timeout_and_no_more(
         pool = make(address, min_size=1, timeout=1)
         pool.open()
         with pytest.raises(PoolTimeout, match="no connection could be opened in time"):
-            Call(use, pool).result(within=2)
+            Call(use, pool).result(within=1 + LATE)
         pool.close(timeout=0.1)
 
 
-def test_a_network_that_swallows_everything_costs_the_timeout_and_no_more(shared: Server) -> None:
+def test_a_silent_network_costs_no_more_than_the_timeout(shared: Server) -> None:
     with (
         Proxy(shared.port) as proxy,
         opened(
@@ -358,12 +362,12 @@ def test_a_network_that_swallows_everything_costs_the_timeout_and_no_more(shared
         calls = [Call(use, pool) for _ in range(3)]
         for call in calls:
             with pytest.raises(PoolTimeout):
-                call.result(within=3)
+                call.result(within=2 + LATE)
         proxy.resume()
-        use(pool, timeout=5)
+        use(pool, timeout=20)
 
 
-# What is said
+# Messages
 
 
 def test_an_exhausted_pool_names_its_limits_its_holders_and_what_to_do(shared: Server) -> None:
@@ -379,7 +383,7 @@ def test_an_exhausted_pool_names_its_limits_its_holders_and_what_to_do(shared: S
             "all 2 connections are in use",
             "size 1 + overflow 1",
             "2 in use, 0 idle, 1 waiting",
-            "'MainThread' has held one for 0.",
+            "'MainThread' has held one for ",
             f"server process {first.info.backend_pid}",
             "DB_POOL_SIZE",
             "#pool-exhausted",
@@ -418,11 +422,13 @@ def test_a_password_is_in_no_message(shared: Server, caplog: pytest.LogCaptureFi
         ("failed to resolve host 'db': [Errno -2] Name or service not known", True),
     ],
 )
-def test_faults_that_may_pass_are_told_from_those_that_do_not(text: str, permanent: bool) -> None:
+def test_temporary_and_permanent_faults_are_recognised_by_their_text(
+    text: str, permanent: bool
+) -> None:
     assert is_permanent(psycopg.OperationalError(text)) is permanent
 
 
-def test_one_address_that_may_come_back_is_enough_to_go_on() -> None:
+def test_one_address_with_a_temporary_fault_in_the_text_is_enough() -> None:
     text = (
         'connection failed: FATAL:  role "x" does not exist\n'
         "Multiple connection attempts failed. All failures were:\n"
@@ -461,4 +467,4 @@ def test_reconnect_failed_is_called_once_for_a_long_outage(server: Server) -> No
             use(pool)
         assert called == [pool]
         server.start()
-        wait_until(lambda: bool(Call(use, pool).result(within=5)), "the pool to be back")
+        wait_until(lambda: bool(Call(use, pool).result(within=3 + LATE)), "the pool to be back")

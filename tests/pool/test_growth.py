@@ -1,4 +1,4 @@
-"""How many connections to open now: the table of cases, and what holds for all."""
+"""The number of connections to open now: a table of cases, and rules for all cases."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_table(case: str) -> None:
+def test_each_case_of_the_table(case: str) -> None:
     given, expected = CASES[case]
     given = {"size": 4, "limit": 10, **given}
     given["since_attempt"] = given.pop("ago", 9.0)
@@ -73,14 +73,14 @@ situations = st.builds(
 
 
 @given(situations)
-def test_never_above_the_limit(now: Situation) -> None:
+def test_the_pool_never_grows_above_its_limit(now: Situation) -> None:
     count = connections_to_open(now)
     assert count >= 0
     assert count == 0 or now.open + now.opening + count <= now.limit
 
 
 @given(situations)
-def test_who_waits_has_an_attempt_within_the_interval(now: Situation) -> None:
+def test_a_waiting_client_has_an_attempt_within_the_interval(now: Situation) -> None:
     if now.waiting and now.open + now.opening < now.limit and now.since_attempt >= RETRY_INTERVAL:
         assert connections_to_open(now) >= 1
 
@@ -92,7 +92,7 @@ def test_nothing_is_opened_when_nothing_is_missing(now: Situation) -> None:
 
 
 @given(situations)
-def test_a_server_that_is_away_sees_one_attempt_at_a_time(now: Situation) -> None:
+def test_a_server_that_is_down_sees_one_attempt_at_a_time(now: Situation) -> None:
     if now.failing:
         assert connections_to_open(now) <= 1
 

@@ -1,7 +1,7 @@
-"""An exception thrown into a thread at any bytecode costs nobody else anything.
+"""An exception thrown into a thread at any bytecode does not affect other clients.
 
-Time limits of Dramatiq and Celery, `gevent.Timeout` and Ctrl-C come at any point. Here one comes at
-each bytecode of the pool's code in turn.
+Time limits of Dramatiq and Celery, `gevent.Timeout` and Ctrl-C raise at any point. These tests
+raise at each bytecode of the pool's code in turn.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from time import monotonic
@@ -23,12 +23,12 @@ from tests.support.pools import APP, AnyPool, Call, opened, ours, use
 from tests.support.servers import Server, wait_until
 
 POOL = str(Path(abs_orm_app.__file__).parent / "pool")
-SOON = 2.0  # seconds; an innocent who pays waits for its timeout
+SOON = 5.0  # seconds, on a busy machine; a client that is affected waits until its timeout
 TIMEOUT = 8.0
 
 
 class Interrupted(BaseException):
-    """What is thrown."""
+    """The exception that is thrown."""
 
 
 class Interruption:
@@ -50,7 +50,7 @@ class Interruption:
 
 
 def interrupted(function: Callable[[], object], at: int) -> bool:
-    """Run the function in a thread; False if it came to its end before that bytecode."""
+    """Run the function in a thread; False if it ended before that bytecode."""
     thrown = []
 
     def work() -> None:
@@ -66,12 +66,6 @@ def interrupted(function: Callable[[], object], at: int) -> bool:
     return bool(thrown)
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Server]:
-    with Server() as server:
-        yield server
-
-
 @pytest.fixture(autouse=True)
 def _no_noise(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("CRITICAL")
@@ -80,7 +74,7 @@ def _no_noise(caplog: pytest.LogCaptureFixture) -> None:
 def check_that_all_come_soon(pool: AnyPool, limit: int, at: int) -> None:
     began = monotonic()
     conns = [pool.getconn(timeout=TIMEOUT) for _ in range(limit)]
-    assert monotonic() - began < SOON, f"an innocent waits after an exception at bytecode {at}"
+    assert monotonic() - began < SOON, f"another client waits after an exception at bytecode {at}"
     for conn in conns:
         pool.putconn(conn)
     stats = pool.get_stats()
@@ -88,7 +82,7 @@ def check_that_all_come_soon(pool: AnyPool, limit: int, at: int) -> None:
     assert stats["requests_waiting"] == 0, f"at bytecode {at}"
 
 
-def test_in_a_checkout_and_return(shared: Server) -> None:
+def test_an_exception_in_a_checkout_or_return_costs_nobody_else(shared: Server) -> None:
     def checkout_and_return() -> None:
         conn = pool.getconn(timeout=TIMEOUT)
         pool.putconn(conn)
@@ -101,10 +95,10 @@ def test_in_a_checkout_and_return(shared: Server) -> None:
             check_that_all_come_soon(pool, 2, at)
             checked = at
         assert checked > 50
-        assert shared.sessions(APP) <= 2
+        wait_until(lambda: shared.sessions(APP) <= 2, "the lost sessions to end")
 
 
-def test_in_a_return_that_somebody_waits_for(shared: Server) -> None:
+def test_an_exception_in_a_return_does_not_delay_the_waiting_client(shared: Server) -> None:
     with opened(ours, shared.conninfo, min_size=1, timeout=TIMEOUT) as pool:
         for at in count():
             holding = [pool.getconn()]
@@ -113,7 +107,9 @@ def test_in_a_return_that_somebody_waits_for(shared: Server) -> None:
                 pool.putconn(holding.pop())
 
             innocent = Call(use, pool)
-            wait_until(lambda: pool.get_stats()["requests_waiting"] == 1, "the innocent to wait")
+            wait_until(
+                lambda: pool.get_stats()["requests_waiting"] == 1, "the other client to wait"
+            )
             began = monotonic()
             went_on = interrupted(give_back, at)
             innocent.result(within=TIMEOUT + 2)
@@ -123,7 +119,7 @@ def test_in_a_return_that_somebody_waits_for(shared: Server) -> None:
         assert at > 30
 
 
-def test_in_a_wait(shared: Server) -> None:
+def test_an_exception_in_a_wait_costs_nobody_else(shared: Server) -> None:
     with opened(ours, shared.conninfo, min_size=1, timeout=TIMEOUT) as pool:
         for at in count():
             holding = [pool.getconn()]
@@ -144,8 +140,8 @@ def test_in_a_wait(shared: Server) -> None:
         assert at > 100
 
 
-def test_in_the_first_use_of_a_pool(shared: Server) -> None:
-    """Where threads are started."""
+def test_an_exception_in_the_first_use_of_a_pool_costs_nobody_else(shared: Server) -> None:
+    """The first use starts threads."""
     gc.collect()
     for at in count():
         pool = ours(shared.conninfo, min_size=1, max_size=2, timeout=TIMEOUT)
@@ -163,5 +159,8 @@ def test_in_the_first_use_of_a_pool(shared: Server) -> None:
         if not went_on:
             break
     assert at > 100
-    names = [thread.name for thread in threading.enumerate()]
-    assert not [name for name in names if name.endswith("connector")]
+    wait_until(lambda: not connectors(), "the threads that connect to end")
+
+
+def connectors() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.endswith("connector")]

@@ -1,10 +1,9 @@
-"""Never more than size + overflow; growth in parallel; overflow that goes again; fair queues."""
+"""The limit of size + overflow, growth in parallel, closing of overflow, fair queues."""
 
 from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
 from time import monotonic, sleep
 
@@ -13,10 +12,12 @@ from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from tests.support.pools import (
     APP,
+    LATE,
     AnyPool,
     Call,
     MakePool,
     compared_with_stock,
+    open_sockets,
     opened,
     ours,
     pid,
@@ -26,29 +27,16 @@ from tests.support.proxy import Proxy
 from tests.support.servers import Server, wait_until
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Server]:
-    with Server() as server:
-        yield server
-
-
-def test_the_server_never_counts_more_than_size_and_overflow(shared: Server) -> None:
-    with opened(ours, shared.conninfo, min_size=5, max_size=8, max_lifetime=0.3) as pool:
+def test_a_pool_never_has_more_connections_than_size_and_overflow(shared: Server) -> None:
+    with opened(ours, shared.tcp_conninfo, min_size=5, max_size=8, max_lifetime=0.3) as pool:
         calls = [Call(_work, pool, 20) for _ in range(40)]
-        most = before = 0
-        with shared.admin() as admin:
-            while any(call.is_alive() for call in calls):
-                counted = admin.execute(
-                    "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s", [APP]
-                ).fetchone()
-                now = counted[0] if counted else 0
-                # Twice in a row: a backend whose client has left takes a moment to end.
-                most = max(most, min(before, now))
-                before = now
-                sleep(0.01)
+        most = 0
+        while any(call.is_alive() for call in calls):
+            most = max(most, open_sockets(shared))
         for call in calls:
             call.result(within=1)
-        assert most <= 8
+        assert 5 <= most <= 8
+        wait_until(lambda: shared.sessions(APP) <= 8, "the replaced sessions to end")
 
 
 def _work(pool: AnyPool, times: int) -> None:
@@ -59,18 +47,19 @@ def _work(pool: AnyPool, times: int) -> None:
 @compared_with_stock("it grows by one connection at a time")
 def test_a_burst_opens_connections_in_parallel(shared: Server, make: MakePool) -> None:
     with (
-        Proxy(shared.port, delay=0.1) as proxy,
+        Proxy(shared.port) as proxy,
         opened(
             make, f"{shared.tcp_conninfo} port={proxy.port}", min_size=0, max_size=8, timeout=30
         ) as pool,
     ):
-        alone = Call(pool.getconn)
-        conns = [alone.result(within=10)]
+        conns = [pool.getconn()]
+        proxy.blackhole()
         calls = [Call(pool.getconn) for _ in range(7)]
+        wait_until(lambda: proxy.connections == 8, "seven connects at the same time", LATE)
+        proxy.resume()
         conns += [call.result(within=20) for call in calls]
         for conn in conns:
             pool.putconn(conn)
-        assert max(call.seconds for call in calls) < 3 * alone.seconds
 
 
 def test_overflow_that_is_not_needed_is_closed(shared: Server) -> None:
@@ -79,14 +68,14 @@ def test_overflow_that_is_not_needed_is_closed(shared: Server) -> None:
         assert shared.sessions(APP) == 6
         for conn in conns:
             pool.putconn(conn)
-        wait_until(lambda: shared.sessions(APP) == 2, "the overflow to be closed", seconds=5)
+        wait_until(lambda: shared.sessions(APP) == 2, "the overflow to be closed")
         assert pool.get_stats()["pool_size"] == 2
 
 
-def test_overflow_that_is_needed_again_and_again_stays(shared: Server) -> None:
-    with opened(ours, shared.conninfo, min_size=1, max_size=3, max_idle=0.5) as pool:
+def test_overflow_that_is_used_again_and_again_stays_open(shared: Server) -> None:
+    with opened(ours, shared.conninfo, min_size=1, max_size=3, max_idle=2) as pool:
         opened_first: set[int] = set()
-        end = monotonic() + 2
+        end = monotonic() + 4
         while monotonic() < end:
             conns = [pool.getconn() for _ in range(3)]
             opened_first = opened_first or {pid(conn) for conn in conns}
@@ -99,18 +88,22 @@ def test_overflow_that_is_needed_again_and_again_stays(shared: Server) -> None:
 def test_clients_are_served_in_the_order_in_which_they_came(shared: Server) -> None:
     with opened(ours, shared.conninfo, min_size=1) as pool:
         held = pool.getconn()
-        calls = []
+        calls, served = [], []
+
+        def work(number: int) -> None:
+            with pool.connection():
+                served.append(number)
+
         for number in range(5):
-            calls.append(Call(use, pool))
+            calls.append(Call(work, number))
             wait_until(
                 lambda number=number: pool.get_stats()["requests_waiting"] == number + 1,  # type: ignore[misc]
                 "the client to be in the queue",
             )
         pool.putconn(held)
         for call in calls:
-            call.result(within=5)
-        ends = [call.ended_at for call in calls]
-        assert ends == sorted(ends)
+            call.result(within=LATE)
+        assert served == [0, 1, 2, 3, 4]
 
 
 def test_two_clients_never_have_the_same_connection(shared: Server) -> None:
@@ -165,25 +158,25 @@ def test_check_replaces_the_idle_connections_that_are_dead(shared: Server) -> No
         assert pool.get_stats()["connections_lost"] == 3
 
 
-def test_max_waiting_refuses_who_comes_too_late(shared: Server) -> None:
-    with opened(ours, shared.conninfo, min_size=1, max_waiting=1, timeout=5) as pool:
+def test_max_waiting_refuses_further_clients(shared: Server) -> None:
+    with opened(ours, shared.conninfo, min_size=1, max_waiting=1, timeout=20) as pool:
         held = pool.getconn()
         waiting = Call(use, pool)
         wait_until(lambda: pool.get_stats()["requests_waiting"] == 1, "the first to wait")
         with pytest.raises(TooManyRequests, match="1 requests waiting"):
             pool.getconn()
         pool.putconn(held)
-        waiting.result(within=5)
+        waiting.result(within=LATE)
 
 
-def test_close_ends_the_waiting_and_closes_what_comes_back(shared: Server) -> None:
+def test_close_ends_every_wait_and_closes_returned_connections(shared: Server) -> None:
     with opened(ours, shared.conninfo, min_size=1, timeout=20) as pool:
         held = pool.getconn()
         waiting = Call(use, pool)
         wait_until(lambda: pool.get_stats()["requests_waiting"] == 1, "the client to wait")
         pool.close()
         with pytest.raises(PoolClosed):
-            waiting.result(within=2)
+            waiting.result(within=LATE)
         pool.putconn(held)
         assert held.closed
         with pytest.raises(PoolClosed):
@@ -225,17 +218,17 @@ def test_a_connection_returned_broken_is_replaced(shared: Server) -> None:
         assert pool.get_stats()["returns_bad"] == 1
 
 
-def test_a_timeout_of_zero_takes_what_is_idle_and_does_not_wait(shared: Server) -> None:
+def test_a_timeout_of_zero_takes_an_idle_connection_or_fails_at_once(shared: Server) -> None:
     with opened(ours, shared.conninfo, min_size=1) as pool:
         conn = pool.getconn(timeout=0)
         began = monotonic()
         with pytest.raises(PoolTimeout):
             pool.getconn(timeout=0)
-        assert monotonic() - began < 0.5
+        assert monotonic() - began < LATE  # the timeout of the pool is 30 s
         pool.putconn(conn)
 
 
-def test_a_timeout_of_zero_does_no_harm_to_connections_that_are_due_for_a_ping(
+def test_a_timeout_of_zero_keeps_connections_that_are_due_for_a_ping(
     shared: Server,
 ) -> None:
     with opened(ours, shared.conninfo, min_size=4) as pool:
@@ -244,7 +237,7 @@ def test_a_timeout_of_zero_does_no_harm_to_connections_that_are_due_for_a_ping(
         assert pool.get_stats().get("connections_lost", 0) == 0
 
 
-def test_a_pool_with_a_tiny_timeout_finds_lost_connections_too(shared: Server) -> None:
+def test_a_pool_with_a_short_timeout_finds_leaked_connections(shared: Server) -> None:
     with opened(ours, shared.conninfo, min_size=1, timeout=0.1) as pool:
 
         def lose() -> None:
@@ -254,7 +247,7 @@ def test_a_pool_with_a_tiny_timeout_finds_lost_connections_too(shared: Server) -
         gc.disable()
         try:
             Call(lose).result(within=5)
-            wait_until(lambda: _serves(pool), "the connection to be found", seconds=5)
+            wait_until(lambda: _serves(pool), "the connection to be found")
         finally:
             gc.enable()
 
@@ -267,7 +260,8 @@ def _serves(pool: AnyPool) -> bool:
 
 def test_usage_is_counted_in_milliseconds(shared: Server) -> None:
     with opened(ours, shared.conninfo, min_size=1) as pool:
-        use(pool, "SELECT pg_sleep(0.1)")
-        assert 100 <= pool.get_stats()["usage_ms"] < 1000
+        call = Call(use, pool, "SELECT pg_sleep(0.1)")
+        call.result(within=LATE)
+        assert 100 <= pool.get_stats()["usage_ms"] <= call.seconds * 1000
         assert pool.pop_stats()["usage_ms"] >= 100
         assert pool.get_stats()["usage_ms"] == 0

@@ -1,4 +1,4 @@
-"""The pool is used where it does not expect it: finalizers, signal and log handlers, two hands."""
+"""The pool is used in finalizers, in signal and log handlers, and by two threads at once."""
 
 from __future__ import annotations
 
@@ -15,21 +15,14 @@ import psycopg
 import pytest
 from psycopg_pool import PoolTimeout
 
-from tests.support.pools import APP, AnyPool, Call, opened, ours, pid, use
+from tests.support.pools import APP, LATE, AnyPool, Call, opened, ours, pid, use
 from tests.support.servers import Server, wait_until
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Server]:
-    with Server() as server:
-        yield server
-
 
 # Garbage
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_collected_generator_that_returns_its_connection_harms_nobody(shared: Server) -> None:
+def test_a_garbage_collected_generator_may_return_its_connection(shared: Server) -> None:
     def stream(pool: AnyPool) -> Iterator[Any]:
         myself: list[Any] = [pool]
         myself.append(myself)  # a cycle, which only the garbage collector frees
@@ -45,21 +38,21 @@ def test_a_collected_generator_that_returns_its_connection_harms_nobody(shared: 
             next(streaming).append(streaming)
             del streaming
             gc.collect()
-            assert shared.sessions(APP) <= 2
+            wait_until(lambda: shared.sessions(APP) <= 2, "the lost session to end")
         for call in [Call(use, pool) for _ in range(6)]:
-            call.result(within=6)
-        wait_until(lambda: pool.get_stats()["pool_available"] == 2, "all to be back", 5)
+            call.result(within=5 + LATE)
+        wait_until(lambda: pool.get_stats()["pool_available"] == 2, "all to be back")
         assert pool.get_stats()["pool_size"] == 2
-        assert shared.sessions(APP) <= 2
+        wait_until(lambda: shared.sessions(APP) <= 2, "the lost sessions to end")
 
 
-def test_each_connection_that_was_dropped_is_counted_once(shared: Server) -> None:
-    """Also where the next one gets its address in memory."""
+def test_each_leaked_connection_is_counted_once(shared: Server) -> None:
+    """Even where the next connection has the same address in memory."""
     with opened(ours, shared.conninfo, min_size=1, max_size=2, timeout=5) as pool:
         for number in range(1, 31):
             pool.getconn()
             use(pool)
-            wait_until(lambda n=number: leaked(pool) == n, "the loss to be counted", 3)  # type: ignore[misc]
+            wait_until(lambda n=number: leaked(pool) == n, "the loss to be counted")  # type: ignore[misc]
         assert leaked(pool) == 30
 
 
@@ -68,10 +61,10 @@ def leaked(pool: AnyPool) -> int:
     return int(stats.get("connections_leaked", stats.get("connections_lost", 0)))
 
 
-# Two hands
+# Two threads
 
 
-def test_one_of_two_threads_that_return_one_connection_is_told_so(shared: Server) -> None:
+def test_returning_a_connection_twice_at_the_same_time_is_refused_once(shared: Server) -> None:
     with opened(ours, shared.conninfo, min_size=1, timeout=5) as pool:
         for _ in range(300):
             conn = pool.getconn()
@@ -114,14 +107,14 @@ def test_a_signal_handler_uses_the_pool_at_any_point(shared: Server) -> None:
         sender = Call(send_signals)
         try:
             end = monotonic() + 2
-            while monotonic() < end:
+            while monotonic() < end or len(served) <= 50:
+                assert monotonic() < end + 30, "the handler was not called"
                 pool.putconn(pool.getconn(timeout=2))
                 pool.get_stats()
         finally:
             over.set()
             sender.join(5)
             signal.signal(signal.SIGUSR1, before)
-        assert len(served) > 50
         assert pool.get_stats()["pool_available"] == pool.get_stats()["pool_size"]
 
 
@@ -129,7 +122,7 @@ def test_a_signal_handler_uses_the_pool_at_any_point(shared: Server) -> None:
 
 
 class Querying(logging.Handler):
-    """Keeps its records in the database, as some projects do."""
+    """Uses the pool for each record, like a handler that stores records in the database."""
 
     def __init__(self, pool: AnyPool) -> None:
         super().__init__()
@@ -139,7 +132,7 @@ class Querying(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            use(self.pool, timeout=3)
+            use(self.pool, timeout=6)
             self.kept.append(record.getMessage())
         except psycopg.Error as error:
             self.errors.append(error)
@@ -155,11 +148,11 @@ def test_a_log_handler_may_use_the_pool_that_logs(server: Server, case: str, log
             each.addHandler(handler)
         try:
             CASES[case](server, pool)
-            wait_until(lambda: bool(handler.kept or handler.errors), "the record", 8)
-            if case != "outage":  # where the first record is of the outage, and is not kept
+            wait_until(lambda: bool(handler.kept or handler.errors), "the record")
+            if case != "outage":  # the first record is about the outage, and cannot be stored
                 assert not handler.errors
             assert handler.kept
-            assert Call(use, pool).result(within=3)
+            assert Call(use, pool).result(within=LATE)
         finally:
             for each in loggers:
                 each.removeHandler(handler)
@@ -172,7 +165,7 @@ def have_an_outage(server: Server, pool: AnyPool) -> None:
     server.start()
     began = monotonic()
     call.result(within=8)
-    assert monotonic() - began < 2
+    assert monotonic() - began < LATE  # a handler that blocks takes 6 s
 
 
 def return_in_a_transaction(_: Server, pool: AnyPool) -> None:
@@ -181,7 +174,7 @@ def return_in_a_transaction(_: Server, pool: AnyPool) -> None:
     conn.execute("SELECT 1")
     began = monotonic()
     pool.putconn(conn)
-    assert monotonic() - began < 1
+    assert monotonic() - began < LATE  # a handler that blocks takes 6 s
 
 
 def hold_for_long(_: Server, pool: AnyPool) -> None:
@@ -214,7 +207,7 @@ def test_a_closed_pool_has_nothing_in_use(shared: Server) -> None:
 
 
 def test_a_fault_keeps_no_socket_alive(shared: Server) -> None:
-    """The frames of its traceback have the connection that `configure` failed on."""
+    """The frames of its traceback refer to the connection on which `configure` failed."""
 
     def configure(conn: Any) -> None:
         conn.execute("SELECT nonsense")
@@ -227,7 +220,7 @@ def test_a_fault_keeps_no_socket_alive(shared: Server) -> None:
         pool.open()
         with pytest.raises((psycopg.Error, PoolTimeout)):
             use(pool)
-        wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before, "the sockets to close", 3)
+        wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before, "the sockets to close")
         pool.close()
     finally:
         gc.enable()

@@ -1,10 +1,9 @@
-"""The table of server errors: each kind is found, and no name is taken for a message."""
+"""The table of server errors: each kind is recognised, and a name is not taken for a message."""
 
 from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
 
 import psycopg
 import pytest
@@ -26,6 +25,10 @@ local all postgres trust
 local all app      trust
 local all all      scram-sha-256
 """
+
+pytestmark = pytest.mark.server(
+    {"max_connections": "6", "superuser_reserved_connections": "3"}, hba=HBA, roles=["app LOGIN"]
+)
 
 # One real text for each row of the table, in its order.
 TEXTS = (
@@ -58,22 +61,13 @@ TEXTS = (
 )
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Server]:
-    limits = {"max_connections": "6", "superuser_reserved_connections": "3"}
-    with Server(limits, hba=HBA) as server:
-        with server.admin() as admin:
-            admin.execute("CREATE ROLE app LOGIN")
-        yield server
-
-
 def refused(conninfo: str) -> psycopg.OperationalError:
     with pytest.raises(psycopg.OperationalError) as caught:
         psycopg.connect(f"{conninfo} connect_timeout=5").close()
     return caught.value
 
 
-def test_each_row_is_found_by_a_text_of_its_own() -> None:
+def test_each_row_of_the_table_matches_its_own_text() -> None:
     assert [classify(text) for text in TEXTS] == list(SERVER_ERRORS)
 
 
@@ -92,7 +86,7 @@ def test_a_role_that_is_named_like_another_error_is_not_taken_for_it(
     assert classify(error) is AUTHENTICATION_FAILED
 
 
-def test_a_full_server_is_said_to_be_full_and_not_out_of_reach(shared: Server) -> None:
+def test_the_message_about_a_full_server_does_not_say_that_it_is_down(shared: Server) -> None:
     conninfo = f"{shared.conninfo} user=app"
     with opened(ours, conninfo, min_size=3, max_size=4) as pool:
         held = [pool.getconn() for _ in range(3)]
@@ -110,8 +104,6 @@ def test_a_full_server_is_said_to_be_full_and_not_out_of_reach(shared: Server) -
 def test_credentials_that_became_wrong_while_connections_are_in_use_are_refused(
     server: Server,
 ) -> None:
-    with server.admin() as admin:
-        admin.execute("CREATE ROLE app LOGIN")
     with opened(ours, f"{server.conninfo} user=app", min_size=1, max_size=2) as pool:
         held = pool.getconn()
         with server.admin() as admin:
@@ -124,7 +116,7 @@ def test_credentials_that_became_wrong_while_connections_are_in_use_are_refused(
     assert "#wrong-credentials" in str(caught.value)
 
 
-def test_a_port_that_speaks_http_is_said_not_to_be_postgresql() -> None:
+def test_the_message_about_a_port_that_speaks_http_says_so() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer() -> None:

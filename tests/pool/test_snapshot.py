@@ -1,4 +1,4 @@
-"""The one snapshot that all metrics are made from, and the observers that a pool calls."""
+"""The snapshot that all metrics are made from, and the observers that a pool calls."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def observed_by(observer: Callable[[HardenedPool], None]) -> Iterator[None]:
         observers.remove(observer)
 
 
-def test_it_counts_what_is_idle_in_use_and_overflow(server: Server) -> None:
+def test_a_snapshot_counts_idle_used_and_overflow_connections(server: Server) -> None:
     with small_pool(server) as pool:
         taken = [pool.getconn(), pool.getconn()]
         now = snapshot(pool)
@@ -61,7 +61,7 @@ def test_it_counts_what_is_idle_in_use_and_overflow(server: Server) -> None:
         assert (now.checkouts, now.uses.count) == (2, 2)
 
 
-def test_it_counts_those_who_wait_and_those_who_got_nothing(server: Server) -> None:
+def test_a_snapshot_counts_waiting_clients_and_timeouts(server: Server) -> None:
     with small_pool(server) as pool:
         taken = [pool.getconn() for _ in range(3)]
         waiting = Call(pool.getconn)
@@ -91,7 +91,7 @@ def test_a_connection_being_opened_is_neither_idle_nor_in_use(server: Server) ->
         pool.putconn(conn)
 
 
-def test_it_counts_what_failed(server: Server) -> None:
+def test_a_snapshot_counts_failures(server: Server) -> None:
     with small_pool(server) as pool:
         server.restart("immediate")
         with pool.connection() as conn:
@@ -107,7 +107,7 @@ def test_it_counts_what_failed(server: Server) -> None:
         assert now.connect_errors < now.connects
 
 
-def test_of_a_project_it_shows_each_alias_with_a_pool_of_ours_that_has_been_used(
+def test_snapshots_are_taken_of_each_alias_whose_pool_was_used(
     server: Server,
 ) -> None:
     with (
@@ -122,7 +122,7 @@ def test_of_a_project_it_shows_each_alias_with_a_pool_of_ours_that_has_been_used
         assert [(now.alias, now.idle) for now in snapshots()] == [("used", 1)]
 
 
-def test_it_holds_nothing_secret(server: Server) -> None:
+def test_a_snapshot_contains_no_secret(server: Server) -> None:
     secret = {"PASSWORD": "do-not-tell", "OPTIONS": SMALL}
     with database(entry(server.conninfo, OURS, **secret)) as alias:
         open_pool(alias).wait()
@@ -136,7 +136,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(housekeeping_module, "TICK", 0.1)
 
 
-def test_observers_are_told_of_an_open_pool_again_and_again_and_once_of_its_end(
+def test_observers_are_called_regularly_and_once_when_the_pool_closes(
     server: Server, quick: None
 ) -> None:
     told: list[tuple[Any, bool, str]] = []
@@ -155,7 +155,7 @@ def test_observers_are_told_of_an_open_pool_again_and_again_and_once_of_its_end(
         assert len(told) == ended
 
 
-def test_an_observer_that_fails_harms_neither_the_pool_nor_the_other_observers(
+def test_an_observer_that_fails_disturbs_neither_the_pool_nor_other_observers(
     server: Server, quick: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(_: HardenedPool) -> None:

@@ -1,4 +1,4 @@
-"""Whatever happens in whatever order, the invariants hold: drawn by hypothesis on a real server."""
+"""The pool's invariants hold after random steps on a real server, chosen by hypothesis."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from time import monotonic, sleep
 from typing import Any, ClassVar
 
 import psycopg
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -18,7 +19,7 @@ from tests.support.pools import APP, Call, ours, pid
 from tests.support.servers import Server, wait_until
 
 TIMEOUT = 3.0
-ROOM = 1.5  # seconds that a shared machine may take on top of a deadline
+ROOM = 5.0  # seconds that a busy machine may add to a deadline
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -55,9 +56,11 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule()
     def take(self) -> None:
-        conn = self.checkout(TIMEOUT if self.up and len(self.held) < self.limit else 0.2)
+        conn = self.checkout(15.0 if self.up and len(self.held) < self.limit else 0.2)
         if conn is None:
-            assert not self.up or len(self.held) >= self.limit, "none came, and there was one"
+            assert not self.up or len(self.held) >= self.limit, (
+                "a checkout timed out, and a connection was free"
+            )
             return
         assert all(conn is not other for other in self.held), "one connection in two hands"
         self.held.append(conn)
@@ -81,7 +84,7 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.up)
     @rule()
     def crowd(self) -> None:
-        """More clients than places: each is served, or told so at its deadline."""
+        """More clients than connections: each is served, or times out at its deadline."""
 
         def use() -> None:
             if conn := self.checkout(TIMEOUT):
@@ -92,10 +95,10 @@ class PoolMachine(RuleBasedStateMachine):
         calls = [Call(use) for _ in range(8)]
         while any(call.is_alive() for call in calls):
             assert self.pool.get_stats()["pool_size"] <= allowed
-            # One that was replaced may still be ending when it is counted; not twice.
-            assert min(self.server.sessions(APP) for _ in range(2)) <= allowed
+        # Sessions that were replaced take a moment to end.
+        self.the_server_counts_no_more_than_the_limit()
         for call in calls:
-            call.result(within=TIMEOUT + 2)
+            call.result(within=TIMEOUT + ROOM)
 
     @precondition(lambda self: self.up)
     @rule(which=st.integers(0, 9))
@@ -142,7 +145,7 @@ class PoolMachine(RuleBasedStateMachine):
         sleep(0.6)
 
     def replace_broken(self) -> None:
-        """What a project does with a connection that broke in its hands: it gives it back."""
+        """Return the held connections that are broken, like a project."""
         for conn in list(self.held):
             try:
                 conn.execute("SELECT 1")
@@ -154,7 +157,7 @@ class PoolMachine(RuleBasedStateMachine):
     def the_server_counts_no_more_than_the_limit(self) -> None:
         if self.up:
             allowed = max(self.limit, len(self.held))
-            wait_until(lambda: self.server.sessions(APP) <= allowed, f"at most {allowed}", 2)
+            wait_until(lambda: self.server.sessions(APP) <= allowed, f"at most {allowed} sessions")
 
     @invariant()
     def every_slot_is_accounted_for(self) -> None:
@@ -162,7 +165,7 @@ class PoolMachine(RuleBasedStateMachine):
             known = {conn._pool_entry for conn in [*self.pool._idle, *self.held]}
             return self.pool.entries == known and not self.pool.connector.attempts
 
-        wait_until(settled, "slots to be idle or in hand", 5)
+        wait_until(settled, "slots to be idle or in hand")
         stats = self.pool.get_stats()
         assert stats["pool_size"] == stats["pool_available"] + len(self.held)
         assert stats["pool_size"] <= max(self.limit, len(self.held))
@@ -180,16 +183,16 @@ def _pid(conn: psycopg.Connection[Any]) -> int:
     return 0 if conn.closed else pid(conn)
 
 
-def test_the_invariants_hold_after_each_step_of_any_story() -> None:
-    with Server() as server:
-        PoolMachine.server = server
-        threads = threading.active_count()
-        machine = settings(
-            max_examples=12,
-            stateful_step_count=25,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        )
-        PoolMachine.TestCase.settings = machine
-        PoolMachine.TestCase("runTest").runTest()
-        wait_until(lambda: threading.active_count() <= threads, "the threads to end")
+@pytest.mark.timeout(300)
+def test_the_invariants_hold_after_each_step(server: Server) -> None:
+    PoolMachine.server = server
+    threads = threading.active_count()
+    machine = settings(
+        max_examples=12,
+        stateful_step_count=25,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    PoolMachine.TestCase.settings = machine
+    PoolMachine.TestCase("runTest").runTest()
+    wait_until(lambda: threading.active_count() <= threads, "the threads to end")

@@ -14,6 +14,7 @@ from abs_orm_app.pool import liveness
 from tests.support.debian import DebianServer, make_certificate, needs_debian
 from tests.support.pools import APP, AnyPool, Call, opened, ours, pid, use
 from tests.support.projects import manage
+from tests.support.servers import Server
 
 pytestmark = needs_debian
 
@@ -28,15 +29,15 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(certificates: Path) -> Iterator[DebianServer]:
+def module_server(certificates: Path) -> Iterator[Server]:
     with DebianServer(certificate=certificates) as server:
         yield server
 
 
 @pytest.fixture
-def conninfo(server: DebianServer, certificates: Path) -> str:
+def conninfo(shared: Server, certificates: Path) -> str:
     root = certificates / "ca.crt"
-    return f"{server.tcp_conninfo} host=localhost sslmode=verify-full sslrootcert={root}"
+    return f"{shared.tcp_conninfo} host=localhost sslmode=verify-full sslrootcert={root}"
 
 
 @pytest.fixture
@@ -45,9 +46,9 @@ def pool(conninfo: str) -> Iterator[AnyPool]:
         yield pool
 
 
-def unencrypted(server: DebianServer) -> int:
-    """How many of the pool's sessions the server takes for unencrypted."""
-    with server.admin() as admin:
+def unencrypted(shared: Server) -> int:
+    """The number of the pool's sessions that are unencrypted, by the server's count."""
+    with shared.admin() as admin:
         row = admin.execute(
             "SELECT count(*) FILTER (WHERE ssl), count(*) FILTER (WHERE NOT ssl)"
             " FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE application_name = %s",
@@ -58,41 +59,41 @@ def unencrypted(server: DebianServer) -> int:
     return int(row[1])
 
 
-def test_every_connection_is_encrypted_and_used_again(pool: AnyPool, server: DebianServer) -> None:
+def test_every_connection_is_encrypted_and_used_again(pool: AnyPool, shared: Server) -> None:
     first = use(pool)
     assert use(pool) == first
     for call in [Call(use, pool, "SELECT pg_sleep(0.1)") for _ in range(10)]:
         call.result(within=20)
-    assert unencrypted(server) == 0
-    assert server.sessions(APP) <= 5
+    assert unencrypted(shared) == 0
+    assert shared.sessions(APP) <= 5
 
 
 def test_an_idle_connection_is_pinged_and_kept(pool: AnyPool) -> None:
     first = use(pool)
-    sleep(0.6)  # from now on it is pinged
+    sleep(0.6)  # after that long, the pool pings
     assert use(pool) == first
 
 
-def test_a_ping_that_is_not_answered_ends_in_time(pool: AnyPool, server: DebianServer) -> None:
+def test_an_unanswered_ping_ends_in_time(pool: AnyPool, shared: Server) -> None:
     with pool.connection() as conn:
         assert liveness.answers(conn, timeout=5)
-        server.suspend_backend(pid(conn))
+        shared.suspend_backend(pid(conn))
         began = monotonic()
         try:
             assert not liveness.answers(conn, timeout=0.2)
             assert monotonic() - began < AT_ONCE
         finally:
-            server.resume()
+            shared.resume()
         conn.close()
 
 
-def test_a_restart_of_the_server_costs_no_error(pool: AnyPool, server: DebianServer) -> None:
+def test_a_restart_of_the_server_costs_no_error(pool: AnyPool, shared: Server) -> None:
     before = use(pool)
-    server.restart()
+    shared.restart()
     began = monotonic()
     assert use(pool) != before
     assert monotonic() - began < AT_ONCE
-    assert unencrypted(server) == 0
+    assert unencrypted(shared) == 0
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ def test_a_restart_of_the_server_costs_no_error(pool: AnyPool, server: DebianSer
         ("sslrootcert={others}/ca.crt", "certificate verify failed"),
     ],
 )
-def test_a_server_that_is_not_who_it_should_be_is_refused_at_once(
+def test_a_server_with_the_wrong_certificate_is_refused_at_once(
     conninfo: str, tmp_path: Path, changed: str, words: str
 ) -> None:
     make_certificate(tmp_path, "localhost")
@@ -118,9 +119,9 @@ def test_a_server_that_is_not_who_it_should_be_is_refused_at_once(
         pool.close()
 
 
-def test_check_pool_shows_the_encryption(server: DebianServer, certificates: Path) -> None:
+def test_check_pool_shows_the_encryption(shared: Server, certificates: Path) -> None:
     root = quote(str(certificates / "ca.crt"))
-    address = f"postgresql://postgres@localhost:{server.port}/postgres"
+    address = f"postgresql://postgres@localhost:{shared.port}/postgres"
     done = manage("check_pool", DATABASE_URL=f"{address}?sslmode=verify-full&sslrootcert={root}")
     assert "TLS        TLSv1.3" in done.stdout, done.stdout + done.stderr
     assert done.returncode == 0

@@ -8,13 +8,16 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import Any, TypeVar
 
+import psutil
 import pytest
 from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
 from abs_orm_app.pool.pool import HardenedPool
+from tests.support.servers import Server
 
 APP = "pool-under-test"  # application_name, to count sessions by
+LATE = 5.0  # seconds that a busy machine may add to what the pool promises
 
 AnyPool = Any  # ours or psycopg_pool's: the same API
 MakePool = Callable[..., AnyPool]
@@ -96,3 +99,15 @@ def use(pool: AnyPool, query: str = "SELECT 1", timeout: float | None = None) ->
 
 def pid(conn: Connection[Any]) -> int:
     return conn.info.backend_pid
+
+
+def open_sockets(server: Server) -> int:
+    """The number of TCP connections that this process has open to the server.
+
+    Exact at any moment. The server also counts sessions whose client has already gone.
+    """
+    return sum(
+        bool(found.raddr) and found.raddr.port == server.port
+        for found in psutil.Process().net_connections("tcp4")
+        if found.status == psutil.CONN_ESTABLISHED
+    )

@@ -55,6 +55,12 @@ class Proxy:
         self._flowing.set()  # the threads wake up and find their sockets closed
         self._reservation.close()
 
+    @property
+    def connections(self) -> int:
+        """The number of client connections now, with those that `blackhole` keeps waiting."""
+        with self._lock:
+            return len(self._open) // 2
+
     def blackhole(self) -> None:
         """Stop forwarding, like a firewall that has dropped its connections from its table.
 
