@@ -9,8 +9,10 @@ Once per process, where the project sets its MeterProvider. `docs/metrics.md` sa
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from weakref import WeakKeyDictionary
 
 from django.db import connections
 from opentelemetry.metrics import (
@@ -23,10 +25,9 @@ from opentelemetry.metrics import (
 )
 
 from abs_orm_app.facts.pools import current_pools, snapshots
-from abs_orm_app.pool import histogram
 from abs_orm_app.pool.histogram import BOUNDS
 from abs_orm_app.pool.housekeeping import observers
-from abs_orm_app.pool.pool import HardenedPool
+from abs_orm_app.pool.pool import HardenedPool, every_pool, new_pool_hooks
 
 Observe = Callable[[CallbackOptions], Iterable[Observation]]
 
@@ -65,6 +66,7 @@ DURATIONS = (
 )
 
 _histograms: dict[str, Histogram] = {}  # by the field of the pool
+_kept: WeakKeyDictionary[HardenedPool, dict[str, deque[float]]] = WeakKeyDictionary()
 
 
 def instrument(meter_provider: MeterProvider | None = None) -> None:
@@ -83,11 +85,18 @@ def instrument(meter_provider: MeterProvider | None = None) -> None:
             explicit_bucket_boundaries_advisory=BOUNDS,
         )
     _make_observables(meter)
-    histogram.Histogram.samples_kept = KEPT
-    for pool in current_pools().values():
-        for field in _histograms:
-            getattr(pool, field).keep_samples()
+    new_pool_hooks.append(keep_durations)
+    for pool in tuple(every_pool):
+        keep_durations(pool)
     observers.append(pass_on)
+
+
+def keep_durations(pool: HardenedPool) -> None:
+    """Keep each duration of this pool until it is passed on."""
+    kept = _kept.setdefault(pool, {})
+    for field in _histograms:
+        durations = kept.setdefault(field, deque(maxlen=KEPT))
+        getattr(pool, field).record = durations.append
 
 
 def pass_on(pool: HardenedPool) -> None:
@@ -95,10 +104,10 @@ def pass_on(pool: HardenedPool) -> None:
     if pool.name not in connections:
         return  # such as the pool of a drill
     for field, durations in _histograms.items():
-        samples = getattr(pool, field).samples
-        with suppress(IndexError):  # there is no more, or somebody else takes them, too
-            while samples is not None:
-                durations.record(samples.popleft(), {POOL_NAME: pool.name})
+        kept = _kept[pool][field]
+        with suppress(IndexError):  # another thread passes them on, too
+            while kept:
+                durations.record(kept.popleft(), {POOL_NAME: pool.name})
 
 
 def _make_observables(meter: Meter) -> None:

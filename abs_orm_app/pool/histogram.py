@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import ClassVar
 
 # Seconds, from the use for one quick query to the default timeout.
 BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10, 30)
@@ -41,29 +39,22 @@ class Timings:
 class Histogram:
     """Counts durations. Without a lock, as `statistics.py` explains.
 
-    `samples`: the last durations themselves, for one who needs each and takes them out; None, the
-    default, keeps none. `samples_kept`: how many a new histogram keeps at most.
+    `record`: called with each duration, in the thread that uses the pool. It must be quick, and must
+    neither wait nor raise, as the `append` of a bounded `deque`. None by default.
     """
 
-    __slots__ = ("counts", "samples", "total")
-
-    samples_kept: ClassVar[int] = 0
+    __slots__ = ("counts", "record", "total")
 
     def __init__(self) -> None:
         self.counts = [0] * (len(BOUNDS) + 1)
         self.total = 0.0
-        self.samples: deque[float] | None = None
-        if self.samples_kept:
-            self.keep_samples()
-
-    def keep_samples(self) -> None:
-        self.samples = deque(maxlen=self.samples_kept)
+        self.record: Callable[[float], object] | None = None
 
     def add(self, seconds: float) -> None:
         self.counts[bisect_left(BOUNDS, seconds)] += 1
         self.total += seconds
-        if self.samples is not None:
-            self.samples.append(seconds)
+        if self.record is not None:
+            self.record(seconds)
 
     def distribution(self) -> Distribution:
         return Distribution(tuple(self.counts), self.total)

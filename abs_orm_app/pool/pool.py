@@ -61,6 +61,8 @@ PING_LEAST = 0.05  # seconds; in less, a healthy connection may seem to hang
 LAST_WAIT = 2.0  # seconds; by then a process that has begun to end is over
 
 every_pool: WeakSet[HardenedPool] = WeakSet()
+# Each is called with each new pool, before it is opened, such as to set `use_times.record`.
+new_pool_hooks: list[Callable[[HardenedPool], object]] = []
 
 
 class HardenedPool:
@@ -149,6 +151,8 @@ class HardenedPool:
         self.collected_at = float("-inf")
         self.described = (float("-inf"), "")  # when, and what a timeout says of the pool
         every_pool.add(self)
+        for hook in new_pool_hooks:
+            hook(self)
         if open:
             self.open()
 
@@ -261,8 +265,8 @@ class HardenedPool:
             uses = self.use_times
             uses.counts[bisect_left(BOUNDS, held)] += 1
             uses.total += held
-            if uses.samples is not None:
-                uses.samples.append(held)
+            if uses.record is not None:
+                uses.record(held)
             if self._reset is not None or entry.pgconn.transaction_status != IDLE:
                 said = clean(self, conn, self._reset)
                 broken = conn.closed

@@ -13,9 +13,9 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from psycopg_pool import PoolTimeout
 
 from abs_orm_app.integrations import opentelemetry
-from abs_orm_app.pool.histogram import BOUNDS, Histogram
+from abs_orm_app.pool.histogram import BOUNDS
 from abs_orm_app.pool.housekeeping import TICK, observers
-from abs_orm_app.pool.pool import HardenedPool
+from abs_orm_app.pool.pool import HardenedPool, new_pool_hooks
 from tests.support.pools import opened, ours
 from tests.support.processes import run
 from tests.support.projects import database, entry
@@ -34,7 +34,7 @@ def reader() -> Iterator[InMemoryMetricReader]:
     provider.shutdown()
     observers.remove(opentelemetry.pass_on)
     opentelemetry._histograms.clear()
-    Histogram.samples_kept = 0
+    new_pool_hooks.remove(opentelemetry.keep_durations)
 
 
 @pytest.fixture
@@ -150,10 +150,9 @@ def test_durations_are_recorded_between_two_collections(
     for _ in range(5):
         with pool.connection():
             pass
-    samples = pool.use_times.samples
-    assert samples is not None
-    assert samples.maxlen == opentelemetry.KEPT
-    wait_until(lambda: not samples, "a tick", 10 * TICK)
+    kept = opentelemetry._kept[pool]["use_times"]
+    assert kept.maxlen == opentelemetry.KEPT
+    wait_until(lambda: not kept, "a tick", 10 * TICK)
     assert points(reader, alias)["use_time"].count == 5
 
 
