@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from math import isinf
 from typing import Any
@@ -60,6 +61,7 @@ HISTOGRAMS = (
     ("creates", "django_db_pool_connect_seconds", "How long opening a connection took."),
 )
 LABELS = ("alias",)
+NOTHING = Distribution((0,) * (len(BOUNDS) + 1), 0.0)
 
 
 def register(registry: CollectorRegistry = prometheus_client.REGISTRY) -> None:
@@ -130,7 +132,6 @@ def publish(pool: HardenedPool) -> None:
         return  # such as the pool of a drill
     with _publishing:
         now, before = snapshot(pool), _published.get(pool)
-        _published[pool] = now
         for field, name, text in GAUGES:
             # What a process has at its end is given back, and its file may outlive it.
             value = 0 if pool.closed else getattr(now, field)
@@ -138,9 +139,12 @@ def publish(pool: HardenedPool) -> None:
         for field, name, text in COUNTERS:
             more = _more(getattr(now, field), getattr(before, field, 0))
             _counter(name, text).labels(pool.name).inc(more)
+        written: dict[str, Any] = {}
         for field, name, text in HISTOGRAMS:
             child = _histogram(name, text).labels(pool.name)
-            _add(child, getattr(now, field), getattr(before, field, None))
+            known = getattr(before, field, NOTHING)
+            written[field] = _observe(child, getattr(now, field), known)
+        _published[pool] = replace(now, **written)
 
 
 def _more(now: float, before: float) -> float:
@@ -148,13 +152,19 @@ def _more(now: float, before: float) -> float:
     return now - before if now >= before else now
 
 
-def _add(child: Any, now: Distribution, before: Distribution | None) -> None:
-    """Add what a distribution has grown by: prometheus_client itself takes one at a time."""
-    counts = before.counts if before else (0,) * len(now.counts)
-    for bucket, count, known in zip(child._buckets, now.counts, counts, strict=True):
-        if count != known:
-            bucket.inc(count - known)
-    child._sum.inc(now.total - (before.total if before else 0.0))
+def _observe(
+    child: prometheus_client.Histogram, now: Distribution, before: Distribution
+) -> Distribution:
+    """Add what a distribution has grown by, and return what has been added in all.
+
+    prometheus_client takes one duration at a time.
+    """
+    total = before.total
+    for seconds, count in now.since(before).durations():
+        for _ in range(count):
+            child.observe(seconds)
+        total += seconds * count
+    return Distribution(now.counts, total)
 
 
 @cache
