@@ -146,7 +146,7 @@ class Housekeeping:
         if now - self._ticked_at >= TICK:
             self._ticked_at = now
             for pool in tuple(self.pools):
-                pool.tell_observers()
+                self.observers.tell(pool)
         return self._ticked_at + TICK
 
 
@@ -164,6 +164,14 @@ class Observers(list["Callable[[HardenedPool], None]"]):
         super().append(observer)
         if self._housekeeping.pools:
             self._housekeeping.ring()
+
+    def tell(self, pool: HardenedPool) -> None:
+        """Call each in a `try`: one that fails cannot break the pool."""
+        for observer in tuple(self):
+            try:
+                observer(pool)
+            except Exception:
+                logger.exception(messages.observer_failed(pool.name))
 
 
 def _tend(pool: HardenedPool, now: float) -> float:

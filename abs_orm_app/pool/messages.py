@@ -99,6 +99,17 @@ def held_too_long(name: str, holder: Holder) -> str:
     return f"pool {name!r}: {_holds(holder)} See `{explain('leaked-connection')}`.\n{holder.stack}"
 
 
+def cannot_return(name: str, conn: str, *, other: str | None, lost: bool) -> str:
+    """`other`: the name of the pool it comes from. `lost`: the pool has given its slot back."""
+    if other is not None:
+        why = f"it comes from pool {other!r}"
+    elif lost:
+        why = "it was garbage-collected, and the pool has replaced it"
+    else:
+        why = "it doesn't come from any pool, or was returned before"
+    return f"can't return connection to pool {name!r}, {why}: {conn}"
+
+
 def rolled_back(name: str) -> str:
     return f"pool {name!r}: a connection was returned in a transaction, which was rolled back"
 

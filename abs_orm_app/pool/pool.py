@@ -49,6 +49,7 @@ from abs_orm_app.pool.growth import PARALLEL_CONNECTS
 from abs_orm_app.pool.histogram import BOUNDS, Timings
 from abs_orm_app.pool.housekeeping import housekeeping, observers
 from abs_orm_app.pool.queue import Queue, Waiter
+from abs_orm_app.pool.sizes import checked_sizes
 from abs_orm_app.pool.statistics import POOL_OPENING, Statistics
 from abs_orm_app.pool.upkeep import close_lost
 from abs_orm_app.pool.waiting import closed_error, timeout_error, wait_for_connection
@@ -297,15 +298,10 @@ class HardenedPool:
             logger.warning(text)
 
     def _why_not_ours(self, conn: AnyConnection) -> str:
-        pool = getattr(conn, "_pool", None)
-        entry = getattr(conn, ENTRY, None)
-        if pool is not None and pool is not self:
-            why = f"it comes from pool {pool.name!r}"
-        elif isinstance(entry, Entry) and entry.lost:
-            why = "it was garbage, and its slot has been given back"
-        else:
-            why = "it doesn't come from any pool, or was returned before"
-        return f"can't return connection to pool {self.name!r}, {why}: {conn}"
+        pool, entry = getattr(conn, "_pool", None), getattr(conn, ENTRY, None)
+        other = pool.name if pool is not None and pool is not self else None
+        lost = isinstance(entry, Entry) and entry.lost
+        return messages.cannot_return(self.name, str(conn), other=other, lost=lost)
 
     def add(self, conn: Any) -> None:
         """Take a connection in that nobody has: for who waits, or idle, or let it go."""
@@ -497,7 +493,7 @@ class HardenedPool:
         close_lost(self)
         if was_open:
             self.settle(timeout)
-            self.tell_observers()
+            observers.tell(self)
         self.call_housekeeping()  # which forgets it
 
     def close_orphans(self) -> None:
@@ -603,14 +599,6 @@ class HardenedPool:
         with suppress(RuntimeError):  # the process is about to end
             threading.Thread(target=logger.warning, args=(text,), daemon=True).start()
 
-    def tell_observers(self) -> None:
-        """Call the observers, each in a `try`: whoever watches the pool cannot break it."""
-        for observer in tuple(observers):
-            try:
-                observer(self)
-            except Exception:
-                logger.exception(messages.observer_failed(self.name))
-
     # Facts
 
     def holders(self) -> list[Holder]:
@@ -643,16 +631,3 @@ class HardenedPool:
     def timings(self) -> Timings:
         """How long requests waited and held, and connecting took, since the pool was made."""
         return self.statistics.timings()
-
-
-def checked_sizes(min_size: int, max_size: int | None) -> tuple[int, int]:
-    """Return both, `max_size` being `min_size` by default; `ValueError` if they make no pool."""
-    if max_size is None:
-        max_size = min_size
-    if min_size < 0:
-        raise ValueError("min_size cannot be negative")
-    if max_size < min_size:
-        raise ValueError("max_size must be greater or equal than min_size")
-    if max_size == 0:
-        raise ValueError("if min_size is 0 max_size must be greater than 0")
-    return min_size, max_size
