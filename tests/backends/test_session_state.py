@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -199,15 +198,14 @@ SNAPSHOT = """
     UNION ALL SELECT 'tenant', current_setting('other.tenant', true)"""
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Server]:
-    with Server() as server:
-        with server.admin() as admin:
-            admin.execute("CREATE TABLE numbers (n int)")
-            admin.execute("CREATE ROLE somebody SUPERUSER")
-            admin.execute("CREATE TABLE IF NOT EXISTS template (temperature int)")
-            admin.execute("CREATE PROCEDURE p() LANGUAGE sql AS 'SELECT 1'")
-        yield server
+pytestmark = pytest.mark.server(
+    roles=["somebody SUPERUSER"],
+    sql=[
+        "CREATE TABLE numbers (n int)",
+        "CREATE TABLE IF NOT EXISTS template (temperature int)",
+        "CREATE PROCEDURE p() LANGUAGE sql AS 'SELECT 1'",
+    ],
+)
 
 
 def state_of(connection: psycopg.Connection[Any]) -> set[Any]:
@@ -271,10 +269,10 @@ SHAPES = [
     loud=st.booleans(),
 )
 def test_what_is_called_clean_leaves_nothing_whatever_it_is_made_of(
-    shared: Server, pieces: list[str], glue: str, shape: str, loud: bool
+    module_server: Server, pieces: list[str], glue: str, shape: str, loud: bool
 ) -> None:
     statement = shape.replace("{}", glue.join(pieces))
     if loud:
         statement = statement.swapcase()
     if change_of(statement) is None:
-        assert not leaves(shared, statement), statement
+        assert not leaves(module_server, statement), statement

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from django.core.management import CommandError, call_command
 from django.test import override_settings
@@ -12,15 +10,10 @@ from abs_orm_app.console.layout import terminal_width
 from tests.support.projects import POOL, Ran, database, entry, manage
 from tests.support.servers import Server
 
-pytestmark = pytest.mark.usefixtures("unblocked")
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Server]:
-    with Server({"max_connections": "50"}) as server:
-        with server.admin() as admin:
-            admin.execute("CREATE DATABASE données")
-        yield server
+pytestmark = [
+    pytest.mark.usefixtures("unblocked"),
+    pytest.mark.server({"max_connections": "50"}, sql=["CREATE DATABASE données"]),
+]
 
 
 # Width

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 
 import psycopg
 import pytest
@@ -13,20 +12,16 @@ from django.test import override_settings
 
 from abs_orm_app.config.broken_settings import SCHEMA
 from tests.support.projects import POOL, SQLITE, STOCK, Ran, database, entry, manage
-from tests.support.servers import Server
+from tests.support.servers import PASSWORD_OVER_TCP, Server
 
-pytestmark = pytest.mark.usefixtures("unblocked")
+pytestmark = [
+    pytest.mark.usefixtures("unblocked"),
+    pytest.mark.server(
+        {"max_connections": "50"}, hba=PASSWORD_OVER_TCP, roles=["app LOGIN PASSWORD 'right'"]
+    ),
+]
 
 DOWN = "host=127.0.0.1 port=1 user=x dbname=x"
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Server]:
-    hba = "local all postgres trust\nhost all postgres all trust\nhost all all all scram-sha-256"
-    with Server({"max_connections": "50"}, hba=hba) as server:
-        with server.admin() as admin:
-            admin.execute("CREATE ROLE app LOGIN PASSWORD 'right'")
-        yield server
 
 
 def agree(text: Ran, document: Ran) -> str:
