@@ -48,15 +48,16 @@ class Hosts:
         """
         libc = ctypes.CDLL(None, use_errno=True)
         user = 0 if os.geteuid() == 0 else CLONE_NEWUSER
-        _check(libc.unshare(CLONE_NEWNS | user))
-        _check(libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None))
+        check(libc.unshare(CLONE_NEWNS | user))
+        check(libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None))
         order = self.path.with_name("nsswitch.conf")
         order.write_text("hosts: files\n")  # and no DNS
         for path, mounted_over in ((self.path, b"/etc/hosts"), (order, b"/etc/nsswitch.conf")):
-            _check(libc.mount(bytes(path), mounted_over, None, MS_BIND, None))
+            check(libc.mount(bytes(path), mounted_over, None, MS_BIND, None))
 
 
-def _check(result: int) -> None:
+def check(result: int) -> None:
+    """Raise OSError if a function of the C library has failed."""
     if result:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

@@ -22,20 +22,28 @@ from typing import Any, Self
 from tests.support.ports import LOCALHOST, reserved_port
 
 CHUNK = 65536
+REPORTED = (b"in_hot_standby\0", b"default_transaction_read_only\0")
 
 
 class Proxy:
-    """Forwards TCP connections to `target`, a port of this machine.
+    """Forwards TCP connections to `target`, a port of this machine or a Unix socket.
 
+    host: the address where it listens.
     target: may be changed; a connection stays with the target that it was opened to, as behind a
     name or an address that moves.
+    mute: the server reports no role: what it says of `in_hot_standby` and the like is renamed, as
+    with a server older than 14.
     delay: seconds by which data is delayed, each way; a few 0.1 ms come on top.
     port: where it listens; the same after `refuse` and `resume`.
     client_messages: number of packets from clients, which is one for each flush of libpq.
     """
 
-    def __init__(self, target: int, delay: float = 0.0) -> None:
+    def __init__(
+        self, target: int | str, delay: float = 0.0, *, mute: bool = False, host: str = LOCALHOST
+    ) -> None:
         self.target = target
+        self.host = host
+        self.mute = mute
         self.delay = delay
         self.port = 0
         self.client_messages = 0
@@ -83,7 +91,7 @@ class Proxy:
         """Undo `blackhole` and `refuse`; data held back since `blackhole` is forwarded."""
         self._flowing.set()
         if self._listener is None:
-            self._listener = socket.create_server((LOCALHOST, self.port))
+            self._listener = socket.create_server((self.host, self.port))
             _run(self._accept, self._listener)
 
     def _accept(self, listener: socket.socket) -> None:
@@ -94,14 +102,18 @@ class Proxy:
 
     def _serve(self, client: socket.socket) -> None:
         """Serve one client until either side closes."""
-        with client, socket.socket() as server:
+        family = socket.AF_UNIX if isinstance(self.target, str) else socket.AF_INET
+        with client, socket.socket(family) as server:
             with self._lock:
                 self._open |= {client, server}
             self._flowing.wait()
             try:
-                server.connect((LOCALHOST, self.target))
+                server.connect(
+                    self.target if isinstance(self.target, str) else (LOCALHOST, self.target)
+                )
                 for each in (client, server):
-                    each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    if each.family == socket.AF_INET:
+                        each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 answers = _run(self._forward, server, client)
                 self._forward(client, server, is_client=True)
                 answers.join()
@@ -120,6 +132,9 @@ class Proxy:
                 if is_client:
                     with self._lock:
                         self.client_messages += 1
+                if self.mute:
+                    for name in REPORTED:
+                        data = data.replace(name, name.upper())
                 late.put((time.monotonic() + self.delay, data))
         late.put((time.monotonic() + self.delay, b""))
         sender.join()
