@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.db.backends.base.base import NO_DB_ALIAS, BaseDatabaseWrapper
+from django.utils.functional import cached_property
 
 from abs_orm_app.backends.client import Client
+from abs_orm_app.backends.routing import only_reads
+from abs_orm_app.backends.seen_errors import SeenErrors
 from abs_orm_app.config.application_name import process_name
 from abs_orm_app.config.credentials import current_password, is_rotating
 from abs_orm_app.config.entry import app_options
@@ -81,6 +84,7 @@ class PooledMixin(Base):
             pre_ping=self.settings_dict["CONN_HEALTH_CHECKS"],
             leak_seconds=extra.get("leak_seconds"),
             rotating=is_rotating(extra),
+            reads_only=only_reads(self.alias, self.settings_dict),
             database=self.settings_dict["NAME"],
             successor=partial(_current_pool, self.alias),
             **options,
@@ -98,6 +102,10 @@ class PooledMixin(Base):
         for name, value in vars(self).items():
             vars(bare).setdefault(name, value)
         return bare
+
+    @cached_property
+    def wrap_database_errors(self) -> SeenErrors:
+        return SeenErrors(self)
 
     def connect(self) -> None:
         self._from_pool = self.pool is not None

@@ -52,6 +52,12 @@ COUNTERS = (
     ("connect_errors", "django_db_pool_connect_errors", "Attempts to open one that failed."),
     ("stale", "django_db_pool_connections_stale", "Connections found closed or hung."),
     ("leaked", "django_db_pool_connections_leaked", "Connections that were never returned."),
+    ("expired", "django_db_pool_connections_expired", "Connections closed because of their age."),
+    (
+        "misplaced",
+        "django_db_pool_connections_misplaced",
+        "Connections closed because their server is a standby.",
+    ),
     ("lost", "django_db_pool_connections_lost", "Deprecated: the stale and the leaked ones."),
     ("returned_broken", "django_db_pool_connections_broken", "Connections returned broken."),
 )

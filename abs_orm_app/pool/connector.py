@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from _thread import allocate_lock
+from collections.abc import Mapping
 from random import random
 from threading import Thread
 from time import monotonic
@@ -32,6 +33,8 @@ from abs_orm_app.pool.faults import (
     without_frames,
 )
 from abs_orm_app.pool.growth import Situation, connections_to_open, refill_after
+from abs_orm_app.pool.hosts import Hosts, Try, target_session_attrs
+from abs_orm_app.pool.roles import Role
 
 if TYPE_CHECKING:
     from abs_orm_app.pool.pool import HardenedPool
@@ -74,7 +77,7 @@ class Connector:
         self._lock = allocate_lock()
         self._attempted_at = float("-inf")
         self._has_connected = False
-        self._connect_seconds = 0.0  # that the last connection took to open
+        self._hosts = Hosts()
 
     def tend(self, now: float) -> float:
         """Give up attempts that take too long, begin those that are missing.
@@ -158,29 +161,28 @@ class Connector:
             if attempts:
                 self._start(attempts)
             try:
-                conn = self._open(attempt)
+                conn, role = self._open(attempt)
             except BaseException as error:
                 self._failed(attempt, error)
                 return
-            if not self._admit(attempt, conn):
+            if not self._admit(attempt, conn, role):
                 return
             attempts = self._reserve(monotonic())
+        self._hosts.ask_again()
 
-    def _open(self, attempt: Attempt) -> AnyConnection:
-        """Return a new, configured connection."""
+    def _open(self, attempt: Attempt) -> tuple[AnyConnection, Role]:
+        """Return a new, configured connection, and the role of its server."""
         pool, statistics = self._pool, self._pool.statistics
         statistics.connects += 1
         began = monotonic()
         try:
             conninfo = pool.conninfo() if callable(pool.conninfo) else pool.conninfo
             kwargs = dict((pool.kwargs() if callable(pool.kwargs) else pool.kwargs) or {})
-            self._bound(attempt, conninfo, kwargs)
-            conn: AnyConnection = pool.connection_class.connect(conninfo, **kwargs)
+            conn = self._connect(attempt, conninfo, kwargs)
         except BaseException:
             statistics.connect_errors += 1
             raise
         took = monotonic() - began
-        self._connect_seconds = took
         statistics.connect_seconds += took
         statistics.creates.add(took)
         attempt.conn = conn
@@ -191,29 +193,37 @@ class Connector:
                 pool.configure(conn)
             if conn.pgconn.transaction_status != TransactionStatus.IDLE:
                 raise ProgrammingError(messages.left_in_transaction(pool.name))
+            return conn, pool.placement.role_of_new(conn)
         except BaseException:
             with attempt.lock:
                 pool.hang_up(conn)
             raise
-        return conn
 
-    def _bound(self, attempt: Attempt, conninfo: str, kwargs: dict[str, Any]) -> None:
-        """Set how long the attempt may take to connect."""
+    def _connect(self, attempt: Attempt, conninfo: str, kwargs: Mapping[str, Any]) -> AnyConnection:
+        pool = self._pool
         params = conninfo_to_dict(conninfo, **kwargs)
+        pool.placement.wanted = target_session_attrs(params)
         timeout: float = timeout_from_conninfo(params)
+        # Far more than the last one needed.
+        short = min(timeout, round(max(PATIENCE, 10 * self._hosts.connect_seconds)))
         if not attempt.patient:
-            # Far more than the last one needed.
-            timeout = min(timeout, round(max(PATIENCE, 10 * self._connect_seconds)))
-            kwargs["connect_timeout"] = timeout
-        addresses = 1 + str(params.get("host") or "").count(",")
-        attempt.until = monotonic() + timeout * (1 + addresses) + GRACE
+            timeout = short
 
-    def _admit(self, attempt: Attempt, conn: AnyConnection) -> bool:
+        def connect(given: dict[str, Any]) -> AnyConnection:
+            attempt.until = monotonic() + 2 * given["connect_timeout"] + GRACE
+            return pool.connection_class.connect(conninfo, **{**kwargs, **given})
+
+        attempt.until = monotonic() + ASK_TIMEOUT  # for the resolver
+        how = Try(connect, AnyConnection.close, pool.placement.fits, timeout, short)
+        return self._hosts.connect(params, how)
+
+    def _admit(self, attempt: Attempt, conn: AnyConnection, role: Role) -> bool:
         """Give the pool the connection; False if the attempt was given up meanwhile."""
         pool = self._pool
         lifetime = pool.max_lifetime * (1 - JITTER * random())  # noqa: S311
         entry = Entry(conn, monotonic() + lifetime, pool.connection_lost)
         pool.entries.add(entry)
+        pool.placement.opened(entry, role)
         try:
             self.attempts.remove(attempt)
         except KeyError:
@@ -250,7 +260,8 @@ class Connector:
         except KeyError:
             return  # it was given up
         bare = without_frames(error)
-        permanent = is_permanent(bare) and not self._may_be_rotating(bare)
+        permanent = is_permanent(bare, has_connected=self._has_connected)
+        permanent = permanent and not self._may_be_rotating(bare)
         with self._lock:
             known = self.fault
             since = known.since if known else now

@@ -27,6 +27,7 @@ from weakref import ref
 from psycopg import Connection, OperationalError
 
 from abs_orm_app.pool.liveness import make_poller
+from abs_orm_app.pool.roles import Role
 
 AnyConnection = Connection[Any]
 
@@ -64,7 +65,8 @@ class Entry:
 
     __slots__ = (
         "backend_pid", "dirty", "examined", "expires_at", "frames", "idle_since", "lost",
-        "opened_at", "pgconn", "poll", "reported", "taken_at", "thread", "weak",
+        "misplaced", "must_ask", "opened_at", "pgconn", "poll", "reported", "role", "taken_at",
+        "thread", "weak",
     )  # fmt: skip
 
     def __init__(
@@ -83,6 +85,9 @@ class Entry:
         self.examined = False  # its thread has ended, and garbage was looked for since
         self.lost = False
         self.dirty = False  # the session was changed; for who cleans it before the next holder
+        self.role = Role.UNKNOWN  # of its server
+        self.misplaced = False  # its server is not of the role that is wanted: it expires soon
+        self.must_ask = False  # that server is to be asked for its role
         setattr(conn, ENTRY, self)
 
     def expire(self) -> None:

@@ -28,8 +28,11 @@ def is_about_credentials(error: Exception) -> bool:
     return classify(error) is AUTHENTICATION_FAILED
 
 
-def is_permanent(error: Exception) -> bool:
+def is_permanent(error: Exception, *, has_connected: bool = False) -> bool:
     """Tell a fault that only a person can mend, as a wrong password, from one that may pass.
+
+    has_connected: a connection has worked before. Then more passes by itself: the name of a
+    container that restarts, a line of pg_hba.conf on a server that takes over.
 
     A process that is out of threads, files or memory may have some again. What else is no
     `OperationalError` was not said by the server or the network: it is a parameter that libpq does
@@ -41,7 +44,10 @@ def is_permanent(error: Exception) -> bool:
         return True
     # Each is one address that was tried; one that may come back is enough to go on.
     causes = [line for line in str(error).splitlines() if _ADDRESS.search(line)]
-    return all(classify(line).permanent for line in causes or [str(error)])
+    kinds = [classify(line) for line in causes or [str(error)]]
+    return all(
+        kind.permanent and not (has_connected and kind.passes_after_connect) for kind in kinds
+    )
 
 
 def again(error: Exception) -> Exception:

@@ -40,14 +40,23 @@ def answers(conn: psycopg.Connection[Any], timeout: float) -> bool:
     """Ping the server with an empty query; True if it answers within `timeout` seconds.
 
     The empty query is the cheapest that the protocol has: no parsing, no snapshot, no transaction.
-    It goes through libpq's non-blocking calls, so that a server that has stopped, or a network that
-    swallows what it is given, costs no more than the timeout. After a False the connection is of
-    no use: the answer may still come.
+    After a False the connection is of no use: the answer may still come.
+    """
+    return ask(conn, b"", timeout) is not None
+
+
+def ask(conn: psycopg.Connection[Any], query: bytes, timeout: float) -> bytes | None:
+    """Send a query and return the value that it selects, b"" if it selects none.
+
+    Returns None without an answer within `timeout` seconds, or with an error. It goes through
+    libpq's non-blocking calls, so that a server that has stopped, or a network that swallows what
+    it is given, costs no more than the timeout.
     """
     pgconn = conn.pgconn
     deadline = monotonic() + timeout
+    value = b""
     try:
-        pgconn.send_query(b"")
+        pgconn.send_query(query)
         while pgconn.flush():
             _wait(pgconn.socket, select.POLLIN | select.POLLOUT, deadline)
             pgconn.consume_input()
@@ -55,10 +64,13 @@ def answers(conn: psycopg.Connection[Any], timeout: float) -> bool:
             while pgconn.is_busy():
                 _wait(pgconn.socket, select.POLLIN, deadline)
                 pgconn.consume_input()
-            if pgconn.get_result() is None:
-                return pgconn.transaction_status == TransactionStatus.IDLE
+            result = pgconn.get_result()
+            if result is None:
+                return value if pgconn.transaction_status == TransactionStatus.IDLE else None
+            if result.ntuples:
+                value = result.get_value(0, 0) or b""
     except (psycopg.Error, TimeoutError):
-        return False
+        return None
 
 
 def _wait(fd: int, events: int, deadline: float) -> None:

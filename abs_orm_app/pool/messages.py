@@ -6,6 +6,7 @@ from abs_orm_app.config.explain import explain
 from abs_orm_app.pool.entry import Holder
 from abs_orm_app.pool.faults import Fault
 from abs_orm_app.pool.server_errors import UNKNOWN, WRONG_SETTINGS, ServerError, classify
+from abs_orm_app.pool.silence import Silence
 
 
 def pool_timeout(timeout: float, why: str) -> str:
@@ -25,6 +26,7 @@ def why_nothing_came(
     waiting: int,
     longest: Holder | None,
     fault: Fault | None,
+    silence: Silence | None = None,
 ) -> str:
     """Say why no connection came: the limits, who has them, what stood in the way, what to do."""
     being_opened = f", {opening} being opened" if opening else ""
@@ -37,6 +39,8 @@ def why_nothing_came(
         kind = _kind(fault)
         why = f"{kind.problem}: {first_line(fault.error)}"
         what = f"{kind.hint} See `{explain(kind.entry)}`."
+    elif silence and connections >= limit:
+        why, what = _nothing_comes_back(in_use, silence)
     elif connections >= limit:
         why = (
             "the only connection is in use."
@@ -56,6 +60,19 @@ def why_nothing_came(
 def _kind(fault: Fault) -> ServerError:
     kind = classify(fault.error)
     return WRONG_SETTINGS if kind is UNKNOWN and fault.permanent else kind
+
+
+def _nothing_comes_back(in_use: int, silence: Silence) -> tuple[str, str]:
+    which = (
+        "the only connection in use" if in_use == 1 else f"any of the {in_use} connections in use"
+    )
+    why = f"nothing has come back on {which} for {silence.seconds:.1f} s."
+    what = (
+        "The server's machine acknowledges nothing: it is gone, or the network between."
+        if silence.unanswered
+        else "The server or the network does not answer, or each of them runs one long statement."
+    )
+    return why, f"{what} See `{explain('hung-server')}`."
 
 
 def _holds(holder: Holder) -> str:

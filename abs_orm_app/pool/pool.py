@@ -29,6 +29,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from math import inf
 from threading import current_thread
 from time import monotonic, sleep
 from types import TracebackType
@@ -48,6 +49,8 @@ from abs_orm_app.pool.entry import ENTRY, AnyConnection, Entry, Holder, frames_o
 from abs_orm_app.pool.growth import PARALLEL_CONNECTS
 from abs_orm_app.pool.histogram import BOUNDS, Timings
 from abs_orm_app.pool.housekeeping import housekeeping, observers
+from abs_orm_app.pool.placement import Placement
+from abs_orm_app.pool.project_check import ProjectCheck
 from abs_orm_app.pool.queue import Queue, Waiter
 from abs_orm_app.pool.sizes import checked_sizes
 from abs_orm_app.pool.statistics import POOL_OPENING, Statistics
@@ -59,6 +62,7 @@ IDLE = TransactionStatus.IDLE
 
 PING_TIMEOUT = 5.0  # seconds; HikariCP's validationTimeout
 PING_LEAST = 0.05  # seconds; in less, a healthy connection may seem to hang
+ROUND_TRIP = 20e-6  # seconds; in less, no server can have said anything
 LAST_WAIT = 2.0  # seconds; by then a process that has begun to end is over
 
 every_pool: WeakSet[HardenedPool] = WeakSet()
@@ -71,17 +75,20 @@ class HardenedPool:
 
     Takes psycopg_pool's parameters, with these differences:
 
-    `check` is not used, because of `pre_ping`: look at a connection before it is handed out.
+    `check`: called at each checkout in place of the ping. It ends by exception, or by the deadline,
+    where a connection is not to be handed out.
     `num_workers`: how many connections are opened at a time; the threads live only that long.
     `open`: False by default.
 
     And these:
 
+    `pre_ping`: ping a connection that was idle for a while before it is handed out.
     `leak_seconds`: warn about a connection held longer, with the stack that took it; None: off, and
     no stack is recorded.
     `database`: the name of the database, for the one who keeps the pool.
     `rotating`: the password may change while the pool lives; once one has worked, a server that
     refuses it is asked again, with the one that is valid then.
+    `reads_only`: the project only reads through it, so a standby is as good as a primary.
     `successor`: gives the pool that serves those who wait when this one is closed, or None. Called
     in their threads.
 
@@ -102,7 +109,7 @@ class HardenedPool:
         max_size: int | None = None,
         open: bool = False,  # noqa: A002 - psycopg_pool's name for it
         configure: Callable[[AnyConnection], object] | None = None,
-        check: Callable[[AnyConnection], object] | None = None,  # noqa: ARG002 - see above
+        check: Callable[[AnyConnection], object] | None = None,
         reset: Callable[[AnyConnection], object] | None = None,
         name: str | None = None,
         close_returns: bool = False,
@@ -117,6 +124,7 @@ class HardenedPool:
         leak_seconds: float | None = None,
         database: str | None = None,
         rotating: bool = False,
+        reads_only: bool = False,
         successor: Callable[[], HardenedPool | None] | None = None,
     ) -> None:
         if num_workers < 1:
@@ -132,6 +140,9 @@ class HardenedPool:
         self.max_lifetime, self.max_idle = max_lifetime, max_idle
         self.reconnect_timeout = reconnect_timeout
         self.pre_ping, self.leak_seconds = pre_ping, leak_seconds
+        self.project_check = ProjectCheck(check) if check else None
+        self._trusts = not pre_ping and check is None
+        self._ping_after = -inf if check else PING_AFTER
         self.database = database
         self._successor = successor
         self._min_size, self._max_size = checked_sizes(min_size, max_size)
@@ -146,6 +157,7 @@ class HardenedPool:
         self.wait_times = self.statistics.waits
         self.use_times = self.statistics.uses
         self.create_times = self.statistics.creates
+        self.placement = Placement(self.entries, reads_only=reads_only)
         self.connector = Connector(self, parallel=num_workers, rotating=rotating)
         self.due = 0.0  # housekeeping looks at the pool then (`monotonic`)
         self.owes_collection = False  # of garbage, for which there was no time
@@ -185,8 +197,8 @@ class HardenedPool:
                     now = monotonic()
                 entry = conn._pool_entry
                 if entry.expires_at > now and (
-                    not self.pre_ping
-                    or (now - entry.idle_since <= PING_AFTER and not entry.poll(0))
+                    self._trusts
+                    or (now - entry.idle_since <= self._ping_after and not entry.poll(0))
                     or self._is_alive(conn, entry, now, deadline)
                 ):
                     entry.taken_at = now
@@ -218,15 +230,28 @@ class HardenedPool:
             if liveness.has_ended(conn, entry.poll):
                 self.statistics.stale += 1
                 return False
-            if now - entry.idle_since <= PING_AFTER:
+            if now - entry.idle_since <= self._ping_after:
                 return True
         # Half of what is left: a fresh connection, if this one hangs, needs the other half.
         allowed = min(PING_TIMEOUT, max((deadline - now) / 2, PING_LEAST))
-        if liveness.answers(conn, allowed):
-            return True
+        if self.project_check is not None:
+            passed = self.project_check.passes(self, conn, entry, allowed)
+            self.statistics.stale += not passed
+            return passed
+        if self._answers(conn, entry, allowed):
+            return entry.expires_at > now
         self.statistics.stale += 1
         self._discard_suspects()
         return False
+
+    def _answers(self, conn: AnyConnection, entry: Entry, timeout: float) -> bool:
+        """Ping an idle connection, and look what its server has become."""
+        if self.placement.must_ask(entry):
+            return self.placement.answers(entry, conn, timeout)
+        if not liveness.answers(conn, timeout):
+            return False
+        self.placement.look(entry, conn)
+        return True
 
     def _discard_suspects(self) -> None:
         """Close the idle connections due for a ping: they hang as the one does that was pinged."""
@@ -272,6 +297,8 @@ class HardenedPool:
                 said = clean(self, conn, self._reset)
                 broken = conn.closed
                 self.statistics.returns_bad += broken
+            if broken or held > ROUND_TRIP:
+                self.placement.returned(entry, conn)
             entry.idle_since = now
             entry.thread = entry.frames = None
             entry.reported = entry.examined = False
@@ -296,6 +323,12 @@ class HardenedPool:
             raise
         for text in said:  # last: what handles it may use the pool
             logger.warning(text)
+
+    def saw_error(self, conn: AnyConnection, error: BaseException) -> None:
+        """Be told of an error of a statement on a connection that is checked out. Never waits."""
+        entry = getattr(conn, ENTRY, None)
+        if isinstance(entry, Entry):
+            self.placement.failed(conn, entry, error)
 
     def _why_not_ours(self, conn: AnyConnection) -> str:
         pool, entry = getattr(conn, "_pool", None), getattr(conn, ENTRY, None)
@@ -357,7 +390,12 @@ class HardenedPool:
         Its slot comes last: the server counts it until it is closed.
         """
         self.hang_up(conn)
-        self.entries.discard(conn._pool_entry)
+        entry = conn._pool_entry
+        self.entries.discard(entry)
+        if entry.misplaced:
+            self.statistics.misplaced += 1
+        elif entry.expires_at <= monotonic():
+            self.statistics.expired += 1
         if not self._closed:
             self.call_housekeeping()
 

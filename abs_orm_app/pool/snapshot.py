@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from abs_orm_app.pool.histogram import Distribution
-from abs_orm_app.pool.statistics import LEAKED, POOL_OPENING, STALE, TIMEOUTS
+from abs_orm_app.pool.statistics import EXPIRED, LEAKED, MISPLACED, POOL_OPENING, STALE, TIMEOUTS
 
 if TYPE_CHECKING:
+    from abs_orm_app.pool.placement import ServerInUse
     from abs_orm_app.pool.pool import HardenedPool
 
 
@@ -41,6 +42,11 @@ class Snapshot:
     waits: Distribution  # of the queued
     uses: Distribution
     creates: Distribution
+
+    # By reason
+    expired: int = 0  # connections closed because of their age, or of `drain`
+    misplaced: int = 0  # connections closed because of their server's role
+    servers: tuple[ServerInUse, ...] = ()  # that the connections lead to
 
     @property
     def lost(self) -> int:
@@ -77,6 +83,9 @@ def snapshot(pool: HardenedPool) -> Snapshot:
         connect_errors=stats.get("connections_errors", 0),
         stale=stats.get(STALE, 0),
         leaked=stats.get(LEAKED, 0),
+        expired=stats.get(EXPIRED, 0),
+        misplaced=stats.get(MISPLACED, 0),
+        servers=tuple(pool.placement.servers()),
         returned_broken=stats.get("returns_bad", 0),
         waits=timings.waits,
         uses=timings.uses,

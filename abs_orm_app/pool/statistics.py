@@ -12,6 +12,8 @@ from abs_orm_app.pool.histogram import Histogram, Timings
 POOL_OPENING = "pool_opening"  # connections being opened
 TIMEOUTS = "requests_timeouts"  # the errors that were timeouts
 STALE = "connections_stale"  # found closed or hung by a look, a ping or `check`
+EXPIRED = "connections_expired"  # closed because of their age, or of `drain`
+MISPLACED = "connections_misplaced"  # closed because of their server's role
 LEAKED = "connections_leaked"  # never returned: their holder is gone
 # Deprecated, kept for a release: psycopg_pool's key, the sum of the two.
 LOST = "connections_lost"
@@ -21,8 +23,9 @@ class Statistics:
     """The counters and the distributions of one pool."""
 
     __slots__ = (
-        "connect_errors", "connect_seconds", "connects", "creates", "errors", "leaked", "popped",
-        "queued", "requests", "returns_bad", "stale", "timeouts", "uses", "waits",
+        "connect_errors", "connect_seconds", "connects", "creates", "errors", "expired", "leaked",
+        "misplaced", "popped", "queued", "requests", "returns_bad", "stale", "timeouts", "uses",
+        "waits",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -34,6 +37,8 @@ class Statistics:
         self.connect_errors = 0
         self.connect_seconds = 0.0
         self.stale = 0
+        self.expired = 0
+        self.misplaced = 0
         self.leaked = 0
         self.returns_bad = 0
         self.waits, self.uses, self.creates = Histogram(), Histogram(), Histogram()
@@ -72,6 +77,8 @@ class Statistics:
             "connections_ms": round(1000 * self.connect_seconds),
             "connections_errors": self.connect_errors,
             STALE: self.stale,
+            EXPIRED: self.expired,
+            MISPLACED: self.misplaced,
             LEAKED: self.leaked,
             LOST: self.stale + self.leaked,
         }

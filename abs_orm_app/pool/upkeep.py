@@ -25,6 +25,7 @@ def tend(pool: HardenedPool, now: float) -> float:
     if not pool.closed:
         due = min(
             pool.connector.tend(now),
+            pool.project_check.tend(now) if pool.project_check else inf,
             _serve_waiting(pool, now),
             _warn_of_leaks(pool, now),
             _close_unused(pool, now),

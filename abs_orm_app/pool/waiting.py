@@ -17,6 +17,7 @@ from abs_orm_app.pool.entry import AnyConnection
 from abs_orm_app.pool.faults import again
 from abs_orm_app.pool.housekeeping import housekeeping
 from abs_orm_app.pool.queue import Waiter
+from abs_orm_app.pool.silence import line, silence
 
 if TYPE_CHECKING:
     from abs_orm_app.pool.pool import HardenedPool
@@ -92,7 +93,7 @@ def timeout_error(pool: HardenedPool, timeout: float) -> PoolTimeout:
     at, text = pool.described
     now = monotonic()
     if now - at > SHARED:
-        text = _describe(pool)
+        text = _describe(pool, timeout)
         pool.described = (now, text)
     error = PoolTimeout(messages.pool_timeout(timeout, text))
     fault = pool.connector.fault
@@ -100,7 +101,8 @@ def timeout_error(pool: HardenedPool, timeout: float) -> PoolTimeout:
     return error
 
 
-def _describe(pool: HardenedPool) -> str:
+def _describe(pool: HardenedPool, waited: float) -> str:
+    lines = [line(entry.pgconn) for entry in tuple(pool.in_use)]
     longest = min(tuple(pool.in_use), key=_taken_at, default=None)
     return messages.why_nothing_came(
         pool.name,
@@ -113,6 +115,7 @@ def _describe(pool: HardenedPool) -> str:
         waiting=len(pool.queue.waiters),
         longest=longest.holder() if longest else None,
         fault=pool.connector.fault,
+        silence=silence(lines, waited),
     )
 
 

@@ -386,7 +386,7 @@ def test_an_exhausted_pool_names_its_limits_its_holders_and_what_to_do(shared: S
             "'MainThread' has held one for ",
             f"server process {first.info.backend_pid}",
             "DB_POOL_SIZE",
-            "#pool-exhausted",
+            "pool-exhausted",
         ):
             assert part in text
         pool.putconn(first)
@@ -468,3 +468,19 @@ def test_reconnect_failed_is_called_once_for_a_long_outage(server: Server) -> No
         assert called == [pool]
         server.start()
         wait_until(lambda: bool(Call(use, pool).result(within=3 + LATE)), "the pool to be back")
+
+
+@pytest.mark.parametrize(
+    ("text", "permanent"),
+    [
+        ("failed to resolve host 'db': [Errno -2] Name or service not known", False),
+        ('connection failed: FATAL:  no pg_hba.conf entry for host "x"', False),
+        ('connection failed: FATAL:  database "shop" does not exist', False),
+        ('connection failed: FATAL:  password authentication failed for user "x"', True),
+        ('connection failed: FATAL:  role "x" does not exist', True),
+    ],
+)
+def test_more_faults_pass_where_a_connection_has_worked(text: str, permanent: bool) -> None:
+    error = psycopg.OperationalError(text)
+    assert is_permanent(error)
+    assert is_permanent(error, has_connected=True) is permanent

@@ -310,6 +310,16 @@ def _live_card(live: Live) -> LiveCard:
             ("of these failed", amount(now.connect_errors)),
             ("connections stale", amount(now.stale)),
             ("connections leaked", amount(now.leaked)),
+            ("connections expired", amount(now.expired)),
+            ("on the wrong server", amount(now.misplaced)),
+            *(
+                (
+                    f"open to {printable(each.address)}, {each.role}"
+                    + ("" if each.wanted else " (wrong)"),
+                    amount(each.connections),
+                )
+                for each in now.servers
+            ),
         ),
     )
 

@@ -1,0 +1,173 @@
+"""What a pool does with a connection by the role of its server: keep it, or soon replace it.
+
+`roles.py` has the rules. This applies them where a connection is opened, returned or suspected, and
+where a statement failed. No lock guards it, see `pool.py`: each step is one assignment.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from math import inf
+from time import monotonic
+from typing import Any
+
+import psycopg
+from psycopg.pq import ConnStatus
+
+from abs_orm_app.pool import roles
+from abs_orm_app.pool.entry import AnyConnection, Entry
+from abs_orm_app.pool.roles import Expectation, Role
+
+ASK_TIMEOUT = 1.0  # seconds for a server to say what it is
+
+
+@dataclass(frozen=True, order=True)
+class ServerInUse:
+    """One server that a pool has connections to."""
+
+    address: str  # host and port
+    role: str  # a value of Role
+    connections: int
+    wanted: bool  # False: connections to it are replaced
+
+
+class Placement:
+    """Of one pool.
+
+    entries: the pool's, which this reads.
+    wanted: `target_session_attrs`, "" where it is not set.
+    """
+
+    def __init__(self, entries: set[Entry], *, reads_only: bool) -> None:
+        self.wanted = ""
+        self.expectation = Expectation(reads_only=reads_only)
+        self._entries = entries
+        self._asks = False  # servers that report nothing are asked: one has refused a write
+
+    def fits(self, conn: AnyConnection) -> bool:
+        """False for a new connection to a server that is not wanted, by what it has reported."""
+        return self._life(roles.reported(conn.pgconn)) == inf
+
+    def role_of_new(self, conn: AnyConnection) -> Role:
+        """The role of a new connection's server. May ask it.
+
+        Raises `psycopg.OperationalError` if it is asked and does not answer.
+        """
+        role = roles.reported(conn.pgconn)
+        if role is Role.UNKNOWN and self._asks:
+            return _asked(conn, ASK_TIMEOUT)
+        return role
+
+    def opened(self, entry: Entry, role: Role) -> None:
+        """Note the role of a new connection's server, and limit its life if it is not wanted."""
+        entry.role = role
+        wanted_before = self.expectation.wants_primary
+        self.expectation.opened(role, entry.opened_at)
+        if self.expectation.wants_primary and not wanted_before:
+            self._limit(self._entries)
+        else:
+            self._limit([entry])
+
+    def returned(self, entry: Entry, conn: AnyConnection) -> None:
+        """A connection comes back to the pool, idle or broken."""
+        if conn.closed:
+            self.suspect_all()
+        else:
+            self.look(entry, conn)
+
+    def look(self, entry: Entry, conn: AnyConnection) -> None:
+        """Look again at the role of a connection's server, which is idle and works."""
+        if entry.must_ask:
+            entry.must_ask = False
+            with suppress(psycopg.OperationalError):
+                self._asked(entry, _asked(conn, ASK_TIMEOUT))
+            return
+        role = roles.reported(entry.pgconn)
+        if role is not entry.role and role is not Role.UNKNOWN:
+            entry.role = role
+            self._limit([entry])
+
+    def answers(self, entry: Entry, conn: AnyConnection, timeout: float) -> bool:
+        """Ask in place of a ping, where a server has refused a write and reports nothing."""
+        try:
+            self._asked(entry, _asked(conn, timeout))
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def must_ask(self, entry: Entry) -> bool:
+        """True if a ping has to be that question."""
+        return self._asks and roles.reported(entry.pgconn) is Role.UNKNOWN
+
+    def failed(self, conn: AnyConnection, entry: Entry, error: BaseException) -> None:
+        """A statement failed on this connection, which is checked out. Costs no message."""
+        sqlstate = getattr(error, "sqlstate", None)
+        if roles.makes_suspects(sqlstate) or conn.pgconn.status == ConnStatus.BAD:
+            self.suspect_all()
+        if sqlstate == roles.READ_ONLY_TRANSACTION:
+            self._write_refused(entry)
+
+    def suspect_all(self) -> None:
+        """Have the connections that are open now pinged before they are handed out."""
+        for entry in tuple(self._entries):
+            entry.suspect()
+
+    def _write_refused(self, entry: Entry) -> None:
+        role = roles.reported(entry.pgconn)
+        if role is Role.STANDBY:
+            self._standby_refused()
+        elif role is Role.UNKNOWN:
+            self._asks = entry.must_ask = not self.expectation.reads_only
+        elif role is not entry.role:
+            self.suspect_all()  # it was made read-only: a ping brings the others' report
+        # Else the transaction was asked to be read-only, or the role is so by default.
+
+    def _standby_refused(self) -> None:
+        self.expectation.refused(monotonic())
+        self._limit(self._entries)
+
+    def _asked(self, entry: Entry, role: Role) -> None:
+        """Note what a server has said that reports nothing."""
+        entry.role = role
+        if role is Role.STANDBY:
+            self._standby_refused()
+            self.suspect_all()
+        else:
+            self._limit([entry])
+
+    def _limit(self, entries: Iterable[Entry]) -> None:
+        for entry in tuple(entries):
+            life = self._life(entry.role)
+            if life < inf:
+                entry.misplaced = True
+                entry.expires_at = min(entry.expires_at, entry.opened_at + life)
+
+    def _life(self, role: Role) -> float:
+        return roles.life(self.wanted, role, self.expectation.wants_primary)
+
+    def servers(self) -> list[ServerInUse]:
+        """The servers that the open connections lead to, the one with the most first."""
+        found = Counter((_address(entry.pgconn), entry.role) for entry in tuple(self._entries))
+        return [
+            ServerInUse(address, role.value, count, self._life(role) == inf)
+            for (address, role), count in found.most_common()
+        ]
+
+
+def _asked(conn: AnyConnection, timeout: float) -> Role:
+    role = roles.asked(conn, timeout)
+    if role is None:
+        conn.close()
+        raise psycopg.OperationalError("the server did not say whether it is a standby")
+    return role
+
+
+def _address(pgconn: Any) -> str:
+    """Host and port of a connection; "" if it is closed."""
+    with suppress(psycopg.OperationalError):
+        host, port = pgconn.host.decode(), pgconn.port.decode()
+        return host if host.startswith(("/", "@")) else f"{host}:{port}"
+    return ""

@@ -1,0 +1,143 @@
+"""Django's engine through a switchover: what fails, and what the pool learns from errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from time import sleep
+from typing import Any
+
+import pytest
+from django.db import DatabaseError, InternalError, OperationalError, connections, transaction
+
+from abs_orm_app.pool import roles
+from abs_orm_app.pool.pool import HardenedPool
+from abs_orm_app.pool.statistics import MISPLACED
+from tests.support.projects import OURS, STOCK, database, entry
+from tests.support.proxy import Proxy
+from tests.support.replication import Standby, follow
+from tests.support.servers import Server, wait_until
+
+pytestmark = pytest.mark.usefixtures("unblocked")
+
+SIZE = 2
+ALIAS = "default_of_the_test"
+
+
+@contextmanager
+def alias(
+    address: Proxy, server: Server, engine: str = OURS, **more: Any
+) -> Iterator[tuple[Any, Any]]:
+    """A wrapper with a pool at this address, and the pool."""
+    options = {"pool": {"min_size": SIZE, "max_size": SIZE, "timeout": 10}, **more}
+    conninfo = f"{server.tcp_conninfo} port={address.port}"
+    with database(entry(conninfo, engine, OPTIONS=options), ALIAS):
+        wrapper: Any = connections[ALIAS]
+        yield wrapper, wrapper.pool
+
+
+def write(wrapper: Any) -> str:
+    """One request that writes; the error's class, or ""."""
+    try:
+        with closing(wrapper), wrapper.cursor() as cursor:
+            cursor.execute("INSERT INTO written DEFAULT VALUES")
+    except DatabaseError as error:
+        return type(error).__name__
+    return ""
+
+
+@pytest.fixture(params=[False, True], ids=["reported", "mute"])
+def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Server, Standby, Proxy]]:
+    """A primary and its standby, and the address of the primary; "mute": as before version 14."""
+    with (
+        Server() as first,
+        Standby(first) as second,
+        Proxy(first.port, mute=request.param) as address,
+    ):
+        with first.admin() as admin:
+            admin.execute("CREATE TABLE written (at timestamptz DEFAULT now())")
+        yield first, second, address
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        OURS,
+        pytest.param(
+            STOCK, marks=pytest.mark.xfail(strict=True, reason="it keeps them for an hour")
+        ),
+    ],
+    ids=["ours", "stock"],
+)
+def test_after_a_switchover_no_request_meets_the_old_primary(
+    pair: tuple[Server, Standby, Proxy], engine: str
+) -> None:
+    first, second, address = pair
+    with alias(address, first, engine) as (wrapper, _):
+        assert write(wrapper) == ""
+        first.stop()
+        second.promote()
+        follow(first, second)
+        wait_until(lambda: write(wrapper) == "InternalError", "the old primary to be a standby")
+        address.target = second.port
+        sleep(2 * roles.MISPLACED_LIFE)
+        assert [write(wrapper) for _ in range(10)] == [""] * 10
+
+
+def test_a_transaction_that_is_read_only_by_its_own_word_costs_no_connection(
+    pair: tuple[Server, Standby, Proxy],
+) -> None:
+    first, _, address = pair
+    with alias(address, first) as (wrapper, pool):
+        with closing(wrapper), pytest.raises(InternalError):
+            _write_read_only(wrapper)
+        assert [write(wrapper) for _ in range(2)] == ["", ""]
+        assert MISPLACED not in pool.get_stats()
+
+
+def _write_read_only(wrapper: Any) -> None:
+    with transaction.atomic(using=ALIAS), wrapper.cursor() as cursor:
+        cursor.execute("SET TRANSACTION READ ONLY")
+        cursor.execute("INSERT INTO written DEFAULT VALUES")
+
+
+def test_an_error_of_the_server_in_use_makes_suspects_of_the_other_connections(
+    server: Server,
+) -> None:
+    with Proxy(server.port) as address, alias(address, server) as (wrapper, pool):
+        assert isinstance(pool, HardenedPool)
+        pool.open(wait=True)
+        with closing(wrapper), pytest.raises(OperationalError), wrapper.cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        assert all(entry.idle_since < 0 for entry in pool.entries)
+        assert not any(entry in pool.in_use for entry in pool.entries)
+
+
+def test_an_ordinary_error_makes_no_suspects(server: Server) -> None:
+    with Proxy(server.port) as address, alias(address, server) as (wrapper, pool):
+        pool.open(wait=True)
+        with closing(wrapper), pytest.raises(DatabaseError), wrapper.cursor() as cursor:
+            cursor.execute("SELECT 1/0")
+        assert all(entry.idle_since > 0 for entry in pool.entries)
+
+
+def test_a_mirror_is_left_on_its_standby() -> None:
+    with Server() as first, Standby(first) as second, Proxy(first.port) as address:
+        options = {"pool": {"min_size": 1, "max_size": 1, "timeout": 10}}
+        conninfo = f"{first.tcp_conninfo} port={address.port}"
+        mirror = entry(conninfo, OURS, OPTIONS=options, TEST={"MIRROR": "default"})
+        with database(mirror, ALIAS):
+            wrapper: Any = connections[ALIAS]
+            assert not _in_recovery(wrapper)
+            address.target = second.port
+            wrapper.pool.drain()
+            assert _in_recovery(wrapper)
+            sleep(2 * roles.MISPLACED_LIFE)
+            assert _in_recovery(wrapper)
+            assert MISPLACED not in wrapper.pool.get_stats()
+
+
+def _in_recovery(wrapper: Any) -> bool:
+    with closing(wrapper), wrapper.cursor() as cursor:
+        cursor.execute("SELECT pg_is_in_recovery()")
+        return bool(cursor.fetchone()[0])

@@ -1,0 +1,427 @@
+"""A primary and its standby behind one address, with real replication: who is followed, and when.
+
+`benchmarks/failover.py` measures the same with more writers and for longer.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic, sleep
+
+import psycopg
+import pytest
+from psycopg_pool import PoolTimeout
+
+from abs_orm_app.pool import placement, roles
+from abs_orm_app.pool.pool import HardenedPool
+from abs_orm_app.pool.statistics import MISPLACED
+from tests.support.names import Hosts, refusal
+from tests.support.pools import (
+    AnyPool,
+    Call,
+    MakePool,
+    compared_with_stock,
+    opened,
+    ours,
+    pid,
+    stock,
+    use,
+)
+from tests.support.processes import run
+from tests.support.proxy import Proxy
+from tests.support.replication import Standby, commit_on_both, follow
+from tests.support.servers import Server, wait_until
+
+GRACE = 0.5  # seconds after the address is right, from when on nothing may fail
+SIZE = 4
+
+Fault = Callable[[], object]
+
+
+class Pair:
+    """A primary, its standby, and the address that leads to the primary."""
+
+    def __init__(self, first: Server, second: Standby, address: Proxy) -> None:
+        self.first, self.second, self.address = first, second, address
+        self.conninfo = f"{first.tcp_conninfo} port={address.port}"
+        self.acknowledged: list[int] = []
+        self._keys = itertools.count()
+
+    def switch_over(self) -> None:
+        """The standby is promoted; the old primary is back as a standby, at the address."""
+        self.first.stop()
+        self.second.promote()
+        follow(self.first, self.second)
+
+    def lead_to_primary(self) -> None:
+        self.address.target = self.second.port
+
+    def write(self, pool: AnyPool, timeout: float | None = None) -> None:
+        key = next(self._keys)
+        with pool.connection(timeout) as conn:
+            conn.execute("INSERT INTO written VALUES (%s)", [key])
+        self.acknowledged.append(key)
+
+    def try_to_write(self, pool: AnyPool, times: int = 1) -> list[str]:
+        """The errors of so many writes."""
+        errors = []
+        for _ in range(times):
+            try:
+                self.write(pool)
+            except psycopg.Error as error:
+                errors.append(type(error).__name__)
+        return errors
+
+    def lost(self) -> set[int]:
+        """Writes that were acknowledged, and are not on the new primary."""
+        with self.second.admin() as admin:
+            rows = admin.execute("SELECT key FROM written").fetchall()
+        return set(self.acknowledged) - {key for (key,) in rows}
+
+
+@contextmanager
+def make_pair(*, mute: bool = False) -> Iterator[Pair]:
+    with Server() as first, Standby(first) as second, Proxy(first.port, mute=mute) as address:
+        with first.admin() as admin:
+            admin.execute("CREATE TABLE written (key bigint PRIMARY KEY)")
+        commit_on_both(first)
+        yield Pair(first, second, address)
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    with make_pair() as made:
+        yield made
+
+
+def fill(pool: AnyPool, pair: Pair) -> None:
+    """Use all connections of the pool at the same time, once, so that it has them all."""
+    taken = [pool.getconn() for _ in range(SIZE)]
+    for conn in taken:
+        pool.putconn(conn)
+    pair.try_to_write(pool)
+
+
+@compared_with_stock("it keeps the connections to what is now a standby until they expire")
+def test_after_a_switchover_no_connection_to_the_old_primary_is_kept(
+    pair: Pair, make: MakePool
+) -> None:
+    with opened(make, pair.conninfo, min_size=SIZE) as pool:
+        fill(pool, pair)
+        pair.switch_over()
+        wait_until(lambda: pair.try_to_write(pool) == ["ReadOnlySqlTransaction"], "the standby")
+        fill(pool, pair)
+        pair.lead_to_primary()
+        sleep(GRACE)
+        assert pair.try_to_write(pool, times=5 * SIZE) == []
+        assert pair.lost() == set()
+
+
+def test_while_the_address_is_wrong_who_reads_is_served(pair: Pair) -> None:
+    with opened(ours, pair.conninfo, min_size=SIZE) as pool:
+        fill(pool, pair)
+        pair.switch_over()
+        wait_until(lambda: pair.try_to_write(pool) == ["ReadOnlySqlTransaction"], "the standby")
+        end = monotonic() + 3 * roles.MISPLACED_LIFE
+        while monotonic() < end:
+            use(pool, "SELECT count(*) FROM written", timeout=5)
+        opened_connections = pool.get_stats()["connections_num"]
+        assert opened_connections < 10 * SIZE, "not one for each request"
+        assert pool.get_stats()[MISPLACED] > 0
+
+
+def test_with_read_write_a_write_waits_for_the_primary(pair: Pair) -> None:
+    conninfo = f"{pair.conninfo} target_session_attrs=read-write"
+    with opened(ours, conninfo, min_size=SIZE) as pool:
+        fill(pool, pair)
+        pair.switch_over()
+        waiting = Call(pair.write, pool)
+        sleep(GRACE)
+        assert waiting.is_alive()
+        pair.lead_to_primary()
+        waiting.result(within=20)
+        assert pair.try_to_write(pool, times=2 * SIZE) == []
+        assert pair.lost() == set()
+
+
+@pytest.mark.parametrize("make", [ours, stock])
+def test_a_crash_and_a_promotion_cost_no_write_that_began_later(pair: Pair, make: MakePool) -> None:
+    with opened(make, pair.conninfo, min_size=SIZE) as pool:
+        fill(pool, pair)
+        pair.first.kill()
+        pair.address.refuse()  # drops the connections that it has forwarded, at once
+        pair.address.resume()
+        waiting = Call(pair.write, pool)
+        pair.second.promote()
+        pair.lead_to_primary()
+        waiting.result(within=20)
+        assert pair.try_to_write(pool, times=2 * SIZE) == []
+        assert pair.lost() == set()
+
+
+# Servers that report nothing
+
+
+def test_a_server_that_reports_nothing_is_asked_when_it_has_refused_a_write() -> None:
+    with make_pair(mute=True) as pair, opened(ours, pair.conninfo, min_size=SIZE) as pool:
+        assert isinstance(pool, HardenedPool)
+        fill(pool, pair)
+        pair.switch_over()
+
+        def write() -> list[str]:
+            return [*_write_and_tell(pool, pair)]
+
+        wait_until(lambda: write() == ["ReadOnlySqlTransaction"], "the standby")
+        pair.lead_to_primary()
+        sleep(GRACE)
+        assert [error for _ in range(2 * SIZE) for error in write()] == []
+        assert pair.lost() == set()
+
+
+def _write_and_tell(pool: HardenedPool, pair: Pair) -> Iterator[str]:
+    """Write as the engine does, which tells the pool of errors."""
+    key = next(pair._keys)
+    conn = pool.getconn()
+    try:
+        conn.execute("INSERT INTO written VALUES (%s)", [key])
+        pair.acknowledged.append(key)
+    except psycopg.Error as error:
+        pool.saw_error(conn, error)
+        yield type(error).__name__
+    finally:
+        pool.putconn(conn)
+
+
+# What is left alone
+
+
+@pytest.mark.parametrize(
+    ("attrs", "reads_only"), [("any", False), ("prefer-standby", False), ("", True)]
+)
+def test_an_alias_of_replicas_keeps_its_standby(pair: Pair, attrs: str, reads_only: bool) -> None:
+    conninfo = pair.conninfo + (f" target_session_attrs={attrs}" if attrs else "")
+    with opened(ours, conninfo, min_size=1, reads_only=reads_only) as pool:
+        use(pool)
+        pair.address.target = pair.second.port
+        pool.drain()  # psycopg_pool has it since 3.3
+        backend = use(pool)
+        sleep(2 * roles.MISPLACED_LIFE)
+        assert use(pool) == backend
+        with pool.connection() as conn:
+            assert conn.info.parameter_status("in_hot_standby") == "on"
+
+
+def test_a_pool_that_has_seen_only_standbys_keeps_them(pair: Pair) -> None:
+    pair.address.target = pair.second.port
+    with opened(ours, pair.conninfo, min_size=1) as pool:
+        backend = use(pool)
+        sleep(2 * roles.MISPLACED_LIFE)
+        assert use(pool) == backend
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SET TRANSACTION READ ONLY; INSERT INTO written VALUES (-1)",
+        "BEGIN READ ONLY; INSERT INTO written VALUES (-1)",
+    ],
+)
+def test_a_transaction_that_was_asked_to_be_read_only_says_nothing_of_the_server(
+    pair: Pair, query: str
+) -> None:
+    with opened(ours, pair.conninfo, min_size=1) as pool:
+        assert isinstance(pool, HardenedPool)
+        backend = use(pool)
+        conn = pool.getconn()
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction) as caught:
+            conn.execute(query)
+        pool.saw_error(conn, caught.value)
+        pool.putconn(conn)
+        assert use(pool) == backend
+        assert MISPLACED not in pool.get_stats()
+
+
+def test_a_role_that_is_read_only_by_default_is_served(pair: Pair) -> None:
+    with pair.first.admin() as admin:
+        admin.execute("CREATE ROLE reader LOGIN")
+        admin.execute("ALTER ROLE reader SET default_transaction_read_only = on")
+    conninfo = f"{pair.conninfo} user=reader"
+    with opened(ours, conninfo, min_size=1) as pool:
+        assert isinstance(pool, HardenedPool)
+        backend = use(pool)
+        conn = pool.getconn()
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction) as caught:
+            conn.execute("CREATE TABLE x ()")
+        pool.saw_error(conn, caught.value)
+        pool.putconn(conn)
+        sleep(2 * roles.MISPLACED_LIFE)
+        assert use(pool) == backend
+
+
+def test_a_server_that_is_made_read_only_is_left(pair: Pair) -> None:
+    with opened(ours, pair.conninfo, min_size=1) as pool:
+        backend = use(pool)
+        with pair.first.admin() as admin:
+            admin.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+            admin.execute("SELECT pg_reload_conf()")
+
+        def is_left() -> bool:
+            return use(pool) != backend
+
+        wait_until(is_left, "the pool to leave it")
+
+
+# Standbys that are preferred
+
+
+def test_who_prefers_a_standby_returns_to_it(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roles, "PREFERRED_LIFE", 0.3)
+    with Proxy(pair.second.port) as standby:
+        hosts = f"host=127.0.0.1,127.0.0.1 port={pair.address.port},{standby.port}"
+        conninfo = f"{pair.first.tcp_conninfo} {hosts} target_session_attrs=prefer-standby"
+        with opened(ours, conninfo, min_size=1) as pool:
+            assert _role(pool) == "on"
+            standby.refuse()
+            wait_until(lambda: _role(pool) == "off", "the primary, where there is no standby")
+            standby.resume()
+            wait_until(lambda: _role(pool) == "on", "the standby that is back", seconds=5)
+
+
+def _role(pool: AnyPool) -> str | None:
+    with pool.connection(timeout=20) as conn:
+        role: str | None = conn.info.parameter_status("in_hot_standby")
+        return role
+
+
+def test_of_several_hosts_the_primary_is_found(pair: Pair) -> None:
+    """Without target_session_attrs, as libpq does not."""
+    with Proxy(pair.second.port) as other:
+        hosts = f"host=127.0.0.1,127.0.0.1 port={pair.address.port},{other.port}"
+        with opened(ours, f"{pair.first.tcp_conninfo} {hosts}", min_size=SIZE) as pool:
+            fill(pool, pair)
+            pair.switch_over()
+            wait_until(lambda: pair.try_to_write(pool) == [], "the new primary, the second host")
+            assert pair.try_to_write(pool, times=2 * SIZE) == []
+
+
+# Names and hosts
+
+
+@compared_with_stock("each new connection waits for the dead host first: psycopg keeps the order")
+def test_a_dead_host_in_front_delays_the_first_connection_alone(
+    server: Server, make: MakePool
+) -> None:
+    with Proxy(server.port) as dead, Proxy(server.port) as alive:
+        hosts = f"host=127.0.0.1,127.0.0.1 port={dead.port},{alive.port} connect_timeout=3"
+        dead.blackhole()
+        conninfo = f"{server.tcp_conninfo} {hosts}"
+        with opened(make, conninfo, min_size=1, max_size=4) as pool:
+            taken = [pool.getconn()]
+            for _ in range(3):
+                began = monotonic()
+                taken.append(pool.getconn())
+                assert monotonic() - began < 2
+            for conn in taken:
+                pool.putconn(conn)
+
+
+def test_a_name_that_is_gone_for_a_while_costs_no_request(server: Server, tmp_path: Path) -> None:
+    if reason := refusal():
+        pytest.skip(reason)
+    result = run(server, lose_the_name, server.conninfo, str(server.port), str(tmp_path / "hosts"))
+    assert result.status == 0, result.errors
+    assert "failed to resolve host 'db'" in result.errors
+    assert "is connected again" in result.errors
+
+
+def lose_the_name(admin: str, port: str, path: str) -> None:
+    """In a process of its own: its resolver is the file."""
+    hosts = Hosts(Path(path))
+    hosts.set({"db": "127.0.0.1"})
+    hosts.enter()
+    conninfo = f"host=db port={port} user=postgres dbname=postgres"
+    with opened(ours, conninfo, min_size=1) as pool:
+        use(pool)
+        hosts.set({})
+        with psycopg.connect(admin, autocommit=True) as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+            )
+        waiting = Call(use, pool)
+        sleep(1)
+        assert waiting.is_alive(), waiting.error
+        hosts.set({"db": "127.0.0.1"})
+        waiting.result(within=10)
+
+
+def test_a_name_that_never_resolved_is_said_at_once() -> None:
+    with (
+        pytest.raises(psycopg.OperationalError, match="resolve"),
+        opened(ours, "host=no-such-host.invalid", min_size=1),
+    ):
+        pass
+
+
+# Errors in use
+
+
+def test_who_is_ended_by_the_server_makes_suspects_of_the_others(server: Server) -> None:
+    with opened(ours, server.conninfo, min_size=2) as pool:
+        assert isinstance(pool, HardenedPool)
+        ended, other = pool.getconn(), pool.getconn()
+        hung = pid(other)
+        with server.admin() as admin:
+            admin.execute("SELECT pg_terminate_backend(%s, 5000)", [pid(ended)])
+        server.suspend_backend(hung)
+        pool.putconn(other)
+        with pytest.raises(psycopg.errors.AdminShutdown) as caught:
+            ended.execute("SELECT 1")
+        pool.saw_error(ended, caught.value)
+        # Used less than 0.5 s ago, it would be handed out without a ping.
+        served = Call(use, pool, "SELECT 1", 4.0)
+        assert served.result(within=10) != hung
+        pool.putconn(ended)
+        server.resume()
+
+
+def test_what_was_returned_broken_makes_suspects_of_the_others(server: Server) -> None:
+    with opened(ours, server.conninfo, min_size=2) as pool:
+        ended, other = pool.getconn(), pool.getconn()
+        hung = pid(other)
+        with server.admin() as admin:
+            admin.execute("SELECT pg_terminate_backend(%s, 5000)", [pid(ended)])
+        server.suspend_backend(hung)
+        pool.putconn(other)
+        with pytest.raises(psycopg.OperationalError):
+            ended.execute("SELECT 1")
+        pool.putconn(ended)
+        served = Call(use, pool, "SELECT 1", 4.0)
+        assert served.result(within=10) != hung
+        server.resume()
+
+
+# What a pool says of its servers
+
+
+def test_the_servers_of_a_pool_are_known(pair: Pair) -> None:
+    with opened(ours, pair.conninfo, min_size=2) as pool:
+        assert isinstance(pool, HardenedPool)
+        address = f"127.0.0.1:{pair.address.port}"
+        assert pool.placement.servers() == [placement.ServerInUse(address, "primary", 2, True)]
+        pair.switch_over()
+        wait_until(lambda: pair.try_to_write(pool) == ["ReadOnlySqlTransaction"], "the standby")
+        assert [(each.role, each.wanted) for each in pool.placement.servers()] == [
+            ("standby", False)
+        ]
+
+
+def test_a_timeout_says_what_the_address_lacks(pair: Pair) -> None:
+    conninfo = f"{pair.conninfo} target_session_attrs=read-write"
+    with opened(ours, conninfo, min_size=1) as pool:
+        pair.switch_over()
+        with pytest.raises(PoolTimeout, match="session is read-only"):
+            pair.write(pool, timeout=1.0)

@@ -1,0 +1,96 @@
+"""The project's own check (`check=`): called at each checkout, within the deadline."""
+
+from __future__ import annotations
+
+from time import monotonic, sleep
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from tests.support.pools import AnyPool, Call, MakePool, opened, ours, pid, use
+from tests.support.servers import Server, wait_until
+
+
+def stock_with(conninfo: str, **options: Any) -> AnyPool:
+    return ConnectionPool(conninfo, kwargs={"autocommit": True}, open=False, **options)
+
+
+@pytest.mark.parametrize("make", [ours, stock_with])
+def test_the_check_is_called_at_each_checkout(server: Server, make: MakePool) -> None:
+    checked: list[int] = []
+    with opened(make, server.conninfo, min_size=1, check=lambda c: checked.append(pid(c))) as pool:
+        backend = use(pool)
+        use(pool)
+        assert checked == [backend, backend]
+
+
+def test_what_the_check_refuses_is_replaced(server: Server) -> None:
+    refused: list[int] = []
+
+    def refuse_the_first(conn: psycopg.Connection[Any]) -> None:
+        if not refused:
+            refused.append(pid(conn))
+            raise ValueError("not this one")
+
+    with opened(ours, server.conninfo, min_size=1, check=refuse_the_first) as pool:
+        backend = use(pool)
+        assert refused
+        assert backend not in refused
+        assert pool.get_stats()["connections_stale"] == 1
+
+
+def test_a_check_that_refuses_each_connection_ends_with_the_timeout(server: Server) -> None:
+    def refuse(_: object) -> None:
+        raise ValueError("none")
+
+    with opened(ours, server.conninfo, min_size=1, check=refuse) as pool:
+        call = Call(use, pool, "SELECT 1", 1.0)
+        with pytest.raises(PoolTimeout):
+            call.result(within=10)
+
+
+def test_a_check_that_hangs_does_not_pass_the_deadline(server: Server) -> None:
+    """The connection hangs, and a new one works."""
+    with opened(
+        ours, server.conninfo, min_size=1, check=lambda conn: conn.execute("SELECT 1")
+    ) as pool:
+        hung = use(pool)
+        server.suspend_backend(hung)
+        call = Call(use, pool, "SELECT 1", 4.0)
+        assert call.result(within=10) != hung
+        assert call.seconds < 4.0
+        server.resume()
+
+
+def test_a_check_of_which_nobody_has_heard_yet_is_ended_too(server: Server) -> None:
+    """The housekeeping thread sleeps when the check begins."""
+    with opened(ours, server.conninfo, min_size=1, check=_sleep_on_the_server) as pool:
+        sleep(0.3)
+        began = monotonic()
+        with pytest.raises(PoolTimeout):
+            use(pool, timeout=1.0)
+        assert monotonic() - began < 5
+    wait_until(lambda: server.sessions() == 0, "the sessions to end")
+
+
+def _sleep_on_the_server(conn: psycopg.Connection[Any]) -> None:
+    conn.execute("SELECT pg_sleep(8)")
+
+
+def test_without_pre_ping_the_check_is_called_all_the_same(server: Server) -> None:
+    checked: list[object] = []
+    with opened(ours, server.conninfo, min_size=1, pre_ping=False, check=checked.append) as pool:
+        use(pool)
+    assert len(checked) == 1
+
+
+def test_a_connection_that_the_server_has_closed_never_reaches_the_check(server: Server) -> None:
+    checked: list[int] = []
+    with opened(ours, server.conninfo, min_size=1, check=lambda c: checked.append(pid(c))) as pool:
+        ended = use(pool)
+        checked.clear()
+        server.terminate()
+        use(pool)
+        assert ended not in checked
