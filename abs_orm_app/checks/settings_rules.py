@@ -129,7 +129,7 @@ def parameters_set_by_engine(database: Configured, installed: Installed) -> Iter
     }
     if database.hardened:
         taken["name"] = "the pool has the name of its alias"
-    if database.hardened or not installed.check_is_free:
+    if not (database.hardened or installed.check_is_free):
         taken["check"] = "CONN_HEALTH_CHECKS turns the check on and off"
     for name in taken.keys() & _parameters(database).keys():
         yield new_finding(
