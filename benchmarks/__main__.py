@@ -38,6 +38,7 @@ FIGURES: Mapping[str, Callable[[Sequence[Peer], Effort], Figure]] = {
     "crash": failover.crash,
     "name-is-gone": failover.name_is_gone,
     "dead-host": failover.dead_host,
+    "network-is-cut": failover.network_is_cut,
     "memory": memory.memory,
 }
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
+from threading import Barrier, Thread
 from time import monotonic, sleep
 
-from benchmarks.clients import Client, all_at_once, fill, peer, pool_client
+from benchmarks.clients import Client, all_at_once, application_client, fill, peer, pool_client
 from benchmarks.figure import Effort, Figure, column, duration
 from benchmarks.peers import Peer
 from benchmarks.worker import ROOM, Worker
 from tests.support.names import Hosts
+from tests.support.partition import SERVER, Partition
 from tests.support.proxy import Proxy
 from tests.support.replication import Standby, commit_on_both, follow
 from tests.support.servers import Server
@@ -27,6 +30,10 @@ GRACE = 0.5  # seconds after the address is right again; what fails later is the
 CRASHED = 2.0  # seconds from the crash to the promotion
 NAMELESS = 3.0  # seconds that the name is gone
 NEW = 3  # connections that are opened one after the other
+IN_USE = 4  # connections in use when the network is cut
+FEW = {"DB_POOL_SIZE": str(IN_USE), "DB_MAX_OVERFLOW": "0", "DB_POOL_TIMEOUT": "15"}
+PORT = 5432  # in a network namespace, where it is free
+ADDRESS = f"{SERVER}:{PORT}"
 COMPARED = ("none", "stock-checks", "ours")  # peers: a new connection for each write, and two pools
 
 
@@ -54,8 +61,10 @@ class Outcome:
     """How the writes of one peer fared."""
 
     peer: str = column("")
-    during: str = column("failed during the fault")
-    after: str = column(f"failed from {GRACE} s after it")
+    during: int = column("writes during the fault")
+    failed_during: int = column("failed")
+    after: int = column(f"writes from {GRACE} s after it")
+    failed_after: int = column("failed")
     first: float = column("first write after it", duration)
     lost: int = column("acknowledged and lost")
 
@@ -189,15 +198,17 @@ def _outcome(peer: Peer, fault: Fault, writes: Sequence[Write], server: Server) 
     served = [write.ended for write in writes if write.ended > fault.right and not write.error]
     return Outcome(
         peer.name,
+        len(during),
         _failed(during),
+        len(after),
         _failed(after),
         min(served, default=inf) - fault.right,
         len(acknowledged - {key for (key,) in kept}),
     )
 
 
-def _failed(writes: Sequence[Write]) -> str:
-    return f"{sum(bool(write.error) for write in writes):,} of {len(writes):,}"
+def _failed(writes: Sequence[Write]) -> int:
+    return sum(bool(write.error) for write in writes)
 
 
 # Several hosts
@@ -234,7 +245,86 @@ def dead_host(peers: Sequence[Peer], _effort: Effort) -> Figure:
     )
 
 
+# A network that is cut
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What those get who have a connection, and who waits for one, when the network is cut."""
+
+    peer: str = column("")
+    held: float = column("queries in use fail after", duration)
+    waited: float = column("the waiting request fails after", duration)
+    says: str = column("and says")
+
+
+def network_is_cut(peers: Sequence[Peer], _effort: Effort) -> Figure:
+    with Server(ROOM) as server, ExitStack() as stack:
+        workers = [
+            stack.enter_context(Worker(each, f"postgresql://postgres@{ADDRESS}/postgres", **FEW))
+            for each in peers
+            if each.name in COMPARED and each.pooled
+        ]
+        for worker in workers:
+            worker.start(cut_the_network, f"{server.socket_dir}/.s.PGSQL.{server.port}")
+        rows = [Cut(worker.peer.name, *worker.result()) for worker in workers]
+    return Figure(
+        "A network that is cut, with all connections in use",
+        "Packets from the server are lost, and nobody says so. Half of the connections wait for an"
+        " answer, the others send a query just then; one more request waits for a connection, for"
+        f" {FEW['DB_POOL_TIMEOUT']} s at most. Each peer has a network namespace of its own.",
+        rows,
+    )
+
+
 # In the worker
+
+
+def cut_the_network(target: str) -> tuple[float, float, str]:
+    """Seconds until the last query in use has failed; what the waiting request got, and when."""
+    with Partition(target, port=PORT) as network, ThreadPoolExecutor(IN_USE + 1) as threads:
+        fill()
+        ready = Barrier(IN_USE + 1)
+        held = [threads.submit(hold, ready, number % 2 == 0) for number in range(IN_USE)]
+        ready.wait()  # all have a connection
+        sleep(0.5)
+        network.cut()
+        ready.wait()
+        began = monotonic()
+        waiting = threads.submit(check_out)
+        seconds = max(each.result() for each in held) - began
+        ended, says = waiting.result()
+        return seconds, ended - began, says
+
+
+def hold(ready: Barrier, asleep: bool) -> float:
+    """Have a connection when the network is cut; returns when its query has failed."""
+    client = application_client()
+    connection = client.take()
+    ready.wait()
+    try:
+        with connection.cursor() as cursor:
+            if asleep:
+                Thread(target=ready.wait).start()
+                cursor.execute("SELECT pg_sleep(1000)")
+            else:
+                ready.wait()
+                cursor.execute("SELECT 1")
+    except Exception:  # whatever a peer raises
+        ended = monotonic()
+    client.give(connection)
+    return ended
+
+
+def check_out() -> tuple[float, str]:
+    """Ask for one more connection: when that ended, and the reason in a few words."""
+    client = application_client()
+    try:
+        client.give(client.take())
+    except Exception as error:  # whatever a peer raises
+        text = str(error)
+        return monotonic(), text.partition(": ")[2].partition(".")[0] or text
+    return monotonic(), "nothing: it was served"
 
 
 def use_hosts(path: Path) -> None:

@@ -91,6 +91,30 @@ def _burst(rows: Rows) -> Iterator[Target]:
     yield _at_most("cold burst of 60 threads", ratio, 0.6, times, " Django's pool with checks")
 
 
+def _switchover(rows: Rows) -> Iterator[Target]:
+    what = "switchover, one address: writes that fail from 0.5 s after it"
+    yield _at_most(what, rows["ours"].failed_after, 0, whole)
+
+
+def _failover(name: str) -> Callable[[Rows], Iterator[Target]]:
+    def judge(rows: Rows) -> Iterator[Target]:
+        ours = rows["ours"]
+        yield _at_most(
+            f"{name}: writes that fail", ours.failed_during + ours.failed_after, 0, whole
+        )
+        yield _at_most(f"{name}: acknowledged and lost", ours.lost, 0, whole)
+
+    return judge
+
+
+def _dead_host(rows: Rows) -> Iterator[Target]:
+    yield _at_most("first of two hosts dead: a later connection", rows["ours"].longest, 1, duration)
+
+
+def _network_is_cut(rows: Rows) -> Iterator[Target]:
+    yield _at_most("network cut: queries in use fail", rows["ours"].held, 20, duration)
+
+
 def _hung_server(rows: Rows) -> Iterator[Target]:
     yield _at_most("stopped server, timeout 3 s", rows["ours"].seconds, 3.3, duration)
 
@@ -109,6 +133,12 @@ _JUDGES: Mapping[str, Callable[[Rows], Iterator[Target]]] = {
     "outage": _outage,
     "load": _load,
     "burst": _burst,
+    "switchover": _switchover,
+    "switchover-read-write": _failover("switchover, read-write"),
+    "crash": _failover("crash of the primary"),
+    "name-is-gone": _failover("name gone with its server"),
+    "dead-host": _dead_host,
+    "network-is-cut": _network_is_cut,
     "hung-server": _hung_server,
     "hung-sessions": _hung_sessions,
 }
