@@ -17,7 +17,7 @@ import psycopg
 import pytest
 from django.core.management import call_command
 
-from abs_orm_app.drill import stage
+from abs_orm_app.drill import stage, steps
 from abs_orm_app.drill.admission import NoPool, Refused
 from abs_orm_app.drill.runner import Outcome, drill
 from abs_orm_app.environment import PoolSettings, database_from_env
@@ -48,6 +48,13 @@ def _a_drill_leaves_no_session(shared: Server) -> Iterator[None]:
     wait_until(
         lambda: not any("drill" in name for name in names(shared)), "the drill's sessions to end"
     )
+
+
+@pytest.fixture(autouse=True)
+def tolerant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allow for a busy machine: a drill in this process judges times less strictly."""
+    monkeypatch.setattr(steps, "LATE", 3.0)
+    monkeypatch.setattr(steps, "REPLACE_SECONDS", 10.0)
 
 
 @pytest.fixture
