@@ -669,3 +669,6 @@ class HardenedPool:
     def timings(self) -> Timings:
         """How long requests waited and held, and connecting took, since the pool was made."""
         return self.statistics.timings()
+
+
+HardenedPool.__module__ = "abs_orm_app.pool"  # its public name
