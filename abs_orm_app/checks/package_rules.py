@@ -19,7 +19,7 @@ class Package:
     otherwise: str  # what it does with an engine that it does not know
     setting: str
     fix: str  # with {engine} and {connector}
-    also: str = ""  # another setting, which names the aliases, that is enough as well
+    also: str = ""  # another setting, which names the aliases, that is also enough
 
 
 PACKAGES = (

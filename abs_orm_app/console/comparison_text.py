@@ -10,7 +10,7 @@ from abs_orm_app.facts.wording import format_value
 
 
 def comparison_section(comparison: Comparison, layout: Layout) -> str:
-    """The settings of each alias beside the profile's, and whether they match."""
+    """The settings of each alias next to the profile's, and whether they match."""
     mark = layout.signs.good if comparison.matches else layout.signs.bad
     heading = layout.heading(f"Comparison with {comparison.profile}", mark)
     if not comparison.aliases:

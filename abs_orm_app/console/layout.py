@@ -19,7 +19,7 @@ Style = Any
 
 @dataclass(frozen=True, kw_only=True)
 class Signs:
-    """Characters that carry a meaning beside the colour."""
+    """Characters that carry a meaning without colour."""
 
     good: str
     warning: str
@@ -59,7 +59,7 @@ class Layout:
     width: int = WITHOUT_TERMINAL
 
     def wrap(self, text: str, depth: int = 1, first: str | None = None) -> list[str]:
-        """The text as indented lines; `first` stands at the begin of the first one."""
+        """The text as indented lines; `first` begins the first one."""
         indent = INDENT * depth
         start = indent if first is None else f"{indent}{first} "
         return textwrap.wrap(

@@ -30,7 +30,7 @@ PROFILES: dict[str, Profile] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """One setting of one alias beside the profile's."""
+    """One setting of one alias, and the profile's value."""
 
     alias: str
     field: str  # of PoolSettings
@@ -45,7 +45,7 @@ class Compared:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Some aliases beside one profile."""
+    """The comparison of some aliases with one profile."""
 
     profile: str  # its name
     aliases: Mapping[str, str]  # those on PostgreSQL, with their modes
@@ -89,7 +89,7 @@ def _parsed(name: str, values: object) -> Profile:
 
 
 def compare(databases: Iterable[Configured], name: str, profile: Profile) -> Comparison:
-    """Each setting of the profile beside what the PostgreSQL aliases have."""
+    """Compare each setting of the profile with those of the PostgreSQL aliases."""
     found = [database for database in databases if database.vendor == "postgresql"]
     return Comparison(
         profile=name,

@@ -23,7 +23,7 @@ class Problem:
     """One reason for an exit code of 1."""
 
     where: str  # an alias, or the level and number of a finding
-    cause: str  # "" where it stands above already
+    cause: str  # "" if the output has it above
     remedy: str
     fix: str = ""  # a line to copy
 
