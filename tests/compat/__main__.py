@@ -174,7 +174,7 @@ def main() -> int:
         print(f"{tried.seconds:5.0f} s  {tried.version}: {verdict}", flush=True)
         results.append(tried)
     if not chosen.names:
-        table = HEAD + "".join(map(row, results))
+        table = HEAD + "".join(sorted(map(row, results)))
         PAGE.write_text(TABLE.sub(lambda _: table, PAGE.read_text()))
     return any(tried.failure for tried in results)
 
