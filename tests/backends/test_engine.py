@@ -87,7 +87,7 @@ def test_the_pool_outlives_the_thread_that_built_it_and_gets_its_connection_back
     database: Database,
 ) -> None:
     """The pool must not keep the wrapper of the thread that built it alive."""
-    database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 5}})
+    database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 20}})
 
     def end_without_closing() -> None:
         ask(connections[ALIAS])
@@ -306,7 +306,7 @@ def test_a_connection_that_breaks_in_use_is_replaced_for_the_next_request(
 
 
 def test_a_wrapper_that_is_dropped_gives_its_connection_back(database: Database) -> None:
-    wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 5}})
+    wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 20}})
     copy = wrapper.copy()
     ask(copy)
     gc.disable()

@@ -19,6 +19,7 @@ from django.db import connection, connections, transaction
 
 from abs_orm_app.backends.postgresql.base import DatabaseWrapper
 from abs_orm_app.config.application_name import process_name
+from abs_orm_app.pool.housekeeping import THREAD
 from abs_orm_app.pool.pool import HardenedPool
 from tests.support.processes import backend, run
 from tests.support.proxy import Proxy
@@ -81,9 +82,12 @@ def fork(kind: str, child: Callable[[], None], end: Callable[[], None] = end_at_
     assert os.waitstatus_to_exitcode(status) == 0, f"the child failed: {end.__name__}"
 
 
+def thread_names() -> list[str]:
+    return [thread.name for thread in threading.enumerate()]
+
+
 def threads_that_connect() -> list[str]:
-    names = [thread.name for thread in threading.enumerate()]
-    return [name for name in names if name.endswith("-connector")]
+    return [name for name in thread_names() if name.endswith("-connector")]
 
 
 def sessions() -> set[int]:
@@ -215,6 +219,8 @@ def forks_and_closes_the_pool(kind: str) -> None:
 def forks_with_a_connection_of_a_closed_pool(kind: str) -> None:
     mine = backend()
     the_wrapper().close_pool()
+    # A thread that ends holds a lock of `threading`, which a fork in C would copy as locked.
+    wait_until(lambda: THREAD not in thread_names(), "the housekeeping thread to end")
 
     def child() -> None:
         assert backend() != mine

@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from io import StringIO
 from itertools import islice
 from time import monotonic, sleep
@@ -343,12 +343,13 @@ def test_the_json_has_every_promise_and_a_terminal_shows_the_progress(shared: Se
     out, terminal = StringIO(), Terminal()
     with database(entry(shared.conninfo, OPTIONS=settings())) as alias:
         arguments = ("--drill", "--database", alias, "--format", "json")
-        call_command("check_pool", *arguments, stdout=out, stderr=terminal)
+        with suppress(SystemExit):
+            call_command("check_pool", *arguments, stdout=out, stderr=terminal)
     document = json.loads(out.getvalue())
     [found] = document["drills"]
+    assert [promise for promise in found["promises"] if promise["verdict"] != "kept"] == []
     assert (found["alias"], found["ok"], found["refused"]) == (alias, True, None)
     assert [promise["name"] for promise in found["promises"]] == NAMES
-    assert {promise["verdict"] for promise in found["promises"]} == {"kept"}
     assert all("\x1b[K  " + p["promise"] + " ..." in terminal.getvalue() for p in found["promises"])
     assert terminal.getvalue().endswith("\r\x1b[K")
 

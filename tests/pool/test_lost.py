@@ -71,7 +71,7 @@ def test_a_reference_cycle_is_collected_when_the_pool_is_exhausted(shared: Serve
             self.myself = self
             self.conn = pool.getconn()
 
-    with opened(ours, shared.conninfo, min_size=1, timeout=5) as pool:
+    with opened(ours, shared.conninfo, min_size=1, timeout=20) as pool:
         gc.collect()
         gc.disable()
         try:
@@ -96,7 +96,7 @@ def test_the_warning_names_the_code_that_leaked_a_connection(
     def lose_one(pool: AnyPool) -> None:
         pool.getconn()
 
-    with opened(ours, shared.conninfo, min_size=1, timeout=5, leak_seconds=60) as pool:
+    with opened(ours, shared.conninfo, min_size=1, timeout=20, leak_seconds=60) as pool:
         lose_one(pool)
         with caplog.at_level(logging.WARNING, "abs_orm_app.pool"):
             use(pool)
@@ -107,7 +107,7 @@ def test_the_warning_names_the_code_that_leaked_a_connection(
 def test_without_tracing_the_warning_says_how_to_find_the_code(
     shared: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with opened(ours, shared.conninfo, min_size=1, timeout=5) as pool:
+    with opened(ours, shared.conninfo, min_size=1, timeout=20) as pool:
         pool.getconn()
         with caplog.at_level(logging.WARNING, "abs_orm_app.pool"):
             use(pool)

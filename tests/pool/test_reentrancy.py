@@ -32,7 +32,7 @@ def test_a_garbage_collected_generator_may_return_its_connection(shared: Server)
         finally:
             pool.putconn(conn)
 
-    with opened(ours, shared.conninfo, min_size=2, timeout=5) as pool:
+    with opened(ours, shared.conninfo, min_size=2, timeout=20) as pool:
         for _ in range(20):
             streaming = stream(pool)
             next(streaming).append(streaming)
@@ -40,7 +40,7 @@ def test_a_garbage_collected_generator_may_return_its_connection(shared: Server)
             gc.collect()
             wait_until(lambda: shared.sessions(APP) <= 2, "the lost session to end")
         for call in [Call(use, pool) for _ in range(6)]:
-            call.result(within=5 + LATE)
+            call.result(within=20 + LATE)
         wait_until(lambda: pool.get_stats()["pool_available"] == 2, "all to be back")
         assert pool.get_stats()["pool_size"] == 2
         wait_until(lambda: shared.sessions(APP) <= 2, "the lost sessions to end")
@@ -48,7 +48,7 @@ def test_a_garbage_collected_generator_may_return_its_connection(shared: Server)
 
 def test_each_leaked_connection_is_counted_once(shared: Server) -> None:
     """Even where the next connection has the same address in memory."""
-    with opened(ours, shared.conninfo, min_size=1, max_size=2, timeout=5) as pool:
+    with opened(ours, shared.conninfo, min_size=1, max_size=2, timeout=20) as pool:
         for number in range(1, 31):
             pool.getconn()
             use(pool)

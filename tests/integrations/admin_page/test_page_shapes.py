@@ -26,7 +26,7 @@ def shot(**numbers: int) -> Snapshot:
     """A pool of 2 + 2 connections at one moment; everything else is 0."""
     names = (
         "idle", "in_use", "opening", "waiting", "checkouts", "queued", "timeouts", "errors",
-        "connects", "connect_errors", "lost", "returned_broken",
+        "connects", "connect_errors", "stale", "leaked", "returned_broken",
     )  # fmt: skip
     times: Any = dict.fromkeys(("waits", "uses", "creates"), NO_TIMES)
     given: Any = dict.fromkeys(names, 0) | numbers
