@@ -11,6 +11,7 @@ from typing import Any
 
 from abs_orm_app.drill.stage import (
     THREAD,
+    AnyConnection,
     AnyPool,
     Promise,
     Seen,
@@ -23,6 +24,7 @@ from abs_orm_app.facts.databases import NEVER
 from abs_orm_app.facts.timeout import run_with_timeout
 from abs_orm_app.pool.constants import PING_AFTER
 from abs_orm_app.pool.pool import HardenedPool
+from abs_orm_app.pool.roles import MISPLACED_LIFE
 
 # Seconds. A configured time that is longer is shortened to these.
 EXHAUSTED_TIMEOUT = 0.5  # of a checkout that has to fail
@@ -181,6 +183,30 @@ def _leak_one(pool: AnyPool) -> None:
     cycle.append(cycle)
 
 
+def leaves_read_only(stage: Stage) -> Seen:
+    """A session of the drill is made read-only; the server itself is not touched."""
+    attrs = stage.configured.target_session_attrs
+    if attrs not in ("", "read-write"):
+        return Seen("skipped", f"with target_session_attrs={attrs} such a server is good enough")
+    conn = stage.first()
+    if _is_read_only(conn) != "off":
+        return Seen("skipped", "the server does not report whether it is read-only, or it is")
+    conn.execute("SET default_transaction_read_only = on")
+    stage.put_back(conn)
+    sleep(MISPLACED_LIFE)
+    checkout = stage.check_out(stage.patience)
+    if checkout.conn and _is_read_only(checkout.conn) == "on":
+        return Seen("broken", "a connection that had become read-only was handed out again")
+    return judged(
+        not checkout.error,
+        f"one session of the drill was made read-only; the next checkout {checkout}",
+    )
+
+
+def _is_read_only(conn: AnyConnection) -> str | None:
+    return conn.info.parameter_status("default_transaction_read_only")
+
+
 # When all pools are closed
 
 
@@ -200,6 +226,7 @@ IN_CONFIGURED_POOL = (
 IN_POOL_OF_ONE = (
     Promise("recycle", "An expired connection is not handed out.", replaces_expired),
     Promise("deadline", "The timeout holds when the network goes silent.", survives_silent_network),
+    Promise("read-only", "It leaves a server that has become read-only.", leaves_read_only),
     Promise("leak", "A leaked connection frees its place in the pool.", reclaims_leaked),
 )
 AT_THE_END = Promise("clean", "No session is left on the server.", leaves_nothing)

@@ -36,7 +36,7 @@ pytestmark = [
 
 NAMES = [
     "size", "overflow", "timeout", "explanation", "return", "pre-ping", "recycle", "deadline",
-    "leak", "clean",
+    "read-only", "leak", "clean",
 ]  # fmt: skip
 COMMAND = [sys.executable, "manage.py", "check_pool", "--drill"]
 ON_STOCK = "--settings=abs_project.stock_settings"
@@ -111,7 +111,7 @@ def test_our_engine_keeps_every_promise(shared: Server) -> None:
     with program(COMMAND, shared) as ours:
         result = ours.wait()
     assert (result.status, result.errors) == (0, ""), result.output
-    assert "10 of 10 promises were kept." in result.output
+    assert "11 of 11 promises were kept." in result.output
     assert [name for name in NAMES if f"  ✓ {name} " in result.output] == NAMES
     assert "20 connections on the server" in result.output
     assert "30 of 30 checked out at once, 30 on the server" in result.output
@@ -125,7 +125,7 @@ def test_the_drill_of_the_stock_engine_ends_with_half_of_the_promises_broken(
         result = stock.wait(60)
     assert (result.status, result.errors) == (1, ""), result.output
     said = " ".join(result.output.split())
-    assert "5 of 10 promises were kept; broken: explanation, pre-ping, recycle, deadline," in said
+    assert "5 of 11 promises were kept; broken: explanation, pre-ping, recycle, deadline," in said
     assert "leak." in said
     assert "30 were ended; the next checkout failed after " in said
 
