@@ -6,6 +6,8 @@ import shutil
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.readme import ROOT, run
 from tests.support.servers import Server
 
@@ -19,6 +21,7 @@ NEEDED = {
 }
 
 
+@pytest.mark.timeout(400)  # it downloads 40 MB
 def test_check_pool_installs_only_what_it_needs_and_says_so(server: Server, tmp_path: Path) -> None:
     for name in SOURCES:
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))

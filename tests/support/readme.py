@@ -9,6 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("DB_", "DATABASE_URL", "DJANGO_", "PYTHON", "ENV_FILE")  # variables of the test suite
+MOST = 300.0  # seconds: some commands download packages, on a machine that does much else
 
 
 def run(*command: str | Path, cwd: Path, **environ: str) -> str:
@@ -21,7 +22,7 @@ def run(*command: str | Path, cwd: Path, **environ: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=100,
+        timeout=MOST,
         check=False,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}"
