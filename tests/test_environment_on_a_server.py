@@ -77,7 +77,9 @@ def test_an_application_name_of_the_projects_own_is_left_alone(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="TCP_USER_TIMEOUT is Linux's")
-def test_a_dead_peer_is_noticed_within_a_minute(server: Server, connect: Connect) -> None:
+def test_the_kernel_is_told_to_find_a_dead_peer_within_20_seconds(
+    server: Server, connect: Connect
+) -> None:
     wrapper = connect(entry(DATABASE_URL=server.tcp_url, DB_POOL_MODE="null"))
     tcp = socket.socket(fileno=os.dup(wrapper.connection.fileno()))
     with tcp:
@@ -90,7 +92,7 @@ def test_a_dead_peer_is_noticed_within_a_minute(server: Server, connect: Connect
                 socket.TCP_KEEPCNT,
                 socket.TCP_USER_TIMEOUT,
             )
-        ] == [30, 10, 3, 60_000]
+        ] == [10, 3, 3, 18_000]
 
 
 @needs_the_wheel
