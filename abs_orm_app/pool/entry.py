@@ -7,16 +7,14 @@ while it is checked out; others only read, for a report.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
-import sysconfig
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
 from linecache import getline
 from math import inf
 from time import monotonic
@@ -51,8 +49,17 @@ class Holder:
     pid: int  # of the server's backend
     thread: str
     seconds: float
-    where: str | None  # the project's own line that took it, when tracing is on
-    stack: str | None  # the whole of it
+    frames: Frames | None  # the stack that took it, when tracing is on
+
+    @property
+    def where(self) -> str | None:
+        """The project's own line that took it."""
+        return own_line(self.frames) if self.frames else None
+
+    @property
+    def stack(self) -> str | None:
+        """The stack that took it, as a traceback. Reads the source files."""
+        return format_frames(self.frames) if self.frames else None
 
 
 class Entry:
@@ -123,8 +130,7 @@ class Entry:
             pid=self.backend_pid,
             thread=thread.name if thread else "?",
             seconds=monotonic() - taken_at if taken_at else 0.0,
-            where=own_line(frames) if frames else None,
-            stack=format_frames(frames) if frames else None,
+            frames=frames,
         )
 
 
@@ -147,7 +153,10 @@ def frames_of_caller() -> Frames:
 
 
 def own_line(frames: Frames) -> str | None:
-    """The innermost line of a stack (innermost first) that is the project's own."""
+    """The innermost line of a stack (innermost first) that is the project's own.
+
+    Reads no file: a request that times out asks, perhaps together with a thousand others.
+    """
     plumbing = _plumbing()
     for code, instruction in frames:
         if not code.co_filename.startswith(plumbing):
@@ -175,12 +184,7 @@ def _line(code: CodeType, instruction: int) -> int:
     return code.co_firstlineno
 
 
-@cache
 def _plumbing() -> tuple[str, ...]:
-    specs = (find_spec(name) for name in PLUMBING)
-    packages = [path for spec in specs if spec for path in spec.submodule_search_locations or ()]
-    stdlib = sysconfig.get_path("stdlib")
-    return (
-        *(os.path.join(path, "") for path in packages),
-        *(os.path.join(stdlib, name) for name in ("contextlib.py", "threading.py")),
-    )
+    packages = (sys.modules.get(name) for name in PLUMBING)  # what is not loaded is in no stack
+    paths = (os.path.join(path, "") for package in packages if package for path in package.__path__)
+    return (*paths, contextlib.__file__, threading.__file__)

@@ -46,6 +46,7 @@ from abs_orm_app.pool.cleaning import clean
 from abs_orm_app.pool.connector import Connector
 from abs_orm_app.pool.constants import PING_AFTER
 from abs_orm_app.pool.entry import ENTRY, AnyConnection, Entry, Holder, frames_of_caller
+from abs_orm_app.pool.errors import closed_error, timeout_error
 from abs_orm_app.pool.growth import PARALLEL_CONNECTS
 from abs_orm_app.pool.histogram import BOUNDS, Timings
 from abs_orm_app.pool.housekeeping import housekeeping, observers
@@ -55,7 +56,7 @@ from abs_orm_app.pool.queue import Queue, Waiter
 from abs_orm_app.pool.sizes import checked_sizes
 from abs_orm_app.pool.statistics import POOL_OPENING, Statistics
 from abs_orm_app.pool.upkeep import close_lost
-from abs_orm_app.pool.waiting import closed_error, timeout_error, wait_for_connection
+from abs_orm_app.pool.waiting import wait_for_connection
 
 logger = logging.getLogger("abs_orm_app.pool")
 IDLE = TransactionStatus.IDLE

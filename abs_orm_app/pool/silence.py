@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +46,8 @@ class Silence:
 def line(pgconn: Any) -> Line:
     """Look at one connection, from any thread. Sends nothing, and never waits."""
     silent, unanswered = None, False
-    waits = pgconn.transaction_status == TransactionStatus.ACTIVE
+    if pgconn.transaction_status != TransactionStatus.ACTIVE:
+        return Line(waits=False, silent=None, unanswered=False)
     tcp_info = getattr(socket, "TCP_INFO", None)
     with (
         suppress(psycopg.Error, OSError, struct.error),
@@ -57,7 +58,17 @@ def line(pgconn: Any) -> Line:
             retransmits, probes, milliseconds = _TCP_INFO.unpack(info)
             silent = milliseconds / 1000
             unanswered = probes > 0 or retransmits >= RETRANSMITS
-    return Line(waits, silent, unanswered)
+    return Line(True, silent, unanswered)
+
+
+def look_at(pgconns: Iterable[Any]) -> list[Line]:
+    """Look at connections, up to the first that shows that the server is not silent."""
+    lines = []
+    for pgconn in pgconns:
+        lines.append(look := line(pgconn))
+        if not look.waits or look.silent is None or look.silent < LEAST:
+            break
+    return lines
 
 
 def silence(lines: Sequence[Line], waited: float) -> Silence | None:

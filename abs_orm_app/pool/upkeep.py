@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from abs_orm_app.pool import messages
 from abs_orm_app.pool.constants import RETRY_INTERVAL
+from abs_orm_app.pool.errors import prepare_timeouts
 from abs_orm_app.pool.garbage import COLLECT_AFTER, COLLECT_INTERVAL, Collector
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def _serve_waiting(pool: HardenedPool, now: float) -> float:
     if waiting:
         pool.queue.wake_served()
         pool.serve()
+        prepare_timeouts(pool, now)
     if (waiting or pool.owes_collection) and _collect_garbage(pool, now):
         return now
     return now + RETRY_INTERVAL if waiting else inf

@@ -1,30 +1,25 @@
 """How a request waits for a connection: once, until it is served or its deadline.
 
-It holds no lock, see `queue.py`; what a timeout says is cheap, and formatted for nobody else.
+It holds no lock, see `queue.py`.
 """
 
 from __future__ import annotations
 
-from operator import attrgetter
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
+from psycopg_pool import TooManyRequests
 
 from abs_orm_app.pool import messages
 from abs_orm_app.pool.constants import RETRY_INTERVAL
 from abs_orm_app.pool.entry import AnyConnection
+from abs_orm_app.pool.errors import closed_error, timeout_error
 from abs_orm_app.pool.faults import again
 from abs_orm_app.pool.housekeeping import housekeeping
 from abs_orm_app.pool.queue import Waiter
-from abs_orm_app.pool.silence import line, silence
 
 if TYPE_CHECKING:
     from abs_orm_app.pool.pool import HardenedPool
-
-SHARED = 0.05  # seconds for which one description of the pool serves all who time out
-
-_taken_at = attrgetter("taken_at")
 
 
 def wait_for_connection(
@@ -87,38 +82,3 @@ def _refuse_if_hopeless(pool: HardenedPool, now: float, timeout: float, deadline
         raise timeout_error(pool, timeout)
     if pool.max_waiting and len(pool.queue.waiters) >= pool.max_waiting:
         raise TooManyRequests(messages.too_many_requests(pool.name, len(pool.queue.waiters)))
-
-
-def timeout_error(pool: HardenedPool, timeout: float) -> PoolTimeout:
-    at, text = pool.described
-    now = monotonic()
-    if now - at > SHARED:
-        text = _describe(pool, timeout)
-        pool.described = (now, text)
-    error = PoolTimeout(messages.pool_timeout(timeout, text))
-    fault = pool.connector.fault
-    error.__cause__ = fault.error if fault else None
-    return error
-
-
-def _describe(pool: HardenedPool, waited: float) -> str:
-    lines = [line(entry.pgconn) for entry in tuple(pool.in_use)]
-    longest = min(tuple(pool.in_use), key=_taken_at, default=None)
-    return messages.why_nothing_came(
-        pool.name,
-        size=pool.min_size,
-        limit=pool.max_size,
-        connections=len(pool.entries),
-        in_use=len(pool.in_use),
-        idle=pool.idle_count(),
-        opening=len(pool.connector.attempts),
-        waiting=len(pool.queue.waiters),
-        longest=longest.holder() if longest else None,
-        fault=pool.connector.fault,
-        silence=silence(lines, waited),
-    )
-
-
-def closed_error(pool: HardenedPool) -> PoolClosed:
-    state = "already closed" if pool.was_opened else "not open yet"
-    return PoolClosed(f"the pool {pool.name!r} is {state}")

@@ -10,6 +10,8 @@ from typing import TypeVar
 import pytest
 from psycopg_pool import ConnectionPool, PoolTimeout
 
+from abs_orm_app.pool import errors
+from abs_orm_app.pool.pool import HardenedPool
 from tests.support.pools import AnyPool, MakePool, opened, ours
 from tests.support.servers import Server
 
@@ -99,3 +101,42 @@ def test_idle_pools_use_no_cpu(shared: Server) -> None:
     finally:
         for pool in pools:
             pool.close()
+
+
+def test_a_crowd_that_times_out_shares_a_few_descriptions(
+    shared: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each description takes system calls, after which its thread competes with all others."""
+    described: list[float] = []
+
+    def describe(pool: HardenedPool, waited: float) -> str:
+        described.append(waited)
+        return original(pool, waited)
+
+    original = errors._describe
+    monkeypatch.setattr(errors, "_describe", describe)
+    told: list[str] = []
+
+    def wait() -> None:
+        try:
+            pool.getconn()
+        except PoolTimeout as error:
+            told.append(str(error))
+
+    with opened(ours, shared.tcp_conninfo, min_size=30, timeout=2.0, leak_seconds=60.0) as pool:
+        held = [pool.getconn() for _ in range(30)]
+        for conn in held:  # the server is asked about each
+            conn.pgconn.send_query(b"SELECT pg_sleep(10)")
+        threads = [threading.Thread(target=wait, daemon=True) for _ in range(CROWD)]
+        began = monotonic()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        lasted = monotonic() - began
+        for conn in held:
+            conn.close()
+            pool.putconn(conn)
+    assert len(told) == CROWD
+    assert len(described) <= 10 + lasted / errors.SHARED, "without sharing, hundreds"
+    assert all("30 in use" in text and ", taken at " in text for text in told)

@@ -1,0 +1,73 @@
+"""The errors of requests that get no connection, with a description of the pool.
+
+A thousand requests may time out at once. So they share one description, which the housekeeping
+thread makes just before the first deadline: to make it takes system calls, and a thread that
+competes with a thousand others may have to wait a long time after each.
+"""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from psycopg_pool import PoolClosed, PoolTimeout
+
+from abs_orm_app.pool import messages
+from abs_orm_app.pool.constants import RETRY_INTERVAL
+from abs_orm_app.pool.silence import look_at, silence
+
+if TYPE_CHECKING:
+    from abs_orm_app.pool.pool import HardenedPool
+
+SHARED = 0.05  # seconds for which one description of the pool serves all who time out
+OLDEST = 1.0  # seconds; up to this age it also serves those who time out while a new one is made
+AHEAD = 2 * RETRY_INTERVAL  # seconds before the first deadline; housekeeping looks once in half
+
+_taken_at = attrgetter("taken_at")
+_deadline = attrgetter("deadline")
+
+
+def timeout_error(pool: HardenedPool, timeout: float) -> PoolTimeout:
+    at, text = pool.described
+    now = monotonic()
+    if now - at > SHARED:
+        if now - at <= OLDEST:
+            pool.described = (now, text)  # for the others, while this thread makes a new one
+        text = _describe(pool, timeout)
+        pool.described = (monotonic(), text)
+    error = PoolTimeout(messages.pool_timeout(timeout, text))
+    fault = pool.connector.fault
+    error.__cause__ = fault.error if fault else None
+    return error
+
+
+def prepare_timeouts(pool: HardenedPool, now: float) -> None:
+    """Describe the pool if the deadline of a waiting request is near. For housekeeping."""
+    first = min(tuple(pool.queue.waiters), key=_deadline, default=None)
+    if first is not None and first.deadline - now <= AHEAD:
+        text = _describe(pool, first.deadline - first.began)
+        pool.described = (monotonic(), text)
+
+
+def _describe(pool: HardenedPool, waited: float) -> str:
+    lines = look_at(entry.pgconn for entry in tuple(pool.in_use))
+    longest = min(tuple(pool.in_use), key=_taken_at, default=None)
+    return messages.why_nothing_came(
+        pool.name,
+        size=pool.min_size,
+        limit=pool.max_size,
+        connections=len(pool.entries),
+        in_use=len(pool.in_use),
+        idle=pool.idle_count(),
+        opening=len(pool.connector.attempts),
+        waiting=len(pool.queue.waiters),
+        longest=longest.holder() if longest else None,
+        fault=pool.connector.fault,
+        silence=silence(lines, waited),
+    )
+
+
+def closed_error(pool: HardenedPool) -> PoolClosed:
+    state = "already closed" if pool.was_opened else "not open yet"
+    return PoolClosed(f"the pool {pool.name!r} is {state}")
