@@ -91,7 +91,7 @@ class Entry:
         self.reported = False  # that this checkout lasts too long
         self.examined = False  # its thread has ended, and garbage was looked for since
         self.lost = False
-        self.dirty = False  # the session was changed; for who cleans it before the next holder
+        self.dirty: Any = None  # what was changed of the session, for who cleans it
         self.role = Role.UNKNOWN  # of its server
         self.misplaced = False  # its server is not of the role that is wanted: it expires soon
         self.must_ask = False  # that server is to be asked for its role

@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Any
 
 import psycopg
-from psycopg.pq import TransactionStatus
+from psycopg.pq import ExecStatus, TransactionStatus
 
 # After so many reads that each brought something, a peer that only talks is taken for dead.
 MAX_READS = 100
@@ -54,7 +54,7 @@ def ask(conn: psycopg.Connection[Any], query: bytes, timeout: float) -> bytes | 
     """
     pgconn = conn.pgconn
     deadline = monotonic() + timeout
-    value = b""
+    value, failed = b"", False
     try:
         pgconn.send_query(query)
         while pgconn.flush():
@@ -66,7 +66,9 @@ def ask(conn: psycopg.Connection[Any], query: bytes, timeout: float) -> bytes | 
                 pgconn.consume_input()
             result = pgconn.get_result()
             if result is None:
-                return value if pgconn.transaction_status == TransactionStatus.IDLE else None
+                is_idle = pgconn.transaction_status == TransactionStatus.IDLE
+                return value if is_idle and not failed else None
+            failed = failed or result.status == ExecStatus.FATAL_ERROR
             if result.ntuples:
                 value = result.get_value(0, 0) or b""
     except (psycopg.Error, TimeoutError):

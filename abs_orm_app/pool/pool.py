@@ -42,7 +42,8 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolClosed
 
 from abs_orm_app.pool import liveness, messages
-from abs_orm_app.pool.cleaning import clean
+from abs_orm_app.pool.cleaner import Clean, Cleaner
+from abs_orm_app.pool.cleaning import clean as take_back
 from abs_orm_app.pool.connector import Connector
 from abs_orm_app.pool.constants import PING_AFTER
 from abs_orm_app.pool.entry import ENTRY, AnyConnection, Entry, Holder, frames_of_caller
@@ -92,6 +93,10 @@ class HardenedPool:
     `reads_only`: the project only reads through it, so a standby is as good as a primary.
     `successor`: gives the pool that serves those who wait when this one is closed, or None. Called
     in their threads.
+    `clean`: makes a connection as new whose entry says that it is `dirty`, or, with `clean_always`,
+    each that is returned, in a thread of the pool's; returns False for one to be replaced.
+    `reclaim`: gives a connection back, for who waits, that its holder uses for nothing; False for
+    one that is used. Called by housekeeping while all are in use.
 
     `getconn` raises `PoolTimeout` at the deadline, with the last fault as its cause;
     `psycopg.OperationalError` at once for a fault that does not pass by itself; `PoolClosed`; and
@@ -127,6 +132,9 @@ class HardenedPool:
         rotating: bool = False,
         reads_only: bool = False,
         successor: Callable[[], HardenedPool | None] | None = None,
+        clean: Clean | None = None,
+        clean_always: bool = False,
+        reclaim: Callable[[AnyConnection], bool] | None = None,
     ) -> None:
         if num_workers < 1:
             raise ValueError("num_workers must be at least 1")
@@ -146,6 +154,8 @@ class HardenedPool:
         self._ping_after = -inf if check else PING_AFTER
         self.database = database
         self._successor = successor
+        self.reclaim = reclaim
+        self._cleaner = Cleaner(self, clean, always=clean_always) if clean else None
         self._min_size, self._max_size = checked_sizes(min_size, max_size)
         self._closed, self.was_opened, self._ended = True, False, False
 
@@ -210,7 +220,7 @@ class HardenedPool:
                     self.in_use.add(entry)
                     checked_out: AnyConnection = conn
                     return checked_out
-                self._discard(conn)
+                self.discard(conn)
                 conn = None
                 now = monotonic()
         except PoolClosed:
@@ -260,7 +270,7 @@ class HardenedPool:
         for conn in tuple(self._idle):
             if conn._pool_entry.idle_since < oldest and self._take(conn):
                 self.statistics.stale += 1
-                self._discard(conn)
+                self.discard(conn)
 
     def _next_pool(self, deadline: float) -> HardenedPool | None:
         """The pool, open, that serves the requests of this one, which was closed."""
@@ -278,7 +288,7 @@ class HardenedPool:
 
     # Return
 
-    def putconn(self, conn: AnyConnection) -> None:
+    def putconn(self, conn: AnyConnection) -> None:  # noqa: C901 - one screen
         """Return a connection. Raises `ValueError` for one that is not checked out of this pool."""
         entry: Any = None
         claimed = given = broken = False
@@ -295,7 +305,7 @@ class HardenedPool:
             if uses.record is not None:
                 uses.record(held)
             if self._reset is not None or entry.pgconn.transaction_status != IDLE:
-                said = clean(self, conn, self._reset)
+                said = take_back(self, conn, self._reset)
                 broken = conn.closed
                 self.statistics.returns_bad += broken
             if broken or held > ROUND_TRIP:
@@ -309,18 +319,20 @@ class HardenedPool:
                 or entry.expires_at <= now
                 or len(self.entries) > self._max_size
             ):
-                self._discard(conn)
+                self.discard(conn)
             else:
                 conn._pool = None
                 given = True
-                if not (self._waiting and self.queue.hand_over(conn)):
+                if self._cleaner and (entry.dirty is not None or self._cleaner.always):
+                    self._cleaner.add(conn)
+                elif not (self._waiting and self.queue.hand_over(conn)):
                     self._idle.append(conn)
                     self._look_again()
         except BaseException as error:
             if not claimed and isinstance(error, AttributeError | KeyError):
                 raise ValueError(self._why_not_ours(conn)) from None
             if entry is not None and not given and entry not in self.in_use:
-                self._discard(conn)  # interrupted half-way
+                self.discard(conn)  # interrupted half-way
             raise
         for text in said:  # last: what handles it may use the pool
             logger.warning(text)
@@ -342,7 +354,7 @@ class HardenedPool:
         entry = conn._pool_entry
         now = monotonic()
         if self._closed or entry.expires_at <= now or len(self.entries) > self._max_size:
-            self._discard(conn)
+            self.discard(conn)
             return
         conn._pool = None
         entry.idle_since = now
@@ -375,7 +387,7 @@ class HardenedPool:
         if conn.pgconn.transaction_status == IDLE:
             self.add(conn)
         else:
-            self._discard(conn)  # in the middle of a ping
+            self.discard(conn)  # in the middle of a ping
 
     def _take(self, conn: Any) -> bool:
         """Take this connection out of the idle ones; False if somebody else did."""
@@ -385,7 +397,7 @@ class HardenedPool:
             return False
         return True
 
-    def _discard(self, conn: Any) -> None:
+    def discard(self, conn: Any) -> None:
         """Close a connection that no one else has, give its slot back, have what is missing opened.
 
         Its slot comes last: the server counts it until it is closed.
@@ -410,7 +422,7 @@ class HardenedPool:
                 conn = self._idle.popleft()
             except IndexError:
                 return
-            self._discard(conn)
+            self.discard(conn)
 
     # Life
 
@@ -498,7 +510,7 @@ class HardenedPool:
             entry.expire()
         for conn in tuple(self._idle):
             if conn._pool_entry.expires_at < 0 and self._take(conn):
-                self._discard(conn)
+                self.discard(conn)
 
     def check(self) -> None:
         """Ping each idle connection, and replace those that are expired or do not answer."""
@@ -511,7 +523,7 @@ class HardenedPool:
             else:
                 hangs = hangs or not conn.closed
                 self.statistics.stale += 1
-                self._discard(conn)
+                self.discard(conn)
 
     @staticmethod
     def check_connection(conn: AnyConnection) -> None:
@@ -548,8 +560,11 @@ class HardenedPool:
         """Wait up to `timeout` seconds for connections that are being opened, and open no more."""
         deadline = monotonic() + timeout
         self.connector.paused = True
-        while self.connector.attempts and monotonic() < deadline:
+        while (self.connector.attempts or self._is_cleaning()) and monotonic() < deadline:
             sleep(0.005)
+
+    def _is_cleaning(self) -> bool:
+        return self._cleaner is not None and self._cleaner.busy
 
     def resume(self) -> None:
         """Open again what is missing, after `settle`."""
@@ -584,6 +599,8 @@ class HardenedPool:
         self._waiting.clear()
         self.until_full.waiters.clear()
         self.connector.abandon()
+        if self._cleaner:
+            self._cleaner.reset()
 
     def reconnect_failed(self) -> None:
         """Called when connecting has failed for `reconnect_timeout` seconds."""
@@ -630,7 +647,7 @@ class HardenedPool:
             return False
         if conn._pool_entry.idle_since > before or not self._take(conn):
             return False
-        self._discard(conn)
+        self.discard(conn)
         return True
 
     def say(self, text: str) -> None:

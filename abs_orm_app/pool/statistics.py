@@ -15,6 +15,7 @@ STALE = "connections_stale"  # found closed or hung by a look, a ping or `check`
 EXPIRED = "connections_expired"  # closed because of their age, or of `drain`
 MISPLACED = "connections_misplaced"  # closed because of their server's role
 LEAKED = "connections_leaked"  # never returned: their holder is gone
+CLEANED = "connections_cleaned"  # their session was changed, and is as new again
 # Deprecated, kept for a release: psycopg_pool's key, the sum of the two.
 LOST = "connections_lost"
 
@@ -23,9 +24,9 @@ class Statistics:
     """The counters and the distributions of one pool."""
 
     __slots__ = (
-        "connect_errors", "connect_seconds", "connects", "creates", "errors", "expired", "leaked",
-        "misplaced", "popped", "queued", "requests", "returns_bad", "stale", "timeouts", "uses",
-        "waits",
+        "cleaned", "connect_errors", "connect_seconds", "connects", "creates", "errors", "expired",
+        "leaked", "misplaced", "popped", "queued", "requests", "returns_bad", "stale", "timeouts",
+        "uses", "waits",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -41,6 +42,7 @@ class Statistics:
         self.misplaced = 0
         self.leaked = 0
         self.returns_bad = 0
+        self.cleaned = 0
         self.waits, self.uses, self.creates = Histogram(), Histogram(), Histogram()
         self.popped: dict[str, int] = {}  # the totals when the counters were last set to zero
 
@@ -80,6 +82,7 @@ class Statistics:
             EXPIRED: self.expired,
             MISPLACED: self.misplaced,
             LEAKED: self.leaked,
+            CLEANED: self.cleaned,
             LOST: self.stale + self.leaked,
         }
 

@@ -61,10 +61,23 @@ def _serve_waiting(pool: HardenedPool, now: float) -> float:
     if waiting:
         pool.queue.wake_served()
         pool.serve()
+        _reclaim_unused(pool)
         prepare_timeouts(pool, now)
     if (waiting or pool.owes_collection) and _collect_garbage(pool, now):
         return now
     return now + RETRY_INTERVAL if waiting else inf
+
+
+def _reclaim_unused(pool: HardenedPool) -> None:
+    """Take back, for who waits, connections that are checked out and used for nothing."""
+    if pool.reclaim is None or pool.has_room():
+        return
+    missing = len(pool.queue.waiters)
+    for entry in sorted(pool.in_use, key=lambda entry: entry.taken_at):
+        if missing <= 0:
+            return
+        conn = entry.weak()
+        missing -= conn is not None and pool.reclaim(conn)
 
 
 def _collect_garbage(pool: HardenedPool, now: float) -> bool:

@@ -1,0 +1,113 @@
+"""Cleans the connections whose session was changed, in threads of its own, before the next holder.
+
+No lock guards it. A thread runs while there is work and a little longer, so that a project which
+changes each session does not start one a request. The right to be one of the threads is an object,
+which a thread puts back when it ends; whoever adds work looks for one.
+"""
+
+from __future__ import annotations
+
+import logging
+from _thread import allocate_lock
+from collections import deque
+from collections.abc import Callable
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+from abs_orm_app.pool import messages
+from abs_orm_app.pool.entry import AnyConnection
+
+if TYPE_CHECKING:
+    from abs_orm_app.pool.pool import HardenedPool
+
+logger = logging.getLogger("abs_orm_app.pool")
+
+Clean = Callable[[AnyConnection, Any], bool]
+
+THREADS = 4  # at a time: one that waits for a server which hangs must not hold up the others
+LINGER = 1.0  # seconds that a thread waits for more
+
+
+class Cleaner:
+    """Cleans the connections of one pool.
+
+    `clean` gets a connection and what its entry has as `dirty`, and returns False if it has to be
+    replaced. It must have a deadline. `always`: every connection that is returned is cleaned.
+    """
+
+    def __init__(self, pool: HardenedPool, clean: Clean, *, always: bool) -> None:
+        self.always = always
+        self._pool, self._clean = pool, clean
+        self.reset()
+
+    def reset(self) -> None:
+        """In a forked child: what was there is the parent's."""
+        self._dirty: deque[AnyConnection] = deque()
+        self._rights = deque(range(THREADS))
+        self._bell = allocate_lock()
+        self._busy: set[int] = set()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._dirty or self._busy)
+
+    def add(self, conn: AnyConnection) -> None:
+        """Clean a connection that nobody has, and give it to the pool, or close it."""
+        self._dirty.append(conn)
+        try:
+            self._bell.release()
+        except RuntimeError:
+            pass  # it was rung
+        if len(self._dirty) > len(self._busy) or len(self._rights) == THREADS:
+            self._start()
+
+    def _start(self) -> None:
+        try:
+            right = self._rights.pop()
+        except IndexError:
+            return
+        name = f"{self._pool.name}-cleaner"
+        try:
+            Thread(target=self._run, args=(right,), name=name, daemon=True).start()
+        except RuntimeError:  # the process is out of threads, or about to end
+            self._rights.append(right)
+            self._work(right)
+
+    def _run(self, right: int) -> None:
+        rights, bell = self._rights, self._bell  # a fork gives the child others
+        try:
+            self._work(right)
+            while bell.acquire(True, LINGER):
+                self._work(right)
+        finally:
+            rights.append(right)
+        if self._dirty:  # it came just now, and found no right
+            self._start()
+
+    def _work(self, right: int) -> None:
+        """Clean what there is."""
+        while self._dirty:
+            try:
+                conn: Any = self._dirty.popleft()
+            except IndexError:
+                return
+            self._busy.add(right)
+            try:
+                self._clean_one(conn)
+            finally:
+                self._busy.discard(right)
+
+    def _clean_one(self, conn: Any) -> None:
+        pool, entry = self._pool, conn._pool_entry
+        clean = False
+        try:
+            clean = not pool.closed and self._clean(conn, entry.dirty)
+        except Exception as error:
+            logger.warning(messages.reset_failed(pool.name, error))
+        finally:
+            if clean:
+                entry.dirty = None
+                pool.statistics.cleaned += 1
+                pool.add(conn)
+            else:
+                pool.discard(conn)
