@@ -19,7 +19,7 @@ from abs_orm_app.config.address import (
     running,
     with_default_options,
 )
-from abs_orm_app.config.entry import KEY, AppOptions, Mode
+from abs_orm_app.config.entry import KEY, AppOptions, Mode, Release, Reset
 from abs_orm_app.config.unread import unread_variables
 from abs_orm_app.config.variables import (
     Reader,
@@ -51,6 +51,14 @@ PLACEHOLDER_PASSWORDS = frozenset({"change-me"})  # what .env.example puts where
 
 def _mode(text: str) -> Mode:
     return cast(Mode, one_of(*get_args(Mode))(text))
+
+
+def _release(text: str) -> Release:
+    return cast(Release, one_of(*get_args(Release))(text))
+
+
+def _reset(text: str) -> Reset:
+    return cast(Reset, one_of(*get_args(Reset))(text))
 
 
 def _recycle(text: str) -> int:
@@ -88,6 +96,8 @@ DB_POOL_RECYCLE = Variable(
     refused={"0": "no connection would be used twice; set DB_POOL_MODE=null if that is meant"},
 )
 DB_POOL_TIMEOUT = Variable(name="DB_POOL_TIMEOUT", parse=seconds(DAY), default=30.0)
+DB_POOL_RELEASE = Variable[Release](name="DB_POOL_RELEASE", parse=_release, default="request")
+DB_POOL_RESET = Variable[Reset](name="DB_POOL_RESET", parse=_reset, default="dirty")
 DB_POOL_LEAK_SECONDS = Variable[float | None](
     name="DB_POOL_LEAK_SECONDS", parse=seconds(DAY), default=None
 )
@@ -111,6 +121,8 @@ _ALL: tuple[Variable[Any], ...] = (
     DB_POOL_PRE_PING,
     DB_POOL_RECYCLE,
     DB_POOL_TIMEOUT,
+    DB_POOL_RELEASE,
+    DB_POOL_RESET,
     DB_POOL_LEAK_SECONDS,
     DB_POOL_PROCESSES,
     DB_DISABLE_SERVER_SIDE_CURSORS,
@@ -187,6 +199,7 @@ def database_from_env(
     """
     reader = Reader(environ, prefix)
     settings = PoolSettings.read(reader)
+    release, reset = reader.read(DB_POOL_RELEASE), reader.read(DB_POOL_RESET)
     leak_seconds = reader.read(DB_POOL_LEAK_SECONDS)
     no_cursors = reader.read(DB_DISABLE_SERVER_SIDE_CURSORS)
     reader.read(DB_POOL_PROCESSES)
@@ -216,6 +229,8 @@ def database_from_env(
             prefix=prefix,
             sources=reader.sources,
             variables=reader.variables,
+            release=release,
+            reset=reset,
             leak_seconds=leak_seconds,
             project=_project(address.options, options, settings.mode),
             embedded=given.embedded,

@@ -8,6 +8,8 @@ from typing import Any, Literal, TypedDict, cast
 KEY = "ABS_ORM_APP"
 
 Mode = Literal["pool", "persistent", "pgbouncer", "null"]
+Release = Literal["request", "transaction"]
+Reset = Literal["dirty", "always", "never"]
 
 
 class AppOptions(TypedDict, total=False):
@@ -18,6 +20,8 @@ class AppOptions(TypedDict, total=False):
     sources: Mapping[str, str]  # by name without prefix: "environment", ".env" or "default"
     variables: Mapping[str, str]  # by name without prefix: the variable that was read
     leak_seconds: float | None
+    release: Release  # when a connection goes back to the pool
+    reset: Reset  # which connections are cleaned before the next holder has them
     project: str | None  # the default application_name, which the engine extends by the process
     embedded: str  # the directory of the embedded server; "" for any other
     url_file: str | None  # an absolute path

@@ -18,7 +18,7 @@ from django.db import connections
 from abs_orm_app.backends.routing import is_written
 from abs_orm_app.config.address import POSTGIS, POSTGRESQL
 from abs_orm_app.config.entry import KEY, AppOptions, app_options
-from abs_orm_app.environment import PoolSettings
+from abs_orm_app.environment import DB_POOL_RELEASE, DB_POOL_RESET, PoolSettings
 from abs_orm_app.facts.printable import printable
 from abs_orm_app.facts.secrets import scrub
 
@@ -116,6 +116,10 @@ class Configured:
     def pools(self) -> bool:
         """True if this process has, or would have, a PostgreSQL pool for the alias."""
         return self.mode == "pool" and self.vendor == "postgresql"
+
+    def value_of(self, variable: str) -> Value:
+        """The value of a setting that is no field of PoolSettings; None if it is not used."""
+        return next((s.value for s in self.settings if s.field == variable), None)
 
     def value(self, name: str) -> Value:
         """The value of one of FIELDS."""
@@ -288,8 +292,28 @@ def _settings(entry: Mapping[str, Any], extra: AppOptions, mode: str) -> tuple[S
         )
         for key, name in FIELDS.items()
     ]
-    others = [] if by_hand else _rare_settings(entry, sources, variables)
+    others = _lease_settings(extra) if mode == "pool" else []
+    if not by_hand:
+        others += _rare_settings(entry, sources, variables)
     return (*rows, *others, *_other_pool_options(entry["OPTIONS"].get("pool")))
+
+
+def _lease_settings(extra: AppOptions) -> list[Setting]:
+    """When a connection goes back to the pool, and what is done to it then."""
+    sources, variables = extra.get("sources", {}), extra.get("variables", {})
+    return [
+        Setting(
+            name=variables.get(name, extra.get("prefix", "") + name),
+            field=name,
+            value=value,
+            source=sources.get(name, "default" if sources else "settings"),
+            option=KEY,
+        )
+        for name, value in (
+            (DB_POOL_RELEASE.name, extra.get("release", DB_POOL_RELEASE.default)),
+            (DB_POOL_RESET.name, extra.get("reset", DB_POOL_RESET.default)),
+        )
+    ]
 
 
 def _rare_settings(

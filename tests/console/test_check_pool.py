@@ -226,6 +226,7 @@ def test_the_json_is_one_document_as_documented(shared: Server) -> None:
     assert {s["field"]: s["value"] for s in reported["configured"]} == {
         "mode": "pool", "size": 20, "overflow": 10, "pre_ping": True, "recycle": -1,
         "timeout": 30.0, "pool.reconnect_timeout": None,
+        "DB_POOL_RELEASE": "request", "DB_POOL_RESET": "dirty",
     }  # fmt: skip
     assert reported["active"]["recycle"] == -1
     assert reported["server"]["allowed"] == 50
