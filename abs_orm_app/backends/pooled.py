@@ -4,37 +4,39 @@ from __future__ import annotations
 
 from copy import deepcopy
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from time import monotonic
+from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.db.backends.base.base import NO_DB_ALIAS, BaseDatabaseWrapper
+from django.db.backends.postgresql.base import DatabaseWrapper as DjangoWrapper
 from django.utils.functional import cached_property
 
+from abs_orm_app.backends.cleaning import clean, prepare, statements
 from abs_orm_app.backends.client import Client
+from abs_orm_app.backends.cursors import leased
+from abs_orm_app.backends.leasing import LeasingMixin
 from abs_orm_app.backends.routing import only_reads
 from abs_orm_app.backends.seen_errors import SeenErrors
 from abs_orm_app.config.application_name import process_name
 from abs_orm_app.config.credentials import current_password, is_rotating
-from abs_orm_app.config.entry import app_options
+from abs_orm_app.config.entry import Release, Reset, app_options
 from abs_orm_app.pool import registry
 from abs_orm_app.pool.registry import close_at_childs_end, notice_fork, pools
 
-if TYPE_CHECKING:  # a command that needs no pool does not load it
-    from django.db.backends.postgresql.base import DatabaseWrapper as DjangoWrapper
-
+if TYPE_CHECKING:
+    from abs_orm_app.backends.lease import Lease
+    from abs_orm_app.backends.session_state import Change
     from abs_orm_app.pool.entry import AnyConnection
     from abs_orm_app.pool.pool import HardenedPool
 
-    class Base(DjangoWrapper):
-        def _configure_connection(self, connection: AnyConnection) -> bool: ...
-        def _close(self) -> None: ...
-        def connect(self) -> None: ...
-else:
-    Base = object
+
+# Seconds that a thread outside of a request may keep, while somebody waits, what it does not use.
+UNUSED = 1.0
 
 
-class PooledMixin(Base):
+class PooledMixin(LeasingMixin):
     """Builds a `HardenedPool` where Django's own engine builds psycopg_pool's.
 
     Without the `pool` option it is Django's engine, unchanged.
@@ -42,7 +44,6 @@ class PooledMixin(Base):
 
     client_class = Client
     _connection_pools: ClassVar[dict[str, HardenedPool]] = pools
-    _from_pool = False  # while this wrapper takes a connection from the pool
 
     @property
     def pool(self) -> HardenedPool | None:
@@ -76,6 +77,12 @@ class PooledMixin(Base):
         # What is wrong with the settings is said here, not by the pool's threads.
         template._params_of_settings()
         extra = app_options(self.settings_dict)
+        for key, values in (("release", get_args(Release)), ("reset", get_args(Reset))):
+            if (given := extra.get(key, values[0])) not in values:
+                raise ImproperlyConfigured(
+                    f"DATABASES[{self.alias!r}]['ABS_ORM_APP'][{key!r}] is {given!r}; it may be"
+                    f" {' or '.join(map(repr, values))}."
+                )
         return HardenedPool(
             kwargs=template._params_for_pool,
             name=self.alias,
@@ -87,8 +94,22 @@ class PooledMixin(Base):
             reads_only=only_reads(self.alias, self.settings_dict),
             database=self.settings_dict["NAME"],
             successor=partial(_current_pool, self.alias),
-            **options,
+            clean=None if extra.get("reset") == "never" else template._clean_for_pool,
+            clean_always=extra.get("reset") == "always",
+            reclaim=_reclaim,
+            **template._with_own_reset(options),
         )
+
+    def _with_own_reset(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Set again, after the project's own `reset`, what the alias sets at connect."""
+        if (reset := options.get("reset")) is None:
+            return options
+
+        def reset_and_configure(connection: AnyConnection) -> None:
+            reset(connection)
+            self._configure_for_pool(connection)
+
+        return {**options, "reset": reset_and_configure}
 
     def _bare_copy(self) -> Self:
         """A wrapper with these settings and no connection, made without a subclass's `__init__`.
@@ -100,19 +121,16 @@ class PooledMixin(Base):
         bare = object.__new__(type(self))
         BaseDatabaseWrapper.__init__(bare, deepcopy(self.settings_dict), self.alias)
         for name, value in vars(self).items():
-            vars(bare).setdefault(name, value)
+            # Not its lease, and nothing that is computed from a wrapper, and may refer to it.
+            if name != "_lease" and not isinstance(
+                getattr(type(self), name, None), cached_property
+            ):
+                vars(bare).setdefault(name, value)
         return bare
 
     @cached_property
     def wrap_database_errors(self) -> SeenErrors:
         return SeenErrors(self)
-
-    def connect(self) -> None:
-        self._from_pool = self.pool is not None
-        try:
-            super().connect()
-        finally:
-            self._from_pool = False
 
     def get_connection_params(self) -> dict[str, Any]:
         """libpq's parameters of one connection, with the password that is valid now.
@@ -121,7 +139,7 @@ class PooledMixin(Base):
         asks at each checkout too, where they are not used: that does not ask for a password.
         """
         params = self._params_of_settings()
-        return params if self._from_pool else self.for_new_connection(params)
+        return params if self._connecting else self.for_new_connection(params)
 
     def _params_of_settings(self) -> dict[str, Any]:
         params: dict[str, Any] = super().get_connection_params()
@@ -140,8 +158,9 @@ class PooledMixin(Base):
 
     def _params_for_pool(self) -> dict[str, Any]:
         """libpq's parameters for one connection of the pool, in a thread of the pool."""
-        # Django sets its own autocommit at checkout.
-        return {**self.get_connection_params(), "autocommit": True}
+        params = self.get_connection_params()
+        params["cursor_factory"] = leased(params["cursor_factory"])
+        return {**params, "autocommit": True}  # Django sets its own at checkout
 
     def _configure_for_pool(self, connection: AnyConnection) -> None:
         """Set the time zone and the role, in a thread of the pool.
@@ -150,11 +169,25 @@ class PooledMixin(Base):
         one, and would wait for the pool that waits for this.
         """
         wrapper = self._bare_copy()
-        wrapper.connection = connection
+        wrapper._bare = connection
         try:
             wrapper._configure_connection(connection)
         finally:
-            wrapper.connection = None
+            wrapper._bare = None
+        prepare(connection, self.settings_dict["OPTIONS"].get("isolation_level"))
+
+    def _clean_for_pool(self, connection: AnyConnection, change: Change | None) -> bool:
+        """Make a connection as new, in a thread of the pool; False if it has to be replaced."""
+        if not clean(connection, change, self._cleaning_message):
+            return False
+        if type(self)._configure_connection.__module__ != DjangoWrapper.__module__:
+            self._configure_for_pool(connection)
+        return True
+
+    @cached_property
+    def _cleaning_message(self) -> bytes:
+        role = self.settings_dict["OPTIONS"].get("assume_role")
+        return statements(self.timezone_name, role)
 
     def close_pool(self) -> None:
         """Close this process's pool for the alias, if there is one; the next use builds another.
@@ -167,32 +200,6 @@ class PooledMixin(Base):
             pool.close()
             pool.close_orphans()
 
-    def ensure_connection(self) -> None:
-        notice_fork()
-        super().ensure_connection()
-
-    def _close(self) -> None:
-        notice_fork()
-        pool = getattr(self.connection, "_pool", None)
-        if pool is None:
-            super()._close()
-            return
-        # Let go of it first: interrupted, this wrapper must not use what is another's by then.
-        connection, self.connection = self.connection, None
-        with self.wrap_database_errors:
-            pool.putconn(connection)
-
-    def hang_up(self) -> None:
-        """Close the connection, if it is a pool's, and leave the atomic block that was its.
-
-        Neither returns it nor rolls back: that would wait for a server that may be hung.
-        """
-        if getattr(self.connection, "_pool", None) is not None:
-            self.connection.close()
-            self.connection = None
-            self.in_atomic_block = False
-            self.run_on_commit = []
-
 
 def _current_pool(alias: str) -> HardenedPool | None:
     """The pool that the alias has now, in the thread that asks; None if the alias is gone."""
@@ -200,6 +207,12 @@ def _current_pool(alias: str) -> HardenedPool | None:
         return None
     pool: HardenedPool | None = getattr(connections[alias], "pool", None)
     return pool
+
+
+def _reclaim(connection: Any) -> bool:
+    """Give back, for who waits, a connection that a thread outside of a request does not use."""
+    lease: Lease | None = getattr(connection, "_lease", None)
+    return lease is not None and lease.end_if_unused(monotonic() - UNUSED)
 
 
 def _hang_up() -> None:

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -19,7 +18,6 @@ from django.core.handlers.base import BaseHandler
 from django.db import DatabaseError, IntegrityError, OperationalError, connections, transaction
 from django.http import HttpRequest, HttpResponse
 from django.test import override_settings
-from pytest_django.plugin import DjangoDbBlocker
 
 from abs_orm_app.pool.pool import HardenedPool
 from tests.support.databases import ALIAS, Database, ask
@@ -31,14 +29,6 @@ pytestmark = pytest.mark.server(roles=["reporting"])
 
 ALONE = {"pool": {"min_size": 1, "max_size": 1, "timeout": 3}}
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def database(shared: Server, django_db_blocker: DjangoDbBlocker) -> Iterator[Database]:
-    database = Database(shared)
-    with django_db_blocker.unblock():
-        yield database
-        database.remove()
 
 
 def test_the_engine_uses_the_hardened_pool_named_for_its_alias(database: Database) -> None:
@@ -98,16 +88,16 @@ def test_the_pool_outlives_the_thread_that_built_it_and_gets_its_connection_back
 
 def test_an_exhausted_pool_is_djangos_operational_error(database: Database) -> None:
     wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 0.2}})
-    ask(wrapper)
-    call = Call(lambda: ask(connections[ALIAS]))
-    with pytest.raises(OperationalError, match="the only connection is in use"):
-        call.result(within=5)
+    with wrapper.cursor():
+        call = Call(lambda: ask(connections[ALIAS]))
+        with pytest.raises(OperationalError, match="the only connection is in use"):
+            call.result(within=5)
 
 
 def test_atomic_blocks_commit_and_roll_back(database: Database) -> None:
     wrapper = database()
     with wrapper.cursor() as cursor:
-        cursor.execute("CREATE TABLE atoms (n int UNIQUE)")
+        cursor.execute("DROP TABLE IF EXISTS atoms; CREATE TABLE atoms (n int UNIQUE)")
     with transaction.atomic(using=ALIAS):
         ask(wrapper, "INSERT INTO atoms VALUES (1) RETURNING n")
         with pytest.raises(IntegrityError), transaction.atomic(using=ALIAS):
@@ -203,7 +193,7 @@ def test_close_pool_closes_the_connections_of_threads_that_have_ended(
     gc.disable()
     try:
         for _ in range(3):
-            Call(lambda: ask(connections[ALIAS])).result(within=5)
+            Call(lambda: connections[ALIAS].ensure_connection()).result(within=5)
         assert shared.sessions(APP) >= 3
         wrapper.close()
         wrapper.close_pool()
@@ -277,7 +267,7 @@ def test_a_request_that_fails_under_atomic_requests_leaves_nothing_behind(
 ) -> None:
     wrapper = database(ATOMIC_REQUESTS=True)
     with wrapper.cursor() as cursor:
-        cursor.execute("CREATE TABLE sale (id int)")
+        cursor.execute("DROP TABLE IF EXISTS sale; CREATE TABLE sale (id int)")
 
     def view(_: HttpRequest) -> HttpResponse:
         with wrapper.cursor() as cursor:
@@ -297,6 +287,7 @@ def test_a_connection_that_breaks_in_use_is_replaced_for_the_next_request(
     database: Database, shared: Server
 ) -> None:
     wrapper = database()
+    wrapper.ensure_connection()
     ask(wrapper)
     shared.terminate(APP)
     with pytest.raises(DatabaseError):
@@ -319,10 +310,10 @@ def test_a_wrapper_that_is_dropped_gives_its_connection_back(database: Database)
 
 def test_leak_seconds_of_the_settings_reach_the_pool(database: Database) -> None:
     wrapper = database(ABS_ORM_APP={"leak_seconds": 5.0})
-    ask(wrapper)
+    wrapper.ensure_connection()
     assert wrapper.pool is not None
     assert wrapper.pool.leak_seconds == 5.0
-    assert "tests/support/databases.py" in (wrapper.pool.holders()[0].where or "")
+    assert "test_engine.py" in (wrapper.pool.holders()[0].where or "")
 
 
 def test_wrong_settings_fail_at_once(database: Database) -> None:

@@ -201,7 +201,7 @@ SNAPSHOT = """
 pytestmark = pytest.mark.server(
     roles=["somebody SUPERUSER"],
     sql=[
-        "CREATE TABLE numbers (n int)",
+        "CREATE TABLE numbers AS SELECT 1000 AS n",
         "CREATE TABLE IF NOT EXISTS template (temperature int)",
         "CREATE PROCEDURE p() LANGUAGE sql AS 'SELECT 1'",
     ],

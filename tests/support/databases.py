@@ -13,10 +13,12 @@ from typing import Any
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from abs_orm_app.backends.leasing import LeasingMixin
 from tests.support.pools import APP
 from tests.support.servers import Server
 
 ALIAS = "pooled"
+MODES = ("request", "transaction")  # DB_POOL_RELEASE
 
 
 def entry(server: Server, **changes: Any) -> dict[str, Any]:
@@ -36,14 +38,19 @@ def entry(server: Server, **changes: Any) -> dict[str, Any]:
 
 
 class Database:
-    """Adds aliases to Django's `connections`; `remove` closes their pools and removes them."""
+    """Adds aliases to Django's `connections`; `remove` closes their pools and removes them.
 
-    def __init__(self, server: Server) -> None:
+    release: when their connections go back to the pool, unless the test says otherwise.
+    """
+
+    def __init__(self, server: Server, release: str = "request") -> None:
         self.server = server
+        self.release = release
         self.aliases: list[str] = []
 
     def __call__(self, alias: str = ALIAS, **changes: Any) -> Any:
-        connections.databases[alias] = entry(self.server, **changes)
+        extra = {"release": self.release, **changes.pop("ABS_ORM_APP", {})}
+        connections.databases[alias] = entry(self.server, ABS_ORM_APP=extra, **changes)
         connections.configure_settings(connections.databases)
         self.aliases.append(alias)
         return connections[alias]
@@ -57,8 +64,22 @@ class Database:
             del connections.databases[alias]
 
 
-def ask(wrapper: BaseDatabaseWrapper, sql: str = "SELECT pg_backend_pid()") -> Any:
+def ask(wrapper: BaseDatabaseWrapper, sql: str = "SELECT pg_backend_pid()", *params: Any) -> Any:
+    """Execute a statement as a project does; the first value, if it gives rows."""
     with wrapper.cursor() as cursor:
-        cursor.execute(sql)
-        row = cursor.fetchone()
-    return row[0] if row else None
+        cursor.execute(sql, params or None)
+        row = cursor.fetchone() if cursor.description else None
+    if not isinstance(row, tuple):  # by a row_factory of the test's
+        return next(iter(row.values())) if row else None
+    return row[0]
+
+
+def held(wrapper: Any) -> int:
+    """How many connections are checked out of the wrapper's pool, by whomever."""
+    return len(wrapper.pool.in_use)
+
+
+def pin(wrapper: LeasingMixin) -> str | None:
+    """What was found of the session that this thread has."""
+    lease = wrapper._held()
+    return lease.change.what if lease and lease.change else None

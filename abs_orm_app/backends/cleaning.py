@@ -1,0 +1,103 @@
+"""What makes a used connection as new: what psycopg and the server keep for its session."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from psycopg import Connection, IsolationLevel, sql
+from psycopg.adapt import AdaptersMap
+
+from abs_orm_app.backends.cursors import leased
+from abs_orm_app.pool.liveness import ask
+
+if TYPE_CHECKING:
+    from abs_orm_app.backends.session_state import Change
+
+# What DISCARD ALL does, which itself cannot be one statement of several. As several they are one
+# message, and one transaction.
+DISCARD = (
+    "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; DEALLOCATE ALL;"
+    " UNLISTEN *; SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD PLANS; DISCARD TEMP;"
+    " DISCARD SEQUENCES"
+)
+TIMEOUT = 5.0  # seconds for it
+
+PRISTINE = "_pristine"  # the attribute of a connection that has what psycopg knew of it when new
+
+
+@dataclass(frozen=True, slots=True)
+class Pristine:
+    """What a project can change of psycopg's connection."""
+
+    isolation_level: IsolationLevel | None
+    read_only: bool | None
+    deferrable: bool | None
+    prepare_threshold: int | None
+    prepared_max: int | None
+    row_factory: Any
+    cursor_factory: Any
+    server_cursor_factory: Any
+    adapters: AdaptersMap
+
+
+def prepare(connection: Connection[Any], isolation_level: Any) -> None:
+    """Finish a new connection, and note what it is like."""
+    if isolation_level is not None:
+        connection.isolation_level = IsolationLevel(isolation_level)
+    server_cursor: Any = connection.server_cursor_factory
+    connection.server_cursor_factory = leased(server_cursor)
+    pristine = Pristine(
+        isolation_level=connection.isolation_level,
+        read_only=connection.read_only,
+        deferrable=connection.deferrable,
+        prepare_threshold=connection.prepare_threshold,
+        prepared_max=connection.prepared_max,
+        row_factory=connection.row_factory,
+        cursor_factory=connection.cursor_factory,
+        server_cursor_factory=connection.server_cursor_factory,
+        adapters=AdaptersMap(connection.adapters),
+    )
+    setattr(connection, PRISTINE, pristine)
+
+
+def statements(time_zone: str | None, role: str | None) -> bytes:
+    """One message that undoes what the session has, and sets what the alias sets at connect."""
+    parts: list[sql.Composable] = [sql.SQL(DISCARD)]
+    if time_zone:
+        parts.append(sql.SQL("SET TIME ZONE {}").format(sql.Literal(time_zone)))
+    if role:
+        parts.append(sql.SQL("SET ROLE {}").format(sql.Identifier(role)))
+    return sql.SQL("; ").join(parts).as_bytes(None)
+
+
+def clean(connection: Connection[Any], change: Change | None, message: bytes) -> bool:
+    """Make a connection at rest as new; False if it has to be replaced. Takes up to `TIMEOUT`."""
+    if change is not None and change.lasts:
+        return False
+    if ask(connection, message, TIMEOUT) is None:
+        return False
+    _restore(connection, getattr(connection, PRISTINE))
+    return True
+
+
+def _restore(connection: Connection[Any], pristine: Pristine) -> None:
+    for name in ("isolation_level", "read_only", "deferrable"):
+        if getattr(connection, name) != getattr(pristine, name):
+            setattr(connection, name, getattr(pristine, name))
+    if not connection.autocommit:
+        connection.autocommit = True
+    connection.row_factory = pristine.row_factory
+    connection.cursor_factory = pristine.cursor_factory
+    connection.server_cursor_factory = pristine.server_cursor_factory
+    connection._adapters = AdaptersMap(pristine.adapters)
+    connection._notice_handlers.clear()
+    connection._notify_handlers.clear()
+    while connection.pgconn.notifies():
+        pass
+    if backlog := getattr(connection, "_notifies_backlog", None):  # psycopg < 3.2.4 has none
+        backlog.clear()
+    # The server has none of the statements that psycopg believes it has prepared.
+    connection._prepared = type(connection._prepared)()
+    connection.prepare_threshold = pristine.prepare_threshold
+    connection.prepared_max = pristine.prepared_max

@@ -1,0 +1,131 @@
+"""psycopg's cursors, which tell their lease what they do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import cache, wraps
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import sql
+
+from abs_orm_app.backends.lease import Lease
+from abs_orm_app.backends.session_state import CURSOR, UNSEEN, Change, change_of
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_UNREADABLE = Change(UNSEEN, "a statement that is not text")
+_DROPPED = Change(CURSOR, "a server-side cursor that was not closed")
+
+
+class LeasedCursorMixin:
+    """A cursor that its lease knows of, for as long as it is open.
+
+    On a connection without a lease (the pool's own, a bare one) it is psycopg's, unchanged.
+    """
+
+    _lease: Lease | None = None
+    _portal = False  # it reads on the server
+
+    def __init__(self, connection: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(connection, *args, **kwargs)  # type: ignore[call-arg]
+        lease = getattr(connection, "_lease", None)
+        if lease is not None:
+            self._lease = lease
+            lease.users.add(id(self))
+            if self._portal:
+                lease.portals.add(id(self))
+
+    def close(self) -> None:
+        lease = self._lease
+        if lease is None:
+            super().close()  # type: ignore[misc]
+            return
+        self._lease = None
+        try:
+            if self._portal:
+                self._close_portal(lease)
+            else:
+                super().close()  # type: ignore[misc]
+        finally:
+            lease.portals.discard(id(self))
+            lease.leave(id(self))
+
+    def _close_portal(self, lease: Lease) -> None:
+        if lease.done:  # the connection is another's
+            psycopg.Cursor.close(self)  # type: ignore[arg-type]
+        else:
+            super().close()  # type: ignore[misc]
+
+    def __del__(self) -> None:
+        lease = self._lease
+        if lease is not None:
+            self._lease = None
+            if self._portal:
+                lease.left = lease.left or _DROPPED
+                lease.portals.discard(id(self))
+            lease.drop(id(self))
+        if self._portal:
+            super().__del__()  # type: ignore[misc]
+
+    def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._lease is not None:
+            _watch(self._lease, query)
+        return super().execute(query, *args, **kwargs)  # type: ignore[misc]
+
+    def executemany(self, query: Any, *args: Any, **kwargs: Any) -> None:
+        if self._lease is not None:
+            _watch(self._lease, query)
+        super().executemany(query, *args, **kwargs)  # type: ignore[misc]
+
+    def stream(self, query: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        if self._lease is not None:
+            _watch(self._lease, query)
+        return super().stream(query, *args, **kwargs)  # type: ignore[misc,no-any-return]
+
+    def copy(self, statement: Any, *args: Any, **kwargs: Any) -> AbstractContextManager[Any]:
+        if self._lease is not None:
+            _watch(self._lease, statement)
+        return super().copy(statement, *args, **kwargs)  # type: ignore[misc,no-any-return]
+
+
+def _watch(lease: Lease, query: Any) -> None:
+    """Before a statement: may it still use the connection, and does it change the session?"""
+    if lease.done:
+        raise psycopg.InterfaceError("the connection of this cursor was released")
+    change = change_of(query) if type(query) is str else _change_of_other(query)
+    if change is not None:
+        lease.note(change)
+
+
+def _change_of_other(query: Any) -> Change | None:
+    """For what else psycopg takes: bytes, its `sql` objects, template strings."""
+    if isinstance(query, sql.Composable):
+        return change_of(query.as_string(None))
+    if isinstance(query, bytes):
+        return change_of(query.decode(errors="replace"))
+    return change_of(query) if isinstance(query, str) else _UNREADABLE
+
+
+def _on_the_server(method: F) -> F:
+    @wraps(method)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._lease is not None and self._lease.done:
+            raise psycopg.InterfaceError("the connection of this cursor was released")
+        return method(self, *args, **kwargs)
+
+    return checked  # type: ignore[return-value]
+
+
+@cache
+def leased(cursor_class: type[Any]) -> type[Any]:
+    """The class of cursors that is `cursor_class`, and tells its lease."""
+    if issubclass(cursor_class, LeasedCursorMixin):
+        return cursor_class
+    names: dict[str, Any] = {"__module__": cursor_class.__module__}
+    if issubclass(cursor_class, psycopg.ServerCursor):
+        names["_portal"] = True
+        for name in ("fetchone", "fetchmany", "fetchall", "scroll", "__next__"):
+            names[name] = _on_the_server(getattr(cursor_class, name))
+    return type(cursor_class.__name__, (LeasedCursorMixin, cursor_class), names)

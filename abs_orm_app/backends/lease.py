@@ -1,0 +1,153 @@
+"""A lease: a connection in the hands of one wrapper, what needs it there, and what changed on it.
+
+A lease ends once, and from then on nothing of it touches the connection, which may be another's.
+It is ended by the wrapper, or, if `early`, by whatever was the last to need it. That can be a
+cursor that is garbage-collected: in another thread, or in this one between any two steps. So the
+right to end a lease is an object that one thread pops; who begins to use the connection says so
+first, in `users`, and then looks whether the right is still there (`begin`).
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any
+
+from psycopg.pq import TransactionStatus
+
+from abs_orm_app.backends.session_state import UNSEEN, Change
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from psycopg import Connection
+
+AT_REST = frozenset({TransactionStatus.IDLE, TransactionStatus.UNKNOWN})
+LEASE = "_lease"  # the attribute of a leased connection that is its lease
+SPIN = 1000  # looks at a lease that another thread is about to end; each gives up the processor
+
+HANDLE = Change("handle", "the connection's own handle")
+PINNED = Change(UNSEEN, "pinned()")
+
+
+class Lease:
+    """What one wrapper knows of the connection that it has checked out.
+
+    `early`: it ends as soon as nothing needs the session, and not only with the request.
+    `users`: what needs the connection now: cursors by their `id`, and the wrapper's own steps.
+    `portals`: those of them that read on the server.
+    `change`: the first that was found of what the session has now and a new one has not.
+    `left`: one that needs no pin, and has to be cleaned all the same.
+    `asked`: the project asked for a connection, to take its handle (`ensure_connection()`).
+    `kept`: the `pinned()` blocks it is in.
+    `in_request`: its thread is answering a request, at whose end it is given back.
+    `receiving`: `connection_created` is being sent; its receivers are called for each lease, so
+    what they set needs no pin.
+    """
+
+    __slots__ = (
+        "asked", "change", "connection", "done", "early", "in_request", "kept", "left", "portals",
+        "receiving", "right", "used_at", "users",
+    )  # fmt: skip
+
+    def __init__(self, connection: Connection[Any], early: bool) -> None:
+        self.connection: Connection[Any] | None = connection
+        self.early = early
+        self.users: set[Hashable] = set()
+        self.portals: set[Hashable] = set()
+        self.right = [True]
+        self.done = False
+        self.change: Change | None = None
+        self.left: Change | None = None
+        self.asked = False
+        self.kept = 0
+        self.used_at = monotonic()
+        self.in_request = False
+        self.receiving = False
+        connection._lease = self  # type: ignore[attr-defined]
+
+    def begin(self, user: Hashable) -> bool:
+        """Say that `user` needs the connection; False if the lease has ended."""
+        self.users.add(user)
+        return bool(self.right) or self._goes_on(user)
+
+    def _goes_on(self, user: Hashable) -> bool:
+        """Wait for who is about to end the lease, and may just have seen that it is needed."""
+        for _ in range(SPIN):
+            if self.done:
+                break
+            if self.right:
+                return True
+            sleep(0)
+        self.users.discard(user)
+        return False
+
+    def leave(self, user: Hashable) -> None:
+        """`user` does not need the connection any more."""
+        self.users.discard(user)
+        if self.early and not self.users:
+            self.end_if_idle()
+
+    def drop(self, user: Hashable) -> None:
+        """`user` was garbage-collected, at any point of any thread."""
+        with suppress(ValueError):  # the connection is lost as well, or the parent's of a fork
+            self.leave(user)
+
+    def note(self, change: Change) -> None:
+        """The session was changed, or is about to be."""
+        if self.receiving:
+            if self.left is None or change.lasts:
+                self.left = change
+        elif self.change is None or (change.lasts and not self.change.lasts):
+            self.change = change
+
+    def end_if_idle(self) -> bool:
+        """End the lease if nothing needs the session; True if that was done here."""
+        if self.users or self.change is not None or self.kept or self.asked:
+            return False
+        try:
+            self.right.pop()
+        except IndexError:  # somebody else ends it
+            return False
+        connection = self.connection
+        if connection is None or self.users or self.kept or not is_at_rest(connection):
+            self.right.append(True)
+            return False
+        self._give_back(connection)
+        return True
+
+    def end_if_unused(self, since: float) -> bool:
+        """For who waits: end the lease if it was not used `since` then, in no request."""
+        return not self.in_request and self.used_at < since and self.end_if_idle()
+
+    def end(self) -> None:
+        """End the lease, whoever needs the session."""
+        try:
+            self.right.pop()
+        except IndexError:
+            return
+        connection = self.connection
+        if connection is not None:
+            if self.portals:
+                self.note(Change("held cursor", "an open server-side cursor"))
+            self._give_back(connection)
+
+    def _give_back(self, connection: Any) -> None:
+        # Let go of it first: what comes after that is another's.
+        self.done = True
+        self.connection = connection._lease = None
+        if (change := self.change or self.left) is not None:
+            connection._pool_entry.dirty = change
+        connection._pool.putconn(connection)
+
+    def abandon(self) -> Connection[Any] | None:
+        """End the lease without giving the connection back; return it, if it was not ended."""
+        connection, self.connection = self.connection, None
+        self.done = True
+        self.right.clear()
+        return connection
+
+
+def is_at_rest(connection: Connection[Any]) -> bool:
+    """True between two transactions, in autocommit; also if the connection is broken there."""
+    return connection.autocommit and connection.pgconn.transaction_status in AT_REST

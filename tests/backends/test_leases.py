@@ -1,0 +1,845 @@
+"""When a wrapper gives its connection back, and what keeps it: in both modes, side by side."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections.abc import Callable
+from time import sleep
+from typing import Any
+
+import psycopg
+import pytest
+from asgiref.sync import sync_to_async
+from django.core import signals
+from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
+from django.db.backends.signals import connection_created
+from django.db.transaction import TransactionManagementError
+from django.test import TestCase
+from django.test.utils import CaptureQueriesContext
+
+from abs_orm_app.leases import pinned, release, released
+from tests.support.databases import ALIAS, Database, ask, held, pin
+from tests.support.pools import APP, Call
+from tests.support.servers import wait_until
+
+pytestmark = pytest.mark.server(
+    roles=["tenant"],
+    sql=[
+        "CREATE FUNCTION hide(value text) RETURNS text LANGUAGE sql"
+        " AS $$ SELECT set_config('app.tenant', value, false) $$"
+    ],
+)
+
+ROWS = 5000
+SERIES = f"SELECT n FROM generate_series(1, {ROWS}) AS n"
+
+
+def kept(release: str) -> int:
+    """How many connections a thread holds that has queried, and needs nothing of its session."""
+    return {"request": 1, "transaction": 0}[release]
+
+
+def end_request() -> None:
+    for wrapper in connections.all(initialized_only=True):
+        wrapper.close_if_unusable_or_obsolete()
+
+
+# What gives back
+
+
+def test_after_a_query(database: Database, release: str) -> None:
+    wrapper = database()
+    assert ask(wrapper)
+    assert held(wrapper) == kept(release)
+    end_request()
+    assert held(wrapper) == 0
+
+
+def test_after_a_query_that_fails(database: Database, release: str) -> None:
+    wrapper = database()
+    with pytest.raises(DatabaseError):
+        ask(wrapper, "SELECT 1 / 0")
+    assert held(wrapper) == kept(release)
+    assert ask(wrapper)
+
+
+def test_after_an_atomic_block_and_before_its_commit_hooks(
+    database: Database, release: str
+) -> None:
+    wrapper = database()
+    seen: list[int] = []
+    with transaction.atomic(ALIAS):
+        one = ask(wrapper)
+        assert held(wrapper) == 1
+        with transaction.atomic(ALIAS):
+            assert ask(wrapper) == one
+        assert held(wrapper) == 1
+        transaction.on_commit(lambda: seen.append(held(wrapper)), using=ALIAS)
+        transaction.on_commit(lambda: seen.append(ask(wrapper, "SELECT 7")), using=ALIAS)
+    assert seen == [kept(release), 7]
+    assert held(wrapper) == kept(release)
+
+
+def test_after_a_rolled_back_atomic_block(database: Database, release: str) -> None:
+    wrapper = database()
+    with transaction.atomic(ALIAS):
+        ask(wrapper)
+        transaction.set_rollback(True, using=ALIAS)
+    assert held(wrapper) == kept(release)
+
+
+def test_after_an_empty_atomic_block_and_a_durable_one(database: Database, release: str) -> None:
+    wrapper = database()
+    with transaction.atomic(ALIAS, durable=True):
+        pass
+    assert held(wrapper) == kept(release)
+
+
+def test_autocommit_off_keeps_it_until_it_is_on_again(database: Database, release: str) -> None:
+    wrapper = database()
+    transaction.set_autocommit(False, using=ALIAS)
+    one = ask(wrapper)
+    transaction.commit(using=ALIAS)
+    assert held(wrapper) == 1
+    assert ask(wrapper) == one
+    transaction.rollback(using=ALIAS)
+    transaction.set_autocommit(True, using=ALIAS)
+    assert held(wrapper) == kept(release)
+
+
+def test_an_alias_without_autocommit_keeps_it_until_the_request_ends(database: Database) -> None:
+    wrapper = database(AUTOCOMMIT=False)
+    ask(wrapper)
+    transaction.commit(using=ALIAS)
+    assert held(wrapper) == 1
+    assert not transaction.get_autocommit(using=ALIAS)
+    end_request()
+    assert held(wrapper) == 0
+
+
+def test_a_transaction_begun_in_sql_keeps_it_until_it_ends(
+    database: Database, release: str
+) -> None:
+    wrapper = database()
+    ask(wrapper, "BEGIN")
+    one = ask(wrapper)
+    assert held(wrapper) == 1
+    assert ask(wrapper) == one
+    ask(wrapper, "COMMIT")
+    assert held(wrapper) == kept(release)
+
+
+def test_asking_for_autocommit_takes_no_connection(database: Database, release: str) -> None:
+    wrapper = database()
+    ask(wrapper)
+    end_request()
+    assert transaction.get_autocommit(using=ALIAS)
+    assert held(wrapper) == kept(release)
+    called: list[bool] = []
+    transaction.on_commit(lambda: called.append(True), using=ALIAS)
+    assert called
+
+
+# Cursors
+
+
+def test_a_cursor_keeps_it_while_it_is_open(database: Database, release: str) -> None:
+    wrapper = database()
+    outer = wrapper.cursor()
+    outer.execute("SELECT pg_backend_pid() UNION ALL SELECT 0")
+    assert held(wrapper) == 1
+    assert ask(wrapper) == outer.fetchone()[0]
+    assert held(wrapper) == 1
+    outer.close()
+    outer.close()
+    assert held(wrapper) == kept(release)
+
+
+def test_a_cursor_that_is_dropped_gives_it_back(database: Database, release: str) -> None:
+    wrapper = database()
+    cursor = wrapper.cursor()
+    cursor.execute("SELECT 1")
+    del cursor
+    assert held(wrapper) == kept(release)
+
+
+def test_a_cursor_in_a_cycle_gives_it_back_when_another_thread_collects_it(
+    database: Database, release: str
+) -> None:
+    wrapper = database()
+    gc.disable()
+    try:
+        cursor = wrapper.cursor()
+        cursor.execute("SELECT 1")
+        cycle: list[Any] = [cursor]
+        cycle.append(cycle)
+        del cursor, cycle
+        assert held(wrapper) == 1
+        Call(gc.collect).result(within=20)
+    finally:
+        gc.enable()
+    assert held(wrapper) == kept(release)
+    assert ask(wrapper)
+
+
+def test_an_iteration_keeps_it_until_it_is_finished_or_dropped(
+    database: Database, release: str
+) -> None:
+    wrapper = database()
+
+    def rows(cursor: Any) -> Any:
+        with cursor:
+            cursor.execute(SERIES)
+            yield from cursor
+
+    iteration = rows(wrapper.chunked_cursor())
+    assert next(iteration) == (1,)
+    other = ask(wrapper)
+    assert held(wrapper) == 1
+    assert sum(1 for _ in iteration) == ROWS - 1
+    assert held(wrapper) == kept(release)
+
+    iteration = rows(wrapper.chunked_cursor())
+    next(iteration)
+    assert ask(wrapper) == other
+    del iteration
+    assert held(wrapper) == kept(release)
+    assert ask(wrapper, "SELECT count(*) FROM pg_cursors") == 0
+
+
+def test_a_server_side_cursor_that_is_never_closed_is_not_left_to_the_next(
+    database: Database, release: str
+) -> None:
+    wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 20}})
+    cursor = wrapper.chunked_cursor()
+    cursor.execute(SERIES)
+    one = ask(wrapper)
+    with pytest.warns(ResourceWarning):
+        del cursor
+    assert held(wrapper) == kept(release)
+    end_request()
+    assert ask(wrapper) == one
+    assert ask(wrapper, "SELECT count(*) FROM pg_cursors") == 0
+
+
+@pytest.mark.parametrize("binding", [False, True])
+def test_server_side_cursors_work_outside_of_a_transaction(
+    database: Database, release: str, binding: bool
+) -> None:
+    wrapper = database(OPTIONS={"server_side_binding": binding})
+    with wrapper.chunked_cursor() as cursor:
+        cursor.execute(SERIES)
+        assert len(cursor.fetchmany(10)) == 10
+        assert held(wrapper) == 1
+    assert held(wrapper) == kept(release)
+
+
+def test_stream_and_copy_keep_it(database: Database, release: str) -> None:
+    wrapper = database()
+    with wrapper.cursor() as cursor:
+        stream = cursor.stream(SERIES)
+        assert next(stream) == (1,)
+        assert held(wrapper) == 1
+        del stream
+    assert held(wrapper) == kept(release)
+    with wrapper.cursor() as cursor, cursor.copy(f"COPY ({SERIES}) TO STDOUT") as copy:
+        assert held(wrapper) == 1
+        assert sum(1 for _ in copy.rows()) == ROWS
+    assert held(wrapper) == kept(release)
+
+
+def test_a_stream_that_is_given_up_ends_with_its_cursor(database: Database, release: str) -> None:
+    wrapper = database()
+    cursor = wrapper.cursor()
+    stream = cursor.stream("SELECT n FROM generate_series(1, 1000000) AS n")
+    next(stream)
+    del cursor, stream
+    assert held(wrapper) == kept(release)
+    assert ask(wrapper, "SELECT 1") == 1
+
+
+# Pins: statements
+
+CHANGES = {
+    "SET app.tenant = '7'": "SHOW app.tenant",
+    "SELECT set_config('app.tenant', '7', false)": "SHOW app.tenant",
+    "SELECT 1; SET app.tenant = '7'": "SHOW app.tenant",
+    "SET search_path = pg_catalog": "SHOW search_path",
+    "SET TIME ZONE 'Asia/Tokyo'": "SHOW timezone",
+    "SET ROLE tenant": "SELECT current_user",
+    "SET SESSION AUTHORIZATION tenant": "SELECT session_user",
+    "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY": "SHOW transaction_read_only",
+    "CREATE TEMP TABLE mine (n int)": "SELECT count(*) FROM pg_class WHERE relname = 'mine'",
+    "PREPARE mine AS SELECT 1": "SELECT count(*) FROM pg_prepared_statements",
+    "LISTEN mine": "SELECT count(*) FROM pg_listening_channels()",
+    "SELECT pg_advisory_lock(7)": "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'",
+    "LOAD 'plpgsql'": "SELECT count(*) FROM pg_settings WHERE name = 'plpgsql.extra_errors'",
+    "DO $$ BEGIN PERFORM set_config('app.tenant', '7', false); END $$": "SHOW app.tenant",
+}
+CLEAN = [
+    "SELECT set_config('app.tenant', '7', true)",
+    "SELECT pg_advisory_xact_lock(7)",
+    "SET LOCAL work_mem = '1MB'",
+    "CREATE TEMP TABLE gone (n int) ON COMMIT DROP",
+]
+
+
+@pytest.mark.parametrize("statement", CHANGES)
+def test_a_changed_session_is_kept_and_the_next_request_finds_nothing(
+    database: Database, statement: str
+) -> None:
+    """Nothing is lost inside the request, and nothing is left to the next, in either mode."""
+    wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 20}})
+    find = CHANGES[statement].replace(
+        "SHOW app.tenant", "SELECT current_setting('app.tenant', true)"
+    )
+    before = ask(wrapper, find)
+    ask(wrapper, statement)
+    one, found = ask(wrapper), ask(wrapper, find)
+    assert held(wrapper) == 1
+    assert found not in (before, None, "", 0)
+    with transaction.atomic(ALIAS):
+        assert ask(wrapper) == one
+    assert (ask(wrapper), ask(wrapper, find)) == (one, found)
+    end_request()
+    assert ask(wrapper, find) in (before, "")  # '' is PostgreSQL's for a setting that is gone
+
+
+@pytest.mark.parametrize("statement", CLEAN)
+def test_what_ends_with_its_transaction_is_no_pin(
+    database: Database, release: str, statement: str
+) -> None:
+    wrapper = database()
+    with transaction.atomic(ALIAS):
+        ask(wrapper, statement)
+    assert held(wrapper) == kept(release)
+    assert pin(wrapper) is None
+
+
+def test_a_set_that_is_rolled_back_is_a_pin_all_the_same(database: Database) -> None:
+    """Which of its statements a transaction takes back is not worth the risk to be wrong."""
+    wrapper = database()
+    with transaction.atomic(ALIAS):
+        ask(wrapper, "SET app.tenant = '7'")
+        transaction.set_rollback(True, using=ALIAS)
+    assert pin(wrapper) == "SET app.tenant"
+    assert held(wrapper) == 1
+
+
+def test_statements_of_all_kinds_and_methods_are_watched(database: Database) -> None:
+    wrapper = database()
+    query = "SELECT set_config('app.tenant', '7', false)"
+    ways: list[Callable[[Any], Any]] = [
+        lambda cursor: cursor.execute(query),
+        lambda cursor: cursor.execute(psycopg.sql.SQL(query)),
+        lambda cursor: cursor.cursor.execute(query.encode()),
+        lambda cursor: cursor.executemany("SELECT set_config('app.tenant', %s, false)", [["7"]]),
+        lambda cursor: list(cursor.stream(query)),
+        lambda cursor: cursor.callproc("set_config", ["app.tenant", "7", False]),
+        lambda cursor: _copy(cursor, f"COPY ({query}) TO STDOUT"),
+    ]
+    for way in ways:
+        with wrapper.cursor() as cursor:
+            way(cursor)
+        assert pin(wrapper) == "set_config"
+        assert ask(wrapper, "SHOW app.tenant") == "7"
+        end_request()
+
+
+def _copy(cursor: Any, statement: str) -> None:
+    with cursor.copy(statement) as copy:
+        list(copy.rows())
+
+
+# Pins: the handle
+
+
+def test_a_project_that_asks_for_the_handle_keeps_the_session(database: Database) -> None:
+    wrapper = database()
+    wrapper.ensure_connection()
+    assert held(wrapper) == 1
+    one = ask(wrapper)
+    handle = wrapper.connection
+    assert ask(wrapper) == one == handle.info.backend_pid
+    handle.row_factory = psycopg.rows.dict_row
+    handle.execute("SET app.tenant = '7'")
+    assert held(wrapper) == 1
+    end_request()
+    assert held(wrapper) == 0
+    assert wrapper.connection is None
+
+
+def test_a_handle_taken_in_a_transaction_or_from_a_cursor_keeps_the_session(
+    database: Database,
+) -> None:
+    wrapper = database()
+    with transaction.atomic(ALIAS):
+        handle = connections[ALIAS].connection
+    assert held(wrapper) == 1
+    handle.execute("SELECT 1")
+    end_request()
+    with wrapper.cursor() as cursor:
+        handle = cursor.connection
+    assert held(wrapper) == 1
+    handle.execute("SELECT 1")
+
+
+def test_what_a_project_changes_of_psycopgs_connection_is_not_left_to_the_next(
+    database: Database,
+) -> None:
+    wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 20}})
+    wrapper.ensure_connection()
+    handle = wrapper.connection
+    before = {name: getattr(handle, name) for name in STATE}
+    pid = handle.info.backend_pid
+    handle.row_factory = psycopg.rows.dict_row
+    handle.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
+    handle.read_only = handle.deferrable = True
+    handle.prepare_threshold, handle.prepared_max = 0, 5
+    handle.cursor_factory, handle.server_cursor_factory = psycopg.Cursor, psycopg.ServerCursor
+    handle.adapters.register_loader("int4", psycopg.types.string.TextLoader)
+    handle.add_notify_handler(print)
+    handle.execute("LISTEN mine")
+    handle.execute("NOTIFY mine")
+    end_request()
+    del handle
+    wrapper.ensure_connection()
+    assert wrapper.connection.info.backend_pid == pid
+    assert {name: getattr(wrapper.connection, name) for name in STATE} == before
+    assert ask(wrapper, "SELECT 1::int4") == 1
+    assert list(wrapper.connection.notifies(timeout=0)) == []
+
+
+STATE = (
+    "autocommit", "row_factory", "isolation_level", "read_only", "deferrable", "prepare_threshold",
+    "prepared_max", "cursor_factory", "server_cursor_factory",
+)  # fmt: skip
+
+
+def test_statements_that_psycopg_has_prepared_are_prepared_again_after_a_cleaning(
+    database: Database,
+) -> None:
+    options = {"prepare_threshold": 0, "server_side_binding": True}
+    options["pool"] = {"min_size": 1, "max_size": 1, "timeout": 20}  # type: ignore[assignment]
+    wrapper = database(OPTIONS=options)
+    for _ in range(3):
+        assert ask(wrapper, "SELECT %s::int", 5) == 5
+        ask(wrapper, "SET app.tenant = '7'")
+        end_request()
+    assert ask(wrapper, "SELECT %s::int", 6) == 6
+
+
+# release(), released(), pinned()
+
+
+def test_release_gives_it_back_in_either_mode_and_whatever_the_session_has(
+    database: Database,
+) -> None:
+    wrapper = database()
+    ask(wrapper, "SET app.tenant = '7'")
+    release(ALIAS)
+    assert held(wrapper) == 0
+    release(ALIAS)
+    ask(wrapper)
+    with released(ALIAS):
+        assert held(wrapper) == 0
+        assert ask(wrapper)
+    assert ask(wrapper)
+
+
+@pytest.mark.parametrize(
+    "entered", [lambda: release(ALIAS), lambda: released(ALIAS).__enter__()], ids=["call", "block"]
+)
+def test_release_in_an_atomic_block_is_refused(
+    database: Database, entered: Callable[[], Any]
+) -> None:
+    wrapper = database()
+    with transaction.atomic(ALIAS):
+        ask(wrapper)
+        with pytest.raises(TransactionManagementError, match="in an atomic block"):
+            entered()
+        assert held(wrapper) == 1
+
+
+def test_release_is_refused_where_something_needs_the_session(database: Database) -> None:
+    wrapper = database()
+    ask(wrapper, "BEGIN")
+    with pytest.raises(TransactionManagementError, match="it is in a transaction"):
+        release(ALIAS)
+    ask(wrapper, "ROLLBACK")
+    with wrapper.chunked_cursor() as cursor:
+        cursor.execute(SERIES)
+        with pytest.raises(TransactionManagementError, match="a server-side cursor is open"):
+            release(ALIAS)
+    with pinned(ALIAS):
+        ask(wrapper)
+        with pytest.raises(TransactionManagementError, match=r"in a pinned\(\) block"):
+            release(ALIAS)
+    release(ALIAS)
+
+
+def test_release_inside_a_test_case_changes_nothing(database: Database) -> None:
+    """Or no view that releases could be tested with Django's `TestCase`."""
+    wrapper = database()
+    block = transaction.atomic(ALIAS)
+    block._from_testcase = True  # type: ignore[attr-defined]  # as TestCase has it
+    with block:
+        one = ask(wrapper)
+        release(ALIAS)
+        assert ask(wrapper) == one
+        with transaction.atomic(ALIAS), pytest.raises(TransactionManagementError):
+            release(ALIAS)
+
+
+def test_release_where_there_is_no_pool_changes_nothing(database: Database) -> None:
+    wrapper = database(OPTIONS={"pool": None}, CONN_MAX_AGE=None)
+    one = ask(wrapper)
+    release(ALIAS)
+    with pinned(ALIAS):
+        assert ask(wrapper) == one
+
+
+def test_a_cursor_that_outlives_its_lease_touches_nobody_elses_connection(
+    database: Database,
+) -> None:
+    wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 20}})
+    cursor = wrapper.cursor()
+    cursor.execute("SELECT 1 UNION ALL SELECT 2")
+    release(ALIAS)
+    assert cursor.fetchone() == (1,)  # it was read before
+    with transaction.atomic(ALIAS):
+        ask(wrapper)
+        for step in (lambda: cursor.execute("ROLLBACK"), lambda: list(cursor.stream("SELECT 1"))):
+            with pytest.raises((InterfaceError, psycopg.InterfaceError), match="was released"):
+                step()
+        cursor.close()
+        assert held(wrapper) == 1
+
+
+def test_a_server_side_cursor_that_outlives_its_lease_touches_nobody_elses_connection(
+    database: Database,
+) -> None:
+    wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 20}})
+    cursor = wrapper.chunked_cursor()
+    cursor.execute(SERIES)
+    wrapper.close()
+    with transaction.atomic(ALIAS):
+        ask(wrapper)
+        with pytest.raises((InterfaceError, psycopg.InterfaceError), match="was released"):
+            cursor.fetchone()
+        cursor.close()
+        assert ask(wrapper, "SELECT count(*) FROM pg_cursors") == 0
+
+
+def test_pinned_keeps_what_a_function_sets_unseen(database: Database, release: str) -> None:
+    wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 20}})
+    with pinned(ALIAS):
+        assert held(wrapper) == 0
+        ask(wrapper, "SELECT hide('7')")
+        assert held(wrapper) == 1
+        with pinned(ALIAS):
+            pass
+        assert ask(wrapper, "SHOW app.tenant") == "7"
+    assert held(wrapper) == kept(release)
+    end_request()
+    assert ask(wrapper, "SELECT current_setting('app.tenant', true)") in (None, "")
+
+
+# Django's promises
+
+
+def test_wrappers_counts_and_logs_see_each_query_once(database: Database) -> None:
+    wrapper = database()
+    seen: list[str] = []
+
+    def watch(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        seen.append(sql)
+        return execute(sql, params, many, context)
+
+    with wrapper.execute_wrapper(watch), CaptureQueriesContext(wrapper) as captured:
+        ask(wrapper, "SELECT 1")
+        with transaction.atomic(ALIAS):
+            ask(wrapper, "SELECT %s", 2)
+    assert seen == ["SELECT 1", "SELECT %s"]
+    assert [query["sql"] for query in captured] == ["SELECT 1", "BEGIN", "SELECT 2", "COMMIT"]
+    assert pin(wrapper) is None
+
+
+def test_connection_created_is_sent_at_each_lease_as_with_the_stock_pool(
+    database: Database, release: str
+) -> None:
+    wrapper = database()
+    sent: list[int] = []
+
+    def receiver(connection: Any, **_: object) -> None:
+        sent.append(connection.connection.info.backend_pid)
+
+    ask(wrapper)
+    end_request()
+    connection_created.connect(receiver)
+    try:
+        for _ in range(3):
+            ask(wrapper)
+        end_request()
+        ask(wrapper)
+    finally:
+        connection_created.disconnect(receiver)
+    assert len(sent) == {"request": 2, "transaction": 4}[release]
+    assert pin(wrapper) is None
+
+
+def test_what_a_receiver_sets_is_no_pin_and_is_not_left_to_the_next(
+    database: Database, release: str
+) -> None:
+    """It sets it at each lease; but perhaps not for the next."""
+    wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 20}})
+
+    def receiver(connection: Any, **_: object) -> None:
+        ask(connection, "SET app.tenant = '7'")
+
+    connection_created.connect(receiver)
+    try:
+        assert ask(wrapper, "SHOW app.tenant") == "7"
+        assert held(wrapper) == kept(release)
+        assert ask(wrapper, "SHOW app.tenant") == "7"
+        end_request()
+    finally:
+        connection_created.disconnect(receiver)
+    assert ask(wrapper, "SELECT current_setting('app.tenant', true)") in (None, "")
+
+
+def test_several_aliases_are_held_each_for_itself(database: Database, release: str) -> None:
+    one, two = database("one"), database("two")
+    with transaction.atomic("one"):
+        ask(one)
+        ask(two)
+        assert (held(one), held(two)) == (1, kept(release))
+    end_request()
+    assert (held(one), held(two)) == (0, 0)
+
+
+def test_a_test_case_keeps_its_connection(database: Database) -> None:
+    """Its transaction is around each test, and a rollback around all."""
+    wrapper = database()
+    pids: list[int] = []
+
+    class Inner(TestCase):
+        databases = {ALIAS}  # noqa: RUF012
+
+        def test_it(self) -> None:
+            for _ in range(3):
+                with transaction.atomic(ALIAS):
+                    pids.append(ask(wrapper))
+
+    result = Inner("test_it").run()
+    assert result is not None
+    assert result.wasSuccessful(), result.errors
+    assert len(set(pids)) == 1
+
+
+def test_a_wrapper_that_threads_share_keeps_its_connection(
+    database: Database, release: str
+) -> None:
+    """As LiveServerTestCase does."""
+    wrapper = database()
+    wrapper.inc_thread_sharing()
+    one = ask(wrapper)
+
+    def other() -> int:
+        connections[ALIAS] = wrapper
+        pid: int = ask(connections[ALIAS])
+        return pid
+
+    assert Call(other).result(within=20) == one
+    assert held(wrapper) == 1
+    wrapper.dec_thread_sharing()
+    assert held(wrapper) == kept(release)
+
+
+def test_threads_of_async_code_hold_nothing_between_their_calls(
+    database: Database, release: str
+) -> None:
+    wrapper = database()
+
+    async def views() -> list[int]:
+        call = sync_to_async(lambda: ask(connections[ALIAS]), thread_sensitive=False)
+        return list(await asyncio.gather(*(call() for _ in range(3))))
+
+    assert len(asyncio.run(views())) == 3
+    if release == "transaction":
+        assert held(wrapper) == 0
+
+
+def test_the_signals_of_a_request_end_the_lease(database: Database) -> None:
+    wrapper = database()
+    ask(wrapper, "SET app.tenant = '7'")
+    signals.request_finished.send(sender=None)
+    assert held(wrapper) == 0
+
+
+# Threads that live on
+
+
+def test_a_thread_that_lives_on_recovers_from_a_restart(database: Database, release: str) -> None:
+    """Its connection was closed while it did nothing: no call fails."""
+    wrapper = database(OPTIONS={"pool": {"min_size": 2, "max_size": 2, "timeout": 20}})
+    step, done = threading.Event(), threading.Event()
+
+    def live_on() -> list[int]:
+        wrapper = connections[ALIAS]
+        first = ask(wrapper)
+        done.set()
+        assert step.wait(30)
+        second = ask(wrapper)
+        with transaction.atomic(ALIAS):
+            return [first, second, ask(wrapper)]
+
+    thread = Call(live_on)
+    assert done.wait(20)
+    sleep(0.6)  # longer than a connection is trusted unseen
+    database.server.terminate(APP)
+    sleep(0.1)
+    step.set()
+    first, second, third = thread.result(within=30)
+    assert first not in (second, third)
+    assert ask(wrapper)
+
+
+def test_a_connection_that_breaks_in_use_costs_a_thread_one_error(database: Database) -> None:
+    wrapper = database()
+    for _ in range(3):
+        with wrapper.cursor() as cursor:
+            cursor.execute("SELECT 1")
+            database.server.terminate(APP)
+            with pytest.raises(OperationalError):
+                cursor.execute("SELECT 1")
+        assert ask(wrapper, "SELECT 1") == 1
+        with transaction.atomic(ALIAS):
+            assert ask(wrapper, "SELECT 1") == 1
+
+
+def test_a_changed_session_that_is_gone_is_not_replaced_by_one_without_the_change(
+    database: Database,
+) -> None:
+    """What ran as a tenant's role must not go on as the role that logged in."""
+    wrapper = database()
+    ask(wrapper, "SET ROLE tenant")
+    database.server.terminate(APP)
+    for _ in range(3):
+        with pytest.raises(OperationalError):
+            ask(wrapper)
+    with pytest.raises(OperationalError, match=r"SET ROLE.*release\(\)"):
+        ask(wrapper)
+    release(ALIAS)
+    assert ask(wrapper, "SELECT current_user") == "postgres"
+
+
+def test_ten_threads_on_two_connections_never_see_anothers_tenant(database: Database) -> None:
+    database(OPTIONS={"pool": {"min_size": 2, "max_size": 2, "timeout": 30}})
+    ends = threading.Event()
+    seen: list[tuple[str, str]] = []
+
+    def tenant(name: str) -> int:
+        wrapper, rounds = connections[ALIAS], 0
+        while not ends.is_set():
+            assert ask(wrapper, "SELECT current_setting('app.tenant', true)") in (None, "")
+            ask(wrapper, "SELECT set_config('app.tenant', %s, false)", name)
+            seen.extend((name, ask(wrapper, "SHOW app.tenant")) for _ in range(3))
+            with transaction.atomic(ALIAS):
+                seen.append((name, ask(wrapper, "SHOW app.tenant")))
+            end_thread_request(wrapper)
+            rounds += 1
+        return rounds
+
+    threads = [Call(tenant, f"t{n}") for n in range(10)]
+    sleep(3)
+    ends.set()
+    assert all(thread.result(within=60) > 0 for thread in threads)
+    assert [pair for pair in seen if pair[0] != pair[1]] == []
+
+
+def end_thread_request(wrapper: Any) -> None:
+    wrapper.close_if_unusable_or_obsolete()
+
+
+def test_twelve_threads_that_live_on_share_a_pool_of_eight(
+    database: Database, release: str
+) -> None:
+    if release == "request":
+        pytest.skip("they hold what they have until somebody waits: see below")
+    wrapper = database(OPTIONS={"pool": {"min_size": 2, "max_size": 8, "timeout": 5}})
+    stay = threading.Event()
+
+    def live_on() -> int:
+        pid = ask(connections[ALIAS])
+        stay.wait(30)
+        return int(pid)
+
+    threads = [Call(live_on) for _ in range(12)]
+    wait_until(lambda: wrapper.pool.get_stats()["requests_num"] >= 12, "the queries")
+    wait_until(lambda: held(wrapper) == 0, "nothing to be held at rest")
+    stay.set()
+    assert all(thread.result(within=20) for thread in threads)
+
+
+# Threads outside of a request, in `request` mode
+
+
+def use_and_live_on(statement: str, stay: threading.Event) -> Callable[[], int]:
+    def live_on() -> int:
+        wrapper = connections[ALIAS]
+        ask(wrapper, statement)
+        stay.wait(30)
+        pid: int = ask(wrapper)
+        return pid
+
+    return live_on
+
+
+def test_threads_outside_of_a_request_do_not_starve_the_pool(database: Database) -> None:
+    """An executor's 12 threads on a pool of 4: all are served, and a request afterwards."""
+    wrapper = database()
+    stay = threading.Event()
+    threads = [Call(use_and_live_on("SELECT 1", stay)) for _ in range(12)]
+    wait_until(lambda: wrapper.pool.get_stats()["requests_num"] >= 12, "the queries")
+    wait_until(lambda: not wrapper.pool.queue.waiters, "all to be served")
+    assert ask(wrapper)
+    stay.set()
+    assert all(thread.result(within=20) for thread in threads)
+
+
+@pytest.mark.parametrize("statement", ["SET app.tenant = '7'", "BEGIN"])
+def test_what_such_a_thread_needs_is_not_taken_from_it(database: Database, statement: str) -> None:
+    wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 2.5}})
+    stay = threading.Event()
+    thread = Call(use_and_live_on(statement, stay))
+    wait_until(lambda: held(wrapper) == 1, "the thread")
+    with pytest.raises(OperationalError, match="the only connection is in use"):
+        ask(wrapper)
+    stay.set()
+    assert thread.result(within=20)
+
+
+def test_what_a_request_holds_is_not_taken_from_it(database: Database, release: str) -> None:
+    if release == "transaction":
+        pytest.skip("it holds nothing")
+    wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 2.5}})
+    stay = threading.Event()
+    inner = use_and_live_on("SELECT 1", stay)
+
+    def request() -> int:
+        signals.request_started.send(sender=None)
+        try:
+            return inner()
+        finally:
+            signals.request_finished.send(sender=None)
+
+    thread = Call(request)
+    wait_until(lambda: held(wrapper) == 1, "the request")
+    with pytest.raises(OperationalError, match="the only connection is in use"):
+        ask(wrapper)
+    stay.set()
+    assert thread.result(within=20)
+    assert ask(wrapper)
