@@ -14,7 +14,7 @@ from django.db import connections
 
 from abs_orm_app.capacity.budget import Limit, in_use, limits
 from abs_orm_app.checks.fixes import set_mode
-from abs_orm_app.drill.stage import AnyConnection, AnyPool, Control
+from abs_orm_app.drill.stage import AnyConnection, Control
 from abs_orm_app.facts.connecting import MARGIN, errors_of, parameters_of, seconds_to_connect
 from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.failure import Failure, explain
@@ -39,12 +39,15 @@ class NoPool(Refused):
 
 
 @contextmanager
-def drill_pool(configured: Configured, name: str, **parameters: Any) -> Iterator[AnyPool]:
-    """A pool like that of the alias, except for `parameters`; it is closed at the end."""
+def drill_wrapper(configured: Configured, name: str, **parameters: Any) -> Iterator[Any]:
+    """A wrapper with a pool like that of the alias, except for `parameters`.
+
+    The pool is closed at the end.
+    """
     # `max_waiting` is not part of any promise, and would refuse checkouts of the drill.
     parameters = {"max_waiting": 0, **parameters}
     with isolated_wrapper(configured.alias, parameters, application_name=name) as wrapper:
-        yield wrapper.pool
+        yield wrapper
 
 
 def refuse_without_pool(configured: Configured) -> None:
@@ -73,8 +76,8 @@ def control_connection(configured: Configured, take_most: bool) -> Iterator[Cont
             stack.callback(control.close)
             if run_with_timeout(seconds, lambda: is_pooled(control)):
                 raise Refused(_POOLER)
-            with drill_pool(configured, name) as pool:
-                size, limit = pool.min_size, pool.max_size
+            with drill_wrapper(configured, name) as wrapper:
+                size, limit = wrapper.pool.min_size, wrapper.pool.max_size
             free = run_with_timeout(
                 seconds, lambda: _connections_left(control, size, limit, take_most)
             )

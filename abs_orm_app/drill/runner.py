@@ -22,7 +22,7 @@ from typing import Any
 import psycopg
 from psycopg.errors import InsufficientPrivilege
 
-from abs_orm_app.drill.admission import control_connection, drill_pool, refuse_without_pool
+from abs_orm_app.drill.admission import control_connection, drill_wrapper, refuse_without_pool
 from abs_orm_app.drill.stage import Control, Promise, Seen, Stage, Verdict
 from abs_orm_app.drill.steps import AT_THE_END, IN_CONFIGURED_POOL, IN_POOL_OF_ONE
 from abs_orm_app.facts.databases import Configured
@@ -119,11 +119,18 @@ def _stage(configured: Configured, control: Control, **parameters: Any) -> Itera
     """A pool like that of the alias, except for `parameters`, and what its promises share."""
     with (
         ExitStack() as cleanup,
-        drill_pool(configured, control.application_name, **parameters) as pool,
+        drill_wrapper(configured, control.application_name, **parameters) as wrapper,
     ):
         over = Event()
         cleanup.callback(over.set)
-        yield Stage(configured=configured, control=control, pool=pool, cleanup=cleanup, over=over)
+        yield Stage(
+            configured=configured,
+            control=control,
+            pool=wrapper.pool,
+            wrapper=wrapper,
+            cleanup=cleanup,
+            over=over,
+        )
 
 
 @contextmanager

@@ -95,6 +95,7 @@ class Stage:
     configured: Configured
     control: Control
     pool: AnyPool
+    wrapper: Any  # Django's, whose pool it is; of the thread that runs the drill
     cleanup: ExitStack  # run at the end
     over: Event  # set at the end
     held: list[AnyConnection] = field(default_factory=list)  # checked out
@@ -115,6 +116,12 @@ class Stage:
         while not condition(count := self.control.sessions()) and monotonic() < deadline:
             sleep(0.01)
         return count
+
+    def own_wrapper(self) -> Any:
+        """A wrapper for this thread, with the same pool."""
+        wrapper = self.wrapper.copy()
+        wrapper._connection_pools = self.wrapper._connection_pools
+        return wrapper
 
     def first(self) -> AnyConnection:
         """Open the pool and check out a connection."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import socket
+from contextlib import closing
 from threading import Thread
 from time import sleep
 from typing import Any
@@ -177,6 +178,69 @@ def reclaims_leaked(stage: Stage) -> Seen:
     return judged(not checkout.error, f"a thread leaked the only one; the next checkout {checkout}")
 
 
+# What a request holds, and what it leaves. Through Django's wrapper, as a project does it.
+
+
+def releases(stage: Stage) -> Seen:
+    if stage.configured.value_of("DB_POOL_RELEASE") != "transaction":
+        return Seen("skipped", "DB_POOL_RELEASE=request: it is returned when the request ends")
+    wrapper = _opened(stage)
+    with closing(wrapper):
+        _ask(wrapper, "SELECT 1")
+        after_query = _in_use(stage)
+        wrapper.set_autocommit(False)
+        _ask(wrapper, "SELECT 1")
+        inside = _in_use(stage)
+        wrapper.commit()
+        wrapper.set_autocommit(True)
+        after = _in_use(stage)
+    return judged(
+        (after_query, inside, after) == (0, 1, 0),
+        f"{after_query} held after a query, {inside} in a transaction, {after} after it",
+    )
+
+
+def keeps_changed_session(stage: Stage) -> Seen:
+    with closing(_opened(stage)) as wrapper:
+        _ask(wrapper, CHANGE_SESSION)
+        _ask(wrapper, "SELECT 1")
+        found = _ask(wrapper, FIND_CHANGE)
+    how = "what a request sets, it finds" if found == "1" else "a request loses what it sets"
+    return judged(found == "1", f"{how}; a connection stays with it")
+
+
+def cleans_session(stage: Stage) -> Seen:
+    if stage.configured.value_of("DB_POOL_RESET") == "never":
+        return Seen("skipped", "DB_POOL_RESET=never")
+    wrapper = _opened(stage)
+    found = []
+    for _ in range(2):
+        with closing(wrapper):
+            found.append(_ask(wrapper, FIND_CHANGE))
+            _ask(wrapper, CHANGE_SESSION)
+    how = "finds" if found[1] == "1" else "does not find"
+    return judged(found[1] != "1", f"the next request {how} what one has set on its session")
+
+
+CHANGE_SESSION = "SELECT set_config('abs_orm_app.drill', '1', false)"
+FIND_CHANGE = "SELECT current_setting('abs_orm_app.drill', true)"
+
+
+def _opened(stage: Stage) -> Any:
+    stage.put_back(stage.first())
+    return stage.own_wrapper()
+
+
+def _ask(wrapper: Any, statement: str) -> Any:
+    with wrapper.cursor() as cursor:
+        cursor.execute(statement)
+        return cursor.fetchone()[0]
+
+
+def _in_use(stage: Stage) -> int:
+    return stage.pool.max_size - stage.pool.get_stats()["pool_available"]
+
+
 def _leak_one(pool: AnyPool) -> None:
     # Django's connection wrapper is such a cycle: only the garbage collector frees it.
     cycle: list[Any] = [pool.getconn()]
@@ -228,5 +292,8 @@ IN_POOL_OF_ONE = (
     Promise("deadline", "The timeout holds when the network goes silent.", survives_silent_network),
     Promise("read-only", "It leaves a server that has become read-only.", leaves_read_only),
     Promise("leak", "A leaked connection frees its place in the pool.", reclaims_leaked),
+    Promise("release", "A connection is returned after each transaction.", releases),
+    Promise("pin", "A changed session stays with its request.", keeps_changed_session),
+    Promise("session", "Nothing is left on a session.", cleans_session),
 )
 AT_THE_END = Promise("clean", "No session is left on the server.", leaves_nothing)

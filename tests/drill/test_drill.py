@@ -36,7 +36,7 @@ pytestmark = [
 
 NAMES = [
     "size", "overflow", "timeout", "explanation", "return", "pre-ping", "recycle", "deadline",
-    "read-only", "leak", "clean",
+    "read-only", "leak", "release", "pin", "session", "clean",
 ]  # fmt: skip
 COMMAND = [sys.executable, "manage.py", "check_pool", "--drill"]
 ON_STOCK = "--settings=abs_project.stock_settings"
@@ -108,10 +108,10 @@ def seen(outcomes: list[Outcome], name: str) -> str:
 
 
 def test_our_engine_keeps_every_promise(shared: Server) -> None:
-    with program(COMMAND, shared) as ours:
+    with program(COMMAND, shared, DB_POOL_RELEASE="transaction") as ours:
         result = ours.wait()
     assert (result.status, result.errors) == (0, ""), result.output
-    assert "11 of 11 promises were kept." in result.output
+    assert "14 of 14 promises were kept." in result.output
     assert [name for name in NAMES if f"  ✓ {name} " in result.output] == NAMES
     assert "20 connections on the server" in result.output
     assert "30 of 30 checked out at once, 30 on the server" in result.output
@@ -125,8 +125,8 @@ def test_the_drill_of_the_stock_engine_ends_with_half_of_the_promises_broken(
         result = stock.wait(60)
     assert (result.status, result.errors) == (1, ""), result.output
     said = " ".join(result.output.split())
-    assert "5 of 11 promises were kept; broken: explanation, pre-ping, recycle, deadline," in said
-    assert "leak." in said
+    assert "6 of 14 promises were kept; broken: explanation, pre-ping, recycle, deadline," in said
+    assert "leak, session" in said
     assert "30 were ended; the next checkout failed after " in said
 
 
@@ -140,13 +140,21 @@ def test_what_is_not_configured_is_skipped(shared: Server) -> None:
     options = settings(recycle=-1)
     outcomes = drilled(shared.conninfo, options=options, CONN_HEALTH_CHECKS=False)
     skipped = [outcome.name for outcome in outcomes if outcome.verdict == "skipped"]
-    assert skipped == ["pre-ping", "recycle", "deadline"]
+    assert skipped == ["pre-ping", "recycle", "deadline", "release"]
     assert seen(outcomes, "recycle") == "recycle is off: no connection expires"
 
 
 def test_with_leak_tracing_the_explanation_names_the_code_of_the_holder(shared: Server) -> None:
     outcomes = drilled(shared.conninfo, 4, ABS_ORM_APP={"leak_seconds": 60.0})
     assert "with the stack that took it" in seen(outcomes, "explanation")
+
+
+def test_in_transaction_mode_nothing_is_held_between_two_transactions(shared: Server) -> None:
+    outcomes = drilled(shared.conninfo, ABS_ORM_APP={"release": "transaction", "reset": "never"})
+    assert verdicts(outcomes)["release"] == "kept"
+    assert seen(outcomes, "release") == "0 held after a query, 1 in a transaction, 0 after it"
+    assert verdicts(outcomes)["pin"] == "kept"
+    assert verdicts(outcomes)["session"] == "skipped"
 
 
 # Privileges
@@ -341,7 +349,8 @@ class Terminal(StringIO):
 
 def test_the_json_has_every_promise_and_a_terminal_shows_the_progress(shared: Server) -> None:
     out, terminal = StringIO(), Terminal()
-    with database(entry(shared.conninfo, OPTIONS=settings())) as alias:
+    extra = {"release": "transaction"}
+    with database(entry(shared.conninfo, OPTIONS=settings(), ABS_ORM_APP=extra)) as alias:
         arguments = ("--drill", "--database", alias, "--format", "json")
         with suppress(SystemExit):
             call_command("check_pool", *arguments, stdout=out, stderr=terminal)
