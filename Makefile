@@ -45,10 +45,9 @@ wagtail: $(READY) $(WAGTAIL)/.ready
 compat: $(READY)
 	$(BIN)/python -m tests.compat $(PACKAGES)
 
-# About twelve minutes on an idle machine; less, and into nothing: make bench BENCH=--quick
+# About fifteen minutes on an idle machine; less, and into nothing: make bench BENCH=--quick
 bench: $(VENV)/.ready-bench
 	$(BIN)/python -m benchmarks $(BENCH)
-	$(BIN)/python -m benchmarks.crowd
 	$(BIN)/python -m benchmarks.metrics_cost
 	$(BIN)/python -m benchmarks.commands
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
-from benchmarks import failover, faults, load, memory, present, speed
+from benchmarks import crowd, failover, faults, load, memory, present, speed
 from benchmarks.figure import FULL, QUICK, Effort, Figure
 from benchmarks.peers import PEERS, Peer
 from benchmarks.plot import draw
@@ -28,6 +29,9 @@ FIGURES: Mapping[str, Callable[[Sequence[Peer], Effort], Figure]] = {
     "load": load.load,
     "burst": load.burst,
     "distant-burst": load.distant_burst,
+    "crowd": partial(crowd.crowd, 30),
+    "crowd-500": partial(crowd.crowd, 500),
+    "rest": crowd.rest,
     "restart": faults.restart,
     "restart-threads": faults.restart_under_threads,
     "outage": faults.outage,

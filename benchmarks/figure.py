@@ -107,6 +107,10 @@ def whole(number: float) -> str:
     return f"{number:.0f}"
 
 
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
 def kilobytes(count: float) -> str:
     return f"{count / 1000:.0f} kB"
 
