@@ -1,6 +1,8 @@
-"""The DB_* variables, as PoolSettings and as one entry of DATABASES. `docs/settings.md` lists them.
+"""Reads the DB_* variables into PoolSettings and into one entry of DATABASES.
 
-DATABASES = {"default": database_from_env()}
+    DATABASES = {"default": database_from_env()}
+
+`docs/settings.md` lists the variables.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ __all__ = [
 
 MOST_CONNECTIONS = 262143  # PostgreSQL's own upper bound of max_connections
 DAY = 86400.0  # seconds
-PLACEHOLDER_PASSWORDS = frozenset({"change-me"})  # what .env.example puts where a secret belongs
+PLACEHOLDER_PASSWORDS = frozenset({"change-me"})  # in .env.example
 
 
 def _mode(text: str) -> Mode:
@@ -76,7 +78,7 @@ DB_POOL_SIZE = Variable(
     parse=whole_number(1, MOST_CONNECTIONS),
     default=20,
     refused={
-        "0": "SQLAlchemy takes it as no limit; set 1 or more, or DB_POOL_MODE=null for no pool"
+        "0": "to SQLAlchemy it means no limit; set 1 or more, or DB_POOL_MODE=null for no pool"
     },
 )
 DB_MAX_OVERFLOW = Variable(
@@ -84,8 +86,8 @@ DB_MAX_OVERFLOW = Variable(
     parse=whole_number(0, MOST_CONNECTIONS),
     default=10,
     refused={
-        "-1": "without a limit (SQLAlchemy's meaning) one burst takes every connection the server"
-        " has, from other applications as well; set how many it can spare"
+        "-1": "without a limit (SQLAlchemy's meaning), one burst takes every connection of the"
+        " server, also from other applications; set how many the server can spare"
     },
 )
 DB_POOL_PRE_PING = Variable(name="DB_POOL_PRE_PING", parse=true_or_false, default=True)
@@ -93,7 +95,7 @@ DB_POOL_RECYCLE = Variable(
     name="DB_POOL_RECYCLE",
     parse=_recycle,
     default=3600,
-    refused={"0": "no connection would be used twice; set DB_POOL_MODE=null if that is meant"},
+    refused={"0": "no connection would be used twice; for that, set DB_POOL_MODE=null"},
 )
 DB_POOL_TIMEOUT = Variable(name="DB_POOL_TIMEOUT", parse=seconds(DAY), default=30.0)
 DB_POOL_RELEASE = Variable[Release](name="DB_POOL_RELEASE", parse=_release, default="request")
@@ -133,18 +135,18 @@ NAMES = (*VARIABLES, *(f"{variable.name}_FILE" for variable in _ALL if variable.
 
 @dataclass(frozen=True, kw_only=True)
 class PoolSettings:
-    """The five settings and the mode; the defaults are those of the variables."""
+    """The five settings and the mode, with the defaults of the variables."""
 
     mode: Mode = DB_POOL_MODE.default
     size: int = DB_POOL_SIZE.default  # connections kept open, 1 or more
-    overflow: int = DB_MAX_OVERFLOW.default  # connections opened beyond the size, 0 or more
-    pre_ping: bool = DB_POOL_PRE_PING.default  # a connection is checked before it is handed out
-    recycle: int = DB_POOL_RECYCLE.default  # seconds that a connection is used at most; -1: no end
-    timeout: float = DB_POOL_TIMEOUT.default  # seconds to wait for a connection at most
+    overflow: int = DB_MAX_OVERFLOW.default  # connections beyond the size, 0 or more
+    pre_ping: bool = DB_POOL_PRE_PING.default  # check a connection before it is handed out
+    recycle: int = DB_POOL_RECYCLE.default  # maximum age of a connection in seconds; -1: none
+    timeout: float = DB_POOL_TIMEOUT.default  # maximum wait for a connection in seconds
 
     @classmethod
     def from_env(cls, prefix: str = "", environ: Mapping[str, str] | None = None) -> PoolSettings:
-        """Read the settings. Raises SettingsError with everything that is wrong with them."""
+        """Read the settings. Raises SettingsError, which names every variable that is wrong."""
         reader = Reader(environ, prefix)
         settings = cls.read(reader)
         reader.stop_if_wrong()
@@ -152,7 +154,7 @@ class PoolSettings:
 
     @classmethod
     def read(cls, reader: Reader) -> PoolSettings:
-        """Read the settings; what is wrong is noted in the reader, and has its default here."""
+        """Read the settings. The reader notes each mistake; the setting then has its default."""
         return cls(
             mode=reader.read(DB_POOL_MODE),
             size=reader.read(DB_POOL_SIZE),
@@ -163,7 +165,7 @@ class PoolSettings:
         )
 
     def pool_options(self) -> dict[str, Any]:
-        """Give OPTIONS["pool"] of a DATABASES entry: parameters of psycopg_pool."""
+        """Return OPTIONS["pool"] of a DATABASES entry: parameters of psycopg_pool."""
         return {
             "min_size": self.size,
             "max_size": self.size + self.overflow,
@@ -172,7 +174,7 @@ class PoolSettings:
         }
 
     def conn_max_age(self) -> int | None:
-        """Give CONN_MAX_AGE of a DATABASES entry; only `persistent` leaves the age to Django."""
+        """Return CONN_MAX_AGE of a DATABASES entry; only `persistent` mode lets Django use it."""
         if self.mode != "persistent":
             return 0
         return None if self.recycle == -1 else self.recycle
@@ -185,17 +187,19 @@ def database_from_env(
     base_dir: str | os.PathLike[str] = "",
     environ: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """One entry of DATABASES, from variables that begin with `prefix` ("REPLICA_").
+    """Return one entry of DATABASES.
 
-    A pool setting that is not set with the prefix is taken from the variable without it; the
-    address is not. `default` is the URL to use where no address is set; without one, that is an
-    error. `embedded:///DIR` is a directory relative to `base_dir`, or else to the current one, and
-    its server is started if it does not run. `environ` takes the place of os.environ.
+    prefix: what the names of the variables begin with ("REPLICA_"). A pool setting that is not set
+        with the prefix is taken from the variable without it; the address is not.
+    default: the URL to use if no address is set; without it, that is an error.
+    base_dir: the directory that `embedded:///DIR` is relative to, by default the current one. The
+        embedded server is started if it does not run.
+    environ: variables to read in place of os.environ.
 
-    The entry is plain Django. Beyond that, its key ABS_ORM_APP, which Django ignores, says how the
-    entry came about; `docs/settings.md` lists what is in it.
+    The entry is plain Django. Its key ABS_ORM_APP, which Django ignores, says where each setting
+    comes from; `docs/settings.md` lists its keys.
 
-    Raises SettingsError (an ImproperlyConfigured) that names every variable that is wrong.
+    Raises SettingsError (an ImproperlyConfigured), which names every variable that is wrong.
     """
     reader = Reader(environ, prefix)
     settings = PoolSettings.read(reader)
@@ -242,10 +246,10 @@ def database_from_env(
 
 
 def _project(given: Mapping[str, str], options: Mapping[str, Any], mode: Mode) -> str | None:
-    """The application_name, if it is the default, for the engine to add the process to it.
+    """Return the application_name if it is the default; the engine adds the process to it.
 
-    Not through PgBouncer: it would tell the server the other name each time that a connection
-    passes from one process to another.
+    None in `pgbouncer` mode: PgBouncer would send the server a new name each time that a server
+    connection passes from one process to another.
     """
     if mode == "pgbouncer" or "application_name" in given:
         return None
@@ -253,9 +257,10 @@ def _project(given: Mapping[str, str], options: Mapping[str, Any], mode: Mode) -
 
 
 def pool_processes(environ: Mapping[str, str] | None = None) -> int:
-    """How many processes have these pools: DB_POOL_PROCESSES, else WEB_CONCURRENCY, else 1.
+    """Return the number of processes with these pools: DB_POOL_PROCESSES, WEB_CONCURRENCY or 1.
 
-    WEB_CONCURRENCY belongs to the web server, which judges it: what is no count is passed over.
+    WEB_CONCURRENCY belongs to the web server, so a value that is not a number is ignored. Raises
+    SettingsError for a wrong DB_POOL_PROCESSES.
     """
     reader = Reader(environ)
     processes = reader.read(DB_POOL_PROCESSES)
@@ -271,9 +276,9 @@ def pool_processes(environ: Mapping[str, str] | None = None) -> int:
 def unknown_variables(
     environ: Mapping[str, str] | None = None, prefixes: Iterable[str] = ("",)
 ) -> dict[str, str | None]:
-    """Variables that look like ours but that nothing reads, with the name that is probably meant.
+    """Return the variables that look like ours but are not read, each with the name meant, or None.
 
-    Only what begins with one of the prefixes: another program may have such a variable as well.
+    Only those that begin with one of the prefixes.
     """
     names = os.environ if environ is None else environ
     found: dict[str, str | None] = {}

@@ -1,1 +1,1 @@
-"""From the environment to one entry of DATABASES."""
+"""Reads the environment into one entry of DATABASES."""

@@ -1,4 +1,4 @@
-"""Where a database is: DATABASE_URL, or its parts, as one address in the words of libpq."""
+"""Parses DATABASE_URL, or the parts of an address, into libpq's parameters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from abs_orm_app.config.variables import Reader, Variable, did_you_mean, refuse,
 
 POSTGRESQL = "abs_orm_app.backends.postgresql"
 POSTGIS = "abs_orm_app.backends.postgis"
-DRIVERS = ("asyncpg", "psycopg", "psycopg2")  # of SQLAlchemy; teams bring such URLs along
+DRIVERS = ("asyncpg", "psycopg", "psycopg2")  # in URLs of SQLAlchemy
 
 SCHEMES = {
     **dict.fromkeys(("postgres", "postgresql", "pgsql", "psql"), POSTGRESQL),
@@ -28,15 +28,15 @@ OTHER_SCHEMES = (
     *("mysql", "mysql2", "mysqlgis", "mariadb", "sqlite", "sqlite3", "spatialite", "oracle"),
     *("mssql", "cockroach", "cockroachdb", "redshift", "mongodb", "redis"),
 )
-# Of asyncpg, SQLAlchemy, Prisma, JDBC and Rails; teams bring them along.
+# Parameters of asyncpg, SQLAlchemy, Prisma, JDBC and Rails.
 FOREIGN_PARAMETERS = (
     *("command_timeout", "statement_cache_size", "prepared_statement_cache_size", "min_size"),
     *("max_size", "pool_size", "max_overflow", "pool_timeout", "pool_recycle", "pool_pre_ping"),
     *("schema", "connection_limit", "pgbouncer", "socket_timeout", "sslaccept", "charset"),
     *("encoding", "pool", "reconnect", "prepared_statements", "conn_max_age", "ssl_require"),
 )
-# The registry is shared with whatever else in the project uses dj-database-url: what is there stays
-# as it is, and what is new gets Django's own engine. Ours is put in after parsing.
+# Other code of the project may use dj-database-url's registry: existing schemes stay as they are,
+# new ones get Django's own engine. `parse_url` puts in ours.
 for _scheme in SCHEMES.keys() - dj_database_url.ENGINE_SCHEMES.keys():
     dj_database_url.register(_scheme, "django.db.backends.postgresql")(
         dj_database_url.apply_current_schema
@@ -48,8 +48,8 @@ URL = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 EXAMPLE = "postgresql://USER:PASSWORD@HOST:PORT/NAME"
-ENCODE = "percent-encode what its user name or password holds of : / ? # @ (as %3A %2F %3F %23 %40)"
-IN_BRACKETS = "an IPv6 address stands in brackets"
+ENCODE = "percent-encode : / ? # @ in its user name and password (as %3A %2F %3F %23 %40)"
+IN_BRACKETS = "put an IPv6 address into brackets"
 
 TLS_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 DJANGO_OPTIONS = ("assume_role",)  # options of Django's engine that a URL may give as well
@@ -70,7 +70,7 @@ DEFAULT_OPTIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """What it takes to connect to a database. Several hosts and their ports: with commas."""
+    """The address of a database. Commas separate several hosts, and their ports."""
 
     engine: str = POSTGRESQL
     name: str = ""
@@ -79,19 +79,19 @@ class Address:
     host: str = ""
     port: str = ""
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
-    embedded: str = ""  # the directory of the embedded server; the rest is not known before it runs
-    password_provider: str = ""  # dotted path of the function that gives the password
+    embedded: str = ""  # the directory of the embedded server; if set, the rest is empty
+    password_provider: str = ""  # dotted path of the function that returns the password
 
 
 def parse_url(url: str) -> Address:
     """Parse a database URL.
 
-    Raises ValueError: the end of a sentence that begins with "DATABASE_URL". Nothing of a password
-    is in it, not even where a character that should have been encoded tears the password apart.
+    Raises ValueError: the end of a sentence that begins with "DATABASE_URL". It shows no part of a
+    password, even if an unencoded character splits the password.
     """
     url = url.strip()
     if url[:1] in ("'", '"'):
-        raise ValueError("begins with a quotation mark, which is no part of a URL: remove it")
+        raise ValueError("begins with a quotation mark: remove it")
     match = URL.fullmatch(url)
     if not match:
         raise ValueError(f"is not a URL like {EXAMPLE}")
@@ -104,12 +104,12 @@ def parse_url(url: str) -> Address:
         what = f"{scheme}://" if other else f"an unknown scheme{did_you_mean(scheme, (*SCHEMES,))}"
         raise ValueError(f"begins with {what}; this app supports PostgreSQL only: {EXAMPLE}")
     if fragment or "@" in path + query:
-        raise ValueError(f"cannot be taken apart: {ENCODE}")
+        raise ValueError(f"is ambiguous: {ENCODE}")
     user_info, _, hosts = authority.rpartition("@")
     options = _options(query)
     host, port = _hosts(hosts)
-    # Without the hosts, which dj-database-url cannot read when there are several and turns to lower
-    # case (wrong for a directory of Unix sockets); without the query, where it takes "007" for 7.
+    # Without the hosts: dj-database-url cannot read several, and lowercases them, also the
+    # directory of a Unix socket. Without the query: it reads "007" as 7.
     parsed = dj_database_url.parse(
         f"{scheme}://{quote(user_info, safe=':%')}@{quote(path, safe='/%')}"
     )
@@ -136,9 +136,9 @@ def _embedded(authority: str, path: str, rest: str) -> Address:
 
 
 def _options(query: str) -> dict[str, str]:
-    """Connection parameters as they are written in a query, each known to libpq or to Django.
+    """Return the connection parameters in a query, each known to libpq or to Django.
 
-    A + stands for itself, as libpq has it; only in HTML forms does it stand for a space.
+    A + is a plus, as in libpq, and not a space, as in HTML forms.
     """
     if re.search(r";\w+=", query):
         raise ValueError("separates parameters by a semicolon: put & between them")
@@ -177,9 +177,9 @@ def _options(query: str) -> dict[str, str]:
 
 
 def _known(name: str) -> str:
-    """The name of a parameter, in brackets, or the one that was probably meant.
+    """Return the name of a known parameter in parentheses, or the name that was probably meant.
 
-    Any other is not shown: with an & in it, the end of a password is taken for a parameter.
+    No other name is shown: if a password holds an &, the rest of it looks like a parameter.
     """
     ours = (*libpq_parameters(), *DJANGO_OPTIONS)
     known = name in ours or name in FOREIGN_PARAMETERS
@@ -187,7 +187,7 @@ def _known(name: str) -> str:
 
 
 def _translate_tls(options: dict[str, str]) -> None:
-    """Turn asyncpg's `ssl` into libpq's `sslmode`; true and false as libpq reads JDBC's URLs."""
+    """Turn asyncpg's `ssl` into libpq's `sslmode`; true and false as in URLs of JDBC."""
     if "ssl" in options:
         if "sslmode" in options:
             raise ValueError("gives both ssl and sslmode: keep sslmode")
@@ -205,8 +205,8 @@ def _hosts(text: str) -> tuple[str, str]:
     for part in text.split(","):
         match = re.fullmatch(r"(?:\[([^\[\]]*)\]|([^:\[\]]*))(?::(.*))?", part, re.DOTALL)
         if not match:
-            raise ValueError(f"has a host that cannot be read: {IN_BRACKETS}")
-        # It is not shown, because where somebody forgot the host, it is the password.
+            raise ValueError(f"has an invalid host: {IN_BRACKETS}")
+        # Not shown: if somebody forgot the host, it is the password.
         if match[3] and not (re.fullmatch("[0-9]+", match[3]) and 1 <= int(match[3][:6]) <= 65535):
             raise ValueError(f"has a port that is not a number from 1 to 65535; {IN_BRACKETS}")
         hosts.append(unquote(match[1] or match[2] or ""))
@@ -222,7 +222,7 @@ def _ports(text: str) -> str:
 
 
 def _one(parameter: str, value: str, options: dict[str, str]) -> str:
-    """The value from the authority or path of a URL, or from its query; not two values."""
+    """Return a value from the authority or path of a URL, or from its query; refuse two."""
     second = options.pop(parameter, "")
     if value and second not in ("", value):
         raise ValueError(f"gives two values for its {parameter}")
@@ -231,9 +231,9 @@ def _one(parameter: str, value: str, options: dict[str, str]) -> str:
 
 @cache
 def libpq_parameters() -> dict[str, str]:
-    """What libpq takes as a connection parameter, with the environment variable it looks at."""
+    """Return libpq's connection parameters, each with its environment variable or ""."""
     try:
-        from psycopg import pq  # only here, so that the reason for its absence can be told
+        from psycopg import pq  # only here, so that a failed import can be reported
     except ImportError as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         refuse([f"psycopg does not work here ({reason}): pip install 'psycopg[binary]'."])
@@ -244,7 +244,7 @@ def libpq_parameters() -> dict[str, str]:
 
 
 def with_default_options(options: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
-    """Add the options that neither the URL nor one of libpq's own variables (PGAPPNAME) gives."""
+    """Add the default options that neither the URL nor a variable of libpq (PGAPPNAME) sets."""
     project = environ.get("DJANGO_SETTINGS_MODULE", "").partition(".")[0] or "django"
     variables = libpq_parameters()
     defaults = {**DEFAULT_OPTIONS, "application_name": project}
@@ -253,7 +253,7 @@ def with_default_options(options: Mapping[str, str], environ: Mapping[str, str])
 
 
 def _host(text: str) -> str:
-    """Parse the host, or several with commas: a name, an address, a directory of Unix sockets."""
+    """Parse one or more hosts: names, addresses, or directories of Unix sockets."""
     hosts = text.strip()
     for host in hosts.split(","):
         is_socket = host.startswith(("/", "@"))  # @: Linux's abstract ones
@@ -266,7 +266,7 @@ def _host(text: str) -> str:
 
 
 def _name(text: str) -> str:
-    """Parse the name of a database or role, in which nearly everything is allowed."""
+    """Parse the name of a database or role; all but a colon is allowed."""
     if ":" in text:
         raise ValueError(
             "holds a colon, as a URL does or a user with a password: a URL goes into DATABASE_URL,"
@@ -284,7 +284,7 @@ def _dotted_path(text: str) -> str:
 DATABASE_URL = Variable[Address | None](
     name="DATABASE_URL", parse=parse_url, default=None, secret=True, shared=False
 )
-# By the field of Address that each one gives.
+# By the field of Address that each one sets.
 PARTS = {
     "host": Variable(name="DB_HOST", parse=_host, default="", echo=False, shared=False),
     "port": Variable(name="DB_PORT", parse=_ports, default="", echo=False, shared=False),
@@ -303,10 +303,10 @@ KNOWN = (
 
 
 def read_address(reader: Reader, default_url: str | None) -> Address:
-    """The address that the variables give; what is wrong with them is noted in the reader.
+    """Return the address that the variables set. The reader notes what is wrong with them.
 
-    The parts fill in what the URL leaves out (a password that comes from a file, say). The default
-    counts only where none of the variables is set.
+    The parts fill in what the URL leaves out, such as a password that comes from a file. The
+    default URL is used only if none of the variables is set.
     """
     problems = len(reader.problems)
     url = reader.read(DATABASE_URL)
@@ -323,7 +323,7 @@ def read_address(reader: Reader, default_url: str | None) -> Address:
     if url and url.embedded:
         others = [PARTS[name] for name in parts] + [DB_PASSWORD_PROVIDER] * bool(provider)
         reader.problems += [
-            f"{reader.variables[other.name]} has no meaning for the embedded server of"
+            f"{reader.variables[other.name]} cannot be set together with the embedded server of"
             f" {reader.variables['DATABASE_URL']}: unset it."
             for other in others
         ]
@@ -355,7 +355,7 @@ def _contradictions(url: Address, parts: Mapping[str, str], reader: Reader) -> l
 def _gaps(
     address: Address, url: Address | None, parts: Mapping[str, str], reader: Reader
 ) -> list[str]:
-    """What is missing in a whole address, or one too many."""
+    """Return what is missing in an address, or does not fit together."""
     found = []
     prefix, hosts, ports = reader.prefix, address.host.split(","), address.port.split(",")
     if not address.name and "service" not in address.options:
@@ -383,8 +383,8 @@ def _gaps(
 
 
 def running(address: Address, base_dir: Path, variable: str) -> Address:
-    """The address of the embedded server, which is started where it does not run yet."""
-    from abs_orm_app.embedded import embedded_url  # only here: production does without the extra
+    """Return the address of the embedded server, which is started if it does not run."""
+    from abs_orm_app.embedded import embedded_url  # only here: production needs no such extra
 
     try:
         return parse_url(embedded_url(base_dir / address.embedded))
@@ -393,7 +393,7 @@ def running(address: Address, base_dir: Path, variable: str) -> Address:
 
 
 def session_options(text: str) -> dict[str, str]:
-    """Read libpq's `options`: what `-c NAME=VALUE`, in all its spellings, sets in a session."""
+    """Read libpq's `options`: what `-c NAME=VALUE`, in any spelling, sets in a session."""
     words = [re.sub(r"\\(.)", r"\1", word) for word in re.findall(r"(?:\\.|[^\s\\])+", text)]
     found = {}
     while words:

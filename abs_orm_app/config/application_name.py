@@ -1,4 +1,4 @@
-"""How processes name themselves in pg_stat_activity: PROJECT@HOST:PID as application_name."""
+"""The application_name of a process in pg_stat_activity: PROJECT@HOST:PID."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import socket
 from dataclasses import dataclass
 
 LONGEST = 63  # bytes; PostgreSQL cuts off the rest
-OF_PROCESS = "@[^@]*:[0-9]+$"  # what this process adds, in the words of Python and of PostgreSQL
+OF_PROCESS = "@[^@]*:[0-9]+$"  # the part that names the process; for Python and PostgreSQL
 
 
 @dataclass(frozen=True, kw_only=True)
 class Name:
-    """What an application_name tells."""
+    """The parts of an application_name."""
 
     application: str
     host: str | None  # None: it names no process
@@ -21,9 +21,10 @@ class Name:
 
 
 def process_name(project: str) -> str:
-    """Name this process of a project. Too long names lose the begin of the host's, then of theirs.
+    """Return the name of this process of a project.
 
-    The end is what differs from host to host where an orchestrator names them.
+    If it is too long, the host's name loses its beginning, then the project's: hosts that an
+    orchestrator names differ at the end.
     """
     project = _ascii(project)
     pid = f":{os.getpid()}"
@@ -34,7 +35,7 @@ def process_name(project: str) -> str:
 
 
 def parse_name(application_name: str) -> Name:
-    """Take an application_name apart, of whichever application."""
+    """Split an application_name, of any application."""
     if not re.search(OF_PROCESS, application_name):
         return Name(application=application_name, host=None, pid=None)
     application, _, process = application_name.rpartition("@")
@@ -43,5 +44,5 @@ def parse_name(application_name: str) -> Name:
 
 
 def _ascii(text: str) -> str:
-    """As PostgreSQL would show it: nothing but printable ASCII."""
+    """Return the text as PostgreSQL shows it: printable ASCII only."""
     return "".join(char if " " <= char <= "~" else "?" for char in text)

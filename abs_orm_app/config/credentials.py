@@ -1,4 +1,4 @@
-"""Passwords that change while the process runs: read again for each new connection."""
+"""Passwords that rotate: read again for each new connection."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from psycopg import OperationalError
 from abs_orm_app.config.entry import AppOptions
 from abs_orm_app.config.variables import read_secret_file
 
-# Takes libpq's parameters of the connection (host, port, user, dbname …), returns the password.
+# Takes libpq's parameters of the connection (host, port, user, dbname), returns the password.
 Provider = Callable[[Mapping[str, Any]], str]
 
 
@@ -24,8 +24,8 @@ def is_rotating(options: AppOptions) -> bool:
 def current_password(options: AppOptions, params: Mapping[str, Any]) -> str | None:
     """Return the password that is valid now, or None if the settings name no source for it.
 
-    Raises `ImproperlyConfigured` if the provider does not exist or gives no password;
-    `psycopg.OperationalError`, which the pool tries again, if the source does not answer now.
+    Raises `ImproperlyConfigured` if the provider does not exist or returns no password, and
+    `psycopg.OperationalError`, after which the pool retries, if the source fails.
     """
     if path := options.get("password_file"):
         try:
@@ -44,7 +44,7 @@ def _ask(dotted: str, params: Mapping[str, Any]) -> str:
         raise ImproperlyConfigured(
             f"DB_PASSWORD_PROVIDER cannot be imported: {_missing(dotted, error)}."
         ) from None
-    # The password of the settings, if there is one, is not the provider's business.
+    # Without the password of the settings, if there is one.
     asked = {key: value for key, value in params.items() if key != "password"}
     try:
         password = provider(asked)
@@ -59,7 +59,7 @@ def _ask(dotted: str, params: Mapping[str, Any]) -> str:
 
 
 def _missing(dotted: str, error: ImportError) -> str:
-    """What cannot be imported; not the path itself, which may be a password by mistake."""
+    """Return what cannot be imported, but not the path, which may be a password by mistake."""
     if error.name and not f"{dotted}.".startswith(f"{error.name}."):
         return str(error)
     return "no such module or function; it takes a path like package.module.function"

@@ -1,4 +1,4 @@
-"""Variables that nothing reads, though they look like one of ours, and which one was meant."""
+"""Finds variables that look like ours but are not read, and the name that was meant."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ POOL = "DB_POOL_"  # what begins so is ours, whatever follows
 def unread_variables(
     environ: Collection[str], prefix: str, known: Collection[str], read: Collection[str]
 ) -> Iterator[tuple[str, str | None]]:
-    """Give each variable of one database that nothing reads, with the plain name that was meant.
+    """Yield each variable of one database that is not read, with the plain name that was meant.
 
     known: the plain names of all variables and of their files; read: those that are read for this
     database. Another program may have variables that look like ours: what looks like a part of the
@@ -43,7 +43,7 @@ def unread_variables(
 def _meant(plain: str, known: Collection[str]) -> str | None:
     if plain in SYNONYMS:
         return SYNONYMS[plain]
-    # A name of the pool is ours in any case, so a worse likeness will do.
+    # What begins with POOL is ours in any case, so a weaker resemblance is enough.
     cutoff = 0.75 if plain.startswith((POOL, "DB_MAX_")) else 0.85
     return next(iter(get_close_matches(plain, known, n=1, cutoff=cutoff)), None)
 

@@ -1,4 +1,4 @@
-"""Environment variables, read strictly: everything that is wrong with them is said at once."""
+"""Reads environment variables strictly, and reports all mistakes at once."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ TRUE = environ.Env.BOOLEAN_TRUE_STRINGS
 FALSE = ("false", "off", "n", "no", "0")
 EMPTY = "is empty: give it a value, or unset it"
 
-_from_env_file: dict[str, str] = {}  # what the .env files of this process say
+_from_env_file: dict[str, str] = {}  # what this process has read from .env files
 
 
 class SettingsError(ImproperlyConfigured):
-    """The environment holds something that cannot be used; the message names each variable.
+    """Environment variables cannot be used; the message names each one.
 
     Where nobody catches it, the message is printed without a traceback, because the path through
     the settings module says nothing about a wrong variable. `--traceback` on the command line, or
@@ -38,7 +38,7 @@ class SettingsError(ImproperlyConfigured):
 
 
 def refuse(problems: list[str]) -> NoReturn:
-    """Raise SettingsError with all problems: sentences that name their variable."""
+    """Raise SettingsError with these problems: sentences, each of which names its variable."""
     _print_settings_errors_plainly()
     if len(problems) == 1:
         raise SettingsError(problems[0])
@@ -70,34 +70,34 @@ def _print_settings_errors_plainly() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Variable(Generic[T]):
-    """What one environment variable may hold, and what counts while it is not set."""
+    """An environment variable: what it may hold, and its default."""
 
     name: str  # without the prefix of a database
     parse: Callable[[str], T]  # raises ValueError: the end of a sentence that begins with the name
     default: T
-    refused: Mapping[str, str] = field(default_factory=dict)  # a value -> why, and what to set
+    refused: Mapping[str, str] = field(default_factory=dict)  # value -> why, and what to set
     secret: bool = False  # never shown; may also come from the file that NAME_FILE names
     echo: bool = True  # False: messages do not show what was given; it may be a password by mistake
-    shared: bool = True  # with a prefix: while that variable is not set, the one without it counts
-    prefixed: bool = True  # False: it is one for all databases, and never has a prefix
+    shared: bool = True  # if it is not set with the prefix, the variable without it is read
+    prefixed: bool = True  # False: one variable for all databases, without a prefix
 
     def named(self, prefix: str) -> str:
-        """The name for the database of that prefix."""
+        """Return its name for the database with this prefix."""
         return prefix + self.name if self.prefixed else self.name
 
 
 class Reader:
-    """Reads the variables of one database; keeps where each came from and what is wrong."""
+    """Reads the variables of one database; notes where each value comes from, and each mistake."""
 
     def __init__(self, environ: Mapping[str, str] | None = None, prefix: str = "") -> None:
         self.environ: Mapping[str, str] = os.environ if environ is None else environ
         self.prefix = prefix
         self.problems: list[str] = []
         self.sources: dict[str, str] = {}  # by plain name: "environment", ".env" or "default"
-        self.variables: dict[str, str] = {}  # by plain name: the variable that was looked at
+        self.variables: dict[str, str] = {}  # by plain name: the variable that was read
 
     def read(self, variable: Variable[T]) -> T:
-        """The value; the default, with the problem noted, where it cannot be used."""
+        """Return the value; if it cannot be used, note the problem and return the default."""
         name = self._name(variable)
         try:
             if variable.secret and f"{name}_FILE" in self.environ:
@@ -115,12 +115,12 @@ class Reader:
             return variable.default
 
     def secret_file(self, name: str) -> str | None:
-        """The file that a secret comes from, as an absolute path; None where it has none."""
+        """Return the absolute path of the file that a secret comes from, or None."""
         path = self.environ.get(f"{self.prefix}{name}_FILE")
         return str(Path(path).absolute()) if path else None
 
     def stop_if_wrong(self) -> None:
-        """Raise SettingsError if any variable read so far cannot be used."""
+        """Raise SettingsError if a variable that was read cannot be used."""
         if self.problems:
             refuse(self.problems)
 
@@ -133,8 +133,8 @@ class Reader:
         self.sources[variable.name] = source
 
     def _source(self, name: str) -> str:
-        # Compared by value, because a child process (runserver's reloader) inherits what its parent
-        # took from the file.
+        # Compared by value, because a child process (of runserver's reloader) inherits what its
+        # parent has read from the file.
         ours = self.environ is os.environ and _from_env_file.get(name) == self.environ[name]
         return ".env" if ours else "environment"
 
@@ -148,13 +148,13 @@ class Reader:
 
 
 def _parsed(variable: Variable[T], name: str, text: str) -> T:
-    # An address that was put into another variable may hold a password.
+    # Somebody may have put an address, with its password, into another variable.
     hidden = variable.secret or not variable.echo or re.search("[:@=]", text)
     shown = name if hidden else f"{name}={text[:80]!r}"
     if not text.strip():
         raise ValueError(f"{name} {EMPTY}.")
     if "\0" in text or not _is_utf8(text):
-        raise ValueError(f"{name} holds what is not UTF-8 text.")
+        raise ValueError(f"{name} holds a NUL byte, or is not UTF-8 text.")
     if reason := variable.refused.get(text.strip()):
         raise ValueError(f"{shown} is refused: {reason}.")
     try:
@@ -164,7 +164,7 @@ def _parsed(variable: Variable[T], name: str, text: str) -> T:
 
 
 def _is_utf8(text: str) -> bool:
-    """False for the surrogates that stand for bytes Python could not decode."""
+    """Return False for surrogates, which stand for bytes that Python could not decode."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -173,10 +173,10 @@ def _is_utf8(text: str) -> bool:
 
 
 def read_secret_file(path: str, variable: str) -> str:
-    """The secret in a file, without the line break at its end; `variable` names the file.
+    """Return the secret in a file, without the line break at its end.
 
-    Raises ValueError, one sentence, where there is none. It does not show the path, in whose place
-    somebody may have put the secret itself.
+    variable: the one that names the file. Raises ValueError, one sentence, if there is no secret;
+    it does not show the path, because somebody may have put the secret itself there.
     """
     try:
         secret = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
@@ -190,12 +190,12 @@ def read_secret_file(path: str, variable: str) -> str:
 
 
 def read_env_file(path: str | os.PathLike[str], *, variable: str = "") -> None:
-    """Set the variables of a .env file that are not set yet; no such file: nothing happens.
+    """Set the variables of a .env file that are not set yet. A missing file is ignored.
 
-    variable: one that may name another file in place of `path`; that one has to be there.
+    variable: if it is set, it names the file to read in place of `path`; that file has to exist.
 
-    A line is `NAME=value`, a comment or empty; there are no comments after a value, because a
-    password may hold a `#`. Raises SettingsError for any other line, by its number.
+    A line is `NAME=value`, a comment, or empty. There are no comments after a value, because a
+    password may hold a `#`. Raises SettingsError, with the line's number, for any other line.
     """
     named = os.environ.get(variable)
     if named is not None and not named.strip():
@@ -230,15 +230,15 @@ def read_env_file(path: str | os.PathLike[str], *, variable: str = "") -> None:
 
 
 def _wrong_with(line: str) -> str | None:
-    """What keeps a line of a .env file from setting a variable."""
-    # django-environ skips such a line, after logging it with what may be a secret.
+    """Return why a line of a .env file sets no variable, or None."""
+    # django-environ logs such a line, with the secret that it may hold, and skips it.
     if not re.match(r"(export )?[A-Za-z_0-9]+=", line):
         return "is not NAME=value (mind spaces before the =)"
     return "holds a NUL byte" if "\0" in line else None
 
 
 def whole_number(least: int, most: int) -> Callable[[str], int]:
-    """Parser of a whole number from `least` to `most`."""
+    """Return a parser of a whole number from `least` to `most`."""
 
     def parse(text: str) -> int:
         if re.fullmatch(r"-?[0-9]{1,18}", text.strip()) and least <= int(text) <= most:
@@ -249,7 +249,7 @@ def whole_number(least: int, most: int) -> Callable[[str], int]:
 
 
 def seconds(most: float) -> Callable[[str], float]:
-    """Parser of a time in seconds above 0."""
+    """Return a parser of a time in seconds, above 0 and up to `most`."""
 
     def parse(text: str) -> float:
         if re.fullmatch(r"[0-9]*\.?[0-9]+", text.strip()) and 0 < float(text) <= most:
@@ -260,7 +260,7 @@ def seconds(most: float) -> Callable[[str], float]:
 
 
 def one_of(*words: str) -> Callable[[str], str]:
-    """Parser of one word among several, in lower or upper case."""
+    """Return a parser of one of these words, in any case."""
 
     def parse(text: str) -> str:
         if (word := text.strip().lower()) in words:
@@ -271,13 +271,13 @@ def one_of(*words: str) -> Callable[[str], str]:
 
 
 def true_or_false(text: str) -> bool:
-    """Parse a boolean; also on/off, yes/no and 1/0, as django-environ does, but nothing else."""
+    """Parse true/false, on/off, yes/no, y/n, ok or 1/0; nothing else is a boolean."""
     if (word := text.strip().lower()) in (*TRUE, *FALSE):
         return word in TRUE
     raise ValueError(f"is not true or false{did_you_mean(word, ('true', 'false'))}")
 
 
 def did_you_mean(given: str, known: tuple[str, ...]) -> str:
-    """` (did you mean 'x'?)` where something known is like what was given; else nothing."""
+    """Return ` (did you mean 'x'?)` if a known word resembles the one that was given, or ""."""
     close = get_close_matches(given, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

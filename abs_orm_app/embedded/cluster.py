@@ -1,8 +1,7 @@
-"""`embedded:///DIR`: a real PostgreSQL for a machine that has none, started when it is needed.
+"""`embedded:///DIR`: a real PostgreSQL for a machine that has none, started at its first use.
 
 It outlives the process that started it, so that the next command finds it running, until
-`python -m abs_orm_app.embedded stop DIR`. A server whose directory has been removed ends by itself
-within a minute.
+`python -m abs_orm_app.embedded stop DIR`. If its directory is removed, it ends within a minute.
 """
 
 from __future__ import annotations
@@ -34,16 +33,16 @@ from abs_orm_app.embedded.wheel import (
     root_state,
 )
 
-PORT = 5432  # only a part of the socket's name: nothing listens on TCP
+PORT = 5432  # only a part of the socket's name: it does not listen on TCP
 SOCKET_PATH_MAX = 103  # bytes, on macOS; Linux allows 107
 POLL_SECONDS = 0.02
 
 
 def embedded_url(directory: Path) -> str:
-    """URL of the PostgreSQL server that lives in `directory`, set up and started where needed.
+    """Return the URL of the PostgreSQL in `directory`, which is set up and started if needed.
 
     A server that runs is found in less than a millisecond. Several processes may call it at once.
-    Raises ImproperlyConfigured, in one sentence, where it cannot work.
+    Raises ImproperlyConfigured, one sentence, if it cannot run.
     """
     directory = directory.resolve()
     if re.search(r"[\r\n]", str(directory)):
@@ -60,7 +59,7 @@ def embedded_url(directory: Path) -> str:
 
 
 def stop(directory: Path) -> bool:
-    """Stop the server in `directory`; False when none was running."""
+    """Stop the server in `directory`; return False if it did not run."""
     data = (directory / "data").resolve()
     if running(data) is None:
         return False
@@ -78,13 +77,13 @@ def _one_sentence(directory: Path) -> Iterator[None]:
         reason = error.args[1] if isinstance(error, OSError) and error.errno else error
         raise EmbeddedError(
             f"The embedded PostgreSQL in {directory} cannot run: {reason}."
-            " Name another directory with embedded:///DIR, or a server of yours."
+            " Set another directory with embedded:///DIR, or the URL of your own server."
         ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
 class Postmaster:
-    """A server, as its postmaster.pid describes it."""
+    """A server as its postmaster.pid describes it."""
 
     pid: int
     port: int
@@ -93,23 +92,24 @@ class Postmaster:
 
 
 def running(data: Path) -> Postmaster | None:
-    """The server of the cluster in `data`, if it is ours, is ready, and its socket accepts."""
+    """Return the server of the cluster in `data` if it is ours, ready, and accepts connections."""
     server = _postmaster(data)
     if server is None or not server.ready:
         return None
     with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
         probe.settimeout(1)
         probe.connect(f"{server.socket_dir}/.s.PGSQL.{server.port}")
-        # What was read may be of one that was killed, while another listens and is not ready yet.
+        # The file may be of a killed server, while its successor listens but is not ready yet.
         return server if _postmaster(data) == server else None
     return None
 
 
 def _postmaster(data: Path) -> Postmaster | None:
-    """What postmaster.pid says, unless it came with a directory that was copied or moved here.
+    """Read postmaster.pid; None if there is none, or it is not to be trusted.
 
-    Nor is one believed that another user wrote: it could lead to a server of theirs. Root runs the
-    server as the owner of the data, so that root believes that one.
+    It is not trusted if the directory was copied or moved with it, or if another user wrote it: it
+    could lead to that user's server. Root runs the server as the owner of the data, so root trusts
+    that owner.
     """
     try:
         with (data / "postmaster.pid").open() as file:
@@ -126,13 +126,13 @@ def _postmaster(data: Path) -> Postmaster | None:
 
 
 def _start(directory: Path) -> Postmaster:
-    """Start the server in `directory`, unless another process does so first."""
+    """Start the server in `directory`, unless another process is faster."""
     tools = programs(owner=_owner(directory))
     directory.mkdir(parents=True, exist_ok=True)
     if others := sorted({entry.name for entry in directory.iterdir()} - {"data", "data.new"}):
         raise EmbeddedError(
             f"{directory} holds other files ({others[0]}): "
-            "name a directory that is new, or empty, for the embedded PostgreSQL."
+            "the embedded PostgreSQL needs a new or an empty directory."
         )
     with _locked(tools.own(directory)) as lock:
         data = _cluster(directory, tools, lock)
@@ -147,12 +147,12 @@ def _start(directory: Path) -> Postmaster:
             raise RuntimeError(_last_complaint(log) or str(error)) from error
         server = running(data)
     if server is None:
-        raise RuntimeError(f"it stopped again, see {log}")
+        raise RuntimeError(f"it stopped immediately, see {log}")
     return server
 
 
 def _owner(directory: Path) -> int:
-    """Uid of who owns the directory, or of who owns the place where it will be made."""
+    """Return the uid of the directory's owner, or of its parent's if it does not exist yet."""
     with suppress(FileNotFoundError):
         return directory.stat().st_uid
     return _owner(directory.parent)
@@ -160,7 +160,7 @@ def _owner(directory: Path) -> int:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[int]:
-    """Keep other processes out; the kernel lets them in when nobody has this file open any more."""
+    """Hold a lock on the directory; the kernel releases it when no process has it open."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         deadline = time.monotonic() + 2 * DEADLINE
@@ -177,7 +177,7 @@ def _locked(directory: Path) -> Iterator[int]:
 
 
 def _cluster(directory: Path, tools: Programs, lock: int) -> Path:
-    """The real path of the data directory, which is made if it is missing."""
+    """Return the real path of the data directory, which is created if it is missing."""
     link = directory / "data"
     if tools.account and not link.is_symlink() and not tools.can_run("/bin/ls", directory):
         home = root_state(_digest(directory))
@@ -185,29 +185,29 @@ def _cluster(directory: Path, tools: Programs, lock: int) -> Path:
         link.symlink_to(tools.own(home) / "data")
     data = link.resolve()
     if not data.exists():
-        new = data.with_name("data.new")  # a name of its own until it is complete
+        new = data.with_name("data.new")  # until it is complete
         shutil.rmtree(new, ignore_errors=True)
         tools.initdb(new, lock)
         new.rename(data)
     made_by = (data / "PG_VERSION").read_text().strip()
     if made_by != MAJOR:
         raise EmbeddedError(
-            f"{directory} was made by PostgreSQL {made_by}, but this is {MAJOR}: "
-            "name another directory, or remove this one if you do not need what is in it."
+            f"PostgreSQL {made_by} created {directory}, but this is {MAJOR}: "
+            "set another directory, or remove this one if you do not need its data."
         )
     return data
 
 
 def _settled(data: Path) -> Postmaster | None:
-    """The server in `data`, after waiting for one that is starting or stopping.
+    """Return the server in `data`, after waiting for one that is starting or stopping.
 
-    None means that no process works in `data`, and that it is ready for a new server.
+    None: no process uses `data`, and a new server can start there.
     """
     deadline = time.monotonic() + DEADLINE
     while processes := processes_of(data):
         server = _postmaster(data)
         if server is None or server.pid not in processes:
-            # Backends whose postmaster was killed, or a server that was moved or removed.
+            # Backends of a killed postmaster, or a server whose directory was moved or removed.
             for pid in processes:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -218,15 +218,15 @@ def _settled(data: Path) -> Postmaster | None:
                 f"process {processes[0]} has neither started nor stopped in {DEADLINE:.0f} s"
             )
         time.sleep(POLL_SECONDS)
-    # PostgreSQL respects these files as long as their process exists. But nobody may have
-    # collected the dead one yet, or its number may have been given to another.
+    # PostgreSQL respects these files as long as their process exists. But that may be a zombie, or
+    # its process id may belong to another program by now.
     for name in ("postmaster.pid", f".s.PGSQL.{PORT}.lock"):
         (data / name).unlink(missing_ok=True)
     return None
 
 
 def processes_of(data: Path) -> list[int]:
-    """The processes of PostgreSQL that work in `data`."""
+    """Return the process ids of PostgreSQL in `data`."""
     import psutil  # here because it is slow to import; it comes with the wheel
 
     return [
@@ -237,13 +237,13 @@ def processes_of(data: Path) -> list[int]:
 
 
 def _socket_dir(data: Path, tools: Programs) -> Path:
-    """Where the server's socket goes: to its data, unless libpq could not use the path."""
+    """Return the directory of the socket: that of the data, unless libpq cannot use its path."""
     path = bytes(data / f".s.PGSQL.{PORT}")
     if len(path) <= SOCKET_PATH_MAX and b"," not in path:  # a comma separates hosts
         return data
     short = Path(tempfile.gettempdir(), f"abs_orm_app-{_digest(data)}")
     shutil.rmtree(short, ignore_errors=True)  # a killed server leaves its lock there
-    short.mkdir(mode=0o700)  # fails, as it should, when somebody else has made it
+    short.mkdir(mode=0o700)  # fails, as it should, if another user has created it
     return tools.own(short)
 
 
@@ -252,7 +252,7 @@ def _digest(path: Path) -> str:
 
 
 def _flags(socket_dir: Path) -> str:
-    """Command line of the server, quoted for the shell and for PostgreSQL's list of directories."""
+    """Return the server's options, quoted for the shell and for a list of directories."""
     quoted = '"' + str(socket_dir).replace('"', '""') + '"'
     return shlex.join(["-c", "listen_addresses=", "-p", str(PORT), "-k", quoted])
 

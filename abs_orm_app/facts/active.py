@@ -1,4 +1,4 @@
-"""The pool object of this process: what is in effect, beside what is configured."""
+"""Reads the pool object of this process: the settings in effect, and its connections."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Active:
     pre_ping: bool
     recycle: float  # seconds; -1: never
     timeout: float  # seconds
-    opened: bool  # False: nothing has needed it yet in this process
+    opened: bool  # False: this process has not used it yet
     connections: int
     idle: int
     waiting: int
 
     def differs(self, configured: Configured) -> tuple[str, ...]:
-        """The fields that are not as configured."""
+        """Return the fields whose value is not the configured one."""
         fields = ("size", "overflow", "pre_ping", "recycle", "timeout")
         return tuple(name for name in fields if getattr(self, name) != configured.value(name))
 

@@ -1,4 +1,4 @@
-"""What it takes to open one more connection to an alias: parameters, patience, errors."""
+"""What a new connection to an alias needs: parameters, a timeout, the errors to catch."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from django.db import connections
 from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.secrets import remember
 
-MARGIN = 5.0  # seconds for all that comes after connecting
-CONNECT_TIMEOUT = 10.0  # seconds, where the settings give none
+MARGIN = 5.0  # seconds for everything after connecting
+CONNECT_TIMEOUT = 10.0  # seconds, if the settings have none
 
 
 def wrapper_of(configured: Configured) -> Any:
-    """Django's connection of this thread; what is asked of it, only PostgreSQL's has."""
+    """Return Django's connection of this thread; its attributes used here are PostgreSQL's."""
     return connections[configured.alias]
 
 
 def parameters_of(wrapper: Any) -> dict[str, Any]:
-    """What one more connection needs, with the password that is valid now."""
+    """Return the parameters of a new connection, with the password that is valid now."""
     parameters: dict[str, Any] = wrapper.get_connection_params()
     if password := parameters.get("password"):
         remember(wrapper.alias, str(password))
@@ -30,7 +30,7 @@ def parameters_of(wrapper: Any) -> dict[str, Any]:
 
 
 def seconds_to_connect(configured: Configured) -> float:
-    """How long one connection may take: each of several hosts has the connect_timeout to answer."""
+    """Return how long a connection may take: each of several hosts has the connect_timeout."""
     options = wrapper_of(configured).settings_dict["OPTIONS"] or {}
     hosts = max(str(given).count(",") + 1 for given in (configured.host, options.get("hostaddr")))
     rounds = 2 if options.get("target_session_attrs") == "prefer-standby" else 1
@@ -38,7 +38,7 @@ def seconds_to_connect(configured: Configured) -> float:
 
 
 def errors_of(wrapper: Any) -> tuple[type[Exception], ...]:
-    """What a wrong setting or a server that refuses raises."""
+    """Return what wrong settings, or a server that refuses, raise."""
     return (
         wrapper.Database.Error,
         DjangoError,

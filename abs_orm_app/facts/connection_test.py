@@ -1,4 +1,4 @@
-"""Try an alias out: connect as its settings say, query, check a connection out of a pool."""
+"""Tests an alias: connects as its settings say, queries, checks out a connection."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from abs_orm_app.facts.pooler import PoolerFacts, read_pooler
 from abs_orm_app.facts.server import ServerFacts, read_server
 from abs_orm_app.facts.timeout import run_with_timeout
 
-NOTICE = 0.5  # seconds in which a server notices that a session has ended
+NOTICE = 0.5  # seconds that a server takes to notice the end of a session
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectionTest:
-    """How the database answers; a time is None where it was not reached, or there is no pool."""
+    """The result; a time is None if the test did not reach it, or there is no pool."""
 
     connect_ms: float | None = None  # a new connection
     query_ms: float | None = None  # SELECT 1
-    checkout_ms: float | None = None  # a connection from a pool that has one
+    checkout_ms: float | None = None  # of a connection that is idle in a pool
     failure: Failure | None = None
 
 
@@ -67,7 +67,7 @@ def _ask(configured: Configured) -> tuple[ServerFacts | Failure, float, float]:
             server = read_server(connection)
         except wrapper.Database.Error as error:
             if connection.closed:
-                raise  # what comes after that could only say that it is closed
+                raise  # later errors only say that it is closed
             server = explain(error, configured)
         began = perf_counter()
         with connection.cursor() as cursor:
@@ -82,9 +82,9 @@ def _ask(configured: Configured) -> tuple[ServerFacts | Failure, float, float]:
 
 
 def pooler_of(wrapper: Any, connection: Any, parameters: Mapping[str, Any]) -> PoolerFacts | None:
-    """What is at the other end of a connection in autocommit mode, made with these parameters."""
+    """Return the pooler behind a connection in autocommit mode, made with these parameters."""
 
-    # Of several hosts, the others may be away, or be another pooler.
+    # Only this one of several hosts: another may be down, or be another pooler.
     address = ("host", "hostaddr", "port")
     here = {name: getattr(connection.info, name) for name in address if name in parameters}
 
@@ -126,7 +126,7 @@ def _connect(wrapper: Any) -> None:
     except wrapper.Database.OperationalError:
         if wrapper.pool:  # it has tried again itself
             raise
-        # The connection before may still have had the last slot of the server.
+        # The previous connection may still have held the last slot of the server.
         wrapper.close()
         sleep(NOTICE)
         wrapper.connect()

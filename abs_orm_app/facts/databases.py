@@ -1,4 +1,4 @@
-"""What DATABASES says of each alias, as facts. Nothing here connects."""
+"""Reads each alias of DATABASES into facts. Nothing here connects."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from abs_orm_app.facts.secrets import scrub
 
 Value = int | float | str | bool | None
 
-# The settings that reports and profiles speak of: fields of PoolSettings, and their variables.
+# The settings that reports and profiles show: fields of PoolSettings, and their variables.
 FIELDS = {
     "mode": "DB_POOL_MODE",
     "size": "DB_POOL_SIZE",
@@ -33,7 +33,7 @@ FIELDS = {
     "recycle": "DB_POOL_RECYCLE",
     "timeout": "DB_POOL_TIMEOUT",
 }
-# The option of Django or psycopg_pool that each setting becomes; one that is missing is not used.
+# The option of Django or psycopg_pool that each setting sets; a missing one is not used.
 OPTIONS = {
     "pool": {
         "mode": "OPTIONS['pool']",
@@ -63,12 +63,12 @@ ENGINES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One setting: its value, where it came from, what it became."""
+    """One setting: its value, its source, and the option that it sets."""
 
     name: str  # of the variable, with its prefix
     field: str  # one of FIELDS, or the same as `option`
     value: Value  # None: not used in this mode
-    source: str  # "environment", ".env", "default"; "settings" for a DATABASES written by hand
+    source: str  # "environment", ".env", "default"; "settings" for an entry written by hand
     option: str | None  # None: not used in this mode
 
 
@@ -79,13 +79,13 @@ class Configured:
     alias: str
     engine: str
     vendor: str  # "postgresql", "sqlite" ...; "" for an engine that cannot be loaded
-    can_pool: bool  # the engine knows OPTIONS["pool"]
+    can_pool: bool  # the engine supports OPTIONS["pool"]
     hardened: bool  # the engine is this app's own
     error: str  # why the engine cannot be loaded, or ""
 
     mode: str  # "pool", "persistent", "pgbouncer" or "null"
-    pool: Any = field(repr=False)  # OPTIONS["pool"], as it stands there
-    conn_max_age: float | None  # seconds; None: for ever
+    pool: Any = field(repr=False)  # OPTIONS["pool"], unchanged
+    conn_max_age: float | None  # seconds; None: no limit
     health_checks: bool
     settings: tuple[Setting, ...]
     server_side_cursors: bool
@@ -99,7 +99,7 @@ class Configured:
     prefix: str  # of the variables
     host: str
     password: str = field(repr=False)
-    open_files: tuple[str, ...]  # variables that name a secret's file which others can read
+    open_files: tuple[str, ...]  # variables that name a secret's file that all accounts can read
     sslmode: str
     connect_timeout: float | None  # seconds
     keepalives: bool  # of TCP; libpq has them on by default
@@ -114,7 +114,7 @@ class Configured:
 
     @property
     def pools(self) -> bool:
-        """True if this process has, or would have, a PostgreSQL pool for the alias."""
+        """True if the alias has a PostgreSQL pool in this process, opened or not."""
         return self.mode == "pool" and self.vendor == "postgresql"
 
     def value_of(self, variable: str) -> Value:
@@ -127,12 +127,12 @@ class Configured:
 
 
 def configured_databases(aliases: Iterable[str] | None = None) -> list[Configured]:
-    """The facts of some aliases, or of all."""
+    """Return the facts of these aliases, or of all."""
     return [configured(alias) for alias in (connections if aliases is None else aliases)]
 
 
 def configured(alias: str) -> Configured:
-    """The facts of one alias, also of one that is wrong."""
+    """Return the facts of one alias, also of one with wrong settings."""
     entry = connections.settings[alias]
     engine, error = None, ""
     try:
@@ -159,7 +159,7 @@ def configured(alias: str) -> Configured:
         health_checks=bool(entry["CONN_HEALTH_CHECKS"]),
         settings=_settings(entry, extra, mode),
         server_side_cursors=not entry.get("DISABLE_SERVER_SIDE_CURSORS", False),
-        # psycopg prepares nothing where it puts the parameters into the query itself.
+        # psycopg prepares no statement if it puts the parameters into the query itself.
         prepares=options.get("prepare_threshold") is not None
         and bool(options.get("server_side_binding")),
         atomic_requests=bool(entry["ATOMIC_REQUESTS"]),
@@ -183,9 +183,9 @@ def configured(alias: str) -> Configured:
 
 
 def pool_settings(database: Configured) -> PoolSettings:
-    """The five settings of an alias: its pool's, or what the environment says where it has none.
+    """Return the five settings of an alias: of its pool, or of the environment if it has none.
 
-    Raises ValueError, one sentence, for a pool that cannot be.
+    Raises ValueError, one sentence, for a pool with impossible settings.
     """
     if database.mode != "pool":
         return PoolSettings.from_env(database.prefix)
@@ -216,7 +216,7 @@ def _address_source(extra: AppOptions) -> str:
 
 
 def _part_source(alias: str, entry: Mapping[str, Any], extra: AppOptions, part: str) -> str:
-    """Where the user or the password comes from, as in "DB_USER (.env)"."""
+    """Return where the user or the password comes from, as in "DB_USER (.env)"."""
     name = {"user": "DB_USER", "password": "DB_PASSWORD"}[part]
     sources, variables = extra.get("sources", {}), extra.get("variables", {})
     if extra.get(f"{part}_provider"):
@@ -236,7 +236,7 @@ def _part_source(alias: str, entry: Mapping[str, Any], extra: AppOptions, part: 
 
 
 def _open_files(extra: AppOptions) -> tuple[str, ...]:
-    """The variables whose files every account of this machine can read."""
+    """Return the variables whose files every account of this machine can read."""
     files = {"DATABASE_URL": extra.get("url_file"), "DB_PASSWORD": extra.get("password_file")}
     variables = extra.get("variables", {})
     return tuple(
@@ -252,7 +252,7 @@ def _is_open(path: str | None) -> bool:
 
 
 def _engine_error(engine: str, problem: Exception) -> str:
-    """Why an engine cannot be loaded, in a sentence."""
+    """Return why an engine cannot be loaded, in a sentence."""
     cause = problem.__cause__
     if isinstance(cause, ImportError) and f"{engine}.base.".startswith(f"{cause.name}."):
         close = get_close_matches(engine, ENGINES, n=1, cutoff=0.8)
@@ -319,7 +319,7 @@ def _lease_settings(extra: AppOptions) -> list[Setting]:
 def _rare_settings(
     entry: Mapping[str, Any], sources: Mapping[str, str], variables: Mapping[str, str]
 ) -> list[Setting]:
-    """Settings that are worth a row only where somebody has set them."""
+    """Return the settings that are shown only if somebody has set them."""
     rare = (
         ("DB_POOL_LEAK_SECONDS", app_options(entry).get("leak_seconds"), KEY),
         (
@@ -336,7 +336,7 @@ def _rare_settings(
 
 
 def pool_parameters() -> dict[str, Any]:
-    """psycopg_pool's parameters and their defaults; none if it is not installed."""
+    """Return psycopg_pool's parameters and their defaults; none if it is not installed."""
     try:
         from psycopg_pool import ConnectionPool
     except ImportError:
@@ -376,7 +376,7 @@ def _other_pool_options(pool: Any) -> list[Setting]:
 
 
 def _shown(value: Any) -> Value:
-    """The value if it is a number; of anything else, which may be a secret, its type."""
+    """Return a number as it is; of anything else, which may be a secret, the type."""
     return value if isinstance(value, int | float | None) else f"<{type(value).__name__}>"
 
 

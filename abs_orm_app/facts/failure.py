@@ -24,18 +24,18 @@ INSTALL_POOL = "Install it: pip install 'psycopg[binary,pool]'."
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Something did not work; both texts are fit to be shown."""
+    """Something did not work. Neither text holds a secret or a control character."""
 
     cause: str
     hint: str
 
 
 def explain(error: BaseException, database: Configured | None = None) -> Failure:
-    """Put an error in one sentence, without any secret of DATABASES, and add what to do.
+    """Put an error into one sentence, without any secret of DATABASES, and add what to do.
 
-    database: the alias it is about, so that the hint can say where its settings came from.
+    database: the alias that failed, so that the hint can say where its settings come from.
     """
-    # Without the secrets first: what follows might change their spelling, or cut one in two.
+    # Secrets first: what follows may change their spelling, or cut one in two.
     cause = one_line(scrub(str(error)) or type(error).__name__)
     return Failure(cause=cause, hint=_hint(error, cause, database))
 
@@ -62,7 +62,7 @@ def _hint(error: BaseException, cause: str, database: Configured | None) -> str:
 
 
 def one_line(text: str) -> str:
-    """The first line, with a full stop, and with nothing in it that commands a terminal."""
+    """Return the first line, printable, and with a full stop."""
     line = text.strip().partition("\n")[0].rstrip(".")
     line = re.sub(r"^connection (?:failed|is bad): ", "", line)
     return f"{printable(line)}."

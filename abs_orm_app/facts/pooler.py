@@ -1,4 +1,4 @@
-"""Whether a pooler, such as PgBouncer, stands between us and the server, and what it does."""
+"""Detects a pooler, such as PgBouncer, between this process and the server."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ PoolMode = Literal["session", "transaction", "statement"]
 Connect = Callable[..., Any]
 
 CONSOLE = "pgbouncer"  # the database that is PgBouncer's admin console
-PATIENCE = 2.0  # seconds for a second connection to get one of the server's
-LOOKS = 3  # at the pool mode; on a busy pooler, one look may see nothing
+PATIENCE = 2.0  # seconds for a second client to get a server connection
+LOOKS = 3  # for the pool mode; on a busy pooler, one may see nothing
 
-# What of SHOW CONFIG matters to a client.
+# The parameters of SHOW CONFIG that matter to a client.
 _WATCHED = (
     "default_pool_size",
     "reserve_pool_size",
@@ -35,10 +35,10 @@ _WATCHED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Console:
-    """What PgBouncer says of itself and of one database, to a role that may ask."""
+    """What PgBouncer's console says about itself and one database."""
 
     version: str  # "1.18.0"
-    config: Mapping[str, str]  # of _WATCHED, what this version has; times in seconds
+    config: Mapping[str, str]  # those of _WATCHED that this version has; times in seconds
 
     # SHOW POOLS, all roles together
     clients_active: int
@@ -50,25 +50,25 @@ class Console:
     # SHOW DATABASES
     pool_size: int  # server connections for each role
     reserve_pool: int  # more of them, when clients wait
-    most: int | None  # for all roles together; None: there is no limit
+    most: int | None  # for all roles together; None: no limit
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolerFacts:
     """A pooler as a client finds it."""
 
-    software: str  # "PgBouncer", or "A pooler" that does not tell what it is
-    pool_mode: PoolMode | None  # None: it could not be told
-    console: Console | None  # None: this role may not look, or there is none
-    # Of what `options` and `assume_role` ask for, the names that do not hold in a new session.
+    software: str  # "PgBouncer", or "A pooler" that does not identify itself
+    pool_mode: PoolMode | None  # None: unknown
+    console: Console | None  # None: this role may not use it, or there is none
+    # The names in `options` and `assume_role` that are not set in a new session.
     lost: tuple[str, ...]
 
 
 def is_pooled(connection: Any) -> bool:
-    """True if the one who accepted the connection is not the server's process that answers.
+    """Return True if a pooler, and not the server, accepted the connection.
 
-    A pooler has to invent the key by which a client can cancel its queries, and the number of the
-    server process is a part of it.
+    A pooler has to invent the key with which a client cancels its queries; the process id of the
+    session is part of that key.
     """
     return bool(_value(connection, "SELECT pg_backend_pid()") != connection.info.backend_pid)
 
@@ -76,9 +76,9 @@ def is_pooled(connection: Any) -> bool:
 def read_pooler(
     connection: Any, connect: Connect, session: Mapping[str, str] | None = None
 ) -> PoolerFacts | None:
-    """Look at what is at the other end of an open connection in autocommit mode; None: a server.
+    """Describe the pooler behind an open connection in autocommit mode; None: there is none.
 
-    `session`: what should hold in the session. Raises the driver's `Error`.
+    session: the settings that the session should have. Raises the driver's `Error`.
     """
     if not is_pooled(connection):
         return None
@@ -87,7 +87,7 @@ def read_pooler(
     return PoolerFacts(
         software=software,
         console=console,
-        # It comes last: where it gets no answer, the connection is of no more use.
+        # This comes last: without an answer, the connection is unusable.
         pool_mode=pool_mode or _see_pool_mode(connection, connect),
         lost=lost,
     )
@@ -108,11 +108,11 @@ def _ask_console(connection: Any, connect: Connect) -> tuple[str, Console | None
             console.autocommit = True
             return "PgBouncer", *_read_console(console, connection.info.dbname)
     except connection.Error as error:
-        # That is what it says to a role that is in neither admin_users nor stats_users.
+        # PgBouncer's answer to a role that is in neither admin_users nor stats_users.
         return ("PgBouncer" if "not allowed" in str(error) else "A pooler"), None, None
     except (LookupError, StopIteration, TypeError, ValueError):
-        # Other software has a console like PgBouncer's, with other columns; and of two PgBouncers
-        # on one port, this may be the other, which does not know the database yet.
+        # Other software has a similar console with other columns; and of two PgBouncers on one
+        # port, this may be the other one, which does not know the database yet.
         return "A pooler", None, None
 
 
@@ -155,18 +155,18 @@ def _wait(pool: Mapping[str, Any]) -> float:
 
 
 def _see_pool_mode(first: Any, connect: Connect) -> PoolMode | None:
-    """Tell the pool mode from who has which process of the server."""
+    """Find the pool mode by comparing which session of the server each of two clients has."""
     try:
         return run_with_timeout(PATIENCE, lambda: _compare(first, connect))
     except (TimeoutError, first.Error):
-        # No second connection to be had: all are taken, or too many clients are there.
+        # There is no second connection: all are in use, or there are too many clients.
         return None
 
 
 def _compare(first: Any, connect: Connect) -> PoolMode:
-    """Session pooling alone leaves a connection its server process while another has a transaction.
+    """Only in session pooling does a client keep its session while another has a transaction.
 
-    Otherwise the other gets the process that is idle, or the first finds itself with a new one.
+    Otherwise the other client gets the idle session, or the first one gets a new session.
     """
     pid = "SELECT pg_backend_pid()"
     with closing(connect()) as second:
@@ -186,9 +186,9 @@ def _compare(first: Any, connect: Connect) -> PoolMode:
 
 
 def _lost(connection: Any, wanted: Mapping[str, str]) -> Iterator[str]:
-    """The settings that a new session should have, and has not."""
+    """Yield the settings that a new session should have, but does not have."""
     for name, value in wanted.items():
-        # What set_config returns is the value in the server's spelling; it holds for no longer.
+        # set_config returns the value in the server's spelling; `true` limits it to this statement.
         query = "SELECT current_setting(%s, true), set_config(%s, %s, true)"
         with connection.cursor() as cursor:
             cursor.execute(query, (name, name, value))

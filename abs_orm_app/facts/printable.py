@@ -1,8 +1,8 @@
-"""Text of others, fit for a terminal: names on a server, its version, its errors."""
+"""Makes text from a server safe for a terminal: names, versions, errors."""
 
 from __future__ import annotations
 
 
 def printable(text: str) -> str:
-    """The text with a space for what cannot be printed: a server may send what it likes."""
+    """Replace what cannot be printed, such as escape sequences, by single spaces."""
     return " ".join("".join(char if char.isprintable() else " " for char in text).split())

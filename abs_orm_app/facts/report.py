@@ -1,4 +1,4 @@
-"""All about one alias: as configured, as active here, as its server sees it, as it answers."""
+"""The report on one alias: its settings, its pool, its server, and a connection test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from abs_orm_app.facts.server import ServerFacts
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All about one alias. A Failure stands where there are no facts; None: does not apply."""
+    """The facts about one alias. A Failure stands in the place of facts; None: does not apply."""
 
     configured: Configured
     active: Active | Failure | None
@@ -29,9 +29,9 @@ class Report:
 
 
 def report(configured: Configured) -> Report:
-    """Gather all about one alias. Ends by a deadline; what fails is part of the report.
+    """Gather the report on one alias, within a deadline; what fails is part of it.
 
-    It takes one connection at a time, or two of a pooler; never one of the project's own pool.
+    It uses one connection at a time, or two to a pooler, and none of the project's own pool.
     """
     pool, server, test = active(configured), None, None
     if configured.vendor == "postgresql":

@@ -1,4 +1,4 @@
-"""The secrets of all aliases, and how a text loses them before anybody sees it."""
+"""Removes the secrets of all aliases from a text that is about to be shown."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _read_later: dict[str, str] = {}  # by alias: the last password from a file or a
 
 
 def remember(alias: str, password: str) -> None:
-    """Know a password that does not stand in DATABASES, but was read for a new connection."""
+    """Remember a password that was read for a new connection and is not in DATABASES."""
     _read_later[alias] = password
 
 
 def scrub(text: str) -> str:
     """Replace each secret of DATABASES by ***.
 
-    What a report shows goes through here where it was not made by this app: errors, addresses.
+    Every text in a report that this app did not write goes through here: errors, addresses.
     """
     entries = [entry for entry in connections.settings.values() if isinstance(entry, Mapping)]
     secrets = {secret for entry in entries for secret in secrets_of(entry)}
@@ -31,18 +31,18 @@ def scrub(text: str) -> str:
 
 
 def secrets_of(entry: Mapping[str, Any]) -> set[str]:
-    """What of an entry of DATABASES must not be shown."""
+    """Return the values of an entry of DATABASES that must not be shown."""
     options = entry.get("OPTIONS") or {}
     hidden = [value for name, value in options.items() if _OPTION.search(str(name))]
-    # Whoever wrote a whole URL into a part of the address may have written the password, too.
+    # Somebody may have put a whole URL, with its password, into a part of the address.
     in_urls = [word for part in _shown(entry) for word in re.findall("://[^:/@]*:([^@]+)@", part)]
     found = (entry.get("PASSWORD"), *hidden, *in_urls)
-    # A development database may have one word for all; that the name is shown gives nothing away.
+    # A development database may have one word for everything; it is shown as the name.
     return {str(secret) for secret in found if secret} - _shown(entry)
 
 
 def _shown(entry: Mapping[str, Any]) -> set[str]:
-    """What of an entry is shown in any case."""
+    """Return the values of an entry that are shown in any case."""
     return {str(entry[part]) for part in ("USER", "NAME", "HOST") if entry.get(part)}
 
 
@@ -55,8 +55,8 @@ def hide(text: str, secrets: Iterable[str]) -> str:
 
 
 def _spellings(char: str) -> str:
-    """A pattern for the ways to write a character."""
+    """Return a pattern for all ways to write a character."""
     encoded = "".join(f"%{byte:02X}" for byte in char.encode(errors="surrogateescape"))
     spellings = [re.escape(form) for form in (f"\\{char}", repr(char)[1:-1], char)]
-    # The longest first: a percent sign is also what an encoded one begins with.
+    # The longest first: an encoded percent sign begins with a percent sign.
     return f"(?:(?i:{encoded})|{'|'.join(spellings)}{'|[+]' * (char == ' ')})"

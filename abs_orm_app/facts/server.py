@@ -1,4 +1,4 @@
-"""What a PostgreSQL server says of itself to one role: limits, timeouts, who is connected."""
+"""Asks a PostgreSQL server about itself, as one role: limits, timeouts, number of sessions."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from abs_orm_app.config.application_name import OF_PROCESS
 from abs_orm_app.facts.pooler import PoolerFacts
 from abs_orm_app.facts.printable import printable
 
-# One round trip, and nothing that a role without privileges may not read. Of another role's session
-# such a role sees that it is there, but not its type; hence the coalesce.
-# The postmaster's start and port tell servers apart, and are the same over TCP and sockets; the
-# system identifier would not do: a standby has that of its primary.
+# One round trip, and only what a role without privileges may read. Such a role sees the sessions of
+# other roles, but not their type; hence the coalesce.
+# The postmaster's start and port identify a server, over TCP and sockets alike. The system
+# identifier does not: a standby has that of its primary.
 _QUERY = """
 SELECT json_build_object(
     'identity', extract(epoch FROM pg_postmaster_start_time()) || ' ' || current_setting('port'),
@@ -66,9 +66,9 @@ WHERE r.rolname = session_user AND d.datname = current_database()
 
 @dataclass(frozen=True, kw_only=True)
 class ServerFacts:
-    """A server as one role sees it, over one connection. PostgreSQL 13 or newer."""
+    """A server as one role sees it over one connection. PostgreSQL 13 or newer."""
 
-    identity: str  # equal for two aliases exactly if they are on one server
+    identity: str  # equal for two aliases if, and only if, they are on one server
     version: str
     address: str  # as the client reached it
     database: str
@@ -78,33 +78,33 @@ class ServerFacts:
     tls: bool  # of the client's connection
     tls_version: str | None
     tls_cipher: str | None
-    in_recovery: bool  # a standby: it takes no writes
-    read_only: bool  # what a transaction is by default
+    in_recovery: bool  # a standby, which accepts no writes
+    read_only: bool  # the default of a transaction
 
     max_connections: int
     superuser_reserved: int
     reserved: int  # for members of pg_use_reserved_connections (PostgreSQL 16)
     may_use_reserved: bool
-    role_limit: int | None  # CONNECTION LIMIT of the role; None: there is none
+    role_limit: int | None  # CONNECTION LIMIT of the role; None: no limit
     database_limit: int | None
 
-    # Sessions of clients now, without the one that asks.
+    # Sessions of clients now, without this one.
     used: int
     used_by_role: int
     used_in_database: int
-    used_by_project: int  # of these two, those that are named like the one that asks
+    used_by_project: int  # of both, those with the application name of this one
 
-    # By PostgreSQL's names, as this session has them: times in seconds, 0 is off.
-    # A name that this version of the server does not know is not there.
+    # By PostgreSQL's names, with the values of this session; times in seconds, 0 is off.
+    # Without the names that this version of the server does not have.
     settings: Mapping[str, float]
 
-    pooler: PoolerFacts | None = None  # None: there is none in between
+    pooler: PoolerFacts | None = None  # None: there is none
 
 
 def read_server(connection: Any) -> ServerFacts:
     """Ask the server, in one round trip, over an open DB-API connection (psycopg 3 or psycopg2).
 
-    Raises the driver's `Error` if the server does not know what PostgreSQL 13 knows.
+    Raises the driver's `Error` if the server is older than PostgreSQL 13.
     """
     with connection.cursor() as cursor:
         cursor.execute(_QUERY, {"of_process": OF_PROCESS})
@@ -112,7 +112,7 @@ def read_server(connection: Any) -> ServerFacts:
     facts |= {name: printable(facts[name]) for name in ("version", "database", "role")}
     tls = _uses_tls(connection)
     if not tls:
-        # A pooler in between may speak TLS with the server; that is not the client's connection.
+        # A pooler may use TLS towards the server; that is not the client's connection.
         facts |= {"tls_version": None, "tls_cipher": None}
     return ServerFacts(address=_address(connection), tls=tls, **facts)
 
@@ -123,7 +123,7 @@ def _uses_tls(connection: Any) -> bool:
 
 
 def _address(connection: Any) -> str:
-    """HOST:PORT, or the path of the Unix socket."""
+    """Return HOST:PORT, or the path of the Unix socket."""
     info = connection.info
     host = printable(info.host)
     if host.startswith(("/", "@")):

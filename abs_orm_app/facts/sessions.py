@@ -1,4 +1,4 @@
-"""Who is connected to a database: the sessions of the whole fleet, as its server sees them."""
+"""Reads the sessions of a database from its server, for all processes and applications."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from abs_orm_app.facts.printable import printable
 
 STATES = ("active", "idle", "idle in transaction")
 
-# One round trip, and nothing that a role without privileges may not read. Of another role's session
-# such a role sees the name, but neither the address nor the state.
-# Only who waits for a lock is asked for its blockers, since that stops the lock manager for a bit;
-# so does pg_locks, which is looked at once, when the first of them needs it.
+# One round trip, and only what a role without privileges may read. Such a role sees the names of
+# other roles' sessions, but neither address nor state.
+# pg_blocking_pids is called only for sessions that wait for a lock, because it stops the lock
+# manager for a moment; so does pg_locks, which is read once, for the first of them.
 _QUERY = """
 WITH waits AS MATERIALIZED (
     SELECT pid, min((to_jsonb(l) ->> 'waitstart')::timestamptz) AS since  -- PostgreSQL 14
@@ -43,16 +43,16 @@ WHERE datname = current_database() AND usesysid IS NOT NULL AND pid <> pg_backen
 class Group:
     """The sessions of one application on one host."""
 
-    application: str  # "" for sessions without a name
-    host: str  # as the process names it, else its address; "" for a Unix socket, or not to be seen
-    processes: int | None  # that are connected; None: they do not name themselves
+    application: str  # "" if they have no name
+    host: str  # from the name of the process, else the address; "" for a Unix socket, or hidden
+    processes: int | None  # None: their names do not tell
 
     active: int
     idle: int
     in_transaction: int  # idle in it
-    unknown: int  # of which this role may not see the state
+    unknown: int  # whose state this role may not see
 
-    # Seconds that the one has been so which has been so for longest; None: there is none.
+    # Seconds that the oldest of each state has been in it; None: there is none.
     oldest_active: float | None
     oldest_idle: float | None
     oldest_in_transaction: float | None
@@ -82,30 +82,30 @@ class Process:
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """One of those who block, or are blocked."""
+    """A session that blocks another, or is blocked."""
 
     pid: int  # of the server's process
     application: str
     host: str
-    state: str | None  # None: this role may not see it, or it is in no session of this database
-    seconds: float | None  # for which it has been in that state
+    state: str | None  # None: this role may not see it, or it is no session of this database
+    seconds: float | None  # in that state
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blocked:
-    """A session that waits for a lock, and those that stand before it."""
+    """A session that waits for a lock, and the sessions that block it."""
 
     session: Session
-    seconds: float | None  # for which it has waited; None: PostgreSQL 13 does not tell
+    seconds: float | None  # that it has waited; None on PostgreSQL 13
     blockers: tuple[Session, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fleet:
-    """All sessions of one database, but the one that asks."""
+    """All sessions of one database, without this one."""
 
     groups: tuple[Group, ...]  # the largest first
-    blocked: tuple[Blocked, ...]  # who has waited for longest first
+    blocked: tuple[Blocked, ...]  # the longest wait first
     processes: tuple[Process, ...] = ()  # that name themselves, by application, host and pid
 
     @property
@@ -218,7 +218,7 @@ def _name(row: Mapping[str, Any]) -> Name:
 
 
 def _state(row: Mapping[str, Any]) -> str | None:
-    """One of STATES; None if this role may not see it."""
+    """Return one of STATES, or None if this role may not see it."""
     state = row["state"]
     if state == "idle in transaction (aborted)":
         return "idle in transaction"

@@ -1,4 +1,4 @@
-"""The web server of the project, as far as a command beside it can know."""
+"""What can be known of the project's web server: from the environment and the command line."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ ASGI_SERVERS = ("daphne", "granian", "hypercorn", "uvicorn")
 
 @dataclass(frozen=True, kw_only=True)
 class WebServer:
-    """What is known; None or empty where it is not."""
+    """The known facts; None or "" if unknown."""
 
-    # Seconds after which gunicorn kills a worker that is busy with one request.
+    # Seconds after which gunicorn kills a worker that handles one request.
     worker_timeout: float | None = None
-    asgi: str = ""  # what says that requests come by ASGI, such as "uvicorn"
+    asgi: str = ""  # the sign that requests come by ASGI, such as "uvicorn"
 
 
 def web_server(
     environ: Mapping[str, str] | None = None, argv: Sequence[str] | None = None
 ) -> WebServer:
-    """Look at the environment, at how this process was started, and at the settings."""
+    """Read the environment, the command line of this process, and the settings."""
     environ = os.environ if environ is None else environ
     program, *arguments = sys.argv if argv is None else argv
     name = Path(program).parent.name if Path(program).name == "__main__.py" else Path(program).name
     words = arguments if name == "gunicorn" else []
     try:
         words = [*shlex.split(environ.get(GUNICORN, "")), *words]
-    except ValueError:  # quotes that nobody closes: gunicorn does not start with them
+    except ValueError:  # an unclosed quote, with which gunicorn does not start
         words = []
     worker_class, timeout = _gunicorn(words) if words or name == "gunicorn" else ("", None)
     return WebServer(worker_timeout=timeout, asgi=_asgi(name, worker_class))
 
 
 def _gunicorn(words: Sequence[str]) -> tuple[str, float | None]:
-    """The class of the workers, and their timeout as far as it is one for a request.
+    """Return the class of the workers, and their timeout if it limits a request.
 
-    Only a sync worker handles its request in the thread that tells gunicorn that it lives. A
-    configuration file may say anything: with one, nothing is known.
+    Only a sync worker handles its request in the thread that reports to gunicorn. A configuration
+    file may set anything, so with one, nothing is known.
     """
     parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("-c", "--config")

@@ -1,1 +1,1 @@
-"""The same settings as PgBouncer's files."""
+"""Writes the settings as PgBouncer's files."""

@@ -1,4 +1,4 @@
-"""How clients reach a PgBouncer: its names for their databases, and their settings."""
+"""How clients reach PgBouncer: its names for their databases, and their settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EVERY_ADDRESS = ("*", "0.0.0.0", "::")  # noqa: S104 - recognized, not listened 
 
 
 def client_settings(targets: Sequence[Target], plan: Plan) -> list[str]:
-    """What leads each alias to PgBouncer, without a password, a line for each setting or entry."""
+    """Return the settings that lead each alias to PgBouncer, a line each, without a password."""
     host, names = _client_host(targets, plan), client_names(targets)
     found = []
     if any(each.prefix is not None for each in targets):
@@ -37,18 +37,18 @@ def client_settings(targets: Sequence[Target], plan: Plan) -> list[str]:
 
 
 def client_names(targets: Sequence[Target]) -> dict[str, str]:
-    """What each alias's database is called at PgBouncer, where no two may be called the same."""
+    """Return PgBouncer's name for the database of each alias; no two are equal."""
     names: dict[str, str] = {}
     for each in targets:
         name = _plain(each.name)
-        while name in names.values() or name == "pgbouncer":  # that is its console
+        while name in names.values() or name == "pgbouncer":  # the name of its console
             name = f"{name}_{_plain(each.alias)}"
         names[each.alias] = name
     return names
 
 
 def is_exposed(plan: Plan) -> bool:
-    """True if other machines reach the port, so that their connections need TLS."""
+    """Return True if other machines can reach the port, so that it needs TLS."""
     return plan.listen_addr is not None and not all(
         address == "localhost" or (address and is_local(address)) for address in plan.addresses
     )
@@ -66,5 +66,5 @@ def _in_url(host: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """A name that the configuration can hold: PgBouncer 1.18 cannot read one in quotes."""
+    """Return a name for the configuration: PgBouncer 1.18 cannot read one in quotes."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name)

@@ -1,4 +1,4 @@
-"""Write files that hold secrets: for their owner alone, each in one step."""
+"""Writes files that hold secrets: readable by their owner only, each replaced atomically."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 def write_private(directory: Path, name: str, text: str) -> Path:
-    """Write a file with mode 0600, in place of the one that is there, and return its path.
+    """Write a file with mode 0600, or replace it atomically, and return its path.
 
-    Whoever reads meanwhile has the old file or the new one, whole. What root writes belongs to the
-    owner of the directory, which is PgBouncer's account where a package has made it.
+    A file that root writes gets the owner of the directory, which is PgBouncer's account if a
+    package created it.
 
     Raises ValueError: the end of a sentence that begins with the directory.
     """

@@ -1,4 +1,4 @@
-"""The five settings as the text of PgBouncer's files. docs/pgbouncer.md explains each line."""
+"""Writes the settings as pgbouncer.ini. docs/pgbouncer.md explains each line."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from abs_orm_app.pgbouncer.target import PARAMETERS, Plan, Target, is_private
 from abs_orm_app.pgbouncer.userlist import FILE, passwords, quoted
 from abs_orm_app.pool.constants import PING_AFTER, RETRY_INTERVAL
 
-CLIENTS_PER_PROCESS = 100  # a client that waits costs PgBouncer some kB; one refused is an error
-FOR_EVER = 315_360_000  # seconds, ten years: to PgBouncer, a lifetime of 0 means "use it once"
+CLIENTS_PER_PROCESS = 100  # a waiting client costs PgBouncer a few kB, a refused one is an error
+FOR_EVER = 315_360_000  # seconds, ten years: to PgBouncer, a lifetime of 0 means "use once"
 _SECRET = re.compile("password|secret|token|key")  # in the name of an option
-RESERVE_AFTER = 0.1  # seconds; the overflow is for whoever has to wait at all, and 0 is "never"
+RESERVE_AFTER = 0.1  # seconds; the overflow is for any client that waits, and 0 means "never"
 
 
 def pgbouncer_ini(targets: Sequence[Target], plan: Plan) -> str:
-    """Write a pgbouncer.ini that starts as it is.
+    """Return a complete pgbouncer.ini.
 
-    Raises ValueError, one sentence, for what one PgBouncer cannot be at the same time.
+    Raises ValueError, one sentence, for settings that one PgBouncer cannot combine.
     """
     first, private = targets[0], is_private(targets, plan)
     for each in targets:
@@ -54,7 +54,7 @@ def _check_target(each: Target, plan: Plan) -> None:
     near = each.host.startswith("/") or each.host in (*THIS_MACHINE, *plan.addresses)
     if each.port == plan.listen_port and (near or each.settings.mode == "pgbouncer"):
         raise ValueError(
-            f"{where} is at port {each.port}, where PgBouncer itself is to listen: give the"
+            f"{where} is at port {each.port}, where PgBouncer itself would listen: set the"
             " address of the server for this command, or another --listen-port."
         )
     for name in each.options:
@@ -68,8 +68,8 @@ def _check_target(each: Target, plan: Plan) -> None:
         name, value = next(iter(each.options.items()))
         to = "" if _SECRET.search(name) else f" TO {_literal(value)}"
         raise ValueError(
-            f"{where} has options ({name}), which PgBouncer does not pass on, and which no"
-            " connection has any more after its first client: let the server set them with"
+            f"{where} has options ({name}), which PgBouncer does not pass on, and which a server"
+            " connection loses after its first client: let the server set them with"
             f" ALTER ROLE {quoted(each.user)} SET {name}{to}."
         )
 
@@ -86,12 +86,12 @@ def _check_shared(first: Target, other: Target) -> None:
 
 
 def _shared(each: Target) -> dict[str, str]:
-    """What PgBouncer has once for all its databases."""
+    """Return the settings that PgBouncer has once for all databases."""
     pre_ping, recycle = each.settings.pre_ping, each.settings.recycle
     return {
         "query_wait_timeout": f"{each.settings.timeout:g}",
         "server_lifetime": f"{FOR_EVER if recycle == NEVER else recycle:.10g}",
-        # The cheapest query that every version can send; without one, nothing is checked.
+        # The cheapest query that all versions support; with an empty one, nothing is checked.
         "server_check_query": ";" if pre_ping else "",
         "server_check_delay": f"{PING_AFTER:g}",
         **each.parameters,
@@ -112,14 +112,14 @@ def _head(targets: Sequence[Target], plan: Plan) -> str:
 
 
 def _database(each: Target, name: str, default: PoolSettings, plan: Plan, private: bool) -> str:
-    """One line of [databases]: where it is, and what only it has."""
+    """Return one line of [databases]: the address, and what differs from the other databases."""
     pairs = {"host": each.host, "port": str(each.port)}
     if name != each.name:
         pairs["dbname"] = each.name
     if private:
         pairs["user"] = each.user
-    # Otherwise each client is the role that it logs in as: a user and a password in this line would
-    # let every role of userlist.txt in as this one.
+    # Otherwise each client keeps the role that it logs in as. A user and a password in this line
+    # would let every role of userlist.txt act as this one.
     if (each.settings.size, each.settings.overflow) != (default.size, default.overflow):
         pairs["pool_size"] = str(each.settings.size)
         pairs["reserve_pool"] = str(each.settings.overflow)
@@ -136,7 +136,7 @@ def _clients(targets: Sequence[Target], plan: Plan, private: bool) -> Iterator[s
     if private:
         yield from _block(
             "Where clients connect. The database asks for no password, because only one account"
-            " can reach its socket; so only that account (and root) can reach this one.",
+            " can reach its socket; only that account (and root) can reach this one, too.",
             listen_port=plan.listen_port,
             unix_socket_dir=directories[0],
             unix_socket_mode="0700",
@@ -144,9 +144,9 @@ def _clients(targets: Sequence[Target], plan: Plan, private: bool) -> Iterator[s
         )
     else:
         yield from _block(
-            "Where clients connect, and which may. `manage.py pgbouncer_ini --userlist` writes the"
-            " file. It holds passwords: let PgBouncer's account alone read it. It is looked for in"
-            " the directory where PgBouncer is started.",
+            "Where clients connect, and who may. `manage.py pgbouncer_ini --output` writes the"
+            " file. It holds passwords: let only PgBouncer's account read it. PgBouncer looks for"
+            " it in the directory where it is started.",
             listen_addr=plan.listen_addr or LOOPBACK,
             listen_port=plan.listen_port,
             **{"unix_socket_dir": directories[0]} if directories else {},
@@ -160,14 +160,14 @@ def _clients(targets: Sequence[Target], plan: Plan, private: bool) -> Iterator[s
     clients = plan.processes * CLIENTS_PER_PROCESS * len(targets)
     servers = sum(each.settings.size + each.settings.overflow for each in targets)
     yield from _block(
-        f"{CLIENTS_PER_PROCESS} threads in each of {_counted(plan.processes)}, amply: a client that"
-        " waits costs little, one that is refused is an error. It takes a limit of open files"
-        f" (ulimit -n) of {clients + servers} and some more.",
+        f"{CLIENTS_PER_PROCESS} threads in each of {_counted(plan.processes)}, with room to spare:"
+        " a waiting client costs little, a refused one is an error. The limit of open files"
+        f" (ulimit -n) has to be above {clients + servers}.",
         max_client_conn=clients,
     )
     yield from _block(
-        "Who may look at SHOW POOLS and SHOW CONFIG (database `pgbouncer`), as check_pool does; and"
-        " who may RELOAD, PAUSE and RESUME.",
+        "Who may use SHOW POOLS and SHOW CONFIG (database `pgbouncer`), as check_pool does; and who"
+        " may RELOAD, PAUSE and RESUME.",
         # A comma separates names here, and nothing quotes one.
         stats_users=", ".join(dict.fromkeys(e.user for e in targets if "," not in e.user)),
     )
@@ -178,8 +178,8 @@ def _pools(targets: Sequence[Target], plan: Plan) -> Iterator[str]:
     first = targets[0].settings
     if plan.pool_mode == "transaction":
         yield from _block(
-            "A client has a server connection for as long as its transaction takes. What needs a"
-            " session does not work: SET, LISTEN, session advisory locks, cursors WITH HOLD.",
+            "A client has a server connection for the time of a transaction. What needs a session"
+            " does not work: SET, LISTEN, session advisory locks, cursors WITH HOLD.",
             pool_mode="transaction",
         )
     else:
@@ -188,7 +188,7 @@ def _pools(targets: Sequence[Target], plan: Plan) -> Iterator[str]:
         )
     if any(each.options for each in targets):
         yield from _block(
-            "What `options` would set is in connect_query above.",
+            "connect_query above sets what is in `options`.",
             ignore_startup_parameters="options",
         )
     needed = any(each.prepares for each in targets)
@@ -199,12 +199,12 @@ def _pools(targets: Sequence[Target], plan: Plan) -> Iterator[str]:
         default_pool_size=first.size,
     )
     yield from _block(
-        f"DB_MAX_OVERFLOW: more, once a client has waited for {RESERVE_AFTER:g} s.",
+        f"DB_MAX_OVERFLOW: more of them, after a client has waited for {RESERVE_AFTER:g} s.",
         reserve_pool_size=first.overflow,
         reserve_pool_timeout=f"{RESERVE_AFTER:g}",
     )
     yield from _block(
-        "Both together, also where several roles use the same database: each has its own pool.",
+        "Both together, also if several roles use the same database: each role has its own pool.",
         max_db_connections=first.size + first.overflow,
     )
 
@@ -218,27 +218,27 @@ def _servers(shared: Mapping[str, str]) -> Iterator[str]:
         **some("query_wait_timeout"),
     )
     yield from _block(
-        f"DB_POOL_RECYCLE: seconds that a server connection is used ({FOR_EVER} stands for ever).",
+        f"DB_POOL_RECYCLE: maximum age of a server connection in seconds ({FOR_EVER}: no limit).",
         **some("server_lifetime"),
     )
     yield from _block(
-        "DB_POOL_PRE_PING: check a server connection that was idle for longer than the delay,"
-        " in seconds, before it is used; no query: never.",
+        "DB_POOL_PRE_PING: check a server connection before its use, if it was idle for longer than"
+        " the delay in seconds; without a query, never.",
         **some("server_check_query", "server_check_delay"),
     )
     yield from _block(
         "Seconds between attempts to connect to a server that is down. With the default of 15, an"
-        " outage goes on for up to 15 s after its end.",
+        " outage lasts up to 15 s longer than the server is down.",
         server_login_retry=f"{RETRY_INTERVAL:g}",
     )
     yield from _block("How to connect to the server.", **some(*PARAMETERS.values()))
 
 
 def _operation(plan: Plan) -> Iterator[str]:
-    yield from _block("It logs to stderr. As a daemon (-d) it needs these.")
+    yield from _block("It logs to stderr. A daemon (-d) needs these.")
     yield ";logfile = pgbouncer.log"
     yield ";pidfile = pgbouncer.pid"
-    yield from _block("The account that it becomes, if root starts it: it refuses to be root.")
+    yield from _block("The account that it changes to if root starts it; it does not run as root.")
     yield f"user = {plan.account}" if plan.account else ";user = pgbouncer"
 
 
@@ -254,7 +254,7 @@ def _block(comment: str, /, **settings: object) -> Iterator[str]:
 
 
 def _value(text: str) -> str:
-    """A value of a connection string, in PgBouncer's own syntax: no backslashes."""
+    """Return a value of a connection string in PgBouncer's syntax, which has no backslashes."""
     return text if re.fullmatch(r"[\w./:@-]+", text, re.ASCII) else _literal(text)
 
 

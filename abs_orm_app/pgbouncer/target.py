@@ -1,4 +1,4 @@
-"""What a PgBouncer in front of the databases of a project has to know of them, as facts."""
+"""Reads what PgBouncer has to know of an alias of DATABASES into facts."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from abs_orm_app.config.entry import app_options
 from abs_orm_app.environment import PoolSettings
 from abs_orm_app.facts.databases import Configured, pool_settings
 
-POOL_MODES = ("transaction", "session")  # statement pooling forbids the transactions of Django
+POOL_MODES = ("transaction", "session")  # statement pooling forbids transactions
 LISTEN_PORT = 6432
 
-# libpq's parameters that PgBouncer has as well, under other names, once for all its databases.
+# Parameters of libpq, and PgBouncer's names for them; it has one value for all databases.
 PARAMETERS = {
     "connect_timeout": "server_connect_timeout",
     "keepalives": "tcp_keepalive",
@@ -33,10 +33,10 @@ PARAMETERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """An alias as PgBouncer needs to know it."""
+    """An alias, as far as PgBouncer needs to know it."""
 
     alias: str
-    prefix: str | None  # of its variables; None: its entry is written by hand
+    prefix: str | None  # of its variables; None: the entry is written by hand
     scheme: str  # of its URL
     host: str  # or the directory of a Unix socket
     port: int
@@ -44,33 +44,33 @@ class Target:
     user: str
     password: str = field(repr=False)
     parameters: Mapping[str, str]  # PgBouncer's names, as in PARAMETERS
-    options: Mapping[str, str]  # what libpq's `options` set in each session
+    options: Mapping[str, str]  # the settings in libpq's `options`
     role: str  # Django's assume_role, or ""
     prepares: bool  # psycopg prepares statements
     settings: PoolSettings
 
     @property
     def is_private(self) -> bool:
-        """True if nothing but the permissions of a Unix socket keeps strangers out."""
+        """True if only the permissions of a Unix socket keep strangers out."""
         return self.host.startswith("/") and not self.password
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What PgBouncer is to be, beyond what the settings say."""
+    """What the command line says about the PgBouncer to configure."""
 
     pool_mode: str = POOL_MODES[0]
-    # As PgBouncer takes it, so with commas between several. None: this machine, or a Unix socket
-    # alone where that will do.
+    # As PgBouncer reads it, with commas between several. None: this machine, or only a Unix socket
+    # if there is no password.
     listen_addr: str | None = None
     listen_port: int = LISTEN_PORT
     processes: int = 1  # of clients
-    account: str | None = None  # of the operating system, which it becomes if started as root
+    account: str | None = None  # that it changes to if root starts it
     with_password: bool = False
 
     @property
     def addresses(self) -> list[str]:
-        """Those of `listen_addr`."""
+        """The addresses in `listen_addr`."""
         return [address.strip() for address in (self.listen_addr or "").split(",")]
 
 
@@ -80,18 +80,18 @@ def is_private(targets: Sequence[Target], plan: Plan) -> bool:
 
 
 def target(database: Configured, entry: Mapping[str, Any], environ: Mapping[str, str]) -> Target:
-    """Read one entry of DATABASES, as Django completes it; what it leaves out, as libpq does.
+    """Read one entry of DATABASES, with Django's defaults, then libpq's variables.
 
-    Raises ValueError, one sentence, for what PgBouncer cannot do.
+    Raises ValueError, one sentence, for what PgBouncer does not support.
     """
     where = f"DATABASES[{database.alias!r}]"
     if database.vendor != "postgresql":
         what = database.vendor or database.engine
-        raise ValueError(f"{where} is {what}: PgBouncer is for PostgreSQL alone.")
+        raise ValueError(f"{where} is {what}: PgBouncer supports PostgreSQL only.")
     if app_options(entry).get("password_provider"):
         raise ValueError(
             f"{where} has its password from a function, which PgBouncer cannot call:"
-            " give PgBouncer a role of its own, with a password that lasts."
+            " give PgBouncer its own role, with a password that does not change."
         )
     given = entry["OPTIONS"] or {}
     known = {name: environ[env] for name, env in libpq_parameters().items() if env in environ}
@@ -123,22 +123,22 @@ def _own_name(where: str) -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # the latter since Python 3.13
         raise ValueError(
-            f"{where} names no USER, and this account of the operating system has no name, which"
-            " would stand for it, as in a container: name one."
+            f"{where} has no USER, and this account of the operating system has no name to use"
+            " instead, as in a container: set USER."
         ) from None
 
 
 def _check_parameters(where: str, known: Mapping[str, Any]) -> None:
     for name, value in known.items():
         if isinstance(value, str) and re.search(r"[\r\n\0]", value):
-            raise ValueError(f"{where} has a {name} with a line break, which no file can hold.")
+            raise ValueError(f"{where} has a line break in {name}, which the file cannot hold.")
     if "service" in known:
-        raise ValueError(f"{where} names a service, which only libpq reads: give host and port.")
+        raise ValueError(f"{where} uses a service, which only libpq reads: set host and port.")
     certificate = known.get("sslrootcert", "")
     if certificate == "system" or (known.get("sslmode", "")[:7] == "verify-" and not certificate):
         raise ValueError(
-            f"{where} has the server's certificate verified with certificates that only libpq"
-            " finds: name their file in sslrootcert"
+            f"{where} verifies the server's certificate with certificates that only libpq"
+            " finds: set their file in sslrootcert"
             " (the system's are in /etc/ssl/certs/ca-certificates.crt on Debian)."
         )
 
@@ -146,25 +146,25 @@ def _check_parameters(where: str, known: Mapping[str, Any]) -> None:
 def _host(where: str, host: str, known: Mapping[str, str]) -> str:
     host = known.get("hostaddr") or host or known.get("host", "")
     if not host:
-        raise ValueError(f"{where} names no host: name one, or the directory of the Unix socket.")
+        raise ValueError(f"{where} has no host: set one, or the directory of the Unix socket.")
     if not host.startswith(("/", "@")) and re.search("[@/]", host):
-        raise ValueError(f"{where} has more than a host as its HOST: give the host alone.")
+        raise ValueError(f"{where} has more than a host in HOST: set the host only.")
     if "," in host:
         raise ValueError(
-            f"{where} names several hosts: libpq takes the first that answers, PgBouncer would use"
-            " them all in turn. Name one, or an address that moves with the primary."
+            f"{where} has several hosts: libpq uses the first that answers, PgBouncer would use"
+            " all of them in turn. Set one, or an address that moves with the primary."
         )
     return host
 
 
 def _port(where: str, port: str) -> int:
     if not port.isdecimal():
-        raise ValueError(f"{where} has the port {port!r}: give one whole number.")
+        raise ValueError(f"{where} has no single port: set one whole number.")
     return int(port)
 
 
 def _number(text: str) -> str:
-    """PgBouncer takes 010 for 8, and does not know libpq's "negative is 0"."""
+    """Return a number for PgBouncer, which reads 010 as 8, and no negative as 0, as libpq does."""
     return str(max(0, int(text))) if re.fullmatch("-?[0-9]+", text) else text
 
 

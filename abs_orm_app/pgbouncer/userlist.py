@@ -1,4 +1,4 @@
-"""PgBouncer's userlist.txt: the roles that may come in, and their passwords."""
+"""Writes PgBouncer's userlist.txt: the roles that may log in, and their passwords."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ FILE = "userlist.txt"
 
 
 def userlist(targets: Sequence[Target], plan: Plan) -> str:
-    """Write the file: one line for each role.
+    """Return the file: one line for each role.
 
     Raises ValueError, one sentence, for passwords that PgBouncer cannot use.
     """
@@ -18,9 +18,9 @@ def userlist(targets: Sequence[Target], plan: Plan) -> str:
     for user, (alias, password) in passwords(targets).items():
         if plan.with_password and not password and not is_private(targets, plan):
             raise ValueError(
-                f"DATABASES[{alias!r}] has no password for the role {user!r}, without which"
-                " PgBouncer lets nobody in. If it is elsewhere, as in .pgpass, leave out"
-                " --with-password, and write the password in the place of PASSWORD."
+                f"DATABASES[{alias!r}] has no password for the role {user!r}, which PgBouncer"
+                " needs. If the password is elsewhere, as in .pgpass, leave out --with-password"
+                " and write it in the place of PASSWORD."
             )
         shown = password if plan.with_password else "PASSWORD"
         lines.append(f"{quoted(user)} {quoted(shown)}\n")
@@ -28,7 +28,7 @@ def userlist(targets: Sequence[Target], plan: Plan) -> str:
 
 
 def passwords(targets: Sequence[Target]) -> dict[str, tuple[str, str]]:
-    """Give each role's password, "" if it is not known, and an alias that has it.
+    """Return for each role an alias that has it, and its password, or "" if none is known.
 
     Raises ValueError, one sentence, for two passwords of one role.
     """
@@ -47,6 +47,6 @@ def passwords(targets: Sequence[Target]) -> dict[str, tuple[str, str]]:
 
 
 def quoted(text: str) -> str:
-    """A name in double quotes, as PgBouncer and PostgreSQL read it."""
+    """Put a name into double quotes, as PgBouncer and PostgreSQL read it."""
     doubled = text.replace('"', '""')
     return f'"{doubled}"'

@@ -190,21 +190,24 @@ def test_an_embedded_server_is_named_by_its_directory() -> None:
     ("url", "message"),
     [
         ("host=h dbname=n", "is not a URL like postgresql://USER:PASSWORD@HOST:PORT/NAME"),
-        ('"postgres://h/n"', "begins with a quotation mark, which is no part of a URL: remove it"),
+        ('"postgres://h/n"', "begins with a quotation mark: remove it"),
         ("'postgres://h/n'", "begins with a quotation mark"),
         ("postgresql://USER:PASSWORD@HOST:PORT/NAME", "has a port that is not a number from 1 to"),
         ("mysql://h/n", "begins with mysql://; this app supports PostgreSQL only: postgresql://"),
         ("postgress://h/n", "begins with an unknown scheme (did you mean 'postgres'?); this"),
         ("s3cret://h/n", "begins with an unknown scheme; this app supports PostgreSQL only: "),
         *(
-            (f"postgres://h:{port}/n", "has a port that is not a number from 1 to 65535; an IPv6")
+            (
+                f"postgres://h:{port}/n",
+                "has a port that is not a number from 1 to 65535; put an IPv6",
+            )
             for port in ("x", "54a", "0", "-1", " 5", "65536", "9" * 5000)
         ),
-        ("postgres://::1/n", "not a number from 1 to 65535; an IPv6 address stands in brackets"),
-        ("postgres://[::1/n", "has a host that cannot be read: an IPv6 address stands in brackets"),
+        ("postgres://::1/n", "not a number from 1 to 65535; put an IPv6 address into brackets"),
+        ("postgres://[::1/n", "has an invalid host: put an IPv6 address into brackets"),
         ("postgres://h/n?port=x", "gives port a value that is not a whole number from 1 to"),
         ("postgres://h/n?connect_timeout=1s", "gives connect_timeout a value that is not a whole"),
-        ("postgres://u:p#w@h/n", "cannot be taken apart: percent-encode what its user name or"),
+        ("postgres://u:p#w@h/n", "is ambiguous: percent-encode : / ? # @ in its user name and"),
         (
             "postgres://h/n?sslmod=require",
             "not know: number 1 (did you mean 'sslmode'?).",

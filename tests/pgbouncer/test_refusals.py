@@ -22,31 +22,31 @@ def refusal(*arguments: str, **entries: dict[str, Any]) -> str:
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        (SQLITE, "DATABASES['shop'] is sqlite: PgBouncer is for PostgreSQL alone."),
+        (SQLITE, "DATABASES['shop'] is sqlite: PgBouncer supports PostgreSQL only."),
         (
             {"ENGINE": OURS, "NAME": "shop", "HOST": "a,b"},
-            "DATABASES['shop'] names several hosts",
+            "DATABASES['shop'] has several hosts",
         ),
-        ({"ENGINE": OURS, "NAME": "shop"}, "DATABASES['shop'] names no host"),
+        ({"ENGINE": OURS, "NAME": "shop"}, "DATABASES['shop'] has no host"),
         (
             {"ENGINE": OURS, "NAME": "shop", "HOST": "postgresql://app:s3cret@db/shop"},
-            "DATABASES['shop'] has more than a host as its HOST: give the host alone.",
+            "DATABASES['shop'] has more than a host in HOST: set the host only.",
         ),
         (
             {"ENGINE": OURS, "NAME": "", "OPTIONS": {"service": "x"}},
-            "DATABASES['shop'] names a service",
+            "DATABASES['shop'] uses a service",
         ),
         (
             {"ENGINE": OURS, "NAME": "shop", "HOST": "db", "PORT": "1,2"},
-            "DATABASES['shop'] has the port '1,2': give one whole number.",
+            "DATABASES['shop'] has no single port: set one whole number.",
         ),
         (
             {"ENGINE": OURS, "NAME": "shop", "HOST": "db", "PASSWORD": "a\nb"},
-            "DATABASES['shop'] has a PASSWORD with a line break, which no file can hold.",
+            "DATABASES['shop'] has a line break in PASSWORD, which the file cannot hold.",
         ),
         (
             {"ENGINE": OURS, "NAME": "x", "HOST": "db", "OPTIONS": {"assume_role": "a\nb"}},
-            "DATABASES['shop'] has a assume_role with a line break",
+            "DATABASES['shop'] has a line break in assume_role",
         ),
         (
             {"ENGINE": OURS, "NAME": "x", "HOST": "db", "OPTIONS": {"options": "-c app.token=x"}},
@@ -54,7 +54,7 @@ def refusal(*arguments: str, **entries: dict[str, Any]) -> str:
         ),
         (
             {"ENGINE": OURS, "NAME": "x", "HOST": "db", "OPTIONS": {"sslmode": "verify-full"}},
-            "DATABASES['shop'] has the server's certificate verified with certificates that only"
+            "DATABASES['shop'] verifies the server's certificate with certificates that only"
             " libpq finds",
         ),
         (
@@ -81,7 +81,7 @@ def test_a_password_from_a_function_is_refused() -> None:
 
 
 def test_pgbouncer_cannot_be_its_own_server() -> None:
-    sentence = "DATABASES['shop'] is at port 6432, where PgBouncer itself is to listen"
+    sentence = "DATABASES['shop'] is at port 6432, where PgBouncer itself would listen"
     assert refusal(shop=entry("postgresql://app:x@127.0.0.1:6432/shop")).startswith(sentence)
     remote = "postgresql://app:x@pooler.example.com:6432/shop"
     assert ini(shop=entry(remote))
@@ -114,7 +114,7 @@ def test_one_role_has_one_password() -> None:
 def test_an_unknown_password_is_refused() -> None:
     elsewhere = entry("postgresql://app@db.example.com/shop")  # such as in .pgpass
     assert refusal("--userlist", "--with-password", shop=elsewhere).startswith(
-        "DATABASES['shop'] has no password for the role 'app', without which PgBouncer lets nobody"
+        "DATABASES['shop'] has no password for the role 'app', which PgBouncer needs"
     )
     assert written("--userlist", shop=elsewhere) == '"app" "PASSWORD"\n'
     # Another alias may have it.
@@ -136,7 +136,7 @@ def test_an_account_without_a_name_needs_a_role(monkeypatch: pytest.MonkeyPatch)
     for name in ("PGUSER", "LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "getuid", lambda: NAMELESS)
-    sentence = "DATABASES['shop'] names no USER, and this account of the operating system has no"
+    sentence = "DATABASES['shop'] has no USER, and this account of the operating system has no"
     assert refusal(shop={"ENGINE": OURS, "NAME": "shop", "HOST": "db"}).startswith(sentence)
 
 
