@@ -98,7 +98,7 @@ def test_the_message_about_a_full_server_does_not_say_that_it_is_down(shared: Se
     assert FULL in text
     assert "cannot be reached" not in text
     assert "DB_POOL_SIZE" in text
-    assert "#too-many-clients" in text
+    assert "--explain too-many-clients" in text
 
 
 def test_credentials_that_became_wrong_while_connections_are_in_use_are_refused(
@@ -113,7 +113,7 @@ def test_credentials_that_became_wrong_while_connections_are_in_use_are_refused(
         pool.putconn(held)
     assert REFUSED in str(caught.value)
     assert "LOGIN" in str(caught.value)
-    assert "#wrong-credentials" in str(caught.value)
+    assert "--explain wrong-credentials" in str(caught.value)
 
 
 def test_the_message_about_a_port_that_speaks_http_says_so() -> None:
