@@ -92,7 +92,7 @@ def left_in_transaction(name: str) -> str:
 
 
 def cannot_connect(name: str, fault: Fault) -> str:
-    what = "" if fault.permanent else " It is tried again for as long as a request waits."
+    what = "" if fault.permanent else " The pool retries while a request waits."
     return f"pool {name!r} cannot connect: {first_line(fault.error)}{what}"
 
 
@@ -153,7 +153,7 @@ def housekeeping_failed(name: str, error: Exception) -> str:
 
 
 def observer_failed(name: str) -> str:
-    return f"what watches pool {name!r} failed; the pool goes on, its metrics may be wrong"
+    return f"the metrics collector of pool {name!r} failed; the pool keeps working"
 
 
 def first_line(error: BaseException) -> str:
