@@ -6,17 +6,24 @@ import gc
 import logging
 import os
 import signal
-import threading
+import socket
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
 from time import monotonic, sleep
+from types import FrameType
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg_pool import PoolTimeout
 
-from tests.support.pools import APP, LATE, AnyPool, Call, opened, ours, pid, use
+import abs_orm_app
+from tests.support.pools import APP, LATE, AnyPool, Call, opened, ours, use
 from tests.support.servers import Server, wait_until
+
+POOL = str(Path(abs_orm_app.__file__).parent / "pool")
 
 # Garbage
 
@@ -46,14 +53,33 @@ def test_a_garbage_collected_generator_may_return_its_connection(shared: Server)
         wait_until(lambda: shared.sessions(APP) <= 2, "the lost sessions to end")
 
 
-def test_each_leaked_connection_is_counted_once(shared: Server) -> None:
-    """Even where the next connection has the same address in memory."""
-    with opened(ours, shared.conninfo, min_size=1, max_size=2, timeout=20) as pool:
-        for number in range(1, 31):
-            pool.getconn()
-            use(pool)
+def test_a_leaked_connection_is_counted_although_its_address_is_used_again(
+    shared: Server,
+) -> None:
+    held: list[Any] = []
+    addresses: list[int] = []
+
+    class Large(psycopg.Connection[Any]):
+        """Of a size that few other objects have, so that the next one gets its memory."""
+
+        __slots__ = tuple(f"slot{number}" for number in range(40))
+
+        @classmethod
+        def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
+            addresses[:] = map(id, held)
+            held.clear()  # the leak
+            return super().connect(conninfo, **kwargs)
+
+    with opened(ours, shared.conninfo, min_size=1, max_size=2, connection_class=Large) as pool:
+        reused = 0
+        for number in range(1, 21):
+            held.append(pool.getconn())
+            other = Call(pool.getconn).result(within=LATE)
+            reused += [id(other)] == addresses
             wait_until(lambda n=number: leaked(pool) == n, "the loss to be counted")  # type: ignore[misc]
-        assert leaked(pool) == 30
+            pool.putconn(other)
+            wait_until(lambda: pool.get_stats()["pool_size"] == 1, "the slot to be free")
+        assert reused
 
 
 def leaked(pool: AnyPool) -> int:
@@ -65,57 +91,100 @@ def leaked(pool: AnyPool) -> int:
 
 
 def test_returning_a_connection_twice_at_the_same_time_is_refused_once(shared: Server) -> None:
-    with opened(ours, shared.conninfo, min_size=1, timeout=5) as pool:
-        for _ in range(300):
+    """One thread returns it while another is at any bytecode of its own return."""
+    with opened(ours, shared.conninfo, min_size=1, timeout=LATE) as pool:
+        for at in count():
             conn = pool.getconn()
-            start = threading.Barrier(2)
 
-            def give_back(conn: Any = conn, start: threading.Barrier = start) -> bool:
-                start.wait()
+            def give_back(conn: Any = conn) -> bool:
                 try:
                     pool.putconn(conn)
                 except ValueError:
                     return False
                 return True
 
-            assert sorted(call.result(5) for call in [Call(give_back), Call(give_back)]) == [
-                False,
-                True,
-            ]
-            assert pool.get_stats()["pool_available"] == 1
+            others: list[Call] = []
+
+            def let_the_other_return(
+                give_back: Callable[[], bool] = give_back, others: list[Call] = others
+            ) -> None:
+                others.append(Call(give_back))
+                others[0].join(LATE)  # a pool with a lock would make it wait for us
+
+            first = Call(paused, give_back, at, let_the_other_return).result(within=3 * LATE)
+            if not others:
+                break
+            assert {first, others[0].result(within=LATE)} == {True, False}, f"at bytecode {at}"
+            assert pool.get_stats()["pool_available"] == 1, f"at bytecode {at}"
+            Call(use, pool).result(within=LATE)
+        assert at > 50
+
+
+def paused(function: Callable[[], Any], at: int, meanwhile: Callable[[], None]) -> Any:
+    """Run `function`, and `meanwhile` before its `at`-th bytecode in the pool's code."""
+    left = at
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal left
+        if not frame.f_code.co_filename.startswith(POOL):
+            return None
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        if event == "opcode":
+            left -= 1
+            if left == -1:
+                meanwhile()
+        return trace
+
+    sys.settrace(trace)
+    try:
+        return function()
+    finally:
+        sys.settrace(None)
 
 
 # Signals
 
 
-def test_a_signal_handler_uses_the_pool_at_any_point(shared: Server) -> None:
-    served: list[int] = []
-    with opened(ours, shared.conninfo, min_size=2, max_size=3, timeout=5) as pool:
+def test_a_signal_handler_may_use_the_pool_at_any_bytecode(shared: Server) -> None:
+    """Python runs it between two bytecodes of the main thread. It may have to wait there until
+    another thread returns a connection.
+    """
+    with opened(ours, shared.conninfo, min_size=2, timeout=LATE) as pool:
+        for at in count():
+            held = [pool.getconn()]
+            handled: list[int] = []
 
-        def handle(*_: object) -> None:
-            conn = pool.getconn(timeout=2)
-            served.append(pid(conn))
-            pool.putconn(conn)
+            def handle(held: list[Any] = held, handled: list[int] = handled) -> None:
+                other = Call(pool.putconn, held.pop())
+                handled.append(use(pool, timeout=LATE))
+                other.result(within=LATE)
 
-        over = threading.Event()
-
-        def send_signals() -> None:
-            while not over.wait(0.003):
-                os.kill(os.getpid(), signal.SIGUSR1)
-
-        before = signal.signal(signal.SIGUSR1, handle)
-        sender = Call(send_signals)
-        try:
-            end = monotonic() + 2
-            while monotonic() < end or len(served) <= 50:
-                assert monotonic() < end + 30, "the handler was not called"
-                pool.putconn(pool.getconn(timeout=2))
+            def checkout_and_return() -> None:
+                pool.putconn(pool.getconn(timeout=LATE))
                 pool.get_stats()
+
+            Call(paused, checkout_and_return, at, handle).result(within=3 * LATE)
+            if not handled:
+                pool.putconn(held.pop())
+                break
+            stats = pool.get_stats()
+            assert stats["pool_available"] == stats["pool_size"] == 2, f"at bytecode {at}"
+        assert at > 100
+
+
+def test_a_real_signal_handler_uses_the_pool(shared: Server) -> None:
+    served: list[int] = []
+    with opened(ours, shared.conninfo, min_size=2, max_size=3, timeout=LATE) as pool:
+        before = signal.signal(signal.SIGUSR1, lambda *_: served.append(use(pool, timeout=LATE)))
+        try:
+            for _ in range(20):
+                conn = pool.getconn()
+                os.kill(os.getpid(), signal.SIGUSR1)
+                pool.putconn(conn)
         finally:
-            over.set()
-            sender.join(5)
             signal.signal(signal.SIGUSR1, before)
-        assert pool.get_stats()["pool_available"] == pool.get_stats()["pool_size"]
+    assert len(served) == 20
 
 
 # Logs
@@ -206,21 +275,33 @@ def test_a_closed_pool_has_nothing_in_use(shared: Server) -> None:
     assert (stats["pool_size"], stats["pool_available"], pool.holders()) == (0, 0, [])
 
 
-def test_a_fault_keeps_no_socket_alive(shared: Server) -> None:
-    """The frames of its traceback refer to the connection on which `configure` failed."""
+def test_a_fault_keeps_no_socket_open() -> None:
+    """The frames of its traceback refer to the connection that was not made in time."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # it never answers
+        port = mute.getsockname()[1]
+        sockets = len(open_sockets())
+        pool = ours(f"host=127.0.0.1 port={port} connect_timeout=2", min_size=1, timeout=LATE)
+        gc.collect()
+        gc.disable()
+        try:
+            pool.open()
+            wait_until(lambda: len(open_sockets()) > sockets, "an attempt")
+            wait_until(lambda: failed(pool) >= 1, "an attempt to fail")
+            # Housekeeping goes on: at most one attempt is open at a time, and it is a new one.
+            wait_until(lambda: len(open_sockets()) <= sockets, "its socket to be closed")
+        finally:
+            gc.enable()
+            pool.close(timeout=0.1)
 
-    def configure(conn: Any) -> None:
-        conn.execute("SELECT nonsense")
 
-    gc.collect()
-    gc.disable()
-    try:
-        before = len(os.listdir("/proc/self/fd"))
-        pool = ours(shared.conninfo, min_size=1, timeout=0.5, configure=configure)
-        pool.open()
-        with pytest.raises((psycopg.Error, PoolTimeout)):
-            use(pool)
-        wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before, "the sockets to close")
-        pool.close()
-    finally:
-        gc.enable()
+def failed(pool: AnyPool) -> int:
+    return int(pool.get_stats().get("connections_errors", 0))
+
+
+def open_sockets() -> set[str]:
+    found = set()
+    for file in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # it has just been closed
+            if (target := os.readlink(f"/proc/self/fd/{file}")).startswith("socket:"):
+                found.add(target)
+    return found
