@@ -23,6 +23,7 @@ from abs_orm_app.config.application_name import process_name
 from abs_orm_app.config.credentials import current_password, is_rotating
 from abs_orm_app.config.entry import Release, Reset, app_options
 from abs_orm_app.pool import registry
+from abs_orm_app.pool.ending import close_orphans
 from abs_orm_app.pool.registry import close_at_childs_end, notice_fork, pools
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ class PooledMixin(LeasingMixin):
         notice_fork()
         if pool := self._connection_pools.pop(self.alias, None):
             pool.close()
-            pool.close_orphans()
+            close_orphans(pool)
 
 
 def _current_pool(alias: str) -> HardenedPool | None:

@@ -59,7 +59,7 @@ def _describe(pool: HardenedPool, waited: float) -> str:
         limit=pool.max_size,
         connections=len(pool.entries),
         in_use=len(pool.in_use),
-        idle=pool.idle_count(),
+        idle=len(pool.idle),
         opening=len(pool.connector.attempts),
         waiting=len(pool.queue.waiters),
         longest=longest.holder() if longest else None,

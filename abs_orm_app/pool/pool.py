@@ -3,7 +3,7 @@
 Its API, parameters, statistics and exceptions are psycopg_pool's; `docs/why-our-own-pool.md` says
 why it is not that one. How it works:
 
-- `_idle` has the connections at rest, the warmest at the right; `in_use` the entries of those that
+- `idle` has the connections at rest, the warmest at the right; `in_use` the entries of those that
   are checked out; `entries` those of all that are open; `queue` the requests that wait.
 - A checkout takes an idle connection, or waits in the queue. A return hands the connection to who
   has waited longest, or makes it idle. Both look again after they have published what they did, so
@@ -26,12 +26,11 @@ from __future__ import annotations
 import logging
 import threading
 from bisect import bisect_left
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from math import inf
 from threading import current_thread
-from time import monotonic, sleep
+from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 from weakref import WeakSet
@@ -46,12 +45,15 @@ from abs_orm_app.pool.cleaner import Clean, Cleaner
 from abs_orm_app.pool.cleaning import clean as take_back
 from abs_orm_app.pool.connector import Connector
 from abs_orm_app.pool.constants import PING_AFTER
+from abs_orm_app.pool.ending import let_the_process_end, settle
 from abs_orm_app.pool.entry import ENTRY, AnyConnection, Entry, Holder, frames_of_caller
 from abs_orm_app.pool.errors import closed_error, timeout_error
 from abs_orm_app.pool.growth import PARALLEL_CONNECTS
 from abs_orm_app.pool.histogram import BOUNDS, Timings
 from abs_orm_app.pool.housekeeping import housekeeping, observers
+from abs_orm_app.pool.idle import Idle
 from abs_orm_app.pool.placement import Placement
+from abs_orm_app.pool.pre_ping import PING_TIMEOUT, is_alive
 from abs_orm_app.pool.project_check import ProjectCheck
 from abs_orm_app.pool.queue import Queue, Waiter
 from abs_orm_app.pool.sizes import checked_sizes
@@ -62,10 +64,7 @@ from abs_orm_app.pool.waiting import wait_for_connection
 logger = logging.getLogger("abs_orm_app.pool")
 IDLE = TransactionStatus.IDLE
 
-PING_TIMEOUT = 5.0  # seconds; HikariCP's validationTimeout
-PING_LEAST = 0.05  # seconds; in less, a healthy connection may seem to hang
 ROUND_TRIP = 20e-6  # seconds; in less, no server can have said anything
-LAST_WAIT = 2.0  # seconds; by then a process that has begun to end is over
 
 every_pool: WeakSet[HardenedPool] = WeakSet()
 # Each is called with each new pool, before it is opened, such as to set `use_times.record`.
@@ -151,15 +150,15 @@ class HardenedPool:
         self.pre_ping, self.leak_seconds = pre_ping, leak_seconds
         self.project_check = ProjectCheck(check) if check else None
         self._trusts = not pre_ping and check is None
-        self._ping_after = -inf if check else PING_AFTER
+        self.ping_after = -inf if check else PING_AFTER
         self.database = database
         self._successor = successor
         self.reclaim = reclaim
-        self._cleaner = Cleaner(self, clean, always=clean_always) if clean else None
+        self.cleaner = Cleaner(self, clean, always=clean_always) if clean else None
         self._min_size, self._max_size = checked_sizes(min_size, max_size)
-        self._closed, self.was_opened, self._ended = True, False, False
+        self._closed, self.was_opened, self.ended = True, False, False
 
-        self._idle: deque[Any] = deque()
+        self.idle = Idle()
         self.entries: set[Entry] = set()
         self.in_use: set[Entry] = set()
         self.queue, self.until_full = Queue(), Queue()
@@ -198,9 +197,9 @@ class HardenedPool:
         conn: Any = None
         try:
             while True:
-                if self._idle and not self._waiting:
+                if self.idle and not self._waiting:
                     try:
-                        conn = self._idle.pop()
+                        conn = self.idle.pop()
                     except IndexError:  # another thread has taken the last one
                         continue
                 else:
@@ -209,8 +208,8 @@ class HardenedPool:
                 entry = conn._pool_entry
                 if entry.expires_at > now and (
                     self._trusts
-                    or (now - entry.idle_since <= self._ping_after and not entry.poll(0))
-                    or self._is_alive(conn, entry, now, deadline)
+                    or (now - entry.idle_since <= self.ping_after and not entry.poll(0))
+                    or is_alive(self, conn, entry, now, deadline)
                 ):
                     entry.taken_at = now
                     entry.thread = current_thread()
@@ -235,47 +234,10 @@ class HardenedPool:
             raise
         return successor.getconn(max(0.0, deadline - monotonic()))
 
-    def _is_alive(self, conn: AnyConnection, entry: Entry, now: float, deadline: float) -> bool:
-        """Look at a connection that has said something, or was idle for long. It may hang."""
-        if entry.poll(0):
-            if liveness.has_ended(conn, entry.poll):
-                self.statistics.stale += 1
-                return False
-            if now - entry.idle_since <= self._ping_after:
-                return True
-        # Half of what is left: a fresh connection, if this one hangs, needs the other half.
-        allowed = min(PING_TIMEOUT, max((deadline - now) / 2, PING_LEAST))
-        if self.project_check is not None:
-            passed = self.project_check.passes(self, conn, entry, allowed)
-            self.statistics.stale += not passed
-            return passed
-        if self._answers(conn, entry, allowed):
-            return entry.expires_at > now
-        self.statistics.stale += 1
-        self._discard_suspects()
-        return False
-
-    def _answers(self, conn: AnyConnection, entry: Entry, timeout: float) -> bool:
-        """Ping an idle connection, and look what its server has become."""
-        if self.placement.must_ask(entry):
-            return self.placement.answers(entry, conn, timeout)
-        if not liveness.answers(conn, timeout):
-            return False
-        self.placement.look(entry, conn)
-        return True
-
-    def _discard_suspects(self) -> None:
-        """Close the idle connections due for a ping: they hang as the one does that was pinged."""
-        oldest = monotonic() - PING_AFTER
-        for conn in tuple(self._idle):
-            if conn._pool_entry.idle_since < oldest and self._take(conn):
-                self.statistics.stale += 1
-                self.discard(conn)
-
     def _next_pool(self, deadline: float) -> HardenedPool | None:
         """The pool, open, that serves the requests of this one, which was closed."""
-        self._let_the_process_end()
-        while self._successor and self.was_opened and not self._ended and monotonic() < deadline:
+        let_the_process_end(self)
+        while self._successor and self.was_opened and not self.ended and monotonic() < deadline:
             pool = self._successor()
             if pool is None or pool is self:
                 return None
@@ -323,10 +285,10 @@ class HardenedPool:
             else:
                 conn._pool = None
                 given = True
-                if self._cleaner and (entry.dirty is not None or self._cleaner.always):
-                    self._cleaner.add(conn)
+                if self.cleaner and (entry.dirty is not None or self.cleaner.always):
+                    self.cleaner.add(conn)
                 elif not (self._waiting and self.queue.hand_over(conn)):
-                    self._idle.append(conn)
+                    self.idle.append(conn)
                     self._look_again()
         except BaseException as error:
             if not claimed and isinstance(error, AttributeError | KeyError):
@@ -359,7 +321,7 @@ class HardenedPool:
         conn._pool = None
         entry.idle_since = now
         if not (self._waiting and self.queue.hand_over(conn)):
-            self._idle.append(conn)
+            self.idle.append(conn)
             self._look_again()
 
     def _look_again(self) -> None:
@@ -368,18 +330,18 @@ class HardenedPool:
             self.serve()
         if self._closed:
             self._close_idle()
-        if self.until_full.waiters and len(self._idle) >= self._min_size:
+        if self.until_full.waiters and len(self.idle) >= self._min_size:
             self.until_full.tell_all(bool)
 
     def serve(self) -> None:
         """Hand idle connections to those who wait."""
-        while self._waiting and self._idle:
+        while self._waiting and self.idle:
             try:
-                conn = self._idle.pop()
+                conn = self.idle.pop()
             except IndexError:
                 return
             if not self.queue.hand_over(conn):
-                self._idle.append(conn)
+                self.idle.append(conn)
 
     def _take_back(self, conn: Any) -> None:
         """Undo a checkout that was interrupted."""
@@ -388,14 +350,6 @@ class HardenedPool:
             self.add(conn)
         else:
             self.discard(conn)  # in the middle of a ping
-
-    def _take(self, conn: Any) -> bool:
-        """Take this connection out of the idle ones; False if somebody else did."""
-        try:
-            self._idle.remove(conn)
-        except ValueError:
-            return False
-        return True
 
     def discard(self, conn: Any) -> None:
         """Close a connection that no one else has, give its slot back, have what is missing opened.
@@ -417,9 +371,9 @@ class HardenedPool:
         conn.close()
 
     def _close_idle(self) -> None:
-        while self._idle:
+        while self.idle:
             try:
-                conn = self._idle.popleft()
+                conn = self.idle.popleft()
             except IndexError:
                 return
             self.discard(conn)
@@ -459,7 +413,7 @@ class HardenedPool:
         """
         if self._closed:
             if self.was_opened:
-                self._let_the_process_end()
+                let_the_process_end(self)
                 raise PoolClosed(f"the pool {self.name!r} was closed and cannot be reused")
             self._closed = False
             self.was_opened = True
@@ -499,7 +453,7 @@ class HardenedPool:
     def resize(self, min_size: int, max_size: int | None = None) -> None:
         """Change the limits; what is over the new ones is closed at once or on return."""
         self._min_size, self._max_size = checked_sizes(min_size, max_size)
-        while len(self.entries) > self._max_size and self._idle:
+        while len(self.entries) > self._max_size and self.idle:
             self.close_longest_idle(monotonic())
         self._look_again()
         self.call_housekeeping()
@@ -508,15 +462,15 @@ class HardenedPool:
         """Replace each connection by a new one: the idle now, those in use when they come back."""
         for entry in tuple(self.entries):
             entry.expire()
-        for conn in tuple(self._idle):
-            if conn._pool_entry.expires_at < 0 and self._take(conn):
+        for conn in tuple(self.idle):
+            if conn._pool_entry.expires_at < 0 and self.idle.take(conn):
                 self.discard(conn)
 
     def check(self) -> None:
         """Ping each idle connection, and replace those that are expired or do not answer."""
         hangs = False  # the others hang as the one does that did not answer
-        for conn in tuple(self._idle):
-            if not self._take(conn):
+        for conn in tuple(self.idle):
+            if not self.idle.take(conn):
                 continue
             if not hangs and liveness.answers(conn, PING_TIMEOUT):
                 self.add(conn)
@@ -543,48 +497,9 @@ class HardenedPool:
         self._close_idle()
         close_lost(self)
         if was_open:
-            self.settle(timeout)
+            settle(self, timeout)
             observers.tell(self)
         self.call_housekeeping()  # which forgets it
-
-    def close_orphans(self) -> None:
-        """Close the connections in use whose thread has ended without returning them."""
-        for entry in tuple(self.in_use):
-            conn = entry.weak()
-            if conn is not None and entry.is_orphaned():
-                with suppress(ValueError):  # it is just being returned
-                    self.hang_up(conn)
-                    self.putconn(conn)
-
-    def settle(self, timeout: float) -> None:
-        """Wait up to `timeout` seconds for connections that are being opened, and open no more."""
-        deadline = monotonic() + timeout
-        self.connector.paused = True
-        while (self.connector.attempts or self._is_cleaning()) and monotonic() < deadline:
-            sleep(0.005)
-
-    def _is_cleaning(self) -> bool:
-        return self._cleaner is not None and self._cleaner.busy
-
-    def resume(self) -> None:
-        """Open again what is missing, after `settle`."""
-        self.connector.paused = False
-        if not self._closed:
-            self.call_housekeeping()
-
-    def close_for_good(self, timeout: float) -> None:
-        """At the end of the process: close, in about `timeout` seconds."""
-        self._ended = True
-        self.close(timeout)
-        self.close_orphans()
-
-    def _let_the_process_end(self) -> None:
-        """Wait a little, if this is a daemon thread, which runs on for a moment.
-
-        It then ends with the process; an error at once would only make it complain.
-        """
-        if self._ended and threading.current_thread() is not threading.main_thread():
-            sleep(LAST_WAIT)
 
     def abandon(self) -> None:
         """In a forked child: forget the parent's connections without a byte on its sockets."""
@@ -593,14 +508,14 @@ class HardenedPool:
             entry.detach()
         self.entries.clear()
         self.in_use.clear()
-        for conn in tuple(self._idle):
+        for conn in tuple(self.idle):
             self.hang_up(conn)
-        self._idle.clear()
+        self.idle.clear()
         self._waiting.clear()
         self.until_full.waiters.clear()
         self.connector.abandon()
-        if self._cleaner:
-            self._cleaner.reset()
+        if self.cleaner:
+            self.cleaner.reset()
 
     def reconnect_failed(self) -> None:
         """Called when connecting has failed for `reconnect_timeout` seconds."""
@@ -626,26 +541,15 @@ class HardenedPool:
         return len(self.entries) < self._min_size
 
     def has_connections_in_use(self) -> bool:
-        return len(self.entries) > len(self._idle)
-
-    def idle_count(self) -> int:
-        return len(self._idle)
-
-    def idle_since(self) -> float | None:
-        """When the connection that is idle for longest was used last; None if none is idle."""
-        try:
-            since: float = self._idle[0]._pool_entry.idle_since
-        except IndexError:
-            return None
-        return since
+        return len(self.entries) > len(self.idle)
 
     def close_longest_idle(self, before: float) -> bool:
         """Close the connection that is idle for longest, if it was not used since `before`."""
         try:
-            conn = self._idle[0]
+            conn = self.idle[0]
         except IndexError:
             return False
-        if conn._pool_entry.idle_since > before or not self._take(conn):
+        if conn._pool_entry.idle_since > before or not self.idle.take(conn):
             return False
         self.discard(conn)
         return True
@@ -679,7 +583,7 @@ class HardenedPool:
             "pool_min": self._min_size,
             "pool_max": self._max_size,
             "pool_size": len(self.entries) + opening,
-            "pool_available": len(self._idle),
+            "pool_available": len(self.idle),
             "requests_waiting": len(self._waiting),
             POOL_OPENING: opening,
         }

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from abs_orm_app.pool.ending import close_for_good, resume, settle
+
 if TYPE_CHECKING:
     from abs_orm_app.pool.pool import HardenedPool
 
@@ -63,13 +65,13 @@ def _settle() -> None:
     """
     notice_fork()
     for pool in _every_pool():
-        pool.settle(SETTLE_TIMEOUT)
+        settle(pool, SETTLE_TIMEOUT)
 
 
 def _resume() -> None:
     """After a fork, in the parent: go on filling the pools."""
     for pool in _every_pool():
-        pool.resume()
+        resume(pool)
 
 
 def _start_clean() -> None:
@@ -107,7 +109,7 @@ def _close_all() -> None:
     _ended = True
     mine = _every_pool()
     for pool in mine:
-        pool.close_for_good(SETTLE_TIMEOUT)
+        close_for_good(pool, SETTLE_TIMEOUT)
     if mine:
         _hang_up()
 

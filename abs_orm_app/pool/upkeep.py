@@ -86,7 +86,7 @@ def _collect_garbage(pool: HardenedPool, now: float) -> bool:
     Each ended thread with a connection in hand is a reason once. Otherwise it takes a long wait. A
     collection that may not fit in before the next deadline is made when nobody waits.
     """
-    if len(pool.entries) - pool.idle_count() < pool.max_size:
+    if len(pool.entries) - len(pool.idle) < pool.max_size:
         pool.owes_collection = False
         return False
     waiters = tuple(pool.queue.waiters)
@@ -120,7 +120,7 @@ def _warn_of_leaks(pool: HardenedPool, now: float) -> float:
 def _close_unused(pool: HardenedPool, now: float) -> float:
     """Close the overflow that was idle for `max_idle` seconds; return when to look again."""
     while len(pool.entries) > pool.min_size:
-        since = pool.idle_since()
+        since = pool.idle.since()
         if since is None:
             return now + pool.max_idle
         if since + pool.max_idle > now:

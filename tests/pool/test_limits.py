@@ -143,11 +143,11 @@ def test_drain_replaces_idle_connections_now_and_used_ones_when_they_return(
 ) -> None:
     with opened(ours, shared.conninfo, min_size=2) as pool:
         used = pool.getconn()
-        old = {pid(conn) for conn in [used, *pool._idle]}
+        old = {pid(conn) for conn in [used, *pool.idle]}
         pool.drain()
         pool.putconn(used)
         wait_until(lambda: pool.get_stats()["pool_available"] == 2, "the new connections")
-        assert not old & {pid(conn) for conn in pool._idle}
+        assert not old & {pid(conn) for conn in pool.idle}
 
 
 def test_check_replaces_the_idle_connections_that_are_dead(shared: Server) -> None:

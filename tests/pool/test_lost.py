@@ -87,7 +87,7 @@ def test_a_leaked_connection_is_replaced_without_a_waiting_client(shared: Server
         wait_until(lambda: pool.get_stats()["pool_available"] == 2, "the place to be filled")
         assert isinstance(pool, HardenedPool)
         assert not pool.holders()
-        assert lost not in {pid(conn) for conn in pool._idle}
+        assert lost not in {pid(conn) for conn in pool.idle}
 
 
 def test_the_warning_names_the_code_that_leaked_a_connection(

@@ -117,7 +117,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule()
     def expire(self) -> None:
-        for conn in tuple(self.pool._idle):
+        for conn in tuple(self.pool.idle):
             conn._pool_entry.expire()
 
     @rule()
@@ -166,7 +166,7 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def every_slot_is_accounted_for(self) -> None:
         def settled() -> bool:
-            known = {conn._pool_entry for conn in [*self.pool._idle, *self.held]}
+            known = {conn._pool_entry for conn in [*self.pool.idle, *self.held]}
             return self.pool.entries == known and not self.pool.connector.attempts
 
         wait_until(settled, "slots to be idle or in hand")
@@ -177,8 +177,8 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def no_connection_is_idle_and_in_hand(self) -> None:
-        idle = {id(conn) for conn in self.pool._idle}
-        assert len(idle) == len(self.pool._idle)
+        idle = {id(conn) for conn in self.pool.idle}
+        assert len(idle) == len(self.pool.idle)
         assert not idle & {id(conn) for conn in self.held}
         assert sorted(h.pid for h in self.pool.holders()) == sorted(map(_pid, self.held))
 

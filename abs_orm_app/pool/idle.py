@@ -1,0 +1,28 @@
+"""The connections that nobody uses: the one that was used last at the right."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+
+class Idle(deque[Any]):
+    """A deque of connections. Each of its own methods is one step that other threads see whole."""
+
+    __slots__ = ()
+
+    def take(self, conn: Any) -> bool:
+        """Take this connection; False if another thread has taken it."""
+        try:
+            self.remove(conn)
+        except ValueError:
+            return False
+        return True
+
+    def since(self) -> float | None:
+        """When the connection at the left was used last (`monotonic`); None if none is idle."""
+        try:
+            since: float = self[0]._pool_entry.idle_since
+        except IndexError:
+            return None
+        return since
