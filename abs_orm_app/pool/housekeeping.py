@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from math import inf
 from threading import TIMEOUT_MAX, Thread
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
@@ -62,6 +62,7 @@ class Housekeeping:
         self._called: set[HardenedPool] = set()
         self._bell = allocate_lock()
         self._ticked_at = monotonic()
+        self._paused = False
         self.pools = WeakSet()
 
     def call(self, pool: HardenedPool) -> bool:
@@ -71,6 +72,23 @@ class Housekeeping:
         """
         self._called.add(pool)
         return self.ring()
+
+    def pause(self, timeout: float) -> None:
+        """Before a fork: end the thread, waiting up to `timeout` seconds for that.
+
+        With gevent the child inherits a greenlet in its place, which Python cannot end cleanly.
+        """
+        deadline = monotonic() + timeout
+        self._paused = True
+        while self.is_running() and monotonic() < deadline:
+            self.ring()
+            sleep(0.001)
+
+    def resume(self) -> None:
+        """After a fork, in the parent: look after the pools again, all of them at once."""
+        self._paused = False
+        for pool in tuple(self.pools):
+            self.call(pool)
 
     def is_running(self) -> bool:
         return not self.free
@@ -83,7 +101,9 @@ class Housekeeping:
         return not self.free or self._begin()
 
     def _begin(self) -> bool:
-        """Start the thread, unless another one begins to."""
+        """Start the thread, unless another one begins to, or a fork is under way."""
+        if self._paused:
+            return True
         try:
             turn = [self.free.pop()]
         except IndexError:
@@ -117,7 +137,7 @@ class Housekeeping:
     def _look_after_pools(self, process: object) -> None:
         """Until there is no open pool, or a fork has made this thread its parent's."""
         bell = self._bell
-        while process is self.process:
+        while process is self.process and not self._paused:
             called = self._called
             while called:
                 pool = called.pop()

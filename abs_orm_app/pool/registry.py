@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from abs_orm_app.pool.ending import close_for_good, resume, settle
 
 if TYPE_CHECKING:
+    from abs_orm_app.pool.housekeeping import Housekeeping
     from abs_orm_app.pool.pool import HardenedPool
 
 # Seconds to wait for connections that are being opened, before the end of the process, or a fork.
@@ -58,6 +59,12 @@ def _every_pool() -> list[HardenedPool]:
     return list(module.every_pool) if module else []
 
 
+def _housekeeping() -> Housekeeping | None:
+    """The one of this process; None, if no pool was ever needed."""
+    module = sys.modules.get("abs_orm_app.pool.housekeeping")
+    return module.housekeeping if module else None
+
+
 def _settle() -> None:
     """Before a fork: leave no connection half open.
 
@@ -66,10 +73,14 @@ def _settle() -> None:
     notice_fork()
     for pool in _every_pool():
         settle(pool, SETTLE_TIMEOUT)
+    if housekeeping := _housekeeping():
+        housekeeping.pause(SETTLE_TIMEOUT)
 
 
 def _resume() -> None:
     """After a fork, in the parent: go on filling the pools."""
+    if housekeeping := _housekeeping():
+        housekeeping.resume()
     for pool in _every_pool():
         resume(pool)
 
@@ -80,8 +91,8 @@ def _start_clean() -> None:
     _closes_at_end = _ended = False
     pools.clear()
     inherited = _every_pool()
-    if module := sys.modules.get("abs_orm_app.pool.housekeeping"):
-        module.housekeeping.reset()
+    if housekeeping := _housekeeping():
+        housekeeping.reset()
     for pool in inherited:
         pool.abandon()
     if inherited:
