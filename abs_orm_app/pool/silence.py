@@ -46,8 +46,7 @@ class Silence:
 def line(pgconn: Any) -> Line:
     """Look at one connection, from any thread. Sends nothing, and never waits."""
     silent, unanswered = None, False
-    if pgconn.transaction_status != TransactionStatus.ACTIVE:
-        return Line(waits=False, silent=None, unanswered=False)
+    waits = pgconn.transaction_status == TransactionStatus.ACTIVE
     tcp_info = getattr(socket, "TCP_INFO", None)
     with (
         suppress(psycopg.Error, OSError, struct.error),
@@ -58,7 +57,7 @@ def line(pgconn: Any) -> Line:
             retransmits, probes, milliseconds = _TCP_INFO.unpack(info)
             silent = milliseconds / 1000
             unanswered = probes > 0 or retransmits >= RETRANSMITS
-    return Line(True, silent, unanswered)
+    return Line(waits, silent, unanswered)
 
 
 def look_at(pgconns: Iterable[Any]) -> list[Line]:
