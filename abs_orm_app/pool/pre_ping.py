@@ -20,12 +20,10 @@ def is_alive(
     pool: HardenedPool, conn: AnyConnection, entry: Entry, now: float, deadline: float
 ) -> bool:
     """Look at a connection that has said something, or was idle for long. It may hang."""
-    if entry.poll(0):
-        if liveness.has_ended(conn, entry.poll):
-            pool.statistics.stale += 1
-            return False
-        if now - entry.idle_since <= pool.ping_after:
-            return True
+    # What it said may be its last word, though its socket is not closed yet: it is pinged.
+    if entry.poll(0) and liveness.has_ended(conn, entry.poll):
+        pool.statistics.stale += 1
+        return False
     # Half of what is left: a fresh connection, if this one hangs, needs the other half.
     allowed = min(PING_TIMEOUT, max((deadline - now) / 2, PING_LEAST))
     if pool.project_check is not None:

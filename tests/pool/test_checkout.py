@@ -95,6 +95,22 @@ def test_a_terminated_connection_is_not_handed_out(shared: Server) -> None:
             use(pool)
 
 
+def test_a_connection_whose_session_ends_is_not_handed_out_before_its_socket_is_closed(
+    shared: Server,
+) -> None:
+    with (
+        Proxy(shared.port) as proxy,
+        opened(ours, f"{shared.tcp_conninfo} port={proxy.port}", min_size=1) as pool,
+    ):
+        proxy.closing_delay = 2.0
+        with pool.connection() as conn:
+            old = pid(conn)
+        with shared.admin() as admin:
+            admin.execute("SELECT pg_terminate_backend(%s)", [old])
+        wait_until(lambda: conn._pool_entry.poll(0), "the server's last message")
+        assert use(pool) != old
+
+
 def test_a_connection_with_an_unread_notice_stays_in_the_pool(shared: Server) -> None:
     with opened(ours, shared.conninfo, min_size=1) as pool:
         with pool.connection() as conn:

@@ -34,6 +34,7 @@ class Proxy:
     mute: the server reports no role: what it says of `in_hot_standby` and the like is renamed, as
     with a server older than 14.
     delay: seconds by which data is delayed, each way; a few 0.1 ms come on top.
+    closing_delay: more seconds until a connection that one side has closed is closed for the other.
     port: where it listens; the same after `refuse` and `resume`.
     client_messages: number of packets from clients, which is one for each flush of libpq.
     """
@@ -45,6 +46,7 @@ class Proxy:
         self.host = host
         self.mute = mute
         self.delay = delay
+        self.closing_delay = 0.0
         self.port = 0
         self.client_messages = 0
         self._lock = threading.Lock()
@@ -136,7 +138,7 @@ class Proxy:
                     for name in REPORTED:
                         data = data.replace(name, name.upper())
                 late.put((time.monotonic() + self.delay, data))
-        late.put((time.monotonic() + self.delay, b""))
+        late.put((time.monotonic() + self.delay + self.closing_delay, b""))
         sender.join()
 
     def _send(self, sink: socket.socket, late: SimpleQueue[tuple[float, bytes]]) -> None:
