@@ -85,18 +85,19 @@ def test_a_crowd_of_waiting_clients_times_out_in_time_and_uses_no_cpu(shared: Se
 
 
 def test_idle_pools_use_no_cpu(shared: Server) -> None:
+    def measure() -> float:
+        before, since = process_time(), monotonic()
+        sleep(3.0)
+        return (process_time() - before) / (monotonic() - since)
+
+    without = measure()  # threads that other tests have left
     pools = [ours(shared.conninfo, min_size=1) for _ in range(50)]
     try:
         for pool in pools:
             pool.open(wait=True, timeout=20)
         sleep(0.5)
 
-        def measure() -> float:
-            before, since = process_time(), monotonic()
-            sleep(3.0)
-            return (process_time() - before) / (monotonic() - since)
-
-        used = best_of_three(measure, lambda used: used <= 0.001)
+        used = best_of_three(lambda: measure() - without, lambda used: used <= 0.001)
         assert used <= 0.001, "1 ms a second; the target of the benchmark is 0.5"
     finally:
         for pool in pools:
@@ -128,15 +129,13 @@ def test_a_crowd_that_times_out_shares_a_few_descriptions(
         for conn in held:  # the server is asked about each
             conn.pgconn.send_query(b"SELECT pg_sleep(10)")
         threads = [threading.Thread(target=wait, daemon=True) for _ in range(CROWD)]
-        began = monotonic()
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(20)
-        lasted = monotonic() - began
         for conn in held:
             conn.close()
             pool.putconn(conn)
     assert len(told) == CROWD
-    assert len(described) <= 10 + lasted / errors.SHARED, "without sharing, hundreds"
+    assert len(described) <= CROWD / 2, "without sharing, one each"
     assert all("30 in use" in text and ", taken at " in text for text in told)
