@@ -1,5 +1,5 @@
 # Each target installs into $(VENV) what it needs, and again only when a requirement has changed:
-# check_pool Django, psycopg and PostgreSQL; the others also the tests' and the linters' packages.
+# check_pool and demo Django, psycopg and PostgreSQL; the others also the tests' and linters' packages.
 # Others than the defaults: make test PYTHON=python3.13 VENV=.venv313 DJANGO='django~=6.1.0'
 # Only some tests: make test TESTS='tests/pool/test_checkout.py -k deadline'
 
@@ -18,13 +18,19 @@ TESTS =
 SECONDS = 180
 JOBS = 3
 PACKAGES =
+DEMO =
 
-.PHONY: install check_pool test soak wagtail compat docs dist bench lint stop clean
+.PHONY: install check_pool demo test soak wagtail compat docs dist bench lint stop clean
 
 check_pool: $(PROJECT)
 	$(BIN)/python manage.py check_pool
 	@test ! -e .pgdata/data/postmaster.pid || \
 	    echo "The PostgreSQL in .pgdata keeps running: make stop stops it."
+
+# The live page under load, on a PostgreSQL of its own, which is removed at the end. Not for half an
+# hour, and at another port: make demo DEMO='--minutes 5 --port 9000'
+demo: $(PROJECT)
+	@$(BIN)/python -m abs_project.demo $(DEMO)
 
 install: $(READY)
 

@@ -20,7 +20,7 @@ from django.core.management import call_command
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
 
-from tests.support.pages import PAGE
+from abs_project.demo import PAGE
 from tests.support.processes import DEADLINE, GUNICORN, Web, run, web_server
 from tests.support.servers import Server
 

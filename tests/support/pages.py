@@ -11,8 +11,8 @@ from django.http import HttpResponse
 from django.test import Client
 
 from abs_orm_app.pool.pool import HardenedPool
+from abs_project.demo import PAGE
 
-PAGE = "/admin/abs_orm_app/pools/"
 SMALL = {"pool": {"min_size": 2, "max_size": 3, "timeout": 20.0}}
 IN_TIME = 15.0  # seconds, on a busy machine
 

@@ -6,7 +6,6 @@ chromium, chromedriver and pngquant.
 
 from __future__ import annotations
 
-import math
 import random
 import subprocess
 import sys
@@ -20,8 +19,8 @@ from pathlib import Path
 import psycopg
 from selenium.webdriver import Chrome
 
+from abs_project.demo import PAGE, waves
 from tests.support.browsers import STAFF, Site, browser, prefer, prepare, resize, site
-from tests.support.pages import PAGE
 from tests.support.pools import Call
 from tests.support.processes import DEADLINE
 from tests.support.servers import Server
@@ -116,14 +115,12 @@ def _wait_for_lock(importer: psycopg.Connection) -> None:
 
 
 def _visit(shop: Site) -> None:
-    """Customers, in waves; now and then more than there are connections."""
-    while not shop.web.program.ended():
-        wave = 3 + 2 * math.sin(time.monotonic() / 20)
-        crowd = random.random() < 0.03  # noqa: S311
-        customers = 14 if crowd else round(random.uniform(1, wave))  # noqa: S311
-        times = [random.choice([3, 8, 20, 60]) for _ in range(customers)]  # noqa: S311
+    """Customers, until the web server has ended."""
+    for wave in waves():
+        if shop.web.program.ended():
+            return
         with suppress(OSError, TimeoutError):
-            shop.web.get([f"/slow/?ms={milliseconds}" for milliseconds in times])
+            shop.web.get(wave)
         time.sleep(random.uniform(0.0, 0.15))  # noqa: S311
 
 

@@ -27,9 +27,9 @@ from abs_orm_app.integrations.admin_page import access, answers
 from abs_orm_app.integrations.admin_page.admin import PoolsAdmin
 from abs_orm_app.integrations.admin_page.models import Pools
 from abs_orm_app.pool.snapshot import snapshot
+from abs_project.demo import PAGE
 from tests.support.pages import (
     IN_TIME,
-    PAGE,
     SMALL,
     card,
     content,

@@ -11,6 +11,7 @@ import pytest
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 
+from abs_project.demo import PAGE
 from tests.support.browsers import (
     CUSTOMER,
     STAFF,
@@ -22,7 +23,6 @@ from tests.support.browsers import (
     resize,
     site,
 )
-from tests.support.pages import PAGE
 from tests.support.pools import Call
 from tests.support.processes import DEADLINE
 from tests.support.servers import Server, wait_until
