@@ -16,12 +16,16 @@ from typing import TYPE_CHECKING, Any
 from psycopg.pq import TransactionStatus
 
 from abs_orm_app.backends.session_state import UNSEEN, Change
+from abs_orm_app.pool.entry import Frames, Pin, frames_of_caller
+from abs_orm_app.pool.pins import TRANSACTION, UNUSED
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from psycopg import Connection
 
+CURSOR_OPEN = Pin("cursor", "an open cursor")
+PORTAL_OPEN = Pin("cursor", "an open server-side cursor")
 AT_REST = frozenset({TransactionStatus.IDLE, TransactionStatus.UNKNOWN})
 LEASE = "_lease"  # the attribute of a leased connection that is its lease
 SPIN = 1000  # looks at a lease that another thread is about to end; each gives up the processor
@@ -37,6 +41,7 @@ class Lease:
     `users`: what needs the connection now: cursors by their `id`, and the wrapper's own steps.
     `portals`: those of them that read on the server.
     `change`: the first that was found of what the session has now and a new one has not.
+    `changed_at`: the stack that it comes from, if tracing is on.
     `left`: one that needs no pin, and has to be cleaned all the same.
     `asked`: the project asked for a connection, to take its handle (`ensure_connection()`).
     `kept`: the `pinned()` blocks it is in.
@@ -46,8 +51,8 @@ class Lease:
     """
 
     __slots__ = (
-        "asked", "change", "connection", "done", "early", "in_request", "kept", "left", "portals",
-        "receiving", "right", "used_at", "users",
+        "asked", "change", "changed_at", "connection", "done", "early", "in_request", "kept",
+        "left", "portals", "receiving", "right", "used_at", "users",
     )  # fmt: skip
 
     def __init__(self, connection: Connection[Any], early: bool) -> None:
@@ -58,6 +63,7 @@ class Lease:
         self.right = [True]
         self.done = False
         self.change: Change | None = None
+        self.changed_at: Frames | None = None
         self.left: Change | None = None
         self.asked = False
         self.kept = 0
@@ -100,6 +106,40 @@ class Lease:
                 self.left = change
         elif self.change is None or (change.lasts and not self.change.lasts):
             self.change = change
+            self.trace()
+
+    def ask(self) -> None:
+        """The project asked for a connection, and may keep its handle."""
+        self.asked = True
+        self.trace()
+
+    def trace(self) -> None:
+        """Note the stack of who called the caller, if tracing is on."""
+        pool = getattr(self.connection, "_pool", None)
+        if pool is not None and pool.leak_seconds is not None:
+            self.changed_at = frames_of_caller()
+
+    def pin(self) -> Pin | None:
+        """What needs the session; `UNUSED` if nothing does, and the lease goes on all the same.
+
+        None while a statement is executed. Called by other threads, for reports.
+        """
+        connection = self.connection
+        if connection is None:
+            return None
+        if (change := self.change) is not None:
+            return Pin(change.kind, change.what, self.changed_at)
+        if self.kept:
+            return Pin("pinned", PINNED.what, self.changed_at)
+        if self.asked:
+            return Pin(HANDLE.kind, "ensure_connection()", self.changed_at)
+        if connection.pgconn.transaction_status == TransactionStatus.ACTIVE:
+            return None
+        if not is_at_rest(connection):
+            return TRANSACTION
+        if self.users:
+            return PORTAL_OPEN if self.portals else CURSOR_OPEN
+        return None if self.early else UNUSED
 
     def end_if_idle(self) -> bool:
         """End the lease if nothing needs the session; True if that was done here."""

@@ -30,13 +30,14 @@ from psycopg.pq import Format, TransactionStatus
 from abs_orm_app.backends.cursors import leased
 from abs_orm_app.backends.lease import HANDLE, PINNED, Lease, is_at_rest
 from abs_orm_app.config.entry import app_options
+from abs_orm_app.pool.entry import frames_of_caller
 from abs_orm_app.pool.liveness import has_ended
 from abs_orm_app.pool.registry import notice_fork
 
 if TYPE_CHECKING:
     from django.db.backends.postgresql.base import DatabaseWrapper
 
-    from abs_orm_app.pool.entry import AnyConnection
+    from abs_orm_app.pool.entry import AnyConnection, Frames
     from abs_orm_app.pool.pool import HardenedPool
 
     class Base(DatabaseWrapper):  # what django-stubs leave out
@@ -98,6 +99,7 @@ class LeasingMixin(Base):
     _lease: Lease | None = None
     _bare: AnyConnection | None = None  # a connection of no pool
     _kept = 0  # `pinned()` blocks, and threads that this wrapper is shared with
+    _pinned_at: Frames | None = None  # the stack of the first of these blocks, if tracing is on
     _early = False  # release = "transaction"
     _familiar = False  # Django's `connect` has been through with these settings
     _connecting = False  # Django's `connect` takes a connection from the pool
@@ -137,6 +139,7 @@ class LeasingMixin(Base):
     def _new_lease(self, connection: Any) -> Lease:
         lease = Lease(connection, self._early)
         lease.kept = self._kept
+        lease.changed_at = self._pinned_at
         lease.in_request = getattr(_thread, "in_request", False)
         if self._connecting:
             _begin_to_connect(lease)
@@ -154,7 +157,7 @@ class LeasingMixin(Base):
         self._ensure_lease()
         lease = self._held()
         if lease is not None and not lease.asked and asked_by_project():
-            lease.asked = True
+            lease.ask()
 
     def _ensure_lease(self) -> None:
         notice_fork()
@@ -425,11 +428,15 @@ class LeasingMixin(Base):
     def pinned(self) -> Iterator[None]:
         """Keep the connection for the block; see `abs_orm_app.leases.pinned`."""
         self.validate_thread_sharing()
+        if not self._kept and (pool := self.pool) is not None and pool.leak_seconds is not None:
+            self._pinned_at = frames_of_caller()
         self._keep()
         try:
             yield
         finally:
             self._let_go(PINNED)
+            if not self._kept:
+                self._pinned_at = None
 
     def inc_thread_sharing(self) -> None:
         """Threads that share a connection would give it back below one another."""
@@ -444,6 +451,7 @@ class LeasingMixin(Base):
         self._kept += 1
         if (lease := self._held()) is not None:
             lease.kept += 1
+            lease.changed_at = lease.changed_at or self._pinned_at
             if not lease.begin(self):  # it ended just now
                 return
             lease.users.discard(self)

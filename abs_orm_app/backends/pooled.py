@@ -29,7 +29,7 @@ from abs_orm_app.pool.registry import close_at_childs_end, notice_fork, pools
 if TYPE_CHECKING:
     from abs_orm_app.backends.lease import Lease
     from abs_orm_app.backends.session_state import Change
-    from abs_orm_app.pool.entry import AnyConnection
+    from abs_orm_app.pool.entry import AnyConnection, Pin
     from abs_orm_app.pool.pool import HardenedPool
 
 
@@ -98,6 +98,7 @@ class PooledMixin(LeasingMixin):
             clean=None if extra.get("reset") == "never" else template._clean_for_pool,
             clean_always=extra.get("reset") == "always",
             reclaim=_reclaim,
+            pin_of=_pin_of,
             **template._with_own_reset(options),
         )
 
@@ -214,6 +215,12 @@ def _reclaim(connection: Any) -> bool:
     """Give back, for who waits, a connection that a thread outside of a request does not use."""
     lease: Lease | None = getattr(connection, "_lease", None)
     return lease is not None and lease.end_if_unused(monotonic() - UNUSED)
+
+
+def _pin_of(connection: Any) -> Pin | None:
+    """What needs the session of a connection that a wrapper has."""
+    lease: Lease | None = getattr(connection, "_lease", None)
+    return lease.pin() if lease is not None else None
 
 
 def _hang_up() -> None:

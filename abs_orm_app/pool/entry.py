@@ -43,6 +43,24 @@ Frames = tuple[tuple[CodeType, int], ...]  # of each frame its code and its last
 
 
 @dataclass(frozen=True)
+class Pin:
+    """What needs the session of a connection that is checked out."""
+
+    reason: str  # of a few, such as "transaction" or "setting": the label of a metric
+    what: str  # "SET search_path"
+    frames: Frames | None = None  # the stack that it comes from, if that was recorded
+
+    def __str__(self) -> str:
+        """As in "SET search_path at shop/middleware.py:31 in __call__"."""
+        return f"{self.what} at {self.where}" if self.where else self.what
+
+    @property
+    def where(self) -> str | None:
+        """The project's own line that it comes from."""
+        return own_line(self.frames) if self.frames else None
+
+
+@dataclass(frozen=True)
 class Holder:
     """Who has a connection checked out."""
 
@@ -50,6 +68,7 @@ class Holder:
     thread: str
     seconds: float
     frames: Frames | None  # the stack that took it, when tracing is on
+    pin: Pin | None = None  # None: nothing needs its session, or a statement is being executed
 
     @property
     def where(self) -> str | None:
@@ -124,13 +143,14 @@ class Entry:
             finally:
                 os.close(null)
 
-    def holder(self) -> Holder:
+    def holder(self, pin: Pin | None = None) -> Holder:
         frames, thread, taken_at = self.frames, self.thread, self.taken_at
         return Holder(
             pid=self.backend_pid,
             thread=thread.name if thread else "?",
             seconds=monotonic() - taken_at if taken_at else 0.0,
             frames=frames,
+            pin=pin,
         )
 
 

@@ -15,6 +15,7 @@ from psycopg_pool import PoolClosed, PoolTimeout
 
 from abs_orm_app.pool import messages
 from abs_orm_app.pool.constants import RETRY_INTERVAL
+from abs_orm_app.pool.pins import count_pins, holder_of
 from abs_orm_app.pool.silence import look_at, silence
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def _describe(pool: HardenedPool, waited: float) -> str:
         idle=len(pool.idle),
         opening=len(pool.connector.attempts),
         waiting=len(pool.queue.waiters),
-        longest=longest.holder() if longest else None,
+        longest=holder_of(pool, longest) if longest else None,
+        unused=count_pins(pool)[1],
         fault=pool.connector.fault,
         silence=silence(lines, waited),
     )

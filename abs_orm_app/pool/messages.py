@@ -25,6 +25,7 @@ def why_nothing_came(
     opening: int,
     waiting: int,
     longest: Holder | None,
+    unused: int,
     fault: Fault | None,
     silence: Silence | None = None,
 ) -> str:
@@ -48,8 +49,9 @@ def why_nothing_came(
             else f"all {limit} connections are in use."
         )
         what = (
-            "Shorten what holds them (DB_POOL_LEAK_SECONDS=10 logs where they were taken), or raise"
-            f" DB_POOL_SIZE or DB_MAX_OVERFLOW. See `{explain('pool-exhausted')}`."
+            f"{_unused(unused, in_use)}Shorten what holds them (DB_POOL_LEAK_SECONDS=10 logs where"
+            " they were taken), or raise DB_POOL_SIZE or DB_MAX_OVERFLOW. See"
+            f" `{explain('pool-exhausted')}`."
         )
     else:
         why = "no connection could be opened in time: the server or the network does not answer."
@@ -60,6 +62,17 @@ def why_nothing_came(
 def _kind(fault: Fault) -> ServerError:
     kind = classify(fault.error)
     return WRONG_SETTINGS if kind is UNKNOWN and fault.permanent else kind
+
+
+def _unused(unused: int, in_use: int) -> str:
+    """Say so if most of the connections are not needed where they are."""
+    if not 0 < in_use < 2 * unused:
+        return ""
+    which = "It is" if in_use == 1 else f"{unused} of them are"
+    return (
+        f"{which} idle, in no transaction, until the request ends: DB_POOL_RELEASE=transaction"
+        " returns such a connection after each query. "
+    )
 
 
 def _nothing_comes_back(in_use: int, silence: Silence) -> tuple[str, str]:
@@ -77,9 +90,10 @@ def _nothing_comes_back(in_use: int, silence: Silence) -> tuple[str, str]:
 
 def _holds(holder: Holder) -> str:
     where = f", taken at {holder.where}" if holder.where else ""
+    pin = f", pinned by {holder.pin}" if holder.pin else ""
     return (
         f"Thread {holder.thread!r} has held one for {holder.seconds:.1f} s"
-        f" (server process {holder.pid}{where})."
+        f" (server process {holder.pid}{where}{pin})."
     )
 
 

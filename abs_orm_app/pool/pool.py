@@ -46,12 +46,13 @@ from abs_orm_app.pool.cleaning import clean as take_back
 from abs_orm_app.pool.connector import Connector
 from abs_orm_app.pool.constants import PING_AFTER
 from abs_orm_app.pool.ending import let_the_process_end, settle
-from abs_orm_app.pool.entry import ENTRY, AnyConnection, Entry, Holder, frames_of_caller
+from abs_orm_app.pool.entry import ENTRY, AnyConnection, Entry, Holder, Pin, frames_of_caller
 from abs_orm_app.pool.errors import closed_error, timeout_error
 from abs_orm_app.pool.growth import PARALLEL_CONNECTS
 from abs_orm_app.pool.histogram import BOUNDS, Timings
 from abs_orm_app.pool.housekeeping import housekeeping, observers
 from abs_orm_app.pool.idle import Idle
+from abs_orm_app.pool.pins import holder_of
 from abs_orm_app.pool.placement import Placement
 from abs_orm_app.pool.pre_ping import PING_TIMEOUT, is_alive
 from abs_orm_app.pool.project_check import ProjectCheck
@@ -96,6 +97,8 @@ class HardenedPool:
     each that is returned, in a thread of the pool's; returns False for one to be replaced.
     `reclaim`: gives a connection back, for who waits, that its holder uses for nothing; False for
     one that is used. Called by housekeeping while all are in use.
+    `pin_of`: says what needs the session of a connection that is checked out, for reports; `UNUSED`
+    if nothing does, and it is kept all the same. Called in any thread.
 
     `getconn` raises `PoolTimeout` at the deadline, with the last fault as its cause;
     `psycopg.OperationalError` at once for a fault that does not pass by itself; `PoolClosed`; and
@@ -134,6 +137,7 @@ class HardenedPool:
         clean: Clean | None = None,
         clean_always: bool = False,
         reclaim: Callable[[AnyConnection], bool] | None = None,
+        pin_of: Callable[[AnyConnection], Pin | None] | None = None,
     ) -> None:
         if num_workers < 1:
             raise ValueError("num_workers must be at least 1")
@@ -153,7 +157,7 @@ class HardenedPool:
         self.ping_after = -inf if check else PING_AFTER
         self.database = database
         self._successor = successor
-        self.reclaim = reclaim
+        self.reclaim, self.pin_of = reclaim, pin_of
         self.cleaner = Cleaner(self, clean, always=clean_always) if clean else None
         self._min_size, self._max_size = checked_sizes(min_size, max_size)
         self._closed, self.was_opened, self.ended = True, False, False
@@ -563,7 +567,7 @@ class HardenedPool:
 
     def holders(self) -> list[Holder]:
         """Who has a connection checked out, the longest first."""
-        holders = [entry.holder() for entry in tuple(self.in_use)]
+        holders = [holder_of(self, entry) for entry in tuple(self.in_use)]
         return sorted(holders, key=lambda holder: holder.seconds, reverse=True)
 
     def get_stats(self) -> dict[str, int]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from abs_orm_app.pool.histogram import Distribution
+from abs_orm_app.pool.pins import count_pins
 from abs_orm_app.pool.statistics import EXPIRED, LEAKED, MISPLACED, POOL_OPENING, STALE, TIMEOUTS
 
 if TYPE_CHECKING:
@@ -48,6 +50,10 @@ class Snapshot:
     misplaced: int = 0  # connections closed because of their server's role
     servers: tuple[ServerInUse, ...] = ()  # that the connections lead to
 
+    # Of those in use
+    pinned: Mapping[str, int] = field(default_factory=dict)  # by the reason
+    unused: int = 0  # that nothing needs, and that are kept until the request ends
+
     @property
     def lost(self) -> int:
         """Deprecated, for a release: the stale and the leaked ones."""
@@ -66,6 +72,7 @@ class Snapshot:
 def snapshot(pool: HardenedPool) -> Snapshot:
     stats = pool.get_stats()
     timings = pool.timings()
+    pinned, unused = count_pins(pool)
     connections, idle, opening = stats["pool_size"], stats["pool_available"], stats[POOL_OPENING]
     return Snapshot(
         alias=pool.name,
@@ -87,6 +94,8 @@ def snapshot(pool: HardenedPool) -> Snapshot:
         misplaced=stats.get(MISPLACED, 0),
         servers=tuple(pool.placement.servers()),
         returned_broken=stats.get("returns_bad", 0),
+        pinned=pinned,
+        unused=unused,
         waits=timings.waits,
         uses=timings.uses,
         creates=timings.creates,

@@ -10,6 +10,7 @@ from abs_orm_app.pool import messages
 from abs_orm_app.pool.constants import RETRY_INTERVAL
 from abs_orm_app.pool.errors import prepare_timeouts
 from abs_orm_app.pool.garbage import COLLECT_AFTER, COLLECT_INTERVAL, Collector
+from abs_orm_app.pool.pins import holder_of
 
 if TYPE_CHECKING:
     from abs_orm_app.pool.pool import HardenedPool
@@ -113,7 +114,7 @@ def _warn_of_leaks(pool: HardenedPool, now: float) -> float:
     for entry in tuple(pool.in_use):
         if not entry.reported and now - entry.taken_at >= pool.leak_seconds:
             entry.reported = True
-            pool.say(messages.held_too_long(pool.name, entry.holder()))
+            pool.say(messages.held_too_long(pool.name, holder_of(pool, entry)))
     return now + pool.leak_seconds / 2
 
 
