@@ -24,7 +24,7 @@ from abs_orm_app.config.credentials import current_password, is_rotating
 from abs_orm_app.config.entry import Release, Reset, app_options
 from abs_orm_app.pool import registry
 from abs_orm_app.pool.ending import close_orphans
-from abs_orm_app.pool.registry import close_at_childs_end, notice_fork, pools
+from abs_orm_app.pool.registry import notice_fork, pools, register_child_exit_hook
 
 if TYPE_CHECKING:
     from abs_orm_app.backends.lease import Lease
@@ -65,7 +65,7 @@ class PooledMixin(LeasingMixin):
                 # Django's test runner changes the database of an alias that may have a pool.
                 self.close_pool()
             pool = self._build_pool({} if options is True else options)
-            close_at_childs_end()
+            register_child_exit_hook()
             self._connection_pools.setdefault(self.alias, pool)
         return pool
 

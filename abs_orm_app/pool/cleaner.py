@@ -1,8 +1,8 @@
-"""Cleans the connections whose session was changed, in threads of its own, before the next holder.
+"""Cleans connections whose session was changed, in threads of its own, before the next holder.
 
 No lock guards it. A thread runs while there is work and a little longer, so that a project which
-changes each session does not start one a request. The right to be one of the threads is an object,
-which a thread puts back when it ends; whoever adds work looks for one.
+changes each session does not start a thread for each request. The right to be one of the threads is
+an object, which a thread puts back when it ends; each call that adds work looks for a free right.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ logger = logging.getLogger("abs_orm_app.pool")
 
 Clean = Callable[[AnyConnection, Any], bool]
 
-THREADS = 4  # at a time: one that waits for a server which hangs must not hold up the others
-LINGER = 1.0  # seconds that a thread waits for more
+THREADS = 4  # at a time: a thread that waits for a hung server must not delay the others
+LINGER = 1.0  # seconds that a thread waits for more work
 
 
 class Cleaner:
     """Cleans the connections of one pool.
 
-    `clean` gets a connection and what its entry has as `dirty`, and returns False if it has to be
+    `clean` gets a connection and its entry's `dirty`, and returns False if the connection must be
     replaced. It must have a deadline. `always`: every connection that is returned is cleaned.
     """
 
@@ -41,7 +41,7 @@ class Cleaner:
         self.reset()
 
     def reset(self) -> None:
-        """In a forked child: what was there is the parent's."""
+        """In a forked child: forget the parent's connections and threads."""
         self._dirty: deque[AnyConnection] = deque()
         self._rights = deque(range(THREADS))
         self._bell = allocate_lock()
@@ -52,7 +52,7 @@ class Cleaner:
         return bool(self._dirty or self._busy)
 
     def add(self, conn: AnyConnection) -> None:
-        """Clean a connection that nobody has, and give it to the pool, or close it."""
+        """Clean a connection that no other thread has; then give it to the pool, or close it."""
         self._dirty.append(conn)
         try:
             self._bell.release()
@@ -74,18 +74,18 @@ class Cleaner:
             self._work(right)
 
     def _run(self, right: int) -> None:
-        rights, bell = self._rights, self._bell  # a fork gives the child others
+        rights, bell = self._rights, self._bell  # `reset` replaces them in a forked child
         try:
             self._work(right)
             while bell.acquire(True, LINGER):
                 self._work(right)
         finally:
             rights.append(right)
-        if self._dirty:  # it came just now, and found no right
+        if self._dirty:  # it was added just now, and found no free right
             self._start()
 
     def _work(self, right: int) -> None:
-        """Clean what there is."""
+        """Clean all waiting connections."""
         while self._dirty:
             try:
                 conn: Any = self._dirty.popleft()

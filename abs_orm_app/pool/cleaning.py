@@ -1,6 +1,6 @@
-"""What is done to a connection that is returned in a transaction, or to be reset.
+"""What the pool does with a connection that is returned in a transaction, or must be reset.
 
-Here is the place for a session that was changed (`Entry.dirty`), too.
+`cleaner.py` handles a session that was changed (`Entry.dirty`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Reset = Callable[[AnyConnection], object]
 
 
 def clean(pool: HardenedPool, conn: AnyConnection, reset: Reset | None) -> list[str]:
-    """End what a returned connection is doing and call `reset`; close it if that fails.
+    """Roll back the transaction of a returned connection and call `reset`; close it on failure.
 
     Returns what to log.
     """

@@ -1,12 +1,12 @@
 """How a pool opens connections: in threads of its own, many at a time, each attempt bounded.
 
-Only the pool's own threads run this (the housekeeping thread and the connectors), into which nobody
-throws exceptions: an attempt cannot be half started.
+Only the pool's own threads run this (the housekeeping thread and the connectors). No exception is
+raised in them from outside, so an attempt cannot be half started.
 
 `_lock` guards the decision how many to open (reading the counts, adding to `attempts`) and `fault`.
-Whoever takes an attempt out of `attempts` decides what becomes of it: its own thread, when it is
-done, or the housekeeping thread, when it takes too long. An attempt counts until then; a connection
-is counted before its attempt no longer is.
+The thread that takes an attempt out of `attempts` decides what becomes of it: its own thread, when
+it is done, or the housekeeping thread, when it takes too long. An attempt counts until then. A new
+connection is counted before its attempt stops counting.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("abs_orm_app.pool")
 
-PATIENCE = 2.0  # seconds that an attempt gets at least; libpq knows no shorter connect_timeout
+PATIENCE = 2.0  # seconds that an attempt gets at least; libpq has no shorter connect_timeout
 PREPARE_TIMEOUT = 10.0  # seconds for `configure`; a third of the pool's timeout if that is less
-ASK_TIMEOUT = 30.0  # seconds for a function that gives the address or the password
-GRACE = 1.0  # seconds after which an attempt that has ended by its own timeout is given up
+ASK_TIMEOUT = 30.0  # seconds for a function that returns the address or the password
+GRACE = 1.0  # seconds that an attempt may outlast its own timeout before it is given up
 JITTER = 0.05  # of max_lifetime: connections that were opened together do not expire together
 
 
 class Attempt:
     """A slot taken for a connection that is being opened.
 
-    A patient one may take the whole `connect_timeout`. `lock` guards `conn`: it is not closed while
-    another thread shuts it down.
+    A patient one may take the whole `connect_timeout`. `lock` guards `conn`, so that it is not
+    closed while another thread shuts it down.
     """
 
     __slots__ = ("conn", "lock", "patient", "until")
@@ -80,7 +80,7 @@ class Connector:
         self._hosts = Hosts()
 
     def tend(self, now: float) -> float:
-        """Give up attempts that take too long, begin those that are missing.
+        """Give up attempts that take too long, and start those that are missing.
 
         Returns when to do it again (`monotonic`).
         """
@@ -100,7 +100,7 @@ class Connector:
         self.attempts.clear()
 
     def recent_permanent_fault(self, seconds: float) -> Fault | None:
-        """The fault that waiting cannot fix, if it was met in the last `seconds`."""
+        """The fault that waiting cannot fix, if one happened in the last `seconds`."""
         fault = self.fault
         if fault and fault.permanent and monotonic() - fault.at < seconds:
             return fault
@@ -128,8 +128,8 @@ class Connector:
     def _reserve(self, now: float) -> list[Attempt]:
         """Take slots for the connections that are missing.
 
-        So that attempts which hang do not take all slots for long, only half of the slots are for
-        patient ones.
+        Only half of the slots are for patient attempts, so that attempts which hang do not take all
+        slots for long.
         """
         with self._lock:
             if self._pool.closed or self.paused:
@@ -240,9 +240,9 @@ class Connector:
         return True
 
     def _give_up(self, attempt: Attempt) -> None:
-        """Take the slot of an attempt that hangs, and end its session.
+        """Free the slot of an attempt that hangs, and end its session.
 
-        Its thread notices that when it comes back, if it does.
+        Its thread sees that when it continues, if it does.
         """
         stage = "configure" if attempt.conn else "connect"
         error = OperationalError(messages.attempt_hung(self._pool.name, stage))
@@ -253,7 +253,7 @@ class Connector:
         self._failed(attempt, error, log_here=False)
 
     def _failed(self, attempt: Attempt, error: BaseException, *, log_here: bool = True) -> None:
-        """Give the slot back. Tell those who wait, if waiting is of no use."""
+        """Free the slot. Raise the error in the waiting requests if waiting cannot fix it."""
         pool, now = self._pool, monotonic()
         try:
             self.attempts.remove(attempt)
@@ -281,7 +281,7 @@ class Connector:
             pool.reconnect_failed()
 
     def _may_be_rotating(self, error: Exception) -> bool:
-        """True if a password that has worked is just being changed, here or on the server."""
+        """True if a password that has worked may be changing now, here or on the server."""
         return self._rotating and self._has_connected and is_about_credentials(error)
 
 

@@ -26,7 +26,7 @@ def _is_cleaning(pool: HardenedPool) -> bool:
 
 
 def resume(pool: HardenedPool) -> None:
-    """Open again what is missing, after `settle`."""
+    """Start to open connections again, after `settle`."""
     pool.connector.paused = False
     if not pool.closed:
         pool.call_housekeeping()
@@ -44,15 +44,15 @@ def close_orphans(pool: HardenedPool) -> None:
     for entry in tuple(pool.in_use):
         conn = entry.weak()
         if conn is not None and entry.is_orphaned():
-            with suppress(ValueError):  # it is just being returned
+            with suppress(ValueError):  # another thread is returning it
                 pool.hang_up(conn)
                 pool.putconn(conn)
 
 
 def let_the_process_end(pool: HardenedPool) -> None:
-    """Wait a little, if this is a daemon thread, which runs on for a moment.
+    """Wait a little, if this is a daemon thread, which still runs for a moment.
 
-    It then ends with the process; an error at once would only make it complain.
+    It then ends with the process; an error now would only make it print a traceback.
     """
     if pool.ended and threading.current_thread() is not threading.main_thread():
         sleep(LAST_WAIT)

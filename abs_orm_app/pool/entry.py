@@ -1,8 +1,8 @@
-"""What the pool knows of one connection, and of the one who holds it.
+"""What the pool knows about one connection and its holder.
 
-An entry lives on its connection (the attribute `ENTRY`), so that no other connection can be taken
-for it. No lock guards it: it belongs to whoever has the connection. The thread that took it writes
-while it is checked out; others only read, for a report.
+An entry is stored on its connection (the attribute `ENTRY`), so that it cannot be confused with
+another one's. No lock guards it: it belongs to the thread that has the connection. While it is
+checked out, only that thread writes; others only read, for a report.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ class Holder:
 class Entry:
     """One connection of the pool: its poller, its age, its holder.
 
-    It refers to the connection weakly, and calls `lost` with itself when the connection is
-    garbage-collected. It refers to libpq's handle strongly: also of a connection that nobody can
-    reach any more it can be closed, before its slot is given to another.
+    It holds a weak reference to the connection, and calls `lost` with itself when the connection is
+    garbage-collected. It holds a strong reference to libpq's handle, so that the pool can close the
+    handle of a garbage-collected connection before another one gets its slot.
     """
 
     __slots__ = (
@@ -100,28 +100,28 @@ class Entry:
     ) -> None:
         self.weak = ref(conn, lambda _: lost(self))
         self.pgconn = conn.pgconn
-        self.poll = make_poller(conn).poll  # `poll(0)`: has the server said anything?
+        self.poll = make_poller(conn).poll  # `poll(0)`: has the server sent anything?
         self.backend_pid = conn.pgconn.backend_pid
         self.opened_at = self.idle_since = monotonic()
         self.expires_at = expires_at
         self.taken_at = 0.0
         self.thread: threading.Thread | None = None
         self.frames: Frames | None = None
-        self.reported = False  # that this checkout lasts too long
-        self.examined = False  # its thread has ended, and garbage was looked for since
+        self.reported = False  # a warning was logged that this checkout takes too long
+        self.examined = False  # its thread has ended, and garbage was collected since
         self.lost = False
-        self.dirty: Any = None  # what was changed of the session, for who cleans it
+        self.dirty: Any = None  # what was changed in the session, for `clean`
         self.role = Role.UNKNOWN  # of its server
-        self.misplaced = False  # its server is not of the role that is wanted: it expires soon
-        self.must_ask = False  # that server is to be asked for its role
+        self.misplaced = False  # its server does not have the wanted role: it expires soon
+        self.must_ask = False  # the pool must ask that server for its role
         setattr(conn, ENTRY, self)
 
     def expire(self) -> None:
-        """Let it be replaced when it is looked at next."""
+        """Have it replaced when the pool looks at it next."""
         self.expires_at = -inf
 
     def suspect(self) -> None:
-        """Let it be pinged before it is handed out."""
+        """Have it pinged before it is handed out."""
         self.idle_since = -inf
 
     def is_orphaned(self) -> bool:
@@ -134,7 +134,7 @@ class Entry:
         return thread is not threading.main_thread()
 
     def detach(self) -> None:
-        """Point the connection's socket at nothing: from this process it can reach no server."""
+        """Replace the connection's socket by `/dev/null`: this process can send nothing on it."""
         with suppress(OperationalError):  # it is closed
             handle = self.pgconn.socket
             null = os.open(os.devnull, os.O_RDWR)
@@ -155,13 +155,13 @@ class Entry:
 
 
 def shut_down(conn: AnyConnection) -> None:
-    """End what another thread waits for on this connection; that thread then closes it."""
+    """Wake the thread that waits on this connection with an error; it then closes it."""
     with suppress(OperationalError, OSError), socket.socket(fileno=os.dup(conn.fileno())) as twin:
         twin.shutdown(socket.SHUT_RDWR)
 
 
 def frames_of_caller() -> Frames:
-    """Note the stack of who called the caller. Source lines are looked up if it is ever shown."""
+    """Record the stack above the caller. Source lines are read only if it is shown."""
     frames = []
     frame = sys._getframe(2)
     for _ in range(STACK_LIMIT):
@@ -175,7 +175,7 @@ def frames_of_caller() -> Frames:
 def own_line(frames: Frames) -> str | None:
     """The innermost line of a stack (innermost first) that is the project's own.
 
-    Reads no file: a request that times out asks, perhaps together with a thousand others.
+    Reads no file, because a thousand requests that time out may call it at the same time.
     """
     plumbing = _plumbing()
     for code, instruction in frames:

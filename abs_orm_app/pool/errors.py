@@ -1,8 +1,8 @@
 """The errors of requests that get no connection, with a description of the pool.
 
-A thousand requests may time out at once. So they share one description, which the housekeeping
-thread makes just before the first deadline: to make it takes system calls, and a thread that
-competes with a thousand others may have to wait a long time after each.
+A thousand requests may time out at once, so they share one description. The housekeeping thread
+makes it just before the first deadline, because it takes system calls, and after each of them a
+thread that competes with a thousand others may have to wait long.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from abs_orm_app.pool.silence import look_at, silence
 if TYPE_CHECKING:
     from abs_orm_app.pool.pool import HardenedPool
 
-SHARED = 0.05  # seconds for which one description of the pool serves all who time out
-OLDEST = 1.0  # seconds; up to this age it also serves those who time out while a new one is made
-AHEAD = 2 * RETRY_INTERVAL  # seconds before the first deadline; housekeeping looks once in half
+SHARED = 0.05  # seconds for which all requests that time out share one description
+OLDEST = 1.0  # seconds; up to this age it is also used while another thread makes a new one
+AHEAD = 2 * RETRY_INTERVAL  # seconds before the first deadline; housekeeping runs twice in that
 
 _taken_at = attrgetter("taken_at")
 _deadline = attrgetter("deadline")

@@ -1,4 +1,4 @@
-"""Why a connection could not be made: the fault as a fact, and whether it is worth another try."""
+"""Why a connection could not be opened: the fault, and whether another attempt can help."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import psycopg
 
 from abs_orm_app.pool.server_errors import AUTHENTICATION_FAILED, classify
 
-# A line that says how it went with one address: libpq's and the server's words, and psycopg's own.
+# A line about the attempt at one address: of libpq, of the server, or of psycopg.
 _ADDRESS = re.compile(r"failed:|FATAL:|^- host:")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A failure to connect: what was raised, and when the first and the last were (`monotonic`)."""
+    """A failure to connect: the last error, and when the first and last happened (`monotonic`)."""
 
     error: Exception
     permanent: bool
@@ -29,20 +29,20 @@ def is_about_credentials(error: Exception) -> bool:
 
 
 def is_permanent(error: Exception, *, has_connected: bool = False) -> bool:
-    """Tell a fault that only a person can mend, as a wrong password, from one that may pass.
+    """True for a fault that only a person can fix, such as a wrong password; False if it may pass.
 
-    has_connected: a connection has worked before. Then more passes by itself: the name of a
+    has_connected: a connection has worked before. Then more faults are temporary: the name of a
     container that restarts, a line of pg_hba.conf on a server that takes over.
 
-    A process that is out of threads, files or memory may have some again. What else is no
-    `OperationalError` was not said by the server or the network: it is a parameter that libpq does
-    not know, or an error in the project's own code. Trying again mends neither.
+    A process that is out of threads, files or memory may get some again. Any other error that is no
+    `OperationalError` did not come from the server or the network: it is a parameter that libpq
+    does not know, or an error in the project's own code. Another attempt fixes neither.
     """
     if isinstance(error, RuntimeError | OSError | MemoryError):
         return False
     if not isinstance(error, psycopg.OperationalError):
         return True
-    # Each is one address that was tried; one that may come back is enough to go on.
+    # Each is one address that was tried; if one may come back, another attempt can help.
     causes = [line for line in str(error).splitlines() if _ADDRESS.search(line)]
     kinds = [classify(line) for line in causes or [str(error)]]
     return all(

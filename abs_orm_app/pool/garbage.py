@@ -1,8 +1,8 @@
-"""When to look for connections that garbage holds, and for how long that may stop the process.
+"""When to collect garbage that may hold connections, and how long that may stop the process.
 
-Django's connection wrapper is a cycle: when its thread ends, only the garbage collector frees it,
-and the connection that it holds. A collection stops the whole process for a moment, so it has to
-be worth it, and to fit in before the next deadline. Used by the housekeeping thread alone.
+Django's connection wrapper is a reference cycle: when its thread ends, only the garbage collector
+frees it and its connection. A collection stops the whole process for a moment, so there must be a
+reason for it, and it must end before the next deadline. Only the housekeeping thread uses this.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import resource
 import sys
 from time import monotonic
 
-COLLECT_AFTER = 1.0  # seconds that a request has waited when garbage is looked for without a clue
-COLLECT_INTERVAL = 30.0  # seconds between two such looks for one pool
-MARGIN = 3  # times the last collection is what the next one may take
-# Before the first: what a heap of small objects takes for each byte of the process, and more.
+COLLECT_AFTER = 1.0  # seconds of waiting after which garbage is collected without another reason
+COLLECT_INTERVAL = 30.0  # seconds between two such collections for one pool
+MARGIN = 3  # the next collection is assumed to take at most this many times the last one
+# Before the first collection: an upper estimate, measured on heaps of small objects.
 SECONDS_PER_BYTE = 2.5e-9
 RU_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes
 
@@ -24,14 +24,14 @@ class Collector:
     """Runs collections, and remembers how long they take."""
 
     def __init__(self) -> None:
-        self._seconds: float | None = None  # that the last one took
+        self._seconds: float | None = None  # how long the last one took
 
     def fits(self, before: float) -> bool:
         """True if a collection that begins now is over before that moment (`monotonic`)."""
         return monotonic() + self.estimate() < before
 
     def estimate(self) -> float:
-        """Seconds that the next collection will not exceed, as far as one can know."""
+        """An upper estimate of the seconds that the next collection takes."""
         if self._seconds is not None:
             return MARGIN * self._seconds
         return _resident_bytes() * SECONDS_PER_BYTE

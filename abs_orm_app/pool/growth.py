@@ -8,9 +8,9 @@ from math import inf
 from abs_orm_app.pool.constants import RETRY_INTERVAL
 
 PARALLEL_CONNECTS = 16  # `num_workers`: connections opened at a time for requests that wait
-REFILL = 2  # connections opened at a time when nobody waits
-REFILL_RETRY = 1.0  # seconds until a refill that failed is tried again; then twice as long, up to
-REFILL_RETRY_MOST = 30.0
+REFILL = 2  # connections opened at a time when no request waits
+REFILL_RETRY = 1.0  # seconds until a failed refill is tried again; then twice as long each time,
+REFILL_RETRY_MOST = 30.0  # up to this
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,7 +18,7 @@ class Situation:
     """What the number of connections to open depends on. Durations are in seconds."""
 
     waiting: int = 0  # requests that wait for a connection
-    awaited: bool = False  # somebody waits until the pool has its size
+    awaited: bool = False  # a call waits until the pool has its size
     opening: int = 0
     open: int = 0  # idle, in use, or in between
     size: int
@@ -32,10 +32,10 @@ class Situation:
 def connections_to_open(now: Situation) -> int:
     """Return how many attempts to begin.
 
-    Missing are the connections that somebody waits for, all at once, and those up to the pool size,
-    a few at a time, since the requests of that moment need the processors more. After a fault, and
-    when an attempt takes long, one more is made at each interval while somebody waits: the network
-    may be back for the new one. Never more than the limit leaves room for.
+    Connections that requests wait for are opened all at once. Those up to the pool size are opened
+    a few at a time, because the running requests need the processors more. After a fault, and
+    when an attempt takes long, one more is started at each interval while a request waits, because
+    the network may work again. There are never more than the limit allows.
     """
     missing = now.size - now.open - now.opening
     filling = now.parallel if now.awaited else REFILL
@@ -52,5 +52,7 @@ def connections_to_open(now: Situation) -> int:
 
 
 def refill_after(lasts: float) -> float:
-    """Return the seconds between two unattended attempts in an outage that has lasted so long."""
+    """Return the seconds between two attempts that no request waits for, in an outage that has
+    lasted `lasts` seconds.
+    """
     return min(max(REFILL_RETRY, lasts), REFILL_RETRY_MOST)

@@ -1,4 +1,4 @@
-"""How long clients waited for, held, and the pool took to open, connections: counted in buckets."""
+"""Histograms: how long requests waited for connections and held them, and how long opening took."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Distribution:
         return sum(self.counts)
 
     def cumulative(self) -> Iterator[tuple[float, int]]:
-        """Each bound in seconds, and how many were no longer; infinity last."""
+        """Each bound in seconds, and how many durations were not longer; infinity last."""
         return zip((*BOUNDS, float("inf")), accumulate(self.counts), strict=True)
 
     def since(self, before: Distribution) -> Distribution:
@@ -37,7 +37,7 @@ class Distribution:
     def durations(self) -> list[tuple[float, int]]:
         """Durations in seconds, and how often each: in the same buckets, with the same sum.
 
-        For whoever takes single durations only. Those of one bucket are all the same.
+        For exporters that only accept single durations. Those of one bucket are all the same.
         """
         *finite, longest = zip(self.counts, (0.0, *BOUNDS), (*BOUNDS, inf), strict=True)
         lowest = sum(n * low for n, low, _ in (*finite, longest))
@@ -64,7 +64,7 @@ class Histogram:
     """Counts durations. Without a lock, as `statistics.py` explains.
 
     `record`: called with each duration, in the thread that uses the pool. It must be quick, and
-    neither wait nor raise, as the `append` of a bounded `deque`. None by default.
+    neither wait nor raise, like the `append` of a bounded `deque`. None by default.
     """
 
     __slots__ = ("counts", "record", "total")

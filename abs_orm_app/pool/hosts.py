@@ -1,11 +1,11 @@
-"""Which host a new connection tries first, and how long: the one that works, before one that hangs.
+"""Which host a new connection tries first, and for how long: working hosts before dead ones.
 
 libpq and psycopg try the hosts of a list, and the addresses of a name, in the same order each time,
-and give each the whole `connect_timeout`: with a first host that is dead, every new connection
-takes that long. A pool remembers which were dead. They come last, and are asked again in the
-background. Otherwise the order is libpq's, or a random one with `load_balance_hosts=random`.
+and give each the whole `connect_timeout`: if the first host is dead, every new connection takes
+that long. A pool remembers dead hosts, tries them last, and tests them again in the background.
+Otherwise the order is libpq's, or random with `load_balance_hosts=random`.
 
-A name is resolved anew for each connection.
+A name is resolved again for each connection.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ import psycopg
 
 DEFAULT_PORT = "5432"
 DIRECTORY = ("/", "@")  # what the host begins with where it is a Unix socket
-ASK_AGAIN = 10.0  # seconds after which a dead host is asked again, while connections are opened
-ASK_TIMEOUT = 2.0  # seconds that it may take to answer then
+ASK_AGAIN = 10.0  # seconds after which a dead host is tested again, while connections are opened
+ASK_TIMEOUT = 2.0  # seconds that its answer may take
 SSL_REQUEST = bytes.fromhex("0000000804d2162f")  # answered by every server with one byte
 
-# The server answers, but is not of the role that `target_session_attrs` wants.
+# The server answers, but does not have the role that `target_session_attrs` wants.
 _WRONG_ROLE = re.compile(r"hot standby mode|session is (?:not )?read-only")
 
 _NOT_TRIED = psycopg.errors.ConnectionTimeout()
@@ -45,11 +45,11 @@ class Place:
 
     host: str  # as it was given: TLS compares it with the certificate
     port: str
-    address: str = ""  # IP address; "" for a Unix socket, and for what libpq finds itself
+    address: str = ""  # IP address; "" for a Unix socket, and if libpq resolves the name itself
 
     @property
     def params(self) -> dict[str, str]:
-        """libpq's parameters for this place alone."""
+        """libpq's parameters for only this place."""
         given = {"host": self.host, "port": self.port, "hostaddr": self.address}
         return {name: value for name, value in given.items() if value}
 
@@ -60,8 +60,8 @@ class Place:
 def listed(params: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> list[Place]:
     """The hosts of libpq's parameters, unresolved, in their order.
 
-    A list of ports has one for each host, or one for all. Where the lists do not match there is no
-    place: libpq then says what is wrong.
+    A list of ports has one for each host, or one for all. If the lists do not match, the result is
+    empty, and libpq then reports the mistake.
     """
     environ = os.environ if environ is None else environ
 
@@ -114,17 +114,17 @@ def _addresses(place: Place) -> Iterator[Place]:
 def ordered(
     places: Sequence[Place], dead: Mapping[Place, float], *, shuffle: bool = False
 ) -> list[Place]:
-    """The order to try them in: the dead ones last, and of these the one that is dead for longest
-    first. `dead`: when each was found so.
+    """The order to try them in: dead ones last, and of these the one that has been dead longest
+    first. `dead`: when each was found dead.
     """
     places = random.sample(places, len(places)) if shuffle else list(places)
     return sorted(places, key=lambda place: dead.get(place, -inf))
 
 
 def allotted(places: Sequence[Place], short: float, timeout: float) -> list[tuple[Place, float]]:
-    """The seconds for each place: short ones where another is left, then the timeout for all.
+    """The seconds for each place: the short time while another place is left, then the timeout.
 
-    One is tried a second time only if it did not answer in the short time.
+    A place is tried a second time only if it did not answer in the short time.
     """
     if not places:
         return []
@@ -139,8 +139,8 @@ class Try(Generic[T]):
     """How to connect to one place. Durations are in seconds.
 
     connect: called with libpq's parameters for the place; raises `psycopg.Error`.
-    timeout: for each place at most; `short`: where another one is left.
-    fits: False for a connection to a server of the wrong role; it is taken if no other is left.
+    timeout: for each place at most; `short`: while another place is left.
+    fits: False for a connection to a server of the wrong role; it is used if there is no other.
     """
 
     connect: Callable[[dict[str, Any]], T]
@@ -157,10 +157,10 @@ class Hosts:
 
     def __init__(self) -> None:
         self._dead: dict[Place, float] = {}  # since when, or when asked again (`monotonic`)
-        self.connect_seconds = 0.0  # that the last connection took to open, at its own place
+        self.connect_seconds = 0.0  # how long the last connection took to open, at its own place
 
     def connect(self, params: Mapping[str, Any], how: Try[T]) -> T:
-        """Return a connection to the first place that has one, one that fits if there is one.
+        """Return a connection to the first place that accepts one; if one fits, the first of those.
 
         params: all of libpq's parameters that are given.
 
@@ -171,7 +171,7 @@ class Hosts:
             return self._timed(how, {"connect_timeout": round(how.timeout)})
         places = resolved(places)
         for place in self._dead.keys() - set(places):
-            self._dead.pop(place, None)  # its name has moved
+            self._dead.pop(place, None)  # its name now has another address
         shuffle = _setting(params, "load_balance_hosts", "PGLOADBALANCEHOSTS") == "random"
         if target_session_attrs(params) != "prefer-standby":
             return self._first(ordered(places, self._dead, shuffle=shuffle), how)
@@ -188,7 +188,7 @@ class Hosts:
         spare: list[T] = []
         errors: dict[Place, Exception] = {}
         for place, seconds in allotted(places, how.short, how.timeout):
-            # A second time only who did not answer in the short one.
+            # A second attempt only if it did not answer in the short time.
             if not isinstance(errors.get(place, _NOT_TRIED), psycopg.errors.ConnectionTimeout):
                 continue
             given = {**place.params, **(extra or {}), "connect_timeout": round(seconds)}
@@ -218,15 +218,15 @@ class Hosts:
         return conn
 
     def ask_again(self) -> None:
-        """See whether places that were dead for a while answer again. Takes up to some seconds.
+        """Test whether places that were dead for a while answer again. May take some seconds.
 
-        No session is opened for that. The place counts as alive then, and in its old order.
+        The test opens no session. A place that answers returns to its old position.
         """
         now = monotonic()
         for place, since in tuple(self._dead.items()):
             if now - since < ASK_AGAIN:
                 continue
-            self._dead[place] = now  # nobody else asks meanwhile
+            self._dead[place] = now  # no other thread tests it meanwhile
             if answers(place):
                 self._dead.pop(place, None)
 
@@ -251,7 +251,7 @@ def answers(place: Place, timeout: float = ASK_TIMEOUT) -> bool:
 
 
 def _has_one_address(place: Place) -> bool:
-    """True if psycopg finds one address for it at the most, without a resolver."""
+    """True if psycopg finds at most one address for it, without a resolver."""
     if place.address or not place.host or place.host.startswith(DIRECTORY):
         return True
     with suppress(ValueError):
@@ -274,7 +274,7 @@ def _close(how: Try[T], conns: Iterable[T]) -> None:
 
 
 def _all_failed(errors: Mapping[Place, Exception]) -> Exception:
-    """The last error, and in its text those of all places, as psycopg has it."""
+    """The last error, with the errors of all places in its text, as psycopg does it."""
     last = list(errors.values())[-1]
     if len(errors) == 1:
         return last

@@ -1,7 +1,7 @@
-"""One thread a process looks after all its pools. It sleeps until it is called or something is due.
+"""One thread per process maintains all its pools. It sleeps until it is called or work is due.
 
 No lock guards it: a call is one addition to a set and one release of a lock (the bell). The right
-to be the thread is an object, `_Turn`, of which there is one: whatever ends the thread, or the
+to be the thread is an object, `_Turn`, of which there is one: anything that ends the thread, or the
 attempt to start it, drops the turn, and the next call starts another thread.
 """
 
@@ -31,7 +31,7 @@ TICK = 1.0  # seconds between two calls of the observers
 
 
 class _Turn:
-    """The right to be the housekeeping thread; dropped, it is free again."""
+    """The right to be the housekeeping thread; once dropped, it is free again."""
 
     __slots__ = ("owner", "process")
 
@@ -44,7 +44,7 @@ class _Turn:
 
 
 class Housekeeping:
-    """Calls `tend` for each open pool when it is called for or due, and the observers at each tick.
+    """Calls `tend` for each open pool when asked to or when due, and the observers at each tick.
 
     `tend` gets the time (`monotonic`) and returns when it is due next.
     """
@@ -55,8 +55,8 @@ class Housekeeping:
         self.reset()
 
     def reset(self) -> None:
-        """In a forked child: there is no thread, and what was there is the parent's."""
-        self.process = object()  # another one in each child
+        """In a forked child: forget the parent's thread and pools."""
+        self.process = object()  # a new one in each child
         self.free: deque[_Turn] = deque()
         self.free.append(_Turn(self))
         self._called: set[HardenedPool] = set()
@@ -66,17 +66,17 @@ class Housekeeping:
         self.pools = WeakSet()
 
     def call(self, pool: HardenedPool) -> bool:
-        """Look after this pool now, in the thread; False if no thread can be started.
+        """Have the thread look at this pool now; False if no thread can be started.
 
-        Never waits, and may be called at any point: by a signal handler, by a finalizer.
+        Never waits, and may be called at any point, also by a signal handler or a finalizer.
         """
         self._called.add(pool)
         return self.ring()
 
     def pause(self, timeout: float) -> None:
-        """Before a fork: end the thread, waiting up to `timeout` seconds for that.
+        """Before a fork: end the thread, and wait up to `timeout` seconds for that.
 
-        With gevent the child inherits a greenlet in its place, which Python cannot end cleanly.
+        With gevent the thread is a greenlet, which the child would inherit and cannot end cleanly.
         """
         deadline = monotonic() + timeout
         self._paused = True
@@ -85,7 +85,7 @@ class Housekeeping:
             sleep(0.001)
 
     def resume(self) -> None:
-        """After a fork, in the parent: look after the pools again, all of them at once."""
+        """After a fork, in the parent: maintain the pools again, beginning with all of them."""
         self._paused = False
         for pool in tuple(self.pools):
             self.call(pool)
@@ -97,11 +97,11 @@ class Housekeeping:
         try:
             self._bell.release()
         except RuntimeError:
-            pass  # it is about to look
+            pass  # the bell has rung already
         return not self.free or self._begin()
 
     def _begin(self) -> bool:
-        """Start the thread, unless another one begins to, or a fork is under way."""
+        """Start the thread, unless another call is starting it, or a fork is in progress."""
         if self._paused:
             return True
         try:
@@ -109,14 +109,14 @@ class Housekeeping:
         except IndexError:
             return True
         try:
-            # Of the two calls that start a thread this one cannot be interrupted half-way.
+            # Of Python's two ways to start a thread, this one cannot be interrupted half-way.
             start_new_thread(self._start, (turn,))
         except RuntimeError:  # the process is out of threads, or about to end
             return False
         return True
 
     def _start(self, turn: list[_Turn]) -> None:
-        """In a thread that nobody knows of: start the one that has a name."""
+        """In a thread that `threading` does not know: start the real one, which has a name."""
         try:
             Thread(target=self._run, args=(turn,), name=THREAD, daemon=True).start()
         except RuntimeError:
@@ -135,7 +135,7 @@ class Housekeeping:
                     logger.warning(messages.housekeeping_died())
 
     def _look_after_pools(self, process: object) -> None:
-        """Until there is no open pool, or a fork has made this thread its parent's."""
+        """Run until there is no open pool, or until this is a forked child."""
         bell = self._bell
         while process is self.process and not self._paused:
             called = self._called
@@ -147,7 +147,7 @@ class Housekeeping:
             for pool in tuple(self.pools):
                 if pool.due <= now:
                     pool.due = _tend(pool, now)
-                    if pool.queue.waiters:  # who came just now has seen that it was due
+                    if pool.queue.waiters:  # they may have come just now, and not have called
                         pool.due = min(pool.due, now + RETRY_INTERVAL)
                     if pool.closed:
                         self.pools.discard(pool)
@@ -173,7 +173,7 @@ class Housekeeping:
 class Observers(list["Callable[[HardenedPool], None]"]):
     """Each is called with every open pool at each tick, and once with each that was just closed.
 
-    For those who watch. They run in the housekeeping thread, and must not wait for anything.
+    For metrics. They run in the housekeeping thread, and must not wait for anything.
     """
 
     def __init__(self, housekeeping: Housekeeping) -> None:
@@ -186,7 +186,7 @@ class Observers(list["Callable[[HardenedPool], None]"]):
             self._housekeeping.ring()
 
     def tell(self, pool: HardenedPool) -> None:
-        """Call each in a `try`: one that fails cannot break the pool."""
+        """Call each observer; one that raises does not affect the pool."""
         for observer in tuple(self):
             try:
                 observer(pool)
@@ -197,7 +197,7 @@ class Observers(list["Callable[[HardenedPool], None]"]):
 def _tend(pool: HardenedPool, now: float) -> float:
     try:
         return tend(pool, now)
-    except Exception as error:  # the others must not suffer
+    except Exception as error:  # the other pools must still be maintained
         pool.say(messages.housekeeping_failed(pool.name, error))
         return now + TICK
 

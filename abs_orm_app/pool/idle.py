@@ -1,4 +1,4 @@
-"""The connections that nobody uses: the one that was used last at the right."""
+"""The idle connections; the one that was used last is at the right."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Idle(deque[Any]):
-    """A deque of connections. Each of its own methods is one step that other threads see whole."""
+    """A deque of connections. Each method of deque is one atomic step for other threads."""
 
     __slots__ = ()
 

@@ -10,14 +10,14 @@ from typing import Any
 import psycopg
 from psycopg.pq import ExecStatus, TransactionStatus
 
-# After so many reads that each brought something, a peer that only talks is taken for dead.
+# After this many reads that each returned data, a peer that only sends counts as dead.
 MAX_READS = 100
 
 
 def make_poller(conn: psycopg.Connection[Any]) -> select.poll:
     """Return a poller for what the server sends on `conn`; `poller.poll(0)` costs a microsecond.
 
-    Each connection keeps its own, since making one costs more than asking it.
+    Each connection keeps its own, because making one costs more than polling.
     """
     poller = select.poll()
     poller.register(conn.pgconn.socket, select.POLLIN)
@@ -39,8 +39,8 @@ def has_ended(conn: psycopg.Connection[Any], poll: Callable[[float], object]) ->
 def answers(conn: psycopg.Connection[Any], timeout: float) -> bool:
     """Ping the server with an empty query; True if it answers within `timeout` seconds.
 
-    The empty query is the cheapest that the protocol has: no parsing, no snapshot, no transaction.
-    After a False the connection is of no use: the answer may still come.
+    The empty query is the cheapest of the protocol: no parsing, no snapshot, no transaction.
+    After False the connection cannot be used: the answer may still come.
     """
     return ask(conn, b"", timeout) is not None
 
@@ -48,9 +48,9 @@ def answers(conn: psycopg.Connection[Any], timeout: float) -> bool:
 def ask(conn: psycopg.Connection[Any], query: bytes, timeout: float) -> bytes | None:
     """Send a query and return the value that it selects, b"" if it selects none.
 
-    Returns None without an answer within `timeout` seconds, or with an error. It goes through
-    libpq's non-blocking calls, so that a server that has stopped, or a network that swallows what
-    it is given, costs no more than the timeout.
+    Returns None after an error, or if no answer comes within `timeout` seconds. It uses libpq's
+    non-blocking calls, so that it takes no longer than the timeout even if the server has stopped
+    or the network drops all packets.
     """
     pgconn = conn.pgconn
     deadline = monotonic() + timeout

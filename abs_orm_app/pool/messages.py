@@ -10,7 +10,7 @@ from abs_orm_app.pool.silence import Silence
 
 
 def pool_timeout(timeout: float, why: str) -> str:
-    """Say that no connection came; `why` is from `why_nothing_came`."""
+    """The text of a timeout; `why` is from `why_nothing_came`."""
     return f"couldn't get a connection after {timeout:.2f} sec: {why}"
 
 
@@ -29,7 +29,7 @@ def why_nothing_came(
     fault: Fault | None,
     silence: Silence | None = None,
 ) -> str:
-    """Say why no connection came: the limits, who has them, what stood in the way, what to do."""
+    """Explain why no connection came: the limits, the holders, the cause, what to do."""
     being_opened = f", {opening} being opened" if opening else ""
     state = (
         f"Pool {name!r} (size {size} + overflow {limit - size}): {in_use} in use, {idle} idle"
@@ -131,7 +131,7 @@ def held_too_long(name: str, holder: Holder) -> str:
 
 
 def cannot_return(name: str, conn: str, *, other: str | None, lost: bool) -> str:
-    """`other`: the name of the pool it comes from. `lost`: the pool has given its slot back."""
+    """`other`: the name of the pool it comes from. `lost`: the pool has already freed its slot."""
     if other is not None:
         why = f"it comes from pool {other!r}"
     elif lost:
@@ -171,6 +171,6 @@ def observer_failed(name: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The error in one line, ended by a full stop."""
+    """The first line of the error, with a full stop at its end."""
     line = str(error).strip().partition("\n")[0] or type(error).__name__
     return line if line.endswith(".") else f"{line}."

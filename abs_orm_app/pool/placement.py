@@ -1,7 +1,7 @@
-"""What a pool does with a connection by the role of its server: keep it, or soon replace it.
+"""Keep a connection, or replace it soon, depending on the role of its server.
 
-`roles.py` has the rules. This applies them where a connection is opened, returned or suspected, and
-where a statement failed. No lock guards it, see `pool.py`: each step is one assignment.
+`roles.py` has the rules. This applies them when a connection is opened, returned or suspected, and
+when a statement has failed. No lock guards it, see `pool.py`: each step is one assignment.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ class ServerInUse:
 
 
 class Placement:
-    """Of one pool.
+    """The servers of one pool's connections.
 
-    entries: the pool's, which this reads.
-    wanted: `target_session_attrs`, "" where it is not set.
+    entries: the pool's entries, which this only reads.
+    wanted: `target_session_attrs`, "" if it is not set.
     """
 
     def __init__(self, entries: set[Entry], *, reads_only: bool) -> None:
         self.wanted = ""
         self.expectation = Expectation(reads_only=reads_only)
         self._entries = entries
-        self._asks = False  # servers that report nothing are asked: one has refused a write
+        self._asks = False  # ask servers that report nothing, because one has refused a write
 
     def fits(self, conn: AnyConnection) -> bool:
-        """False for a new connection to a server that is not wanted, by what it has reported."""
+        """False for a new connection to a server that has reported a role that is not wanted."""
         return self._life(roles.reported(conn.pgconn)) == inf
 
     def role_of_new(self, conn: AnyConnection) -> Role:
-        """The role of a new connection's server. May ask it.
+        """The role of a new connection's server. May ask the server.
 
-        Raises `psycopg.OperationalError` if it is asked and does not answer.
+        Raises `psycopg.OperationalError` if the server is asked and does not answer.
         """
         role = roles.reported(conn.pgconn)
         if role is Role.UNKNOWN and self._asks:
@@ -62,7 +62,7 @@ class Placement:
         return role
 
     def opened(self, entry: Entry, role: Role) -> None:
-        """Note the role of a new connection's server, and limit its life if it is not wanted."""
+        """Record the role of a new connection's server; limit the connection's life if unwanted."""
         entry.role = role
         wanted_before = self.expectation.wants_primary
         self.expectation.opened(role, entry.opened_at)
@@ -79,7 +79,7 @@ class Placement:
             self.look(entry, conn)
 
     def look(self, entry: Entry, conn: AnyConnection) -> None:
-        """Look again at the role of a connection's server, which is idle and works."""
+        """Look again at the role of the server of a connection that is idle and works."""
         if entry.must_ask:
             entry.must_ask = False
             with suppress(psycopg.OperationalError):
@@ -91,7 +91,7 @@ class Placement:
             self._limit([entry])
 
     def answers(self, entry: Entry, conn: AnyConnection, timeout: float) -> bool:
-        """Ask in place of a ping, where a server has refused a write and reports nothing."""
+        """Ask for the role instead of pinging; False if the server does not answer."""
         try:
             self._asked(entry, _asked(conn, timeout))
         except psycopg.OperationalError:
@@ -99,7 +99,7 @@ class Placement:
         return True
 
     def must_ask(self, entry: Entry) -> bool:
-        """True if a ping has to be that question."""
+        """True if the server must be asked for its role instead of pinged."""
         return self._asks and roles.reported(entry.pgconn) is Role.UNKNOWN
 
     def failed(self, conn: AnyConnection, entry: Entry, error: BaseException) -> None:
@@ -122,15 +122,15 @@ class Placement:
         elif role is Role.UNKNOWN:
             self._asks = entry.must_ask = not self.expectation.reads_only
         elif role is not entry.role:
-            self.suspect_all()  # it was made read-only: a ping brings the others' report
-        # Else the transaction was asked to be read-only, or the role is so by default.
+            self.suspect_all()  # it was made read-only: a ping lets the others report that, too
+        # Otherwise the project made the transaction or its role read-only.
 
     def _standby_refused(self) -> None:
         self.expectation.refused(monotonic())
         self._limit(self._entries)
 
     def _asked(self, entry: Entry, role: Role) -> None:
-        """Note what a server has said that reports nothing."""
+        """Record the answer of a server that reports nothing without being asked."""
         entry.role = role
         if role is Role.STANDBY:
             self._standby_refused()

@@ -1,21 +1,21 @@
-"""A pool of PostgreSQL connections whose settings mean what they say under faults.
+"""A pool of PostgreSQL connections that keeps the promises of its settings under faults.
 
 Its API, parameters, statistics and exceptions are psycopg_pool's; `docs/why-our-own-pool.md` says
-why it is not that one. How it works:
+why it is another class. How it works:
 
-- `idle` has the connections at rest, the warmest at the right; `in_use` the entries of those that
-  are checked out; `entries` those of all that are open; `queue` the requests that wait.
-- A checkout takes an idle connection, or waits in the queue. A return hands the connection to who
-  has waited longest, or makes it idle. Both look again after they have published what they did, so
-  that no idle connection and no waiting request can miss each other.
-- Whoever takes an entry out of `in_use` returns that connection, so it is returned once.
-- Connections are opened by `connector.py`; `housekeeping.py` has the thread that sees to the rest.
+- `idle` holds the idle connections, the one used last at the right; `in_use` the entries of those
+  that are checked out; `entries` the entries of all open ones; `queue` the waiting requests.
+- A checkout takes an idle connection, or waits in the queue. A return hands the connection to the
+  request that has waited longest, or makes it idle. Each publishes what it did and then looks at
+  the other side again, so that an idle connection and a waiting request cannot miss each other.
+- The thread that takes an entry out of `in_use` returns that connection, so it is returned once.
+- `connector.py` opens connections; the thread of `housekeeping.py` does everything else.
 
 No lock guards this state, and no request ever holds a lock: each step is one operation of a
-built-in container, which is atomic with and without the GIL. So an exception that is thrown into a
-thread at any point, a signal handler or a finalizer that checks out or returns a connection, can
-neither leave a lock behind nor meet one. What an interrupted step drops is garbage-collected, and
-housekeeping closes it and gives its slot back.
+built-in container, which is atomic with and without the GIL. So an exception that is raised in a
+thread at any point, or a signal handler or a finalizer that checks out or returns a connection,
+can neither leave a lock locked nor block on one. A connection that an interrupted step has dropped
+is garbage-collected; housekeeping then closes it and frees its slot.
 
 Invariant: `entries` + the connector's attempts <= `max_size`. A connection leaves `entries` only
 after it was closed, so that the server never counts more either.
@@ -65,10 +65,10 @@ from abs_orm_app.pool.waiting import wait_for_connection
 logger = logging.getLogger("abs_orm_app.pool")
 IDLE = TransactionStatus.IDLE
 
-ROUND_TRIP = 20e-6  # seconds; in less, no server can have said anything
+ROUND_TRIP = 20e-6  # seconds; no server can answer in less
 
 every_pool: WeakSet[HardenedPool] = WeakSet()
-# Each is called with each new pool, before it is opened, such as to set `use_times.record`.
+# Each is called with each new pool before it is opened, for example to set `use_times.record`.
 new_pool_hooks: list[Callable[[HardenedPool], object]] = []
 
 
@@ -77,9 +77,9 @@ class HardenedPool:
 
     Takes psycopg_pool's parameters, with these differences:
 
-    `check`: called at each checkout in place of the ping. It ends by exception, or by the deadline,
-    where a connection is not to be handed out.
-    `num_workers`: how many connections are opened at a time; the threads live only that long.
+    `check`: called at each checkout in place of the ping. If it raises, or takes too long, the
+    connection is not handed out.
+    `num_workers`: how many connections are opened at a time; a thread ends when it has connected.
     `open`: False by default.
 
     And these:
@@ -87,21 +87,21 @@ class HardenedPool:
     `pre_ping`: ping a connection that was idle for a while before it is handed out.
     `leak_seconds`: warn about a connection held longer, with the stack that took it; None: off, and
     no stack is recorded.
-    `database`: the name of the database, for the one who keeps the pool.
-    `rotating`: the password may change while the pool lives; once one has worked, a server that
-    refuses it is asked again, with the one that is valid then.
+    `database`: the name of the database; the pool only stores it.
+    `rotating`: the password may change while the pool is open; once a password has worked, the
+    pool retries after a refusal, with the password that is valid then.
     `reads_only`: the project only reads through it, so a standby is as good as a primary.
-    `successor`: gives the pool that serves those who wait when this one is closed, or None. Called
-    in their threads.
-    `clean`: makes a connection as new whose entry says that it is `dirty`, or, with `clean_always`,
-    each that is returned, in a thread of the pool's; returns False for one to be replaced.
-    `reclaim`: gives a connection back, for who waits, that its holder uses for nothing; False for
-    one that is used. Called by housekeeping while all are in use.
-    `pin_of`: says what needs the session of a connection that is checked out, for reports; `UNUSED`
-    if nothing does, and it is kept all the same. Called in any thread.
+    `successor`: returns the pool that serves the waiting requests when this one is closed, or
+    None. Called in their threads.
+    `clean`: cleans a connection whose entry is `dirty`, or, with `clean_always`, each that is
+    returned, in a thread of the pool; returns False if the connection must be replaced.
+    `reclaim`: returns a connection that its holder does not use to the pool; False if it is used.
+    Called by housekeeping while requests wait and all connections are in use.
+    `pin_of`: returns what needs the session of a connection that is checked out, for reports;
+    `UNUSED` if nothing does, and it is kept all the same. Called in any thread.
 
     `getconn` raises `PoolTimeout` at the deadline, with the last fault as its cause;
-    `psycopg.OperationalError` at once for a fault that does not pass by itself; `PoolClosed`; and
+    `psycopg.OperationalError` at once for a permanent fault; `PoolClosed`; and
     `TooManyRequests` if `max_waiting` is set. Durations are in seconds.
     """
 
@@ -173,8 +173,8 @@ class HardenedPool:
         self.create_times = self.statistics.creates
         self.placement = Placement(self.entries, reads_only=reads_only)
         self.connector = Connector(self, parallel=num_workers, rotating=rotating)
-        self.due = 0.0  # housekeeping looks at the pool then (`monotonic`)
-        self.owes_collection = False  # of garbage, for which there was no time
+        self.due = 0.0  # when housekeeping looks at the pool next (`monotonic`)
+        self.owes_collection = False  # a garbage collection was postponed for lack of time
         self.collected_at = float("-inf")
         self.described = (float("-inf"), "")  # when, and what a timeout says of the pool
         every_pool.add(self)
@@ -189,9 +189,9 @@ class HardenedPool:
     # Checkout
 
     def getconn(self, timeout: float | None = None) -> AnyConnection:  # noqa: C901 - one screen
-        """Check out a connection, for which `putconn` must be called.
+        """Check out a connection; return it with `putconn`.
 
-        `timeout`: seconds to wait at the most; the pool's timeout by default.
+        `timeout`: seconds to wait at most; the pool's timeout by default.
         """
         now = monotonic()
         if timeout is None:
@@ -239,7 +239,7 @@ class HardenedPool:
         return successor.getconn(max(0.0, deadline - monotonic()))
 
     def _next_pool(self, deadline: float) -> HardenedPool | None:
-        """The pool, open, that serves the requests of this one, which was closed."""
+        """Return the open pool that replaces this closed one; None if there is none."""
         let_the_process_end(self)
         while self._successor and self.was_opened and not self.ended and monotonic() < deadline:
             pool = self._successor()
@@ -300,11 +300,11 @@ class HardenedPool:
             if entry is not None and not given and entry not in self.in_use:
                 self.discard(conn)  # interrupted half-way
             raise
-        for text in said:  # last: what handles it may use the pool
+        for text in said:  # last, because a log handler may use the pool
             logger.warning(text)
 
     def saw_error(self, conn: AnyConnection, error: BaseException) -> None:
-        """Be told of an error of a statement on a connection that is checked out. Never waits."""
+        """Learn from a statement's error on a connection that is checked out. Never waits."""
         entry = getattr(conn, ENTRY, None)
         if isinstance(entry, Entry):
             self.placement.failed(conn, entry, error)
@@ -316,7 +316,7 @@ class HardenedPool:
         return messages.cannot_return(self.name, str(conn), other=other, lost=lost)
 
     def add(self, conn: Any) -> None:
-        """Take a connection in that nobody has: for who waits, or idle, or let it go."""
+        """Hand a connection to a waiting request, or make it idle; discard it if it is expired."""
         entry = conn._pool_entry
         now = monotonic()
         if self._closed or entry.expires_at <= now or len(self.entries) > self._max_size:
@@ -329,7 +329,7 @@ class HardenedPool:
             self._look_again()
 
     def _look_again(self) -> None:
-        """After a connection became idle: did anything change that it should have met?"""
+        """After a connection became idle, react to changes that another thread made meanwhile."""
         if self._waiting:
             self.serve()
         if self._closed:
@@ -338,7 +338,7 @@ class HardenedPool:
             self.until_full.tell_all(bool)
 
     def serve(self) -> None:
-        """Hand idle connections to those who wait."""
+        """Hand idle connections to waiting requests."""
         while self._waiting and self.idle:
             try:
                 conn = self.idle.pop()
@@ -356,9 +356,9 @@ class HardenedPool:
             self.discard(conn)  # in the middle of a ping
 
     def discard(self, conn: Any) -> None:
-        """Close a connection that no one else has, give its slot back, have what is missing opened.
+        """Close a connection that no other thread has, free its slot, and call housekeeping.
 
-        Its slot comes last: the server counts it until it is closed.
+        The slot is freed last, because the server counts the connection until it is closed.
         """
         self.hang_up(conn)
         entry = conn._pool_entry
@@ -455,7 +455,7 @@ class HardenedPool:
             raise outcome
 
     def resize(self, min_size: int, max_size: int | None = None) -> None:
-        """Change the limits; what is over the new ones is closed at once or on return."""
+        """Change the limits; connections beyond them are closed at once, or on return."""
         self._min_size, self._max_size = checked_sizes(min_size, max_size)
         while len(self.entries) > self._max_size and self.idle:
             self.close_longest_idle(monotonic())
@@ -463,7 +463,7 @@ class HardenedPool:
         self.call_housekeeping()
 
     def drain(self) -> None:
-        """Replace each connection by a new one: the idle now, those in use when they come back."""
+        """Replace each connection by a new one: idle ones now, those in use on their return."""
         for entry in tuple(self.entries):
             entry.expire()
         for conn in tuple(self.idle):
@@ -472,7 +472,7 @@ class HardenedPool:
 
     def check(self) -> None:
         """Ping each idle connection, and replace those that are expired or do not answer."""
-        hangs = False  # the others hang as the one does that did not answer
+        hangs = False  # once one does not answer, the others are presumed hung
         for conn in tuple(self.idle):
             if not self.idle.take(conn):
                 continue
@@ -490,9 +490,8 @@ class HardenedPool:
             raise psycopg.OperationalError("the connection does not answer")
 
     def close(self, timeout: float = 5.0) -> None:
-        """Close the pool. Those who wait get `PoolClosed`; connections in use are closed on return.
-
-        Waits up to `timeout` seconds for connections that are just being opened.
+        """Close the pool. Waiting requests get `PoolClosed`; a connection in use is closed on
+        return. Waits up to `timeout` seconds for connections that are being opened.
         """
         was_open = not self._closed
         self._closed = self.was_opened = True
@@ -506,7 +505,7 @@ class HardenedPool:
         self.call_housekeeping()  # which forgets it
 
     def abandon(self) -> None:
-        """In a forked child: forget the parent's connections without a byte on its sockets."""
+        """In a forked child: drop the parent's connections without sending on their sockets."""
         self._closed = self.was_opened = True
         for entry in tuple(self.entries):
             entry.detach()
@@ -532,7 +531,7 @@ class HardenedPool:
         return housekeeping.call(self)
 
     def connection_lost(self, entry: Entry) -> None:
-        """A connection was garbage-collected, at any point of any thread."""
+        """Called when a connection was garbage-collected, at any point of any thread."""
         if entry in self.entries:
             entry.lost = True
             self.in_use.discard(entry)  # a finalizer that returns it now is refused
@@ -548,7 +547,7 @@ class HardenedPool:
         return len(self.entries) > len(self.idle)
 
     def close_longest_idle(self, before: float) -> bool:
-        """Close the connection that is idle for longest, if it was not used since `before`."""
+        """Close the connection that has been idle longest, if it was not used since `before`."""
         try:
             conn = self.idle[0]
         except IndexError:
@@ -559,7 +558,7 @@ class HardenedPool:
         return True
 
     def say(self, text: str) -> None:
-        """Log from a thread of its own: what handles it may use the pool, and wait."""
+        """Log from a thread of its own, because a log handler may use the pool, and wait."""
         with suppress(RuntimeError):  # the process is about to end
             threading.Thread(target=logger.warning, args=(text,), daemon=True).start()
 

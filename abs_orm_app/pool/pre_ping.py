@@ -1,4 +1,4 @@
-"""Is a connection alive that is about to be handed out? A look at its socket, or a ping."""
+"""Check that a connection is alive before it is handed out: look at its socket, or ping it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ PING_LEAST = 0.05  # seconds; in less, a healthy connection may seem to hang
 def is_alive(
     pool: HardenedPool, conn: AnyConnection, entry: Entry, now: float, deadline: float
 ) -> bool:
-    """Look at a connection that has said something, or was idle for long. It may hang."""
-    # What it said may be its last word, though its socket is not closed yet: it is pinged.
+    """Check a connection that has something to read, or was idle for long. It may hang."""
+    # The server may have sent its last message without having closed the socket yet: ping it.
     if entry.poll(0) and liveness.has_ended(conn, entry.poll):
         pool.statistics.stale += 1
         return False
-    # Half of what is left: a fresh connection, if this one hangs, needs the other half.
+    # Half of the remaining time: if this one hangs, a new connection needs the other half.
     allowed = min(PING_TIMEOUT, max((deadline - now) / 2, PING_LEAST))
     if pool.project_check is not None:
         passed = pool.project_check.passes(pool, conn, entry, allowed)
@@ -38,7 +38,7 @@ def is_alive(
 
 
 def _answers(pool: HardenedPool, conn: AnyConnection, entry: Entry, timeout: float) -> bool:
-    """Ping an idle connection, and look what its server has become."""
+    """Ping an idle connection, and look at the role of its server."""
     if pool.placement.must_ask(entry):
         return pool.placement.answers(entry, conn, timeout)
     if not liveness.answers(conn, timeout):
@@ -48,7 +48,7 @@ def _answers(pool: HardenedPool, conn: AnyConnection, entry: Entry, timeout: flo
 
 
 def _discard_suspects(pool: HardenedPool) -> None:
-    """Close the idle connections due for a ping: they hang as the one does that was pinged."""
+    """Close the idle connections that are due for a ping: they are presumed hung, too."""
     oldest = monotonic() - PING_AFTER
     for conn in tuple(pool.idle):
         if conn._pool_entry.idle_since < oldest and pool.idle.take(conn):

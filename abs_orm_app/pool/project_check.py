@@ -1,7 +1,7 @@
-"""The project's own check of a connection, `check=`, called before each checkout, in bounded time.
+"""The project's own check of a connection, `check=`, called at each checkout with a time limit.
 
-It takes the place of the ping. It runs in the thread that checks out, because it may look at what
-belongs to that thread; if it takes too long, the housekeeping thread shuts its connection down.
+It replaces the ping. It runs in the thread that checks out, because it may use state of that
+thread; if it takes too long, the housekeeping thread shuts its connection down.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 class ProjectCheck:
-    """Of one pool. Who takes an entry out of `_running` decides what becomes of that check."""
+    """The check of one pool. The thread that takes an entry out of `_running` decides the result
+    of that check.
+    """
 
     def __init__(self, function: Callable[[AnyConnection], object]) -> None:
         self._function = function
@@ -33,7 +35,7 @@ class ProjectCheck:
         try:
             self._function(conn)
             passed = True
-        except Exception:  # whatever it raises says the same
+        except Exception:  # any exception means: do not hand it out
             passed = False
         finally:
             in_time = self._running.pop(entry, None) is not None

@@ -1,12 +1,12 @@
 """The requests that wait for a connection, first come first served.
 
 No lock guards the queue. Each step is one operation of a built-in container, which is atomic with
-and without the GIL: what interrupts a thread between two steps (an exception thrown into it, a
-signal handler, a finalizer) finds the queue whole.
+and without the GIL: an interruption between two steps (an exception raised in the thread, a
+signal handler, a finalizer) finds the queue consistent.
 
 - A waiter's outcome is decided once, by `dict.setdefault`: a connection, an error, or that it has
-  gone. Nothing is taken off the queue before that.
-- A waiter sleeps on a lock of its own until somebody has decided, or its deadline.
+  left. It is not removed from the queue before that.
+- A waiter sleeps on a lock of its own until its outcome is decided, or until its deadline.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ OUTCOME = 0  # the one key of a waiter's box
 
 
 class Waiter:
-    """One request that waits: since `began`, until `deadline` at the most (`monotonic`).
+    """One waiting request: since `began`, until `deadline` at most (`monotonic`).
 
-    `outcome` is what it got; None while that is open.
+    `outcome` is what it got; None while it is undecided.
     """
 
     __slots__ = ("_box", "_lock", "began", "deadline")
@@ -41,7 +41,7 @@ class Waiter:
         return self._box.get(OUTCOME)
 
     def offer(self, outcome: Any) -> bool:
-        """Give it this, and wake it; False if something else was decided before."""
+        """Decide for this outcome, and wake the waiter; False if another was decided before."""
         try:
             return self._box.setdefault(OUTCOME, outcome) is outcome
         finally:
@@ -51,14 +51,14 @@ class Waiter:
         try:
             self._lock.release()
         except RuntimeError:
-            pass  # it is awake
+            pass  # it is already awake
 
     def settle(self, outcome: Any) -> Any:
-        """Decide for `outcome` unless something was decided before; return what counts."""
+        """Decide for `outcome` unless one was decided before; return the outcome that counts."""
         return self._box.setdefault(OUTCOME, outcome)
 
     def wait(self, deadline: float) -> Any:
-        """Sleep until it has an outcome, and return that; None at the deadline (`monotonic`)."""
+        """Sleep until it has an outcome, and return it; None at the deadline (`monotonic`)."""
         box = self._box
         while not box:
             left = deadline - monotonic()
@@ -69,7 +69,7 @@ class Waiter:
 
 
 class Queue:
-    """Those who wait; `waiters` is for reading, the one that has waited longest at the left."""
+    """The waiters; the one that has waited longest is at the left of `waiters`."""
 
     __slots__ = ("waiters",)
 
@@ -80,14 +80,14 @@ class Queue:
         self.waiters.append(waiter)
 
     def leave(self, waiter: Waiter) -> None:
-        """Take it off the queue, if it is there."""
+        """Remove it from the queue, if it is there."""
         try:
             self.waiters.remove(waiter)
         except ValueError:
             pass
 
     def hand_over(self, outcome: Any) -> bool:
-        """Give `outcome` to the one that has waited longest; False if nobody takes it."""
+        """Give `outcome` to the one that has waited longest; False if none takes it."""
         waiters = self.waiters
         while waiters:
             try:
@@ -101,13 +101,13 @@ class Queue:
         return False
 
     def tell_all(self, outcome: Callable[[], Any]) -> None:
-        """Give each that waits now an outcome of its own."""
+        """Give each waiter an outcome of its own."""
         for waiter in tuple(self.waiters):
             waiter.offer(outcome())
             self.leave(waiter)
 
     def wake_served(self) -> None:
-        """Wake who has an outcome and may sleep: its giver was interrupted before it could."""
+        """Wake waiters that have an outcome: the thread that gave it may have been interrupted."""
         for waiter in tuple(self.waiters):
             if waiter.outcome is not None:
                 waiter.wake()

@@ -1,4 +1,4 @@
-"""A pool belongs to one process: a forked child starts with none, and the end closes it."""
+"""The pools of this process. A forked child starts with none; they are closed at the end."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 # Seconds to wait for connections that are being opened, before the end of the process, or a fork.
 SETTLE_TIMEOUT = 1.0
-LAST = -100  # priority of what ends a child, after finalizers that may query
+LAST = -100  # priority of the exit hook of a child: after finalizers that may query
 
-# This process's, by alias. No lock guards it: a pool is added by `setdefault` before it is opened,
-# so that of several that are built at once one counts, and the others were never more than objects.
+# The pools by alias. No lock guards it: a pool is added by `setdefault` before it is opened, so if
+# several threads build one at the same time, one counts, and the others are never opened.
 pools: dict[str, HardenedPool] = {}
 
-# Each closes what this thread holds of the pools, without a word to a pool or a transaction. Called
-# at the end of the process, and in a forked child.
+# Each closes the connections that this thread holds, without returning them to a pool or ending a
+# transaction. Called at the end of the process, and in a forked child.
 hang_up_hooks: list[Callable[[], None]] = []
 
 _pid = os.getpid()
@@ -34,17 +34,17 @@ _fork_lock = threading.Lock()
 
 
 def notice_fork() -> None:
-    """Look whether this is a child that was forked without Python's knowledge, as uWSGI does."""
+    """Detect a child that was forked without Python's knowledge, as uWSGI does."""
     if _pid != os.getpid():
-        with _fork_lock:  # its threads may come here together
+        with _fork_lock:  # several threads may call this at the same time
             if _pid != os.getpid():
                 _start_clean()
 
 
-def close_at_childs_end() -> None:
-    """In a forked child with its first pool: see to it that the pool is closed at the end.
+def register_child_exit_hook() -> None:
+    """In a forked child with its first pool: have the pool closed when the child ends.
 
-    The children of multiprocessing and of Celery run no atexit handlers; this is what they run.
+    The children of multiprocessing and of Celery run no atexit handlers, but these finalizers.
     """
     global _closes_at_end
     util = sys.modules.get("multiprocessing.util")
@@ -54,13 +54,13 @@ def close_at_childs_end() -> None:
 
 
 def _every_pool() -> list[HardenedPool]:
-    """Those of no alias too, such as the drill's. None, if none was ever needed."""
+    """All pools, also those without an alias, such as the drill's."""
     module = sys.modules.get("abs_orm_app.pool.pool")
     return list(module.every_pool) if module else []
 
 
 def _housekeeping() -> Housekeeping | None:
-    """The one of this process; None, if no pool was ever needed."""
+    """The housekeeping of this process; None if no pool was ever needed."""
     module = sys.modules.get("abs_orm_app.pool.housekeeping")
     return module.housekeeping if module else None
 
@@ -68,7 +68,7 @@ def _housekeeping() -> Housekeeping | None:
 def _settle() -> None:
     """Before a fork: leave no connection half open.
 
-    With gevent the child has its parent's greenlets, too: both would talk on the same socket.
+    With gevent the child has its parent's greenlets, too, and both would use the same socket.
     """
     notice_fork()
     for pool in _every_pool():
@@ -78,7 +78,7 @@ def _settle() -> None:
 
 
 def _resume() -> None:
-    """After a fork, in the parent: go on filling the pools."""
+    """After a fork, in the parent: continue to fill the pools."""
     if housekeeping := _housekeeping():
         housekeeping.resume()
     for pool in _every_pool():
@@ -114,7 +114,7 @@ def comes_after_the_end() -> bool:
 
 
 def _close_all() -> None:
-    """At the end of the process: say goodbye to the server, so that it logs no lost client."""
+    """At the end of the process: close all sessions, so that the server logs no lost client."""
     global _ended
     notice_fork()
     _ended = True

@@ -1,14 +1,15 @@
-"""Is this connection on the server that its alias wants: a primary, a standby, either?
+"""Is a connection's server what the alias wants: a primary, a standby, either?
 
 PostgreSQL 14 and newer reports `in_hot_standby` and `default_transaction_read_only` to each client
-unasked. What reports nothing (older servers, some poolers) is asked once it has refused a write.
+without being asked. A server that reports nothing (older ones, some poolers) is asked after it has
+refused a write.
 
-With `target_session_attrs` the user has said what is wanted. Without it, a pool wants a primary
-once it has seen one, or once a server has refused a write. It takes that back (`Expectation`) where
+With `target_session_attrs` the user has set what is wanted. Without it, a pool wants a primary
+once it has seen one, or once a server has refused a write. It stops wanting one (`Expectation`) if
 the address has led to standbys for long and no write was refused.
 
-A connection on the wrong server is not refused, because it can still read; it is kept for a moment
-only. So the pool follows an address as soon as that leads elsewhere, and opens no connection for
+A connection to the wrong server is not refused, because it can still read, but it is kept only for
+a moment. So the pool follows an address that leads elsewhere, and need not open a connection for
 each request meanwhile.
 """
 
@@ -23,10 +24,10 @@ import psycopg
 
 from abs_orm_app.pool import liveness
 
-MISPLACED_LIFE = 0.25  # seconds that a connection on a standby is kept where a primary is wanted
-PREFERRED_LIFE = 60.0  # seconds that one on a primary is kept with prefer-standby
-FORGET = 300.0  # seconds of standbys, and no write refused, after which no primary is wanted
-QUIET = 60.0  # seconds without a new connection to a standby that end such a time
+MISPLACED_LIFE = 0.25  # seconds that a connection to a standby is kept if a primary is wanted
+PREFERRED_LIFE = 60.0  # seconds that a connection to a primary is kept with prefer-standby
+FORGET = 300.0  # seconds with standbys and no refused write, after which no primary is wanted
+QUIET = 60.0  # seconds without a new connection to a standby that end such a period
 
 READ_ONLY_TRANSACTION = "25006"  # a write was refused
 ENDED_BY_SERVER = frozenset({"57P01", "57P02", "57P03"})  # shutdown, crash, not accepting
@@ -34,16 +35,16 @@ CONNECTION_EXCEPTION = "08"  # the class
 
 
 class Role(Enum):
-    """What a server is to a connection. Values are the words that reports show."""
+    """The role of a server. Values are the words that reports show."""
 
     PRIMARY = "primary"
-    READ_ONLY = "read-only"  # a primary, but transactions are read-only unless they say otherwise
+    READ_ONLY = "read-only"  # a primary, but transactions are read-only by default
     STANDBY = "standby"
-    UNKNOWN = "unknown"  # it does not say
+    UNKNOWN = "unknown"  # it does not report its role
 
 
 def reported(pgconn: Any) -> Role:
-    """The role by what the server has reported last. Costs no message."""
+    """The role that the server has reported last. Costs no message."""
     return role_of(
         pgconn.parameter_status(b"in_hot_standby"),
         pgconn.parameter_status(b"default_transaction_read_only"),
@@ -59,16 +60,16 @@ def role_of(in_hot_standby: bytes | None, read_only: bytes | None) -> Role:
 
 
 def asked(conn: psycopg.Connection[Any], timeout: float) -> Role | None:
-    """Ask an idle connection for its server's role; None without an answer in `timeout` seconds."""
+    """Ask the server of an idle connection for its role; None if no answer comes in `timeout` s."""
     answer = liveness.ask(conn, b"SELECT pg_catalog.pg_is_in_recovery()", timeout)
     return {b"t": Role.STANDBY, b"f": Role.PRIMARY}.get(answer) if answer is not None else None
 
 
 def life(wanted: str, role: Role, wants_primary: bool) -> float:
-    """Seconds that a connection may be kept on a server of this role; inf: as long as any.
+    """Seconds that a connection to a server of this role may be kept; inf: no limit.
 
-    wanted: `target_session_attrs`, "" where it is not set.
-    wants_primary: what an `Expectation` says; counts where nothing is set.
+    wanted: `target_session_attrs`, "" if it is not set.
+    wants_primary: from an `Expectation`; counts only if `target_session_attrs` is not set.
     """
     if role is Role.UNKNOWN:
         return inf
@@ -81,15 +82,15 @@ def life(wanted: str, role: Role, wants_primary: bool) -> float:
             return 0.0 if role is Role.STANDBY else inf
         case "prefer-standby":
             return inf if role is Role.STANDBY else PREFERRED_LIFE
-    return inf  # any, standby, read-only: libpq has looked, and a promoted standby reads as well
+    return inf  # any, standby, read-only: libpq has checked, and a promoted standby can read, too
 
 
 @dataclass
 class Expectation:
     """Whether a pool without `target_session_attrs` wants a primary.
 
-    reads_only: the project only reads through this alias (a mirror, a router's): it wants none,
-    whatever it has seen.
+    reads_only: the project only reads through this alias (a mirror, or by a router): it never
+    wants a primary.
     """
 
     reads_only: bool = False
@@ -99,7 +100,7 @@ class Expectation:
     _standby_at: float = -inf
 
     def opened(self, role: Role, now: float) -> None:
-        """A connection was opened, at a server of this role."""
+        """A connection to a server of this role was opened."""
         if role is Role.PRIMARY:
             self.wants_primary = self.wants_primary or not (self.reads_only or self._forgot)
         elif role is not Role.UNKNOWN:
@@ -117,7 +118,7 @@ class Expectation:
 
 
 def makes_suspects(sqlstate: str | None) -> bool:
-    """True if an error with this SQLSTATE says that the other connections may be gone, too."""
+    """True if an error with this SQLSTATE means that the other connections may be dead, too."""
     if sqlstate is None:
         return False
     return sqlstate in ENDED_BY_SERVER or sqlstate.startswith(CONNECTION_EXCEPTION)

@@ -1,10 +1,10 @@
 """The errors that PostgreSQL, libpq and PgBouncer raise: what each one means, and what to do.
 
-One table for all who read such a text: the pool (is another attempt of use?), its messages and the
-reports (the hint). libpq gives no SQLSTATE for a failed connection, because there is no PGresult to
-carry one, so the text has to do. The patterns are the English texts of the sources of PostgreSQL
-and libpq, of PgBouncer where they differ, and of the C libraries for host names. A server with
-other texts (`lc_messages`) falls to UNKNOWN: the pool retries until its timeout.
+One table for all code that reads such a text: the pool (can another attempt help?), its messages
+and the reports (the hint). libpq gives no SQLSTATE for a failed connection, because there is no
+PGresult to carry one, so the text must do. The patterns match the English texts in the sources of
+PostgreSQL and libpq, of PgBouncer if they differ, and of the C libraries for host names. Texts in
+another language (`lc_messages`) are UNKNOWN: the pool retries until its timeout.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _refusal(
     )
 
 
-NO_CREDENTIALS = ServerError(  # raised on this side, by whoever reads the password
+NO_CREDENTIALS = ServerError(  # raised on this side, when the password is read
     pattern=r"^DB_PASSWORD_(?:FILE|PROVIDER) ",
     hint="Correct that variable, or what it names.",
     problem="the password cannot be read",
@@ -78,7 +78,7 @@ UNKNOWN = ServerError(
     hint="Look into the server's log: it may say more than a client is told.",
 )
 
-# The first that matches counts, so the narrower stand above the wider.
+# The first match counts, so narrow patterns stand above wide ones.
 SERVER_ERRORS = (
     NO_CREDENTIALS,
     AUTHENTICATION_FAILED,
@@ -202,8 +202,8 @@ _NAME = re.compile(r'"[^"\n]*"')
 
 
 def classify(error: BaseException | str) -> ServerError:
-    """Find the kind of an error by its first line; UNKNOWN if it is none of the table's."""
+    """Find the kind of an error by its first line; UNKNOWN if no pattern matches."""
     line = str(error).strip().partition("\n")[0]
-    # A role, a database or a parameter may be named like a part of another message.
+    # A role, a database or a parameter may have a name that looks like part of another message.
     text = _NAME.sub('""', line)
     return next((kind for kind in SERVER_ERRORS if re.search(kind.pattern, text)), UNKNOWN)

@@ -1,8 +1,8 @@
-"""Does nothing come back from the server? What the kernel knows of connections in use, and a rule.
+"""Tell whether the server answers at all, from the kernel's state of the connections in use.
 
-For the message of a timeout: a pool that is too small and a server that does not answer look the
-same from the queue. Linux tells of each TCP connection when it last received something, and whether
-the peer acknowledges what was sent to it.
+For the message of a timeout: in the queue, a pool that is too small and a server that does not
+answer look the same. Linux knows for each TCP connection when it last received something, and
+whether the peer acknowledges what was sent to it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import psycopg
 from psycopg.pq import TransactionStatus
 
-LEAST = 0.5  # seconds; a silence that is shorter says nothing
+LEAST = 0.5  # seconds; a shorter silence means nothing
 RETRANSMITS = 2  # one may be lost by chance
 
 # struct tcp_info of linux/tcp.h: retransmits and probes without an answer (bytes 2 and 3), then
@@ -31,8 +31,8 @@ class Line:
     """One connection in use."""
 
     waits: bool  # its holder waits for the server's answer
-    silent: float | None  # seconds since the server's last word; None: the kernel does not say
-    unanswered: bool  # the peer does not even acknowledge
+    silent: float | None  # seconds since the server last sent something; None: unknown
+    unanswered: bool  # the peer does not even acknowledge what was sent
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Silence:
     """Nothing comes back on any connection in use, for `seconds` or longer."""
 
     seconds: float
-    unanswered: bool  # and the peer acknowledges nothing: it is gone, or the network between
+    unanswered: bool  # the peer acknowledges nothing: it, or the network to it, is gone
 
 
 def line(pgconn: Any) -> Line:
@@ -61,7 +61,7 @@ def line(pgconn: Any) -> Line:
 
 
 def look_at(pgconns: Iterable[Any]) -> list[Line]:
-    """Look at connections, up to the first that shows that the server is not silent."""
+    """Look at connections, until one shows that the server is not silent."""
     lines = []
     for pgconn in pgconns:
         lines.append(look := line(pgconn))
@@ -73,8 +73,8 @@ def look_at(pgconns: Iterable[Any]) -> list[Line]:
 def silence(lines: Sequence[Line], waited: float) -> Silence | None:
     """Tell if the server, and not the pool's size, is why nobody returned a connection.
 
-    waited: seconds that a request has waited. Each holder must wait for the server's answer, and
-    have heard nothing for half of that time; or its peer acknowledges nothing.
+    waited: seconds that a request has waited. The result is a silence only if each holder waits for
+    the server's answer and has received nothing for half of that time, or if no peer acknowledges.
     """
     silent = [each.silent for each in lines if each.waits and each.silent is not None]
     if not lines or len(silent) < len(lines):

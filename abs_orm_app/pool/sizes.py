@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def checked_sizes(min_size: int, max_size: int | None) -> tuple[int, int]:
-    """Return both, `max_size` being `min_size` by default; `ValueError` if they make no pool."""
+    """Return both; `max_size` is `min_size` by default. Raises `ValueError` for invalid sizes."""
     if max_size is None:
         max_size = min_size
     if min_size < 0:

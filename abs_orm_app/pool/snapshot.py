@@ -1,4 +1,4 @@
-"""What each pool of this process is doing at one moment. All metrics are made from it."""
+"""The state and the counters of one pool at one moment. All metrics are made from it."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class Snapshot:
     idle: int
     in_use: int
     opening: int
-    waiting: int  # requests that wait for one
+    waiting: int  # requests that wait for a connection
 
     # Counters
-    checkouts: int  # connections asked for, whether one came or not
-    queued: int  # of these, how many found no idle one and waited
-    timeouts: int  # of these, how many got none in time
-    errors: int  # all that got none, timeouts included
+    checkouts: int  # all of them, also those that got no connection
+    queued: int  # checkouts that found no idle connection and waited
+    timeouts: int  # checkouts that got no connection in time
+    errors: int  # checkouts that got no connection, timeouts included
     connects: int  # attempts to open a connection
-    connect_errors: int  # of these, how many failed
+    connect_errors: int  # attempts that failed
     stale: int  # connections found closed or hung
     leaked: int  # connections that were never returned
     returned_broken: int
@@ -46,9 +46,9 @@ class Snapshot:
     creates: Distribution
 
     # By reason
-    expired: int = 0  # connections closed because of their age, or of `drain`
+    expired: int = 0  # connections closed because of their age, or by `drain`
     misplaced: int = 0  # connections closed because of their server's role
-    servers: tuple[ServerInUse, ...] = ()  # that the connections lead to
+    servers: tuple[ServerInUse, ...] = ()  # the servers of the open connections
 
     # Of those in use
     pinned: Mapping[str, int] = field(default_factory=dict)  # by the reason
@@ -56,7 +56,7 @@ class Snapshot:
 
     @property
     def lost(self) -> int:
-        """Deprecated, for a release: the stale and the leaked ones."""
+        """Deprecated, removed in the next release: stale and leaked connections together."""
         return self.stale + self.leaked
 
     @property

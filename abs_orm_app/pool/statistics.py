@@ -1,8 +1,8 @@
 """What a pool counts, with psycopg_pool's keys and a few more.
 
-No lock guards the counters: whoever counts does `+=` on a plain attribute. With the GIL no other
-thread can run between its reading and its writing (Python looks for other threads and signals at
-calls and at jumps back), so that nothing is missed; without the GIL one may be, now and then.
+No lock guards the counters: each count is a `+=` on a plain attribute. With the GIL no other
+thread can run between the read and the write (Python switches threads and handles signals at
+calls and at backward jumps), so no count is lost; without the GIL one may be lost now and then.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from abs_orm_app.pool.histogram import Histogram, Timings
 
 POOL_OPENING = "pool_opening"  # connections being opened
 TIMEOUTS = "requests_timeouts"  # the errors that were timeouts
-STALE = "connections_stale"  # found closed or hung by a look, a ping or `check`
-EXPIRED = "connections_expired"  # closed because of their age, or of `drain`
+STALE = "connections_stale"  # found closed or hung, by the socket, a ping or `check`
+EXPIRED = "connections_expired"  # closed because of their age, or by `drain`
 MISPLACED = "connections_misplaced"  # closed because of their server's role
-LEAKED = "connections_leaked"  # never returned: their holder is gone
-CLEANED = "connections_cleaned"  # their session was changed, and is as new again
-# Deprecated, kept for a release: psycopg_pool's key, the sum of the two.
+LEAKED = "connections_leaked"  # never returned, because their holder is gone
+CLEANED = "connections_cleaned"  # their session was changed, and was cleaned
+# Deprecated, removed in the next release: psycopg_pool's key, stale and leaked together.
 LOST = "connections_lost"
 
 

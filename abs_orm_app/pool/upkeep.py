@@ -1,4 +1,4 @@
-"""What the housekeeping thread does for one pool: it never waits here, for nothing and nobody."""
+"""What the housekeeping thread does for one pool. Nothing here waits."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from abs_orm_app.pool.pins import holder_of
 if TYPE_CHECKING:
     from abs_orm_app.pool.pool import HardenedPool
 
-LEAST = 0.05  # seconds between two looks at what is idle for too long
+LEAST = 0.05  # seconds between two searches for connections that were idle for too long
 
 collector = Collector()
 
 
 def tend(pool: HardenedPool, now: float) -> float:
-    """Look after the pool; return when to do it again (`monotonic`)."""
+    """Maintain the pool; return when to do it again (`monotonic`)."""
     lost = close_lost(pool)
     due = inf
     if not pool.closed:
@@ -38,11 +38,11 @@ def tend(pool: HardenedPool, now: float) -> float:
 
 
 def close_lost(pool: HardenedPool) -> list[str]:
-    """Close the connections that were garbage-collected unreturned; return what to say of them."""
+    """Close connections that were garbage-collected before their return; return what to log."""
     said = []
     for entry in tuple(pool.entries):
         if entry.weak() is None:
-            # It may be in the hands of a finalizer, which must not use it any more.
+            # A finalizer may still have it, but must not use it any more.
             entry.pgconn.finish()
             pool.in_use.discard(entry)
             try:
@@ -50,14 +50,14 @@ def close_lost(pool: HardenedPool) -> list[str]:
             except KeyError:  # another thread closes the pool
                 continue
             pool.statistics.leaked += 1
-            # Threads that end with the process return nothing, and nobody has to be told.
+            # Threads that end with the process return nothing, and that is no leak to report.
             if not pool.closed and main_thread().is_alive():
                 said.append(messages.connection_lost(pool.name, entry.holder()))
     return said
 
 
 def _serve_waiting(pool: HardenedPool, now: float) -> float:
-    """See to it that those who wait get what there is; return when to look again."""
+    """Do what can help the waiting requests; return when to look again."""
     waiting = bool(pool.queue.waiters)
     if waiting:
         pool.queue.wake_served()
@@ -70,7 +70,7 @@ def _serve_waiting(pool: HardenedPool, now: float) -> float:
 
 
 def _reclaim_unused(pool: HardenedPool) -> None:
-    """Take back, for who waits, connections that are checked out and used for nothing."""
+    """Take back connections that are checked out but not used, for the waiting requests."""
     if pool.reclaim is None or pool.has_room():
         return
     missing = len(pool.queue.waiters)
@@ -84,8 +84,8 @@ def _reclaim_unused(pool: HardenedPool) -> None:
 def _collect_garbage(pool: HardenedPool, now: float) -> bool:
     """Collect garbage that may hold connections; True if that was done.
 
-    Each ended thread with a connection in hand is a reason once. Otherwise it takes a long wait. A
-    collection that may not fit in before the next deadline is made when nobody waits.
+    Each thread that ended with a connection is a reason once. Otherwise a request must have waited
+    long. A collection that may not end before the next deadline is postponed until none waits.
     """
     if len(pool.entries) - len(pool.idle) < pool.max_size:
         pool.owes_collection = False
@@ -108,7 +108,7 @@ def _collect_garbage(pool: HardenedPool, now: float) -> bool:
 
 
 def _warn_of_leaks(pool: HardenedPool, now: float) -> float:
-    """Warn, once for each checkout, of the connections held for longer than `leak_seconds`."""
+    """Warn, once for each checkout, of a connection held for longer than `leak_seconds`."""
     if pool.leak_seconds is None:
         return inf
     for entry in tuple(pool.in_use):
@@ -119,7 +119,7 @@ def _warn_of_leaks(pool: HardenedPool, now: float) -> float:
 
 
 def _close_unused(pool: HardenedPool, now: float) -> float:
-    """Close the overflow that was idle for `max_idle` seconds; return when to look again."""
+    """Close overflow that was idle for `max_idle` seconds; return when to look again."""
     while len(pool.entries) > pool.min_size:
         since = pool.idle.since()
         if since is None:

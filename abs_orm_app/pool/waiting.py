@@ -1,4 +1,4 @@
-"""How a request waits for a connection: once, until it is served or its deadline.
+"""How a request waits for a connection, until it is served or until its deadline.
 
 It holds no lock, see `queue.py`.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def wait_for_connection(
     pool: HardenedPool, began: float, timeout: float, deadline: float
 ) -> AnyConnection:
-    """Wait in the queue for a connection that is not checked yet; raise what `getconn` raises."""
+    """Wait in the queue for a connection, which is not checked yet; raise what `getconn` raises."""
     _refuse_if_hopeless(pool, began, timeout, deadline)
     waiter = Waiter(began, deadline)
     outcome: Any = None
@@ -52,8 +52,8 @@ def wait_for_connection(
 
 
 def _leave(pool: HardenedPool, waiter: Waiter, error: BaseException) -> None:
-    """Wait no more, for an error of the pool, or KeyboardInterrupt, a task's time limit, a
-    cancelled greenlet: then a connection that came in the meantime goes to the next.
+    """Stop waiting because of an error of the pool, or of KeyboardInterrupt, a task's time limit or
+    a cancelled greenlet. A connection that came in the meantime goes to the next request.
     """
     outcome = waiter.settle(error)
     if not isinstance(outcome, BaseException):
@@ -64,14 +64,14 @@ def _leave(pool: HardenedPool, waiter: Waiter, error: BaseException) -> None:
 
 
 def _is_looked_after(pool: HardenedPool, now: float) -> bool:
-    """Call housekeeping if it has something to do for who waits; False if nobody can come."""
+    """Call housekeeping if it can help a waiting request; False if its thread cannot run."""
     if pool.due - now <= RETRY_INTERVAL and not pool.has_room() and housekeeping.is_running():
-        return True  # all connections are out, and it looks again soon
+        return True  # all connections are in use, and it looks again soon
     return housekeeping.call(pool)
 
 
 def _refuse_if_hopeless(pool: HardenedPool, now: float, timeout: float, deadline: float) -> None:
-    """Raise instead of waiting, where waiting is of no use."""
+    """Raise at once if waiting cannot help."""
     if pool.closed:
         raise closed_error(pool)
     fault = pool.connector.recent_permanent_fault(RETRY_INTERVAL)
