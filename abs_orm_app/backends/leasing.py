@@ -31,7 +31,8 @@ from abs_orm_app.backends.cursors import leased
 from abs_orm_app.backends.lease import HANDLE, PINNED, Lease, is_at_rest
 from abs_orm_app.config.entry import app_options
 from abs_orm_app.pool.entry import frames_of_caller
-from abs_orm_app.pool.liveness import has_ended
+from abs_orm_app.pool.liveness import answers, has_ended
+from abs_orm_app.pool.pre_ping import PING_TIMEOUT
 from abs_orm_app.pool.registry import notice_fork
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
 else:
     Base = object
 
-LOOK_AFTER = 0.5  # seconds unused, after which a held connection is looked at before its next use
 TIMESTAMPTZ = 1184  # the type's oid
 AT_ONCE = 0.0  # `close_at` of what is closed when the request ends
 CONNECT = "connect"  # the user of a lease that is being begun
@@ -247,27 +247,27 @@ class LeasingMixin(Base):
     def _is_fit(self, lease: Lease) -> bool:
         """False for a connection that broke while nothing needed its session.
 
-        Raises `OperationalError` where something does: what was set on it is gone.
+        It is looked at before each statement, because afterwards nobody can tell whether a
+        statement has run: libpq reports a send that failed as one that worked.
+
+        Raises `OperationalError` where something needs the session: what was set on it is gone.
         """
         connection: Any = lease.connection
         if connection is None:
             return False
-        now = monotonic()
-        unused = now - lease.used_at
-        lease.used_at = now
-        if not connection.closed:
-            if unused <= LOOK_AFTER or not is_at_rest(connection) or lease.users:
-                return True
-            poll = connection._pool_entry.poll
-            if not (poll(0) and has_ended(connection, poll)):
-                return True
+        lease.used_at = monotonic()
+        if not connection.closed and not connection._pool_entry.poll(0):
+            return True  # the server has said nothing
+        at_rest = is_at_rest(connection)
+        if not connection.closed and (not at_rest or lease.users or _still_answers(connection)):
+            return True
         if lease.change is not None or lease.kept:
             what = lease.change.what if lease.change else "pinned()"
             raise OperationalError(
                 "the server has closed the connection, and what its session had is gone"
                 f" ({what}); close or release() it, and begin again"
             )
-        return not is_at_rest(connection)
+        return not at_rest
 
     def get_autocommit(self) -> bool:
         """As Django's; in `transaction` mode it needs no connection for the answer."""
@@ -480,6 +480,14 @@ class LeasingMixin(Base):
                 connection.close()
             self.in_atomic_block = False
             self.run_on_commit = []
+
+
+def _still_answers(connection: Any) -> bool:
+    """Look at an idle connection that has said something. May take `PING_TIMEOUT`."""
+    # It may have been its last word, though its socket is not closed yet.
+    return not has_ended(connection, connection._pool_entry.poll) and answers(
+        connection, PING_TIMEOUT
+    )
 
 
 def _begin_to_connect(lease: Lease) -> None:

@@ -287,11 +287,11 @@ def test_a_connection_that_breaks_in_use_is_replaced_for_the_next_request(
     database: Database, shared: Server
 ) -> None:
     wrapper = database()
-    wrapper.ensure_connection()
-    ask(wrapper)
-    shared.terminate(APP)
-    with pytest.raises(DatabaseError):
-        ask(wrapper)
+    with wrapper.cursor() as cursor:
+        cursor.execute("SELECT 1")
+        shared.terminate(APP)
+        with pytest.raises(DatabaseError):
+            cursor.execute("SELECT 1")
     wrapper.close_if_unusable_or_obsolete()
     assert ask(wrapper)
 

@@ -13,6 +13,9 @@ from django.db import DatabaseError, InternalError, OperationalError, connection
 from abs_orm_app.pool import roles
 from abs_orm_app.pool.pool import HardenedPool
 from abs_orm_app.pool.statistics import MISPLACED
+from tests.support.databases import ALIAS as POOLED
+from tests.support.databases import Database, ask
+from tests.support.pools import APP, Call
 from tests.support.projects import OURS, STOCK, database, entry
 from tests.support.proxy import Proxy
 from tests.support.replication import Standby, follow
@@ -22,6 +25,9 @@ pytestmark = pytest.mark.usefixtures("unblocked")
 
 SIZE = 2
 ALIAS = "default_of_the_test"
+CREATE = "CREATE TABLE written (at timestamptz DEFAULT now())"
+WRITE = "INSERT INTO written DEFAULT VALUES"
+COUNT = "SELECT count(*) FROM written"
 
 
 @contextmanager
@@ -40,7 +46,7 @@ def write(wrapper: Any) -> str:
     """One request that writes; the error's class, or ""."""
     try:
         with closing(wrapper), wrapper.cursor() as cursor:
-            cursor.execute("INSERT INTO written DEFAULT VALUES")
+            cursor.execute(WRITE)
     except DatabaseError as error:
         return type(error).__name__
     return ""
@@ -55,7 +61,7 @@ def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Server, Standby, Prox
         Proxy(first.port, mute=request.param) as address,
     ):
         with first.admin() as admin:
-            admin.execute("CREATE TABLE written (at timestamptz DEFAULT now())")
+            admin.execute(CREATE)
         yield first, second, address
 
 
@@ -98,7 +104,7 @@ def test_a_transaction_that_is_read_only_by_its_own_word_costs_no_connection(
 def _write_read_only(wrapper: Any) -> None:
     with transaction.atomic(using=ALIAS), wrapper.cursor() as cursor:
         cursor.execute("SET TRANSACTION READ ONLY")
-        cursor.execute("INSERT INTO written DEFAULT VALUES")
+        cursor.execute(WRITE)
 
 
 def test_an_error_of_the_server_in_use_makes_suspects_of_the_other_connections(
@@ -141,3 +147,60 @@ def _in_recovery(wrapper: Any) -> bool:
     with closing(wrapper), wrapper.cursor() as cursor:
         cursor.execute("SELECT pg_is_in_recovery()")
         return bool(cursor.fetchone()[0])
+
+
+# Connections that end between two statements of a request
+
+
+@pytest.fixture
+def owned(server: Server, release: str) -> Iterator[Database]:
+    """Aliases on a server of the test's own, with the table `written`."""
+    with server.admin() as admin:
+        admin.execute(CREATE)
+    database = Database(server, release)
+    yield database
+    database.remove()
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [OURS, pytest.param(STOCK, marks=pytest.mark.xfail(strict=True, reason="the next one fails"))],
+    ids=["ours", "stock"],
+)
+def test_a_session_that_ends_between_two_statements_costs_none(
+    owned: Database, engine: str
+) -> None:
+    wrapper = owned(ENGINE=engine)
+    for _ in range(10):
+        ask(wrapper, WRITE)
+        owned.server.terminate(APP)
+    assert ask(wrapper, COUNT) == 10
+
+
+def test_a_server_that_has_said_its_last_word_is_sent_no_statement(owned: Database) -> None:
+    """Its session has ended, but the close is still on its way."""
+    with Proxy(owned.server.port) as address:
+        wrapper = owned(HOST="127.0.0.1", PORT=str(address.port))
+        address.closing_delay = 1.0
+        for _ in range(3):
+            ask(wrapper, WRITE)
+            owned.server.terminate(APP)
+            sleep(0.1)
+        assert ask(wrapper, COUNT) == 3
+
+
+@pytest.mark.server(
+    {"synchronous_standby_names": "one_that_never_comes", "synchronous_commit": "local"}
+)
+def test_a_write_that_has_run_though_its_answer_was_lost_is_not_repeated(owned: Database) -> None:
+    """It is committed, and waits for a standby, when its session is ended."""
+    wrapper = owned(OPTIONS={"options": "-c synchronous_commit=on"})
+    assert ask(wrapper)
+    writing = Call(lambda: ask(connections[POOLED], WRITE))
+    with owned.server.admin() as admin:
+        waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+        wait_until(lambda: admin.execute(waits).fetchone() is not None, "the commit to wait")
+        owned.server.terminate(APP)
+        with pytest.raises(OperationalError):
+            writing.result(within=30)
+    assert ask(wrapper, COUNT) == 1

@@ -698,9 +698,7 @@ def test_a_thread_that_lives_on_recovers_from_a_restart(database: Database, rele
 
     thread = Call(live_on)
     assert done.wait(20)
-    sleep(0.6)  # longer than a connection is trusted unseen
     database.server.terminate(APP)
-    sleep(0.1)
     step.set()
     first, second, third = thread.result(within=30)
     assert first not in (second, third)
@@ -728,10 +726,8 @@ def test_a_changed_session_that_is_gone_is_not_replaced_by_one_without_the_chang
     ask(wrapper, "SET ROLE tenant")
     database.server.terminate(APP)
     for _ in range(3):
-        with pytest.raises(OperationalError):
+        with pytest.raises(OperationalError, match=r"SET ROLE.*release\(\)"):
             ask(wrapper)
-    with pytest.raises(OperationalError, match=r"SET ROLE.*release\(\)"):
-        ask(wrapper)
     release(ALIAS)
     assert ask(wrapper, "SELECT current_user") == "postgres"
 
