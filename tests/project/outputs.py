@@ -1,10 +1,15 @@
 """Run the commands that the pages show, and compare their output with what the pages say.
 
     python -m tests.project.outputs            # fails where an output has another shape
-    python -m tests.project.outputs --write    # write the present output, where none is left out
+    python -m tests.project.outputs --write    # write the present output
 
-Only blocks of the language `console` count: a line `$ COMMAND`, then its output. A line `...`
-stands for any lines. The shape of each line is compared, without its numbers and spaces.
+Blocks of the language `console` count: a line `$ COMMAND`, then its output. A line `...` stands for
+any lines; --write replaces the sections that are shown, which it knows by their titles. Numbers,
+units of time, bars and white space are not compared, because they differ from run to run.
+
+The commands of a page run one after the other in the project that README's lines make, on a server
+with the database `shop` and the role `app`, whose address is written as `db.example`. Commands with
+PgBouncer's address have one, with the files that a command before has written.
 """
 
 from __future__ import annotations
@@ -15,90 +20,180 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.readme import OURS, ROOT, embed
-from tests.support.servers import Server
+import psycopg
 
-PAGES = (ROOT / "README.md", ROOT / "docs" / "tutorial.md")
+from tests.support.pgbouncers import PROGRAM, PgBouncer
+from tests.support.ports import reserved_port
+from tests.support.readme import OURS, ROOT, embed
+from tests.support.servers import PASSWORD_OVER_TCP, Server, wait_until
+
+AS_SUPERUSER = ("README.md", "docs/tutorial.md")  # as on the embedded server
+AS_APP = ("check_pool", "drill", "sizing", "settings", "pgbouncer")
+PAGES = tuple(ROOT / page for page in (*AS_SUPERUSER, *(f"docs/{name}.md" for name in AS_APP)))
 BLOCK = re.compile(
     r"(?<=^```console\n)\$ (?P<command>[^\n]+)\n(?P<output>.*?)(?=^```$)",
     re.MULTILINE | re.DOTALL,
 )
+LEFT_OUT = re.compile(r"^\.\.\.\n", re.MULTILINE)
+SECTION = re.compile(r"\n\n(?=\S)")  # what is between two
+HOST, POOLER = "db.example", "127.0.0.1:6432"
 MOST = 60.0  # seconds for one command
 
 
-def shape(line: str) -> str:
-    """A line without what differs from run to run: numbers, and how wide they make a column."""
-    line = re.sub(r"\d+(\.\d+)*", "0", line)
-    return re.sub(r"[\s─━]+", " ", line).strip()
-
-
-def pattern(lines: list[str]) -> str:
-    """A regular expression for the lines of an output, each by its shape."""
-    parts = (".*" if line.strip() == "..." else re.escape(shape(line)) + "\n" for line in lines)
-    return "".join(parts)
+def shape(text: str) -> str:
+    """A text without what differs from run to run."""
+    text = re.sub(r"\d+(\.\d+)*( (ms|s)\b)?", "0", text)
+    return " ".join(re.sub("[─━█░▁▂▃▄▅▆▇]+", " ", text).split())
 
 
 def matches(shown: str, printed: str) -> bool:
-    actual = "".join(f"{shape(line)}\n" for line in printed.splitlines() if line.strip())
-    expected = pattern([line for line in shown.splitlines() if line.strip()])
-    return re.fullmatch(expected, actual, re.DOTALL) is not None
+    expected = ".*".join(re.escape(shape(part)) for part in LEFT_OUT.split(shown))
+    return re.fullmatch(expected, shape(printed)) is not None
 
 
-def run(command: str, project: Path, url: str) -> str:
-    """Run a command line of a page in the project that README's lines make."""
-    inherited = {name: text for name, text in os.environ.items() if not name.startswith(OURS)}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environ = {**inherited, "PATH": path, "PYTHONPATH": str(ROOT), "DATABASE_URL": url}
-    done = subprocess.run(
-        command,
-        shell=True,
-        cwd=project,
-        env=environ,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=MOST,
-        check=False,
+def title(section: str) -> str:
+    """The first line of a section, without a sign before it."""
+    return shape(section.strip().partition("\n")[0]).lstrip("✓!✗ ")
+
+
+def present(shown: str, printed: str) -> str:
+    """What a page should show: all that is printed, or the same sections as it shows now."""
+    parts = LEFT_OUT.split(shown)
+    if len(parts) == 1:
+        return printed
+    fresh = {title(section): section.rstrip() for section in SECTION.split(printed)}
+    return "...\n".join(
+        "\n\n".join(fresh.get(title(each), each.rstrip()) for each in SECTION.split(part)) + "\n"
+        if part
+        else ""
+        for part in parts
     )
-    return done.stdout
 
 
-def differences(page: Path, project: Path, url: str, *, write: bool) -> Iterator[str]:
-    """The commands of a page whose output is another one now, each with that output."""
+@dataclass(frozen=True)
+class Stage:
+    """A project and its server."""
 
-    def compare(found: re.Match[str]) -> str:
-        printed = run(found["command"], project, url)
-        if matches(found["output"], printed):
-            return found[0]
-        different.append(f"{page.name}: $ {found['command']}\n{printed}")
-        shortened = "\n...\n" in f"\n{found['output']}"  # only its author knows where
-        return found[0] if shortened else f"$ {found['command']}\n{printed}"
+    project: Path
+    server: Server
 
-    different: list[str] = []
-    text = BLOCK.sub(compare, page.read_text())
-    if write:
-        page.write_text(text)
-    yield from different
+    def run(self, command: str, url: str) -> str:
+        """Run a command line of a page, and return what it prints, with the page's names."""
+        inherited = {name: text for name, text in os.environ.items() if not name.startswith(OURS)}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environ = {**inherited, "PATH": path, "PYTHONPATH": str(ROOT), "DATABASE_URL": url}
+        with self.pooler() if POOLER in command else nullcontext(0) as pooler:
+            done = subprocess.run(
+                command.replace(HOST, f"127.0.0.1:{self.server.port}").replace(
+                    POOLER, f"127.0.0.1:{pooler}"
+                ),
+                shell=True,
+                cwd=self.project,
+                env=environ,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=MOST,
+                check=False,
+            )
+        port = self.server.port
+        named = re.sub(rf'127\.0\.0\.1(:|", port | port=){port}', rf"{HOST}\g<1>5432", done.stdout)
+        named = named.replace(f"127.0.0.1:{pooler}", POOLER)
+        return named.replace(f" on {HOST}:5432", f" on {HOST}")  # the default port is not shown
+
+    def url(self, page: Path) -> str:
+        if page in [ROOT / name for name in AS_SUPERUSER]:
+            return self.server.tcp_url
+        return f"postgresql://app:secret@127.0.0.1:{self.server.port}/shop"
+
+    def differences(self, page: Path, *, write: bool) -> Iterator[str]:
+        """The commands of a page whose output is another one now, each with that output."""
+
+        def compare(found: re.Match[str]) -> str:
+            command, shown = found["command"], found["output"]
+            if POOLER in command and PROGRAM is None:
+                return found[0]
+            with self.crowd() if " --watch" in command else nullcontext():
+                printed = self.run(command, self.url(page))
+            if matches(shown, printed):
+                return found[0]
+            different.append(f"{page.name}: $ {command}\n{printed}")
+            return f"$ {command}\n{present(shown, printed)}"
+
+        different: list[str] = []
+        text = BLOCK.sub(compare, page.read_text())
+        if write:
+            page.write_text(text)
+        yield from different
+
+    @contextmanager
+    def pooler(self) -> Iterator[int]:
+        """A PgBouncer with the files that `pgbouncer_ini` has written; yields its port."""
+        directory = self.project / "pgbouncer"
+        users = self.server.socket_dir / "userlist.txt"
+        users.write_text((directory / "userlist.txt").read_text())
+        users.chmod(0o644)
+        with reserved_port() as port:
+            ini = (directory / "pgbouncer.ini").read_text().replace("= 6432", f"= {port}")
+            with PgBouncer(self.server, ini=ini, listen_port=port):
+                yield port
+
+    @contextmanager
+    def crowd(self) -> Iterator[None]:
+        """Sessions of two web servers, and one that went to lunch with a lock."""
+        conninfo = f"host={self.server.socket_dir} port={self.server.port} dbname=shop user=app"
+        with ExitStack() as stack:
+
+            def session(name: str) -> psycopg.Connection:
+                return stack.enter_context(psycopg.connect(conninfo, application_name=name))
+
+            for host, process, number in (("web-1", 4242, 9), ("web-1", 4243, 8), ("web-2", 77, 7)):
+                for _ in range(number):
+                    session(f"shop@{host}:{process}")
+            lunch, request = session("psql"), session("shop@web-1:4242")
+            lunch.execute("create table if not exists stock ()")
+            lunch.commit()
+            lunch.execute("lock table stock")
+            waits = threading.Thread(target=request.execute, args=("lock table stock",))
+            waits.start()
+            stack.callback(waits.join, MOST)
+            stack.callback(lunch.rollback)
+            with self.server.admin("shop") as admin:
+                blocked = "select 1 from pg_stat_activity where wait_event_type = 'Lock'"
+                wait_until(lambda: admin.execute(blocked).fetchone() is not None, "the lock")
+            yield
+
+
+@contextmanager
+def stage() -> Iterator[Stage]:
+    """A new project, migrated."""
+    role = "app LOGIN PASSWORD 'secret' IN ROLE pg_monitor"
+    database = ["CREATE DATABASE shop OWNER app"]
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        Server(hba=PASSWORD_OVER_TCP, roles=[role], sql=database) as server,
+    ):
+        subprocess.run(
+            [sys.executable, "-m", "django", "startproject", "shop", directory], check=True
+        )
+        embed(Path(directory, "shop", "settings.py"))
+        made = Stage(Path(directory), server)
+        made.run("python manage.py migrate", server.tcp_url)
+        yield made
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="write the present output")
     write = parser.parse_args().write
-    with tempfile.TemporaryDirectory() as directory, Server() as server:
-        subprocess.run(
-            [sys.executable, "-m", "django", "startproject", "shop", directory], check=True
-        )
-        embed(Path(directory, "shop", "settings.py"))
-        run("python manage.py migrate", Path(directory), server.tcp_url)
-        found = [
-            difference
-            for page in PAGES
-            for difference in differences(page, Path(directory), server.tcp_url, write=write)
-        ]
+    with stage() as made:
+        found = [each for page in PAGES for each in made.differences(page, write=write)]
     for difference in found:
         sys.stdout.write(f"The output is another one now:\n{difference}\n")
     return bool(found) and not write

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.project.outputs import PAGES as OUTPUTS
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODULES = sorted((ROOT / "abs_orm_app").rglob("*.py"))
@@ -26,6 +28,13 @@ def leads_somewhere(target: str, base: Path) -> bool:
     name, _, anchor = target.partition("#")
     page = base.parent / name if name else base
     return page.exists() and (not anchor or anchor in anchors(page))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_each_command_with_an_output_is_one_that_make_docs_runs(page: Path) -> None:
+    blocks = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    languages = {name for name, text in blocks if re.search(r"^ *\$ ", text, re.MULTILINE)}
+    assert languages <= ({"console"} if page in OUTPUTS else set())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
