@@ -35,7 +35,7 @@ FORKS: dict[str, Callable[[], int]] = {
     # Like a server written in C: no hook of Python runs.
     "fork_in_c": ctypes.PyDLL(None).fork,
 }
-CHILD_DEADLINE = 10.0  # seconds
+CHILD_DEADLINE = 20.0  # seconds
 
 
 def end_at_once() -> None:
@@ -294,7 +294,7 @@ def check(server: Server, function: Callable[..., None], *arguments: str, **envi
         *arguments,
         options=["-W", "ignore::DeprecationWarning"],  # of a fork beside threads: 3.12 and later
         # No overflow: where connecting takes long, two attempts may succeed instead of one.
-        **{"DB_POOL_SIZE": str(SIZE), "DB_MAX_OVERFLOW": "0", "DB_POOL_TIMEOUT": "5"} | environ,
+        **{"DB_POOL_SIZE": str(SIZE), "DB_MAX_OVERFLOW": "0", "DB_POOL_TIMEOUT": "15"} | environ,
     )
     assert not result.errors, result.errors
     assert result.status == 0

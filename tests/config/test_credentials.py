@@ -200,7 +200,7 @@ def test_a_password_source_that_fails_for_a_moment_is_asked_again(
     wait_until(lambda: stats().get("connections_errors", 0) > errors, "an attempt to fail")
     assert call.is_alive()
     path.write_text("first")
-    assert call.result(within=10)
+    assert call.result(within=20)
 
 
 def test_a_checkout_of_an_open_connection_asks_for_no_password(database: Database) -> None:

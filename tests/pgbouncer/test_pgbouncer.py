@@ -267,7 +267,7 @@ def test_a_planned_restart_of_the_server_costs_no_error(server: Server) -> None:
 
 def test_a_client_that_waits_too_long_gets_an_error(migrated: Server) -> None:
     pgbouncer = PgBouncer(
-        migrated, pool_mode="transaction", default_pool_size=1, query_wait_timeout=0.3
+        migrated, pool_mode="transaction", default_pool_size=1, query_wait_timeout=2
     )
     with pgbouncer as pooler, through(pooler) as alias, through(pooler, "another") as other:
         with transaction.atomic(alias):
@@ -275,7 +275,7 @@ def test_a_client_that_waits_too_long_gets_an_error(migrated: Server) -> None:
             began = time.monotonic()
             with pytest.raises(OperationalError, match="query_wait_timeout") as caught:
                 value("SELECT 1", other)
-            assert 0.2 < time.monotonic() - began < 10
+            assert 1 < time.monotonic() - began < 20
         connections[other].close_if_unusable_or_obsolete()  # as after each request
         assert value("SELECT 42", other) == 42
     assert "default_pool_size" in explain(caught.value).hint
@@ -292,7 +292,7 @@ def test_clients_are_served_as_soon_as_the_server_is_back(server: Server) -> Non
 
     pgbouncer = PgBouncer(server, server_login_retry="0.2", query_wait_timeout="0.5")
     with pgbouncer as pooler, through(pooler):
-        assert serves()
+        wait_until(serves, "an answer before the server stops")
         server.stop()
         assert not serves()
         assert not serves()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from time import sleep
+from threading import Event
+from time import monotonic, sleep
 
 import psycopg
 import pytest
@@ -33,10 +34,15 @@ def test_a_warm_connection_is_handed_out_without_a_round_trip(
         opened(make, f"{shared.tcp_conninfo} port={proxy.port}", min_size=1) as pool,
     ):
         use(pool)
-        before = proxy.client_messages
+        before, began = proxy.client_messages, monotonic()
         for _ in range(20):
             pool.putconn(pool.getconn())
-        assert proxy.client_messages == before
+        assert proxy.client_messages - before <= pauses_since(began)
+
+
+def pauses_since(began: float) -> int:
+    """How often this process may have paused, on a busy machine, for so long that a ping is due."""
+    return int((monotonic() - began) / PING_AFTER)
 
 
 def test_with_little_traffic_the_same_warm_connection_is_used_again(shared: Server) -> None:
@@ -51,10 +57,10 @@ def test_a_connection_that_was_idle_for_a_while_is_pinged_once(shared: Server) -
     ):
         use(pool)
         sleep(PING_AFTER + 0.1)
-        before = proxy.client_messages
+        before, began = proxy.client_messages, monotonic()
         for _ in range(5):
             pool.putconn(pool.getconn())
-        assert proxy.client_messages == before + 1
+        assert 1 <= proxy.client_messages - before <= 1 + pauses_since(began)
 
 
 def test_without_pre_ping_a_connection_is_handed_out_unchecked(shared: Server) -> None:
@@ -77,14 +83,19 @@ def test_after_a_restart_each_client_gets_a_new_connection_at_once(
         calls = [Call(use, pool) for _ in range(clients)]
         for call in calls:
             call.result(within=10)
-        assert max(call.seconds for call in calls) < 4  # the first three back-offs take 7 s
+        assert max(call.seconds for call in calls) < LATE  # the first three back-offs take 7 s
 
 
 def test_after_a_restart_one_checkout_replaces_all_stale_connections(server: Server) -> None:
-    with opened(ours, server.conninfo, min_size=5) as pool:
+    may_come = Event()  # a new connection, which would otherwise serve the checkout
+    may_come.set()
+    with opened(ours, server.conninfo, min_size=5, configure=lambda _: may_come.wait(LATE)) as pool:
+        may_come.clear()
         server.restart()
-        use(pool)
-        assert pool.get_stats()["connections_lost"] == 5
+        call = Call(use, pool)
+        wait_until(lambda: pool.get_stats().get("connections_stale") == 5, "all to be found")
+        may_come.set()
+        call.result(within=LATE)
         wait_until(lambda: server.sessions(APP) == 5, "the pool to have its size again")
 
 
@@ -147,8 +158,8 @@ def test_connections_that_hang_together_cost_one_ping(server: Server) -> None:
         assert first.seconds > 0.9, "it waits for one ping"
         # All four are gone: no other client waits for a ping.
         assert pool.get_stats()["connections_lost"] == 4
-        for call in [Call(use, pool, "SELECT pg_sleep(0.1)") for _ in range(4)]:
-            call.result(within=2 + LATE)
+        for call in [Call(use, pool, "SELECT pg_sleep(0.1)", 10.0) for _ in range(4)]:
+            call.result(within=10 + LATE)
 
 
 @compared_with_stock("a check of a hung connection waits for ever")
@@ -161,7 +172,7 @@ def test_a_hung_server_costs_no_more_than_the_timeout(server: Server, make: Make
             with pytest.raises(PoolTimeout):
                 call.result(within=2 + LATE)
         server.resume()
-        assert Call(use, pool).result(within=2 + LATE)
+        assert Call(use, pool, "SELECT 1", 10.0).result(within=10 + LATE)
 
 
 @compared_with_stock("the age is looked at only when a connection is returned")

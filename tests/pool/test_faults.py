@@ -65,7 +65,7 @@ def test_an_unknown_role_is_a_permanent_fault(shared: Server) -> None:
     pool = ours(shared.conninfo, min_size=1, timeout=30, kwargs={"user": "nobody"})
     pool.open()
     with pytest.raises(psycopg.OperationalError, match='role "nobody" does not exist'):
-        Call(use, pool).result(within=5)
+        Call(use, pool).result(within=15)
     pool.close()
 
 
@@ -73,7 +73,7 @@ def test_a_parameter_that_libpq_does_not_know_is_raised_at_once(shared: Server) 
     pool = ours(shared.conninfo, min_size=1, timeout=30, kwargs={"conect_timeout": 3})
     pool.open()
     with pytest.raises(psycopg.ProgrammingError, match="conect_timeout"):
-        Call(use, pool).result(within=5)
+        Call(use, pool).result(within=15)
     pool.close()
 
 
@@ -104,7 +104,7 @@ def test_a_permanent_fault_does_not_end_the_wait_while_a_return_can_serve_it(
             sleep(3 * RETRY_INTERVAL)
             assert waiting.is_alive()
             pool.putconn(held)
-            waiting.result(within=5)
+            waiting.result(within=15)
         finally:
             with shared.admin() as admin:
                 admin.execute("ALTER ROLE app PASSWORD 'right'")
@@ -190,7 +190,7 @@ def test_on_a_full_server_the_clients_share_the_connections_there_are(
             call.result(within=15)
         conns = [pool.getconn() for _ in range(3)]
         with pytest.raises(PoolTimeout, match="too many connections for role"):
-            pool.getconn(timeout=0.5)
+            pool.getconn(timeout=2)
         for conn in conns:
             pool.putconn(conn)
 
@@ -215,11 +215,11 @@ def test_attempts_that_hang_do_not_take_every_slot_for_long(shared: Server) -> N
     """A firewall drops all attempts for a while, and never answers them."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         ports = [silent.getsockname()[1]]
-        pool = ours("", min_size=1, max_size=4, timeout=15)
+        pool = ours("", min_size=1, max_size=4, timeout=30)
         pool.kwargs = lambda: {
             **psycopg.conninfo.conninfo_to_dict(shared.tcp_conninfo),
             "port": ports[0],
-            "connect_timeout": 10,
+            "connect_timeout": 20,
             "autocommit": True,
         }
         pool.open()
@@ -228,8 +228,8 @@ def test_attempts_that_hang_do_not_take_every_slot_for_long(shared: Server) -> N
         ports[0] = shared.port
         back = monotonic()
         for call in calls:
-            call.result(within=LATE + 2)
-            assert call.ended_at - back < 6, "it takes 1 s at the most, and without a limit 7 s"
+            call.result(within=30)
+            assert call.ended_at - back < 12, "it takes 1 s at most, and without a limit 17 s"
         pool.close(timeout=0.1)
 
 
@@ -299,7 +299,7 @@ def test_running_out_of_threads_or_files_is_a_temporary_fault(
     pool.kwargs = kwargs
     pool.open()
     try:
-        assert Call(use, pool).result(within=5)
+        assert Call(use, pool).result(within=15)
     finally:
         pool.close()
 
@@ -322,7 +322,7 @@ def test_a_fault_of_any_class_is_raised_to_every_client(shared: Server) -> None:
     try:
         for call in [Call(use, pool) for _ in range(4)]:
             with pytest.raises(PickyError, match="the vault says 403") as caught:
-                call.result(within=5)
+                call.result(within=15)
             assert caught.value.code == 403
     finally:
         pool.close()

@@ -74,14 +74,17 @@ def test_overflow_that_is_not_needed_is_closed(shared: Server) -> None:
 
 def test_overflow_that_is_used_again_and_again_stays_open(shared: Server) -> None:
     with opened(ours, shared.conninfo, min_size=1, max_size=3, max_idle=2) as pool:
-        opened_first: set[int] = set()
-        end = monotonic() + 4
-        while monotonic() < end:
+        before: set[int] = set()
+        used_at = began = monotonic()
+        while monotonic() - began < 4:
             conns = [pool.getconn() for _ in range(3)]
-            opened_first = opened_first or {pid(conn) for conn in conns}
-            assert {pid(conn) for conn in conns} == opened_first
+            now = {pid(conn) for conn in conns}
+            paused = monotonic() - used_at > 1  # on a busy machine: they may have been closed
+            assert paused or not before or now == before
+            before = now
             for conn in conns:
                 pool.putconn(conn)
+            used_at = monotonic()
             sleep(0.01)
 
 

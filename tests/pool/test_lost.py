@@ -17,6 +17,7 @@ from abs_orm_app.pool.housekeeping import THREAD
 from abs_orm_app.pool.pool import HardenedPool
 from tests.support.pools import (
     APP,
+    LATE,
     AnyPool,
     Call,
     MakePool,
@@ -34,7 +35,7 @@ from tests.support.servers import Server, wait_until
 def test_threads_that_end_with_a_connection_give_their_slots_back(
     shared: Server, make: MakePool
 ) -> None:
-    with opened(make, shared.conninfo, min_size=2, max_size=4, timeout=3) as pool:
+    with opened(make, shared.conninfo, min_size=2, max_size=4, timeout=LATE) as pool:
         for _ in range(4):
             thread = threading.Thread(target=pool.getconn)
             thread.start()
@@ -58,7 +59,7 @@ def test_a_tasks_connection_comes_back_when_the_task_is_cancelled(
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
-    with opened(make, shared.conninfo, min_size=1, timeout=2) as pool:
+    with opened(make, shared.conninfo, min_size=1, timeout=LATE) as pool:
         asyncio.run(cancel_one(pool))
         use(pool)
 

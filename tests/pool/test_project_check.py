@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from tests.support.pools import AnyPool, Call, MakePool, opened, ours, pid, use
+from tests.support.pools import LATE, AnyPool, Call, MakePool, opened, ours, pid, use
 from tests.support.servers import Server, wait_until
 
 
@@ -58,9 +58,8 @@ def test_a_check_that_hangs_does_not_pass_the_deadline(server: Server) -> None:
     ) as pool:
         hung = use(pool)
         server.suspend_backend(hung)
-        call = Call(use, pool, "SELECT 1", 4.0)
-        assert call.result(within=10) != hung
-        assert call.seconds < 4.0
+        call = Call(use, pool, "SELECT 1", 8.0)
+        assert call.result(within=8 + LATE) != hung
         server.resume()
 
 
@@ -71,7 +70,7 @@ def test_a_check_of_which_nobody_has_heard_yet_is_ended_too(server: Server) -> N
         began = monotonic()
         with pytest.raises(PoolTimeout):
             use(pool, timeout=1.0)
-        assert monotonic() - began < 5
+        assert monotonic() - began < 1 + LATE  # the query takes 8 s
     wait_until(lambda: server.sessions() == 0, "the sessions to end")
 
 

@@ -9,7 +9,6 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from time import monotonic, sleep
@@ -20,7 +19,7 @@ import psycopg
 import pytest
 
 import abs_orm_app
-from tests.support.pools import APP, LATE, AnyPool, Call, opened, ours, use
+from tests.support.pools import APP, LATE, AnyPool, Call, opened, ours, sockets, use
 from tests.support.servers import Server, wait_until
 
 POOL = str(Path(abs_orm_app.__file__).parent / "pool")
@@ -248,7 +247,7 @@ def return_in_a_transaction(_: Server, pool: AnyPool) -> None:
 
 def hold_for_long(_: Server, pool: AnyPool) -> None:
     conn = pool.getconn()
-    sleep(0.8)
+    wait_until(lambda: conn._pool_entry.reported, "housekeeping to see it")
     pool.putconn(conn)
 
 
@@ -279,16 +278,16 @@ def test_a_fault_keeps_no_socket_open() -> None:
     """The frames of its traceback refer to the connection that was not made in time."""
     with socket.create_server(("127.0.0.1", 0)) as mute:  # it never answers
         port = mute.getsockname()[1]
-        sockets = len(open_sockets())
+        before = len(sockets())
         pool = ours(f"host=127.0.0.1 port={port} connect_timeout=2", min_size=1, timeout=LATE)
         gc.collect()
         gc.disable()
         try:
             pool.open()
-            wait_until(lambda: len(open_sockets()) > sockets, "an attempt")
+            wait_until(lambda: len(sockets()) > before, "an attempt")
             wait_until(lambda: failed(pool) >= 1, "an attempt to fail")
             # Housekeeping goes on: at most one attempt is open at a time, and it is a new one.
-            wait_until(lambda: len(open_sockets()) <= sockets, "its socket to be closed")
+            wait_until(lambda: len(sockets()) <= before, "its socket to be closed")
         finally:
             gc.enable()
             pool.close(timeout=0.1)
@@ -296,12 +295,3 @@ def test_a_fault_keeps_no_socket_open() -> None:
 
 def failed(pool: AnyPool) -> int:
     return int(pool.get_stats().get("connections_errors", 0))
-
-
-def open_sockets() -> set[str]:
-    found = set()
-    for file in os.listdir("/proc/self/fd"):
-        with suppress(OSError):  # it has just been closed
-            if (target := os.readlink(f"/proc/self/fd/{file}")).startswith("socket:"):
-                found.add(target)
-    return found

@@ -165,20 +165,26 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_slot_is_accounted_for(self) -> None:
+        # In one condition: an attempt to fill the pool may begin, or end, at any moment.
         def settled() -> bool:
+            stats = self.pool.get_stats()
             known = {conn._pool_entry for conn in [*self.pool.idle, *self.held]}
-            return self.pool.entries == known and not self.pool.connector.attempts
+            return (
+                self.pool.entries == known
+                and not self.pool.connector.attempts
+                and stats["pool_size"] == stats["pool_available"] + len(self.held)
+            )
 
         wait_until(settled, "slots to be idle or in hand")
         stats = self.pool.get_stats()
-        assert stats["pool_size"] == stats["pool_available"] + len(self.held)
         assert stats["pool_size"] <= max(self.limit, len(self.held))
         assert stats["requests_waiting"] == 0
 
     @invariant()
     def no_connection_is_idle_and_in_hand(self) -> None:
-        idle = {id(conn) for conn in self.pool.idle}
-        assert len(idle) == len(self.pool.idle)
+        connections = tuple(self.pool.idle)  # others may come meanwhile
+        idle = {id(conn) for conn in connections}
+        assert len(idle) == len(connections)
         assert not idle & {id(conn) for conn in self.held}
         assert sorted(h.pid for h in self.pool.holders()) == sorted(map(_pid, self.held))
 
