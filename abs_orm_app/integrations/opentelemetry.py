@@ -34,6 +34,7 @@ Observe = Callable[[CallbackOptions], Iterable[Observation]]
 KEPT = 10_000  # durations of each kind between two ticks of a pool; of more, the last ones count
 POOL_NAME = "db.client.connection.pool.name"
 STATE = "db.client.connection.state"
+REASON = "abs_orm_app.pin.reason"
 
 # What is measured of a snapshot: its field, the instrument, its unit, what it means.
 NUMBERS = (
@@ -117,6 +118,19 @@ def _make_observables(meter: Meter) -> None:
         "{connection}",
         "The number of connections that are currently in the state described by the attribute.",
     )
+    # What the conventions have no name for.
+    meter.create_observable_up_down_counter(
+        "abs_orm_app.connection.pinned",
+        [_observe_pins],
+        "{connection}",
+        "The number of used connections whose session is needed, by the reason.",
+    )
+    meter.create_observable_up_down_counter(
+        "abs_orm_app.connection.unused",
+        [_observer_of("unused")],
+        "{connection}",
+        "The number of used connections that nothing needs: kept until the request ends.",
+    )
     for field, name, unit, text in NUMBERS:
         meter.create_observable_up_down_counter(
             f"db.client.connection.{name}", [_observer_of(field)], unit, text
@@ -136,6 +150,12 @@ def _observe_states(_: CallbackOptions) -> Iterator[Observation]:
     for now in snapshots():
         yield Observation(now.idle, {POOL_NAME: now.alias, STATE: "idle"})
         yield Observation(now.in_use, {POOL_NAME: now.alias, STATE: "used"})
+
+
+def _observe_pins(_: CallbackOptions) -> Iterator[Observation]:
+    for now in snapshots():
+        for reason, count in now.pinned.items():
+            yield Observation(count, {POOL_NAME: now.alias, REASON: reason})
 
 
 def _observer_of(field: str) -> Observe:

@@ -42,6 +42,15 @@ GAUGES = (
     ("idle", "django_db_pool_connections_idle", "Connections that wait for work."),
     ("opening", "django_db_pool_connections_opening", "Connections that are being opened."),
     ("waiting", "django_db_pool_requests_waiting", "Requests that wait for a connection."),
+    (
+        "unused",
+        "django_db_pool_connections_unused",
+        "Connections in use that nothing needs: kept until the request ends.",
+    ),
+)
+PINNED = (
+    "django_db_pool_connections_pinned",
+    "Connections in use whose session is needed, by the reason.",
 )
 COUNTERS = (
     ("checkouts", "django_db_pool_checkouts", "Connections asked for."),
@@ -58,6 +67,7 @@ COUNTERS = (
         "django_db_pool_connections_misplaced",
         "Connections closed because their server is a standby.",
     ),
+    ("cleaned", "django_db_pool_connections_cleaned", "Connections made as new after a change."),
     ("lost", "django_db_pool_connections_lost", "Deprecated: the stale and the leaked ones."),
     ("returned_broken", "django_db_pool_connections_broken", "Connections returned broken."),
 )
@@ -67,6 +77,7 @@ HISTOGRAMS = (
     ("creates", "django_db_pool_connect_seconds", "How long opening a connection took."),
 )
 LABELS = ("alias",)
+REASON = ("alias", "reason")
 NOTHING = Distribution((0,) * (len(BOUNDS) + 1), 0.0)
 
 
@@ -100,6 +111,11 @@ class PoolCollector(Collector):
             for pool in now:
                 gauge.add_metric([pool.alias], getattr(pool, field))
             yield gauge
+        pinned = GaugeMetricFamily(*PINNED, labels=REASON)
+        for pool in now:
+            for reason, count in pool.pinned.items():
+                pinned.add_metric([pool.alias, reason], count)
+        yield pinned
         for field, name, text in COUNTERS:
             counter = CounterMetricFamily(name, text, labels=LABELS)
             for pool in now:
@@ -142,6 +158,9 @@ def publish(pool: HardenedPool) -> None:
             # What a process has at its end is given back, and its file may outlive it.
             value = 0 if pool.closed else getattr(now, field)
             _gauge(name, text).labels(pool.name).set(value)
+        for reason in {*now.pinned, *(before.pinned if before else ())}:
+            value = 0 if pool.closed else now.pinned.get(reason, 0)
+            _gauge(*PINNED, REASON).labels(pool.name, reason).set(value)
         for field, name, text in COUNTERS:
             more = _more(getattr(now, field), getattr(before, field, 0))
             _counter(name, text).labels(pool.name).inc(more)
@@ -174,8 +193,8 @@ def _observe(
 
 
 @cache
-def _gauge(name: str, text: str) -> prometheus_client.Gauge:
-    return prometheus_client.Gauge(name, text, LABELS, registry=None, multiprocess_mode="livesum")
+def _gauge(name: str, text: str, labels: tuple[str, ...] = LABELS) -> prometheus_client.Gauge:
+    return prometheus_client.Gauge(name, text, labels, registry=None, multiprocess_mode="livesum")
 
 
 @cache

@@ -69,6 +69,7 @@ class Holder:
     seconds: float
     frames: Frames | None  # the stack that took it, when tracing is on
     pin: Pin | None = None  # None: nothing needs its session, or a statement is being executed
+    unused: bool = False  # nothing needs its session, and it is kept all the same
 
     @property
     def where(self) -> str | None:
@@ -143,7 +144,7 @@ class Entry:
             finally:
                 os.close(null)
 
-    def holder(self, pin: Pin | None = None) -> Holder:
+    def holder(self, pin: Pin | None = None, *, unused: bool = False) -> Holder:
         frames, thread, taken_at = self.frames, self.thread, self.taken_at
         return Holder(
             pid=self.backend_pid,
@@ -151,6 +152,7 @@ class Entry:
             seconds=monotonic() - taken_at if taken_at else 0.0,
             frames=frames,
             pin=pin,
+            unused=unused,
         )
 
 

@@ -20,7 +20,7 @@ _IN_TRANSACTION = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERRO
 def holder_of(pool: HardenedPool, entry: Entry) -> Holder:
     """Who has the connection of an entry, and what needs its session."""
     pin = _look(pool, entry)
-    return entry.holder(None if pin is UNUSED else pin)
+    return entry.holder(unused=True) if pin is UNUSED else entry.holder(pin)
 
 
 def count_pins(pool: HardenedPool) -> tuple[dict[str, int], int]:

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 from abs_orm_app.pool.histogram import Distribution
 from abs_orm_app.pool.pins import count_pins
-from abs_orm_app.pool.statistics import EXPIRED, LEAKED, MISPLACED, POOL_OPENING, STALE, TIMEOUTS
+from abs_orm_app.pool.statistics import (
+    CLEANED,
+    EXPIRED,
+    LEAKED,
+    MISPLACED,
+    POOL_OPENING,
+    STALE,
+    TIMEOUTS,
+)
 
 if TYPE_CHECKING:
     from abs_orm_app.pool.placement import ServerInUse
@@ -48,6 +56,7 @@ class Snapshot:
     # By reason
     expired: int = 0  # connections closed because of their age, or by `drain`
     misplaced: int = 0  # connections closed because of their server's role
+    cleaned: int = 0  # connections whose session was changed, and that were made as new
     servers: tuple[ServerInUse, ...] = ()  # the servers of the open connections
 
     # Of those in use
@@ -92,6 +101,7 @@ def snapshot(pool: HardenedPool) -> Snapshot:
         leaked=stats.get(LEAKED, 0),
         expired=stats.get(EXPIRED, 0),
         misplaced=stats.get(MISPLACED, 0),
+        cleaned=stats.get(CLEANED, 0),
         servers=tuple(pool.placement.servers()),
         returned_broken=stats.get("returns_bad", 0),
         pinned=pinned,

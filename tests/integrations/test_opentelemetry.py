@@ -16,6 +16,7 @@ from abs_orm_app.integrations import opentelemetry
 from abs_orm_app.pool.histogram import BOUNDS
 from abs_orm_app.pool.housekeeping import TICK, observers
 from abs_orm_app.pool.pool import HardenedPool, new_pool_hooks
+from tests.support.databases import ask
 from tests.support.pools import opened, ours
 from tests.support.processes import run
 from tests.support.projects import database, entry
@@ -114,9 +115,25 @@ def test_idle_and_used_connections_and_timeouts_are_counted(
         "max": 3,
         "pending_requests": 0,
         "timeouts": 1,
+        "abs_orm_app.connection.unused": 0,
     }
     for conn in taken:
         pool.putconn(conn)
+
+
+def test_pins_are_counted_by_their_reason(
+    reader: InMemoryMetricReader, alias: str, unblocked: None
+) -> None:
+    wrapper = connections[alias]
+    pinned, unused = "abs_orm_app.connection.pinned", "abs_orm_app.connection.unused"
+    ask(wrapper, "SELECT 1")
+    seen = values(reader, alias)
+    assert seen[unused] == 1
+    assert not any(name.startswith(pinned) for name in seen)
+    ask(wrapper, "SET app.tenant = '7'")
+    seen = values(reader, alias)
+    assert (seen[f"{pinned} setting"], seen[unused]) == (1, 0)
+    wrapper.close()
 
 
 def test_each_duration_is_in_a_histogram_with_our_bounds(

@@ -10,15 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, sleep
+from typing import Any
 
 import psutil
 import pytest
 from django.db import connections
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 from psycopg_pool import PoolTimeout
 
 from abs_orm_app.integrations import prometheus
+from tests.support.databases import ask
 from tests.support.pools import Call
 from tests.support.processes import DEADLINE, GUNICORN, Web, backends, run, web_server
 from tests.support.projects import database, entry
@@ -83,6 +86,62 @@ def test_a_scrape_shows_the_state_of_the_pool(server: Server) -> None:
     assert seen["django_db_pool_connect_seconds_bucket<=+Inf"] == 3
     assert seen["django_db_pool_wait_seconds_sum"] >= 0.03
     assert seen["django_db_pool_wait_seconds_count"] >= 1
+
+
+def lines(exposition: str, alias: str) -> list[str]:
+    """What is said of the pins of an alias, without `django_db_pool_connections_`."""
+    return [
+        line.removeprefix("django_db_pool_connections_").replace(f'alias="{alias}"', "")
+        for line in exposition.splitlines()
+        if line.startswith(("django_db_pool_connections_pinned{", UNUSED)) and f'"{alias}"' in line
+    ]
+
+
+UNUSED = "django_db_pool_connections_unused{"
+
+
+def test_a_scrape_shows_what_pins_the_connections_and_how_many_are_not_needed(
+    server: Server, unblocked: None
+) -> None:
+    with scraped(server) as registry:
+        wrapper = connections["other"]
+
+        def scraped_lines() -> list[str]:
+            return lines(generate_latest(registry).decode(), "other")
+
+        ask(wrapper, "SELECT 1")
+        assert scraped_lines() == ["unused{} 1.0"]
+        ask(wrapper, "SET app.tenant = '7'")
+        assert scraped_lines() == ["unused{} 0.0", 'pinned{,reason="setting"} 1.0']
+        wrapper.close()
+        assert scraped_lines() == ["unused{} 0.0"]
+        ask(wrapper, "BEGIN")
+        assert scraped_lines() == ["unused{} 0.0", 'pinned{,reason="transaction"} 1.0']
+        wait_until(
+            lambda: scrape(registry)["django_db_pool_connections_cleaned_total"] == 1,
+            "the cleaning",
+        )
+
+
+def publish_pins() -> None:
+    """In a process of several: a reason that is gone is set back to zero."""
+    prometheus.register()
+    wrapper: Any = connections["default"]
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    for step in (lambda: ask(wrapper, "SET app.tenant = '7'"), wrapper.close):
+        step()
+        prometheus.publish(wrapper.pool)
+        print(*lines(generate_latest(registry).decode(), "default"), sep=" / ")  # noqa: T201
+
+
+def test_several_processes_show_the_sum_of_their_pins(server: Server, tmp_path: Path) -> None:
+    result = run(server, publish_pins, PROMETHEUS_MULTIPROC_DIR=str(tmp_path), DB_POOL_SIZE="1")
+    assert result.errors == ""
+    assert result.output.splitlines()[:2] == [
+        'unused{} 0.0 / pinned{,reason="setting"} 1.0',
+        'unused{} 0.0 / pinned{,reason="setting"} 0.0',
+    ]
 
 
 def test_registering_twice_changes_nothing(server: Server) -> None:
@@ -263,6 +322,7 @@ def names() -> set[str]:
     histograms = {name for _, name, _ in prometheus.HISTOGRAMS}
     return (
         {name for _, name, _ in prometheus.GAUGES}
+        | {prometheus.PINNED[0]}
         | {f"{name}_total" for _, name, _ in prometheus.COUNTERS}
         | histograms
         | {f"{name}_{part}" for name in histograms for part in ("bucket", "sum", "count")}

@@ -73,6 +73,7 @@ class HolderRow:
     name: str
     view: str
     where: str
+    pins: str
     longest: str
     pids: str
 
@@ -311,6 +312,7 @@ def _live_card(live: Live) -> LiveCard:
             ("connections stale", amount(now.stale)),
             ("connections leaked", amount(now.leaked)),
             ("connections expired", amount(now.expired)),
+            ("sessions cleaned", amount(now.cleaned)),
             ("on the wrong server", amount(now.misplaced)),
             *(
                 (
@@ -338,9 +340,16 @@ def _holder_row(group: Group) -> HolderRow:
         name=holder_name(group),
         view=group.request.view if group.request else "",
         where=place(group.where) if group.where else NONE,
+        pins=_pins_in_words(group),
         longest=duration(group.longest),
         pids=f"{pids} and {more} more" if more > 0 else pids,
     )
+
+
+def _pins_in_words(group: Group) -> str:
+    """As in "SET search_path at shop/middleware.py:31 in __call__", or "8: nothing; 4: ..."."""
+    pins = [(place(text) or NONE, count) for text, count in group.pins]
+    return pins[0][0] if len(pins) == 1 else "; ".join(f"{count}: {text}" for text, count in pins)
 
 
 def _time_rows(past: Past) -> Iterable[TimeRow]:

@@ -43,6 +43,7 @@ class Group:
     request: Request | None
     thread: str  # "" if the request is known, or the threads are many
     where: str | None  # the line that took them, if DB_POOL_LEAK_SECONDS is set
+    pins: tuple[tuple[str, int], ...]  # what needs how many of their sessions; "": not known
     longest: float  # seconds
     pids: tuple[int, ...]  # of the server's processes; the one held for longest first
 
@@ -61,12 +62,19 @@ def group_holders(holders: Iterable[Holder], requests: dict[str, Request]) -> tu
             request=request,
             thread="" if request or len(group) > 1 else group[0].thread,
             where=where,
+            pins=tuple(Counter(map(_pin_in_words, group)).most_common()),
             longest=group[0].seconds,
             pids=tuple(holder.pid for holder in group),
         )
         for (request, where), group in members.items()
     ]
     return tuple(sorted(groups, key=lambda group: (-group.count, -group.longest)))
+
+
+def _pin_in_words(holder: Holder) -> str:
+    if holder.unused:
+        return "nothing"
+    return str(holder.pin) if holder.pin else ""
 
 
 def requests_of(threads: Collection[str]) -> dict[str, Request]:

@@ -35,5 +35,5 @@ def counted(number: int, noun: str, plural: str = "") -> str:
 
 
 def place(where: str) -> str:
-    """A line of code, by its path from the directory where the process runs."""
-    return where.removeprefix(f"{os.getcwd()}{os.sep}")
+    """A line of code, or a text that names one, by its path from the process's directory."""
+    return where.replace(f"{os.getcwd()}{os.sep}", "", 1)

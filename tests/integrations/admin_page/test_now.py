@@ -21,6 +21,7 @@ from abs_orm_app.pool.housekeeping import TICK
 from abs_orm_app.pool.pool import HardenedPool
 from abs_orm_app.pool.snapshot import snapshot
 from abs_project.demo import PAGE
+from tests.support.databases import ask
 from tests.support.pages import IN_TIME, SMALL, card, content, pool_of, state
 from tests.support.pools import Call
 from tests.support.projects import database, entry
@@ -152,6 +153,31 @@ def test_a_thread_without_a_request_is_named(staff: Client, server: Server) -> N
         done.set()
         thread.join(IN_TIME)
     assert "thread nightly import" in shown
+
+
+def test_what_pins_a_connection_is_shown_with_its_place(staff: Client, server: Server) -> None:
+    done = threading.Event()
+    given = entry(server.conninfo, OPTIONS=SMALL, ABS_ORM_APP={"leak_seconds": 60.0})
+    with database(given) as alias:
+        pool = pool_of(alias)
+
+        def work(*statements: str) -> None:
+            for statement in statements:
+                ask(connections[alias], statement)
+            done.wait(IN_TIME)
+            connections[alias].close()
+
+        calls = [Call(work, "SELECT 1"), Call(work, "SET app.tenant = 'secret'")]
+        wait_until(lambda: snapshot(pool).unused == 1, "the query")
+        wait_until(lambda: snapshot(pool).pinned == {"setting": 1}, "the change")
+        shown = unescape(card(content(staff), alias))
+        done.set()
+        for call in calls:
+            call.result(IN_TIME)
+    (row,) = re.findall(r"<tr id=\"holder-.*?</tr>", shown, re.DOTALL)
+    assert re.search(r"1: SET app\.tenant at tests/support/databases\.py:\d+ in ask[;<]", row)
+    assert "1: nothing" in row
+    assert "secret" not in shown
 
 
 def test_requests_that_timed_out_are_told_for_a_minute(staff: Client, server: Server) -> None:
