@@ -1,4 +1,4 @@
-"""Give the connection back before something slow, or keep it where it is needed unseen.
+"""Return the connection before something slow, or keep it for a change that the pool cannot see.
 
     from abs_orm_app.leases import pinned, release, released
 
@@ -9,9 +9,8 @@
         Report.objects.raw("SELECT 1 AS id FROM begin_report()")  # sets what the next one reads
         ...
 
-On an alias without a pool, and on another engine, they change nothing, so that code which uses
-them also runs there. Inside a transaction that Django's `TestCase` has opened they change nothing
-either.
+On an alias without a pool, and on another engine, they do nothing, so code that uses them also
+runs there. They also do nothing inside a transaction that Django's `TestCase` has opened.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ __all__ = ["pinned", "release", "released"]
 
 
 def release(using: str | None = None) -> None:
-    """Give the connection of this thread back to the pool now; the next query leases one again.
+    """Return the connection of this thread to the pool now; the next query leases one again.
 
-    `using`: an alias; the default one if None. What the session had is gone (`SET`, temporary
-    tables, advisory locks). A cursor that is open can still fetch what it has read, and execute
-    nothing more.
+    `using`: an alias; the default one if None. The state of the session is gone (`SET`, temporary
+    tables, advisory locks). An open cursor can still fetch what it has read, but execute nothing
+    more.
 
     Raises `TransactionManagementError` in an atomic block or another transaction, in a `pinned()`
     block, and while a server-side cursor is open.
@@ -49,11 +48,12 @@ def released(using: str | None = None) -> Iterator[None]:
 
 @contextmanager
 def pinned(using: str | None = None) -> Iterator[None]:
-    """Keep one connection for the block, from its first query on, whatever is done in it.
+    """Keep one connection for the block, from its first query on.
 
-    For what changes the session unseen: a function of the project's that sets a variable or takes
-    a lock of the session. The session counts as changed then: in `transaction` mode the connection
-    goes back at the end of the block, and in either mode it is cleaned before its next holder.
+    Use it for changes of the session that the pool cannot see: a function of the project that sets
+    a variable, or takes a lock of the session. The session counts as changed: in `transaction` mode
+    the connection is returned at the end of the block, and in either mode it is cleaned before its
+    next holder.
     """
     wrapper: Any = connections[using or DEFAULT_DB_ALIAS]
     if not hasattr(wrapper, "pinned"):

@@ -1,4 +1,4 @@
-"""What makes a used connection as new: what psycopg and the server keep for its session."""
+"""Cleans a used connection: resets what psycopg and the server keep for its session."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from abs_orm_app.pool.liveness import ask
 if TYPE_CHECKING:
     from abs_orm_app.backends.session_state import Change
 
-# What DISCARD ALL does, which itself cannot be one statement of several. As several they are one
-# message, and one transaction.
+# What DISCARD ALL does. DISCARD ALL itself cannot be sent together with other statements; these
+# can, and make one message and one transaction.
 DISCARD = (
     "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; DEALLOCATE ALL;"
     " UNLISTEN *; SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD PLANS; DISCARD TEMP;"
     " DISCARD SEQUENCES"
 )
-TIMEOUT = 5.0  # seconds for it
+TIMEOUT = 5.0  # seconds for the message
 
-PRISTINE = "_pristine"  # the attribute of a connection that has what psycopg knew of it when new
+PRISTINE = "_pristine"  # the attribute of a connection that stores its state when it was new
 
 
 @dataclass(frozen=True, slots=True)
 class Pristine:
-    """What a project can change of psycopg's connection."""
+    """The state of psycopg's connection that a project can change."""
 
     isolation_level: IsolationLevel | None
     read_only: bool | None
@@ -42,7 +42,7 @@ class Pristine:
 
 
 def prepare(connection: Connection[Any], isolation_level: Any) -> None:
-    """Finish a new connection, and note what it is like."""
+    """Finish a new connection, and record its state."""
     if isolation_level is not None:
         connection.isolation_level = IsolationLevel(isolation_level)
     server_cursor: Any = connection.server_cursor_factory
@@ -62,7 +62,7 @@ def prepare(connection: Connection[Any], isolation_level: Any) -> None:
 
 
 def statements(time_zone: str | None, role: str | None) -> bytes:
-    """One message that undoes what the session has, and sets what the alias sets at connect."""
+    """One message that resets the session, and sets again what the alias sets at connect."""
     parts: list[sql.Composable] = [sql.SQL(DISCARD)]
     if time_zone:
         parts.append(sql.SQL("SET TIME ZONE {}").format(sql.Literal(time_zone)))
@@ -72,7 +72,7 @@ def statements(time_zone: str | None, role: str | None) -> bytes:
 
 
 def clean(connection: Connection[Any], change: Change | None, message: bytes) -> bool:
-    """Make a connection at rest as new; False if it has to be replaced. Takes up to `TIMEOUT`."""
+    """Clean an idle connection; False if it must be replaced. Takes up to `TIMEOUT` seconds."""
     if change is not None and change.lasts:
         return False
     if ask(connection, message, TIMEOUT) is None:

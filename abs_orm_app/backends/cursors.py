@@ -20,13 +20,13 @@ _DROPPED = Change(CURSOR, "a server-side cursor that was not closed")
 
 
 class LeasedCursorMixin:
-    """A cursor that its lease knows of, for as long as it is open.
+    """A cursor that is registered with its lease while it is open.
 
-    On a connection without a lease (the pool's own, a bare one) it is psycopg's, unchanged.
+    On a connection without a lease (the pool's own, a bare one) it behaves as psycopg's.
     """
 
     _lease: Lease | None = None
-    _portal = False  # it reads on the server
+    _portal = False  # it is a server-side cursor
 
     def __init__(self, connection: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(connection, *args, **kwargs)  # type: ignore[call-arg]
@@ -53,7 +53,7 @@ class LeasedCursorMixin:
             lease.leave(id(self))
 
     def _close_portal(self, lease: Lease) -> None:
-        if lease.done:  # the connection is another's
+        if lease.done:  # the connection may have another holder
             psycopg.Cursor.close(self)  # type: ignore[arg-type]
         else:
             super().close()  # type: ignore[misc]
@@ -91,7 +91,7 @@ class LeasedCursorMixin:
 
 
 def _watch(lease: Lease, query: Any) -> None:
-    """Before a statement: may it still use the connection, and does it change the session?"""
+    """Before a statement: raise if the lease has ended, and record a change of the session."""
     if lease.done:
         raise psycopg.InterfaceError("the connection of this cursor was released")
     change = change_of(query) if type(query) is str else _change_of_other(query)
@@ -100,7 +100,7 @@ def _watch(lease: Lease, query: Any) -> None:
 
 
 def _change_of_other(query: Any) -> Change | None:
-    """For what else psycopg takes: bytes, its `sql` objects, template strings."""
+    """For the other types that psycopg accepts: bytes, its `sql` objects, template strings."""
     if isinstance(query, sql.Composable):
         return change_of(query.as_string(None))
     if isinstance(query, bytes):
@@ -120,7 +120,7 @@ def _on_the_server(method: F) -> F:
 
 @cache
 def leased(cursor_class: type[Any]) -> type[Any]:
-    """The class of cursors that is `cursor_class`, and tells its lease."""
+    """A subclass of `cursor_class` that is registered with its lease."""
     if issubclass(cursor_class, LeasedCursorMixin):
         return cursor_class
     names: dict[str, Any] = {"__module__": cursor_class.__module__}

@@ -1,10 +1,10 @@
-"""A lease: a connection in the hands of one wrapper, what needs it there, and what changed on it.
+"""A lease: a connection that one wrapper holds, what needs its session, and what changed on it.
 
-A lease ends once, and from then on nothing of it touches the connection, which may be another's.
-It is ended by the wrapper, or, if `early`, by whatever was the last to need it. That can be a
+A lease ends once. After that it does not touch the connection, which may have another holder.
+The wrapper ends it, or, if it is `early`, its last user does. That user can be a
 cursor that is garbage-collected: in another thread, or in this one between any two steps. So the
-right to end a lease is an object that one thread pops; who begins to use the connection says so
-first, in `users`, and then looks whether the right is still there (`begin`).
+right to end a lease is an object that one thread pops. Code that begins to use the connection first
+adds itself to `users`, and then looks whether the right is still there (`begin`).
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ CURSOR_OPEN = Pin("cursor", "an open cursor")
 PORTAL_OPEN = Pin("cursor", "an open server-side cursor")
 AT_REST = frozenset({TransactionStatus.IDLE, TransactionStatus.UNKNOWN})
 LEASE = "_lease"  # the attribute of a leased connection that is its lease
-SPIN = 1000  # looks at a lease that another thread is about to end; each gives up the processor
+SPIN = 1000  # looks at a lease that another thread may be ending; each yields the processor
 
 HANDLE = Change("handle", "the connection's own handle")
 PINNED = Change(UNSEEN, "pinned()")
 
 
 class Lease:
-    """What one wrapper knows of the connection that it has checked out.
+    """What one wrapper knows about the connection that it has checked out.
 
     `early`: it ends as soon as nothing needs the session, and not only with the request.
     `users`: what needs the connection now: cursors by their `id`, and the wrapper's own steps.
-    `portals`: those of them that read on the server.
-    `change`: the first that was found of what the session has now and a new one has not.
-    `changed_at`: the stack that it comes from, if tracing is on.
-    `left`: one that needs no pin, and has to be cleaned all the same.
+    `portals`: the server-side cursors among them.
+    `change`: the first change of the session that was found; it pins the lease.
+    `changed_at`: the stack that made the change, if tracing is on.
+    `left`: a change that does not pin the lease, but must be cleaned.
     `asked`: the project asked for a connection, to take its handle (`ensure_connection()`).
-    `kept`: the `pinned()` blocks it is in.
-    `in_request`: its thread is answering a request, at whose end it is given back.
-    `receiving`: `connection_created` is being sent; its receivers are called for each lease, so
-    what they set needs no pin.
+    `kept`: the number of `pinned()` blocks around it.
+    `in_request`: its thread is handling a request, at whose end the connection is returned.
+    `receiving`: `connection_created` is being sent. Its receivers are called for each lease, so
+    what they set does not pin the lease.
     """
 
     __slots__ = (
@@ -73,12 +73,12 @@ class Lease:
         connection._lease = self  # type: ignore[attr-defined]
 
     def begin(self, user: Hashable) -> bool:
-        """Say that `user` needs the connection; False if the lease has ended."""
+        """Record that `user` needs the connection; False if the lease has ended."""
         self.users.add(user)
         return bool(self.right) or self._goes_on(user)
 
     def _goes_on(self, user: Hashable) -> bool:
-        """Wait for who is about to end the lease, and may just have seen that it is needed."""
+        """Wait for the thread that took the right: it ends the lease, or puts the right back."""
         for _ in range(SPIN):
             if self.done:
                 break
@@ -114,13 +114,13 @@ class Lease:
         self.trace()
 
     def trace(self) -> None:
-        """Note the stack of who called the caller, if tracing is on."""
+        """Record the stack above the caller, if tracing is on."""
         pool = getattr(self.connection, "_pool", None)
         if pool is not None and pool.leak_seconds is not None:
             self.changed_at = frames_of_caller()
 
     def pin(self) -> Pin | None:
-        """What needs the session; `UNUSED` if nothing does, and the lease goes on all the same.
+        """What needs the session; `UNUSED` if nothing does, but the lease continues.
 
         None while a statement is executed. Called by other threads, for reports.
         """
@@ -142,12 +142,12 @@ class Lease:
         return None if self.early else UNUSED
 
     def end_if_idle(self) -> bool:
-        """End the lease if nothing needs the session; True if that was done here."""
+        """End the lease if nothing needs the session; True if this call has ended it."""
         if self.users or self.change is not None or self.kept or self.asked:
             return False
         try:
             self.right.pop()
-        except IndexError:  # somebody else ends it
+        except IndexError:  # another thread is ending it
             return False
         connection = self.connection
         if connection is None or self.users or self.kept or not is_at_rest(connection):
@@ -157,11 +157,11 @@ class Lease:
         return True
 
     def end_if_unused(self, since: float) -> bool:
-        """For who waits: end the lease if it was not used `since` then, in no request."""
+        """End the lease for a waiting request, if it is outside of a request and unused `since`."""
         return not self.in_request and self.used_at < since and self.end_if_idle()
 
     def end(self) -> None:
-        """End the lease, whoever needs the session."""
+        """End the lease, even if something needs the session."""
         try:
             self.right.pop()
         except IndexError:
@@ -173,7 +173,7 @@ class Lease:
             self._give_back(connection)
 
     def _give_back(self, connection: Any) -> None:
-        # Let go of it first: what comes after that is another's.
+        # Drop the reference first: afterwards the connection may have another holder.
         self.done = True
         self.connection = connection._lease = None
         if (change := self.change or self.left) is not None:
@@ -181,7 +181,7 @@ class Lease:
         connection._pool.putconn(connection)
 
     def abandon(self) -> Connection[Any] | None:
-        """End the lease without giving the connection back; return it, if it was not ended."""
+        """End the lease without returning the connection to the pool; return it to the caller."""
         connection, self.connection = self.connection, None
         self.done = True
         self.right.clear()

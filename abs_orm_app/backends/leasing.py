@@ -1,8 +1,8 @@
-"""When a wrapper leases a connection of the pool, and when it gives it back.
+"""When a wrapper leases a connection of the pool, and when it returns it.
 
-In `request` mode at the first query, and when the request ends, as Django has it. In `transaction`
-mode as soon as nothing needs the session (`lease.py`). Where the wrapper has no pool, it is
-Django's own.
+It leases a connection at the first query. In `request` mode it returns it when the request ends, as
+Django does; in `transaction` mode as soon as nothing needs the session (`lease.py`). Without a pool
+it behaves as Django's own.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ else:
     Base = object
 
 TIMESTAMPTZ = 1184  # the type's oid
-AT_ONCE = 0.0  # `close_at` of what is closed when the request ends
+AT_ONCE = 0.0  # `close_at` of a connection that is closed when the request ends
 CONNECT = "connect"  # the user of a lease that is being begun
 _ENSURE_CONNECTION = BaseDatabaseWrapper.ensure_connection
 
-# Their code asks for a handle and keeps none. Others may, so their lease is pinned.
+# Their code asks for a handle and does not keep it. Other code may, so its lease is pinned.
 TRUSTED = frozenset({"abs_orm_app", "debug_toolbar", "django", "sentry_sdk"})
-_BETWEEN = frozenset({"django.utils.asyncio", "django.utils.connection"})  # who asks is further out
+_BETWEEN = frozenset({"django.utils.asyncio", "django.utils.connection"})  # the caller is outside
 
 
 _thread = threading.local()
@@ -78,7 +78,7 @@ request_finished.connect(_end_request)
 
 
 def asked_by_project() -> bool:
-    """True if who called the caller may keep a handle that it is given."""
+    """True if the code that called the caller may keep the handle that it gets."""
     frame: Any = sys._getframe(2)
     while frame is not None:
         name: str = frame.f_globals.get("__name__") or ""
@@ -98,13 +98,13 @@ class LeasingMixin(Base):
 
     _lease: Lease | None = None
     _bare: AnyConnection | None = None  # a connection of no pool
-    _kept = 0  # `pinned()` blocks, and threads that this wrapper is shared with
+    _kept = 0  # the number of `pinned()` blocks, and of threads that share this wrapper
     _pinned_at: Frames | None = None  # the stack of the first of these blocks, if tracing is on
     _early = False  # release = "transaction"
-    _familiar = False  # Django's `connect` has been through with these settings
-    _connecting = False  # Django's `connect` takes a connection from the pool
-    _same_time_zone = True  # psycopg's and this wrapper's
-    _is_plain: ClassVar[bool] = True  # no subclass has its own way to connect
+    _familiar = False  # Django's `connect` has succeeded once with these settings
+    _connecting = False  # Django's `connect` is taking a connection from the pool
+    _same_time_zone = True  # of psycopg and of this wrapper
+    _is_plain: ClassVar[bool] = True  # no subclass overrides how to connect
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -222,14 +222,14 @@ class LeasingMixin(Base):
         self.run_on_commit = []
 
     def _set_age(self) -> None:
-        """A lease is as old at its begin as it may become: 0 s. Tests patch that to None."""
+        """Set `close_at` from CONN_MAX_AGE, which is 0 with a pool. Tests may patch it to None."""
         max_age = self.settings_dict["CONN_MAX_AGE"]
         self.close_at = (
             AT_ONCE if max_age == 0 else None if max_age is None else monotonic() + max_age
         )
 
     def _claim(self, user: object) -> Lease | None:
-        """Return a lease that waits for `user` to leave; None without a pool."""
+        """Return a lease that does not end before `user` leaves it; None without a pool."""
         notice_fork()
         while True:
             lease = self._held()
@@ -328,7 +328,7 @@ class LeasingMixin(Base):
             self._same_time_zone = self.timezone == loader.timezone
 
     def ensure_timezone(self) -> bool:
-        """Called when the settings change: what was compared before counts no more."""
+        """Called when the settings change: forget what was compared before."""
         self._familiar = False
         self._same_time_zone = False
         return super().ensure_timezone()
@@ -355,7 +355,7 @@ class LeasingMixin(Base):
             lease.leave(user)
 
     def close_if_unusable_or_obsolete(self) -> None:
-        """The end of a request, and the beginning: a pool's connection goes back."""
+        """At the beginning and the end of a request: return the pool's connection."""
         if self._lease is None or self.close_at != AT_ONCE:
             super().close_if_unusable_or_obsolete()
         elif not self._lease.done:
@@ -390,7 +390,7 @@ class LeasingMixin(Base):
             lease.end()
 
     def release(self) -> None:
-        """Give the connection back now; see `abs_orm_app.leases.release`."""
+        """Return the connection now; see `abs_orm_app.leases.release`."""
         self.validate_thread_sharing()
         blocks: list[Any] = self.atomic_blocks
         if self.in_atomic_block and not all(block._from_testcase for block in blocks):
@@ -439,7 +439,7 @@ class LeasingMixin(Base):
                 self._pinned_at = None
 
     def inc_thread_sharing(self) -> None:
-        """Threads that share a connection would give it back below one another."""
+        """Keep the connection: one thread must not return it while another one uses it."""
         super().inc_thread_sharing()
         self._keep()
 
@@ -468,9 +468,9 @@ class LeasingMixin(Base):
             super().validate_thread_sharing()
 
     def hang_up(self) -> None:
-        """Close the connection, if it is a pool's, and leave the atomic block that was its.
+        """Close the connection, if it is a pool's, and leave its atomic block.
 
-        Neither returns it nor rolls back: that would wait for a server that may be hung.
+        It is not returned or rolled back, because that would wait for a server that may be hung.
         """
         lease, self._lease = self._lease, None
         if lease is not None:
@@ -491,7 +491,7 @@ def _still_answers(connection: Any) -> bool:
 
 
 def _begin_to_connect(lease: Lease) -> None:
-    """What is set until the end is set again for each lease, and needs no pin."""
+    """From here to `_end_to_connect`, changes do not pin: they are made again for each lease."""
     lease.users.add(CONNECT)
     lease.receiving = True
 
@@ -502,7 +502,7 @@ def _end_to_connect(lease: Lease) -> None:
 
 
 class _HandleMixin:
-    """A cursor of Django's that pins the lease when the project asks it for the handle."""
+    """A cursor of Django that pins the lease when the project asks it for the handle."""
 
     cursor: Any
 

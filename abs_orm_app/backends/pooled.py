@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from abs_orm_app.pool.pool import HardenedPool
 
 
-# Seconds that a thread outside of a request may keep, while somebody waits, what it does not use.
+# Seconds unused, after which a waiting request may take a connection of a thread outside a request.
 UNUSED = 1.0
 
 
@@ -50,8 +50,8 @@ class PooledMixin(LeasingMixin):
     def pool(self) -> HardenedPool | None:
         """This process's pool for the alias, built at its first use; None without a `pool` option.
 
-        None also for what still queries when the pools have been closed at the end of the process:
-        it connects by itself. Raises `ImproperlyConfigured` for settings that no pool can have.
+        Also None for code that queries after the pools were closed at the end of the process: it
+        connects directly. Raises `ImproperlyConfigured` for settings that no pool can have.
         """
         options = self.settings_dict["OPTIONS"].get("pool")
         if not options or self.alias == NO_DB_ALIAS:
@@ -75,7 +75,7 @@ class PooledMixin(LeasingMixin):
         if self.settings_dict.get("CONN_MAX_AGE", 0) != 0:
             raise ImproperlyConfigured("Pooling doesn't support persistent connections.")
         template = self._bare_copy()
-        # What is wrong with the settings is said here, not by the pool's threads.
+        # Report mistakes in the settings here, not in the pool's threads.
         template._params_of_settings()
         extra = app_options(self.settings_dict)
         for key, values in (("release", get_args(Release)), ("reset", get_args(Reset))):
@@ -116,14 +116,14 @@ class PooledMixin(LeasingMixin):
     def _bare_copy(self) -> Self:
         """A wrapper with these settings and no connection, made without a subclass's `__init__`.
 
-        That may query (django-tenants), and would wait for the pool that is being made. And a copy
-        it has to be: the pool lives longer than this thread, and must not keep alive its wrapper,
-        nor the connection that the wrapper may hold when the thread ends.
+        Such an `__init__` may query (django-tenants), and would wait for the pool that is being
+        built. It must be a copy, because the pool lives longer than this thread, and must not keep
+        alive the thread's wrapper, nor a connection that the wrapper holds when the thread ends.
         """
         bare = object.__new__(type(self))
         BaseDatabaseWrapper.__init__(bare, deepcopy(self.settings_dict), self.alias)
         for name, value in vars(self).items():
-            # Not its lease, and nothing that is computed from a wrapper, and may refer to it.
+            # Not its lease, and no cached property, which may refer to the wrapper.
             if name != "_lease" and not isinstance(
                 getattr(type(self), name, None), cached_property
             ):
@@ -137,8 +137,9 @@ class PooledMixin(LeasingMixin):
     def get_connection_params(self) -> dict[str, Any]:
         """libpq's parameters of one connection, with the password that is valid now.
 
-        psycopg.AsyncConnection, procrastinate and others connect with them, past the pool. Django
-        asks at each checkout too, where they are not used: that does not ask for a password.
+        psycopg.AsyncConnection, procrastinate and others connect with them, without the pool.
+        Django also calls this at each checkout, but does not use the result: the password is then
+        not read again.
         """
         params = self._params_of_settings()
         return params if self._connecting else self.for_new_connection(params)
@@ -148,7 +149,7 @@ class PooledMixin(LeasingMixin):
         return params
 
     def for_new_connection(self, params: dict[str, Any]) -> dict[str, Any]:
-        """With the password of this moment, and named by this process: a fork may have made it."""
+        """Add the password that is valid now, and the name of this process, which may be a fork."""
         extra = app_options(self.settings_dict)
         password = current_password(extra, params)
         if password is not None:
@@ -167,8 +168,8 @@ class PooledMixin(LeasingMixin):
     def _configure_for_pool(self, connection: AnyConnection) -> None:
         """Set the time zone and the role, in a thread of the pool.
 
-        Through a wrapper that has this connection: to compose its SQL, Django asks the wrapper for
-        one, and would wait for the pool that waits for this.
+        This uses a wrapper that has this connection. Django asks the wrapper for a connection to
+        compose its SQL, and would otherwise wait for the pool, which waits for this.
         """
         wrapper = self._bare_copy()
         wrapper._bare = connection
@@ -179,7 +180,7 @@ class PooledMixin(LeasingMixin):
         prepare(connection, self.settings_dict["OPTIONS"].get("isolation_level"))
 
     def _clean_for_pool(self, connection: AnyConnection, change: Change | None) -> bool:
-        """Make a connection as new, in a thread of the pool; False if it has to be replaced."""
+        """Clean a connection, in a thread of the pool; False if it must be replaced."""
         if not clean(connection, change, self._cleaning_message):
             return False
         if type(self)._configure_connection.__module__ != DjangoWrapper.__module__:
@@ -194,8 +195,8 @@ class PooledMixin(LeasingMixin):
     def close_pool(self) -> None:
         """Close this process's pool for the alias, if there is one; the next use builds another.
 
-        Requests that wait go on with the next pool. Connections in use are closed when they are
-        returned, and at once where the thread that has one has ended.
+        Waiting requests continue with the next pool. Connections in use are closed when they are
+        returned, or at once if the thread that holds one has ended.
         """
         notice_fork()
         if pool := self._connection_pools.pop(self.alias, None):
@@ -212,13 +213,13 @@ def _current_pool(alias: str) -> HardenedPool | None:
 
 
 def _reclaim(connection: Any) -> bool:
-    """Give back, for who waits, a connection that a thread outside of a request does not use."""
+    """Return a connection that a thread outside of a request does not use; False if it is used."""
     lease: Lease | None = getattr(connection, "_lease", None)
     return lease is not None and lease.end_if_unused(monotonic() - UNUSED)
 
 
 def _pin_of(connection: Any) -> Pin | None:
-    """What needs the session of a connection that a wrapper has."""
+    """What needs the session of a connection that a wrapper holds."""
     lease: Lease | None = getattr(connection, "_lease", None)
     return lease.pin() if lease is not None else None
 

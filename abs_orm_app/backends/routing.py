@@ -1,4 +1,4 @@
-"""Does the project write through an alias? What its settings and its routers say."""
+"""Does the project write through an alias? Its settings and its routers tell."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _asking = ContextVar("_asking", default=False)
 
 
 def only_reads(alias: str, entry: Mapping[str, Any]) -> bool:
-    """True if the alias is a replica by what the project says of it.
+    """True if the project's settings or routers show that the alias is a replica.
 
-    That is a mirror in tests (`TEST: {"MIRROR": ...}`), or one that no router gives for writes. The
-    default alias is none. False also where a router cannot be asked.
+    That is a mirror in tests (`TEST: {"MIRROR": ...}`), or an alias that no router returns for
+    writes. The default alias never is one. Also False if a router cannot be asked.
     """
     if alias == DEFAULT_DB_ALIAS:
         return False
@@ -24,14 +24,14 @@ def only_reads(alias: str, entry: Mapping[str, Any]) -> bool:
 
 
 def is_written(alias: str, entry: Mapping[str, Any]) -> bool:
-    """True if the project is known to write through the alias: the default one, or a router's."""
+    """True if the project is known to write through the alias: the default one, or by a router."""
     if alias == DEFAULT_DB_ALIAS:
         return True
     return bool(router.routers) and not only_reads(alias, entry)
 
 
 def _never_routed_to(alias: str) -> bool:
-    # A router may query, and so come back here.
+    # A router may query, which would call this again.
     if not router.routers or not apps.models_ready or _asking.get():
         return False
     token = _asking.set(True)

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 class SeenErrors(DatabaseErrorWrapper):
-    """Django's translation of errors, through which each statement and each fetch goes.
+    """Django's translation of errors, which wraps each statement and each fetch.
 
-    Costs nothing where there is no error.
+    Costs nothing if there is no error.
     """
 
     wrapper: BaseDatabaseWrapper

@@ -1,8 +1,7 @@
-"""Does a statement change its session, so that the next statement, or the next holder, finds it?
+"""Tells whether a statement changes its session, so that the next holder would find the change.
 
-`change_of(text)` is a pure function of the statement's text. What it calls clean leaves nothing
-behind; what it cannot read it calls a change. It cannot see into functions: one that changes the
-session is named in `FUNCTIONS`, or is not found.
+`change_of(text)` is a pure function of the statement's text. A statement that it cannot read counts
+as a change. It cannot look into functions: it only recognises those in `FUNCTIONS`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-# What PostgreSQL keeps for a session, as the reason of a pin has it (and a label of a metric).
+# The kinds of state that PostgreSQL keeps for a session: the reason of a pin, a label of a metric.
 SETTING = "setting"  # SET, set_config(..., false), SET ROLE, SET SESSION AUTHORIZATION, RESET
 TEMPORARY = "temporary table"  # and views, sequences, types and functions in pg_temp
 PREPARED = "prepared statement"  # PREPARE; not those that psycopg prepares by itself
@@ -28,7 +27,7 @@ UNSEEN = "unseen"  # DO, CALL, and what cannot be read: it may have done anythin
 class Change:
     """What a statement leaves on its session: the kind, and the statement in a few words.
 
-    `lasts`: no statement takes it back, so the connection has to be replaced.
+    `lasts`: no statement undoes it, so the connection must be replaced.
     """
 
     kind: str
@@ -76,8 +75,8 @@ _verdicts: dict[str, Change | None] = {}
 def change_of(text: str) -> Change | None:
     """Return what the statement, or the worst of several, leaves on its session; None if nothing.
 
-    `text`: as it is given to `execute`, with placeholders. A statement that was seen before costs a
-    look into a dictionary.
+    `text`: as it is given to `execute`, with placeholders. For a statement that was seen before,
+    this is one lookup in a dictionary.
     """
     try:
         return _verdicts[text]
@@ -92,7 +91,7 @@ def change_of(text: str) -> Change | None:
 
 def _examine(text: str) -> Change | None:
     lower = text.lower()
-    if lower.startswith("/*"):  # as those write it who put a trace before each statement
+    if lower.startswith("/*"):  # some tools put a trace in a comment before each statement
         before, _, lower = lower.partition("*/")
         lower = lower.lstrip() if "/*" not in before[2:] else ""
     if lower.startswith(_OFTEN) and not any(word in lower for word in _SUSPECT):
@@ -147,7 +146,7 @@ def _statements(text: str) -> list[list[str]]:
 
 
 def _tokens(text: str) -> Iterator[str]:
-    """Each word in lower case, a string as a `'` only, a quoted name behind a `"`, each sign."""
+    """Yield words in lower case, `'` for a string, `"` before a quoted name, and signs."""
     position, end = 0, len(text)
     while position < end:
         match = _TOKEN.match(text, position)
@@ -211,7 +210,7 @@ _BY_FIRST_WORD = {
 
 
 def _set(statement: Sequence[str]) -> Change | None:
-    """SET name = value, but for what ends with the transaction."""
+    """SET name = value; None for a SET that ends with the transaction."""
     words = list(statement[1:])
     if words[:1] in (["local"], ["transaction"], ["constraints"]):
         return None
@@ -223,7 +222,7 @@ def _set(statement: Sequence[str]) -> Change | None:
     if name in ("role", "authorization", "time", "names", "xml", "seed", "schema", "catalog"):
         name = name.upper()
     name = {"AUTHORIZATION": "SESSION AUTHORIZATION", "TIME": "TIME ZONE"}.get(name, name)
-    # A seed is the state of a generator, to which nothing returns.
+    # A seed is the state of a random generator, which nothing can restore.
     return Change(SETTING, f"SET {name}", lasts=name in ("SEED", "seed"))
 
 
@@ -271,7 +270,7 @@ def _temporary(statement: Sequence[str]) -> Change | None:
 
 
 def _updated_settings(statement: Sequence[str]) -> Change | None:
-    """UPDATE pg_settings, which a rule makes a `set_config` of."""
+    """UPDATE pg_settings, which a rule turns into `set_config`."""
     named = any(word.removeprefix('"') == "pg_settings" for word in statement)
     return Change(SETTING, "UPDATE pg_settings") if named and "update" in statement else None
 
