@@ -22,8 +22,10 @@ from abs_orm_app.backends.seen_errors import SeenErrors
 from abs_orm_app.config.application_name import process_name
 from abs_orm_app.config.credentials import current_password, is_rotating
 from abs_orm_app.config.entry import Release, Reset, app_options
+from abs_orm_app.config.parameters import Parameters
 from abs_orm_app.pool import registry
 from abs_orm_app.pool.ending import close_orphans
+from abs_orm_app.pool.faults import without_frames
 from abs_orm_app.pool.registry import notice_fork, pools, register_child_exit_hook
 
 if TYPE_CHECKING:
@@ -142,21 +144,35 @@ class PooledMixin(LeasingMixin):
         not read again.
         """
         params = self._params_of_settings()
-        return params if self._connecting else self.for_new_connection(params)
+        if self._connecting:
+            return params
+        try:
+            return self.for_new_connection(params)
+        except Exception as error:
+            raise without_frames(error) from error.__cause__
 
     def _params_of_settings(self) -> dict[str, Any]:
-        params: dict[str, Any] = super().get_connection_params()
-        return params
+        try:
+            return Parameters(super().get_connection_params())
+        except Exception as error:
+            raise without_frames(error) from error.__cause__
+
+    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        """As Django's; an error has no frames of psycopg, whose variables are the password."""
+        try:
+            return super().get_new_connection(conn_params)
+        except Exception as error:
+            raise without_frames(error) from error.__cause__
 
     def for_new_connection(self, params: dict[str, Any]) -> dict[str, Any]:
         """Add the password that is valid now, and the name of this process, which may be a fork."""
         extra = app_options(self.settings_dict)
         password = current_password(extra, params)
         if password is not None:
-            params = {**params, "password": password}
+            params = Parameters({**params, "password": password})
         project = extra.get("project")
         if project and params.get("application_name") == project:
-            params = {**params, "application_name": process_name(project)}
+            params = Parameters({**params, "application_name": process_name(project)})
         return params
 
     def _params_for_pool(self) -> dict[str, Any]:
