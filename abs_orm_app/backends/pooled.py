@@ -16,6 +16,7 @@ from django.utils.functional import cached_property
 from abs_orm_app.backends.cleaning import clean, prepare, statements
 from abs_orm_app.backends.client import Client
 from abs_orm_app.backends.cursors import leased
+from abs_orm_app.backends.installed import warn_if_not_installed
 from abs_orm_app.backends.leasing import LeasingMixin
 from abs_orm_app.backends.routing import only_reads
 from abs_orm_app.backends.seen_errors import SeenErrors
@@ -159,6 +160,7 @@ class PooledMixin(LeasingMixin):
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         """As Django's; an error has no frames of psycopg, whose variables are the password."""
+        warn_if_not_installed(self.settings_dict["ENGINE"])
         try:
             return super().get_new_connection(conn_params)
         except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import sys
 import tarfile
 import zipfile
@@ -18,26 +19,42 @@ import pytest
 from tests.support.readme import ROOT, block, embed, run
 from tests.support.servers import Server
 
-REPOSITORY = ("abs_orm_app", "abs_project", "benchmarks", "docs", "tests")
+IN_THE_APP = ("abs_orm_app/.env", "abs_orm_app/checks/guide/notes.md", "abs_orm_app/local.py")
+UNTRACKED = (".env", ".pgdata/PG_VERSION", "docs/.env", "docs/dump.sql", "tests/key.pem", *IN_THE_APP)
 EXTRAS = {"embedded", "watch", "prometheus", "opentelemetry", "health"}
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--retries=1")
 
 
-def files(*directories: str) -> set[str]:
-    """The files below these directories of the repository."""
-    return {
-        str(path.relative_to(ROOT))
-        for directory in directories
-        for path in (ROOT / directory).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    }
+pytestmark = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a checkout of Git")
+
+
+def tracked(directory: str = ".") -> set[str]:
+    """The files below this directory of the repository."""
+    listed = run("git", "ls-files", "-z", directory, cwd=ROOT)
+    return {name for name in listed.split("\0") if name}
 
 
 @pytest.fixture(scope="module")
-def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout with this one's files, and with some that nobody shall have."""
+    directory = tmp_path_factory.mktemp("checkout")
+    run("git", "init", "--quiet", directory, cwd=ROOT)
+    for name in tracked():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, directory / name)
+    run("git", "add", "--all", "--force", cwd=directory)
+    for name in UNTRACKED:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text("secret")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def sdist(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("sdist")
-    # Not `python -m build`, which would import the directory `build` of the checkout.
-    run(Path(sys.executable).with_name("pyproject-build"), "-s", "-o", directory, ROOT, cwd=ROOT)
+    # Not `python -m build`, which would import a directory `build` of the checkout.
+    build = Path(sys.executable).with_name("pyproject-build")
+    run(build, "-s", "-o", directory, checkout, cwd=checkout)
     (made,) = directory.iterdir()
     return made
 
@@ -61,16 +78,32 @@ def metadata(wheel: Path) -> Message:
         return Parser().parsestr(archive.read(path).decode())
 
 
-def test_the_source_distribution_contains_the_repository(sdist: Path) -> None:
+def test_the_source_distribution_contains_the_files_that_git_tracks_and_no_other(
+    sdist: Path,
+) -> None:
     with tarfile.open(sdist) as archive:
-        packed = {name.partition("/")[2] for name in archive.getnames()}
-    assert files(*REPOSITORY) - packed == set()
-    assert {"Makefile", "README.md", "manage.py", "pyproject.toml", "requirements.txt"} <= packed
+        packed = {each.name.partition("/")[2] for each in archive.getmembers() if each.isfile()}
+    made = {name for name in packed if name.startswith("abs_orm_app.egg-info/")}
+    assert packed - made - {"PKG-INFO", "setup.cfg"} == tracked()
+
+
+def test_a_source_distribution_can_be_made_from_an_unpacked_one(
+    sdist: Path, tmp_path: Path
+) -> None:
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+        names = {each.name for each in archive.getmembers() if each.isfile()}
+    (unpacked,) = tmp_path.iterdir()
+    build = Path(sys.executable).with_name("pyproject-build")
+    run(build, "-s", "-o", tmp_path, unpacked, cwd=unpacked)
+    (again,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(again) as archive:
+        assert {each.name for each in archive.getmembers() if each.isfile()} == names
 
 
 def test_the_wheel_contains_only_the_app(wheel: Path) -> None:
     packed = {name for name in names(wheel) if ".dist-info/" not in name}
-    assert packed == files("abs_orm_app")
+    assert packed == tracked("abs_orm_app")
     assert "abs_orm_app/py.typed" in packed
 
 
