@@ -4,7 +4,8 @@
     path("healthz/", health.view, {"aliases": ["default"], "seconds": 1.0})
 
 It takes a connection as a request would, asks the server for an answer, and is back in time,
-whatever hangs. `docs/metrics.md` says more.
+whatever hangs. While a pool has none to give, it asks on a connection of its own: a burst does not
+take the process out of the load balancer. `docs/metrics.md` says more.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from math import inf
 from threading import Thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
 from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connections
+from django.db import OperationalError, connections
 from django.http import HttpRequest, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
@@ -27,6 +29,7 @@ from django.views.decorators.http import require_safe
 from abs_orm_app.backends.pooled import PooledMixin
 from abs_orm_app.integrations.views import outside_transactions
 from abs_orm_app.pool.liveness import answers
+from abs_orm_app.pool.server_errors import FULL, classify
 
 if TYPE_CHECKING:
     from abs_orm_app.pool.pool import HardenedPool
@@ -39,7 +42,7 @@ PING = 0.5  # seconds that a server has at least to answer, also if nobody waits
 
 @dataclass(frozen=True, kw_only=True)
 class Health:
-    """How one alias fares: `degraded` serves, but requests wait; `failed` did not serve in time."""
+    """How an alias fares: `degraded` serves, but requests wait; `failed` does not serve in time."""
 
     state: State
     waiting: int = 0  # requests, before the check asked
@@ -142,23 +145,39 @@ def _probe(alias: str, seconds: float) -> int:
         if stats["pool_size"] >= stats["pool_max"]:
             waiting = stats["requests_waiting"]
     if isinstance(pool, HardenedPool):
-        _ask_through(pool, monotonic() + seconds)
+        _ask_through(pool, seconds)
         return waiting
     try:
-        with wrapper.cursor() as cursor:
-            cursor.execute(f"SELECT 1{wrapper.features.bare_select_suffix}")
+        _select(wrapper)
     finally:
         wrapper.close()
     return waiting
 
 
-def _ask_through(pool: HardenedPool, deadline: float) -> None:
-    """Return once the server has answered on a connection of the pool; PoolTimeout if not."""
+def _select(wrapper: Any) -> None:
+    with wrapper.cursor() as cursor:
+        cursor.execute(f"SELECT 1{wrapper.features.bare_select_suffix}")
+
+
+def _ask_through(pool: HardenedPool, seconds: float) -> None:
+    """Return once the server has answered on a connection of the pool, or beside a full pool.
+
+    Raises `PoolTimeout` if it has not, or if the pool serves nobody.
+    """
     from psycopg_pool import PoolTimeout
 
     pool.open()
-    while (left := deadline - monotonic()) > 0:
-        conn = pool.getconn(timeout=left)
+    deadline = monotonic() + seconds
+    late: Exception = PoolTimeout("the server did not answer")
+    while (left := deadline - monotonic()) > seconds / 10:
+        if _is_full(pool):
+            _ask_beside(pool, left)
+            return
+        try:
+            conn = pool.getconn(timeout=left / 2)  # then it may be full
+        except PoolTimeout as error:
+            late = error
+            continue
         try:
             # A connection that came late is not closed for having had no time to answer.
             if answers(conn, max(deadline - monotonic(), PING)):
@@ -166,4 +185,28 @@ def _ask_through(pool: HardenedPool, deadline: float) -> None:
             conn.close()  # whoever asks next on it would get this answer
         finally:
             pool.putconn(conn)
-    raise PoolTimeout("the server did not answer")
+    raise late
+
+
+def _is_full(pool: HardenedPool) -> bool:
+    return len(pool.entries) >= pool.max_size and not pool.idle
+
+
+def _ask_beside(pool: HardenedPool, seconds: float) -> None:
+    """Return if requests get connections of a full pool within its timeout, and the server answers.
+
+    The check does not queue: it would take a connection from a request, and could wait for longer
+    than a load balancer does.
+    """
+    from psycopg_pool import PoolTimeout
+
+    from abs_orm_app.integrations.unpooled import run_unpooled
+
+    served_at = max((entry.taken_at for entry in tuple(pool.in_use)), default=inf)
+    if monotonic() - served_at > pool.timeout:
+        raise PoolTimeout(f"no request got a connection for {pool.timeout:g} s")
+    try:
+        run_unpooled(lambda: _select(connections[pool.name]), seconds=seconds)
+    except OperationalError as error:
+        if classify(error).problem is not FULL:  # which a server says that is well
+            raise

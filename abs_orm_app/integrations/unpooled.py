@@ -84,17 +84,21 @@ def run_unpooled(
     """
 
     def run() -> T:
+        wrappers = []
         for alias in connections:
             with suppress(ImproperlyConfigured):  # another alias, that nobody can use
-                connections[alias] = _unpooled(alias, patience, rate)
+                connections[alias] = wrapper = _unpooled(alias, patience, rate)
+                wrappers.append(wrapper)
         try:
             result = work()
-            for wrapper in connections.all(initialized_only=True):
+            for wrapper in wrappers:
                 if wrapper.connection is not None and not wrapper.get_autocommit():
                     wrapper.commit()
             return result
         finally:
-            connections.close_all()
+            # Not `connections.close_all()`: an alias may be gone from DATABASES by now.
+            for wrapper in wrappers:
+                wrapper.close()
 
     return run_with_timeout(seconds, run)
 
