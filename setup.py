@@ -1,4 +1,4 @@
-"""Only what pyproject.toml cannot say: a source distribution has no file that Git does not track."""
+"""What pyproject.toml cannot say: a source distribution has only files that Git tracks."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from setuptools.command.sdist import sdist
 ROOT = Path(__file__).resolve().parent
 
 
-class TrackedFiles(sdist):
+class TrackedFiles(sdist):  # type: ignore[misc]
     """The checkout of a developer also has .env files, dumps and notes."""
 
-    def prune_file_list(self) -> None:
-        super().prune_file_list()
+    def make_distribution(self) -> None:
         if (ROOT / ".git").exists():  # not in an unpacked source distribution
             tracked = _tracked()
             self.filelist.files = [
@@ -23,16 +22,12 @@ class TrackedFiles(sdist):
                 for name in self.filelist.files
                 if Path(name) in tracked or Path(name).parts[0].endswith(".egg-info")
             ]
+        super().make_distribution()
 
 
 def _tracked() -> set[Path]:
-    listed = subprocess.run(  # noqa: S603
-        ["git", "ls-files", "-z"],  # noqa: S607
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
+    command = ["git", "ls-files", "-z"]
+    listed = subprocess.check_output(command, cwd=ROOT, text=True)  # noqa: S603 - no input
     return {Path(name) for name in listed.split("\0") if name}
 
 

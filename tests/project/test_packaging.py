@@ -20,7 +20,14 @@ from tests.support.readme import ROOT, block, embed, run
 from tests.support.servers import Server
 
 IN_THE_APP = ("abs_orm_app/.env", "abs_orm_app/checks/guide/notes.md", "abs_orm_app/local.py")
-UNTRACKED = (".env", ".pgdata/PG_VERSION", "docs/.env", "docs/dump.sql", "tests/key.pem", *IN_THE_APP)
+UNTRACKED = (
+    ".env",
+    ".pgdata/PG_VERSION",
+    "docs/.env",
+    "docs/dump.sql",
+    "tests/key.pem",
+    *IN_THE_APP,
+)
 EXTRAS = {"embedded", "watch", "prometheus", "opentelemetry", "health"}
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--retries=1")
 
