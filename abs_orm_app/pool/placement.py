@@ -86,9 +86,12 @@ class Placement:
                 self._asked(entry, _asked(conn, ASK_TIMEOUT))
             return
         role = roles.reported(entry.pgconn)
-        if role is not entry.role and role is not Role.UNKNOWN:
-            entry.role = role
-            self._limit([entry])
+        if role is entry.role or role is Role.UNKNOWN:
+            return
+        if role is Role.READ_ONLY and entry.dirty is not None:
+            return  # the project may have set it; the session is cleaned, and looked at again
+        entry.role = role
+        self._limit([entry])
 
     def answers(self, entry: Entry, conn: AnyConnection, timeout: float) -> bool:
         """Ask for the role instead of pinging; False if the server does not answer."""
@@ -118,14 +121,17 @@ class Placement:
     def _write_refused(self, entry: Entry) -> None:
         role = roles.reported(entry.pgconn)
         if role is Role.STANDBY:
-            self._standby_refused()
+            self._refused()
         elif role is Role.UNKNOWN:
             self._asks = entry.must_ask = not self.expectation.reads_only
+            self.suspect_all()
         elif role is not entry.role:
             self.suspect_all()  # it was made read-only: a ping lets the others report that, too
+        elif role is Role.READ_ONLY and self.expectation.ever_wanted_primary:
+            self._refused()
         # Otherwise the project made the transaction or its role read-only.
 
-    def _standby_refused(self) -> None:
+    def _refused(self) -> None:
         self.expectation.refused(monotonic())
         self._limit(self._entries)
 
@@ -133,7 +139,7 @@ class Placement:
         """Record the answer of a server that reports nothing without being asked."""
         entry.role = role
         if role is Role.STANDBY:
-            self._standby_refused()
+            self._refused()
             self.suspect_all()
         else:
             self._limit([entry])

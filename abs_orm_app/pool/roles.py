@@ -99,6 +99,10 @@ class Expectation:
     _standby_since: float = inf
     _standby_at: float = -inf
 
+    @property
+    def ever_wanted_primary(self) -> bool:
+        return self.wants_primary or self._forgot
+
     def opened(self, role: Role, now: float) -> None:
         """A connection to a server of this role was opened."""
         if role is Role.PRIMARY:
@@ -111,7 +115,7 @@ class Expectation:
                 self.wants_primary, self._forgot = False, True
 
     def refused(self, now: float) -> None:
-        """A standby has refused a write."""
+        """A standby, or a primary that has become read-only, has refused a write."""
         self.wants_primary = not self.reads_only
         self._forgot = False
         self._standby_since = self._standby_at = now

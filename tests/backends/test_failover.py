@@ -27,6 +27,7 @@ SIZE = 2
 ALIAS = "default_of_the_test"
 CREATE = "CREATE TABLE written (at timestamptz DEFAULT now())"
 WRITE = "INSERT INTO written DEFAULT VALUES"
+READ_ONLY = "SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"
 COUNT = "SELECT count(*) FROM written"
 
 
@@ -99,6 +100,21 @@ def test_a_transaction_that_is_read_only_by_its_own_word_costs_no_connection(
             _write_read_only(wrapper)
         assert [write(wrapper) for _ in range(2)] == ["", ""]
         assert MISPLACED not in pool.get_stats()
+
+
+def test_a_session_that_a_request_made_read_only_is_cleaned_and_kept(
+    database: Database,
+) -> None:
+    wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 20}})
+    backend = ask(wrapper)
+    for setting in ("default_transaction_read_only = on", READ_ONLY):
+        with closing(wrapper):
+            ask(wrapper, f"SET {setting}")
+        sleep(2 * roles.MISPLACED_LIFE)
+        with closing(wrapper):
+            assert ask(wrapper) == backend
+            assert ask(wrapper, "SHOW transaction_read_only") == "off"
+    assert MISPLACED not in wrapper.pool.get_stats()
 
 
 def _write_read_only(wrapper: Any) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, sleep
+from typing import Any
 
 import psycopg
 import pytest
@@ -262,17 +263,42 @@ def test_a_role_that_is_read_only_by_default_is_served(pair: Pair) -> None:
         assert use(pool) == backend
 
 
-def test_a_server_that_is_made_read_only_is_left(pair: Pair) -> None:
-    with opened(ours, pair.conninfo, min_size=1) as pool:
+def test_a_server_that_is_made_read_only_is_left_and_used_again_when_it_has_recovered(
+    pair: Pair,
+) -> None:
+    with opened(ours, pair.conninfo, min_size=SIZE) as pool:
+        fill(pool, pair)
         backend = use(pool)
-        with pair.first.admin() as admin:
-            admin.execute("ALTER SYSTEM SET default_transaction_read_only = on")
-            admin.execute("SELECT pg_reload_conf()")
+        make_read_only(pair.first, "on")
+        wait_until(lambda: use(pool) != backend, "the pool to leave it")
+        wait_until(lambda: pair.try_to_write(pool) != [], "a write to be refused")
+        use(pool, "SELECT count(*) FROM written")
+        make_read_only(pair.first, "off")
+        sleep(GRACE)
+        assert pair.try_to_write(pool, times=2 * SIZE) == []
 
-        def is_left() -> bool:
-            return use(pool) != backend
 
-        wait_until(is_left, "the pool to leave it")
+def test_a_server_that_is_read_only_for_long_is_left_once_a_write_was_refused(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool had come to terms with it, because nobody wrote."""
+    monkeypatch.setattr(roles, "FORGET", 0.0)
+    with opened(ours, pair.conninfo, min_size=1, max_size=1) as pool:
+        backend = use(pool)
+        make_read_only(pair.first, "on")
+        wait_until(lambda: use(pool) != backend, "the pool to leave it")
+
+        def is_kept() -> bool:
+            use(pool)
+            return not pool.placement.expectation.wants_primary
+
+        wait_until(is_kept, "the pool to keep what it gets")
+        kept = use(pool)
+        sleep(2 * roles.MISPLACED_LIFE)
+        assert use(pool) == kept
+        with pool.connection() as conn:
+            assert refuses(pool, conn)
+        assert use(pool) != kept
 
 
 # Standbys that are preferred
@@ -368,6 +394,89 @@ def test_a_name_that_never_resolved_is_said_at_once() -> None:
 
 
 # Errors in use
+
+
+def messages_of_a_checkout(server: Server, query: str, *, mute: bool = False) -> int:
+    """Packets that a checkout sends for a connection at rest, after `query` has failed on another.
+
+    The connection was used a moment ago: without a reason it is not pinged.
+    """
+    with (
+        Proxy(server.port, mute=mute) as address,
+        opened(ours, f"{server.tcp_conninfo} port={address.port}", min_size=2, max_size=2) as pool,
+    ):
+        pool.ping_after = 3600.0
+        failing, other = pool.getconn(), pool.getconn()
+        pool.putconn(other)
+        with pytest.raises(psycopg.Error) as caught:
+            failing.execute(query)
+        pool.saw_error(failing, caught.value)
+        before = address.client_messages
+        pool.putconn(pool.getconn(timeout=20))
+        sent = address.client_messages - before
+        pool.putconn(failing)
+        return sent
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "pings"),
+    [
+        ("57P01", 1),
+        ("57P02", 1),
+        ("57P03", 1),
+        ("08000", 1),
+        ("08006", 1),
+        ("08P01", 1),
+        ("57014", 0),
+        ("40001", 0),
+    ],
+)
+def test_an_error_of_the_servers_state_has_the_other_connections_pinged(
+    shared: Server, sqlstate: str, pings: int
+) -> None:
+    """As a server or a pooler may say it without ending the session."""
+    query = f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{sqlstate}'; END $$"
+    assert messages_of_a_checkout(shared, query) == pings
+
+
+def test_a_refused_write_has_the_other_connections_asked_where_the_server_reports_nothing(
+    shared: Server,
+) -> None:
+    query = "BEGIN READ ONLY; CREATE TABLE written ()"
+    assert messages_of_a_checkout(shared, query, mute=True) == 1
+    assert messages_of_a_checkout(shared, query) == 0
+
+
+def test_a_refused_write_has_the_other_connections_pinged_where_the_server_was_made_read_only(
+    server: Server,
+) -> None:
+    with opened(ours, server.conninfo, min_size=2, max_size=2) as pool:
+        pool.ping_after = 3600.0
+        failing, other = pool.getconn(), pool.getconn()
+        read_only = pid(other)
+        pool.putconn(other)
+        sleep(2 * roles.MISPLACED_LIFE)  # what is younger may still be used
+        make_read_only(server, "on")
+        wait_until(lambda: refuses(pool, failing), "the write to be refused")
+        assert use(pool, timeout=20) != read_only
+        pool.putconn(failing)
+
+
+def make_read_only(server: Server, value: str) -> None:
+    """As a managed service does with a server whose disk is full."""
+    with server.admin() as admin:
+        admin.execute(f"ALTER SYSTEM SET default_transaction_read_only = {value}")
+        admin.execute("SELECT pg_reload_conf()")
+
+
+def refuses(pool: HardenedPool, conn: psycopg.Connection[Any]) -> bool:
+    """True if a write fails on this connection; the pool is told."""
+    try:
+        conn.execute("CREATE TABLE IF NOT EXISTS written ()")
+    except psycopg.errors.ReadOnlySqlTransaction as error:
+        pool.saw_error(conn, error)
+        return True
+    return False
 
 
 def test_who_is_ended_by_the_server_makes_suspects_of_the_others(server: Server) -> None:

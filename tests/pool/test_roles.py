@@ -88,6 +88,14 @@ def test_a_refused_write_says_that_a_primary_is_wanted() -> None:
     assert pool.wants_primary
 
 
+def test_who_has_never_seen_a_primary_has_never_wanted_one() -> None:
+    pool = Expectation()
+    pool.opened(R, 0.0)
+    assert not pool.ever_wanted_primary
+    pool.opened(P, 1.0)
+    assert pool.ever_wanted_primary
+
+
 def test_an_address_of_primary_and_standbys_is_noticed_if_nobody_writes() -> None:
     pool = Expectation()
     now = 0.0
@@ -98,6 +106,7 @@ def test_an_address_of_primary_and_standbys_is_noticed_if_nobody_writes() -> Non
         now += QUIET / 2
     pool.opened(S, now)
     assert not pool.wants_primary
+    assert pool.ever_wanted_primary
     pool.opened(P, now)
     assert not pool.wants_primary, "it would begin again"
     pool.refused(now)
