@@ -7,6 +7,8 @@ thread that competes with a thousand others may have to wait long.
 
 from __future__ import annotations
 
+from heapq import nsmallest
+from math import inf
 from operator import attrgetter
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 SHARED = 0.05  # seconds for which all requests that time out share one description
 OLDEST = 1.0  # seconds; up to this age it is also used while another thread makes a new one
 AHEAD = 2 * RETRY_INTERVAL  # seconds before the first deadline; housekeeping runs twice in that
+LEADERS = 4  # requests that wake at the same time when many time out, see `queue.py`
 
 _taken_at = attrgetter("taken_at")
 _deadline = attrgetter("deadline")
@@ -43,12 +46,20 @@ def timeout_error(pool: HardenedPool, timeout: float) -> PoolTimeout:
     return error
 
 
-def prepare_timeouts(pool: HardenedPool, now: float) -> None:
-    """Describe the pool if the deadline of a waiting request is near. For housekeeping."""
-    first = min(tuple(pool.queue.waiters), key=_deadline, default=None)
-    if first is not None and first.deadline - now <= AHEAD:
-        text = _describe(pool, first.deadline - first.began)
+def prepare_timeouts(pool: HardenedPool, now: float) -> float:
+    """If a deadline is near, describe the pool and let the first waiters lead.
+
+    For housekeeping. Returns when to do it again (`monotonic`).
+    """
+    first = nsmallest(LEADERS, tuple(pool.queue.waiters), key=_deadline)
+    if not first or first[0].deadline - now > AHEAD:
+        return inf
+    if now - pool.described[0] > SHARED:
+        text = _describe(pool, first[0].deadline - first[0].began)
         pool.described = (monotonic(), text)
+    for waiter in first:
+        waiter.lead()
+    return max(first[0].deadline, now) + SHARED
 
 
 def _describe(pool: HardenedPool, waited: float) -> str:

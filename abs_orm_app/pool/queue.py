@@ -7,6 +7,10 @@ signal handler, a finalizer) finds the queue consistent.
 - A waiter's outcome is decided once, by `dict.setdefault`: a connection, an error, or that it has
   left. It is not removed from the queue before that.
 - A waiter sleeps on a lock of its own until its outcome is decided, or until its deadline.
+- A thousand deadlines may come at once. So many threads that wake together would spend their time
+  competing for the interpreter, so they wake one after another: housekeeping lets the first few
+  lead; a leader wakes at its deadline, and lets the next waiter lead when it leaves. The others
+  sleep up to `GRACE` past their deadlines, which they need only if housekeeping is stuck.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from threading import TIMEOUT_MAX
 from time import monotonic
 from typing import Any
 
+GRACE = 0.25  # seconds that a waiter may sleep past its deadline if it never leads
 OUTCOME = 0  # the one key of a waiter's box
 
 
@@ -27,11 +32,12 @@ class Waiter:
     `outcome` is what it got; None while it is undecided.
     """
 
-    __slots__ = ("_box", "_lock", "began", "deadline")
+    __slots__ = ("_box", "_lock", "began", "deadline", "leads")
 
     def __init__(self, began: float, deadline: float) -> None:
         self.began = began
         self.deadline = deadline
+        self.leads = False
         self._box: dict[int, Any] = {}
         self._lock = allocate_lock()
         self._lock.acquire()
@@ -57,14 +63,22 @@ class Waiter:
         """Decide for `outcome` unless one was decided before; return the outcome that counts."""
         return self._box.setdefault(OUTCOME, outcome)
 
-    def wait(self, deadline: float) -> Any:
-        """Sleep until it has an outcome, and return it; None at the deadline (`monotonic`)."""
+    def lead(self) -> None:
+        """Let it wake at its deadline; it then lets the next one lead."""
+        self.leads = True
+        self.wake()
+
+    def wait(self, until: float, grace: float = 0.0) -> Any:
+        """Sleep until it has an outcome, and return it; None from `until` on (`monotonic`).
+
+        `grace`: seconds that it may sleep longer, unless it leads.
+        """
         box = self._box
         while not box:
-            left = deadline - monotonic()
+            left = until - monotonic()
             if left <= 0:
                 return None
-            self._lock.acquire(True, min(left, TIMEOUT_MAX))
+            self._lock.acquire(True, min(left if self.leads else left + grace, TIMEOUT_MAX))
         return box[OUTCOME]
 
 
@@ -80,10 +94,12 @@ class Queue:
         self.waiters.append(waiter)
 
     def leave(self, waiter: Waiter) -> None:
-        """Remove it from the queue, if it is there."""
+        """Remove it from the queue, if it is there; if it leads, let the next one lead."""
         try:
             self.waiters.remove(waiter)
-        except ValueError:
+            if waiter.leads:
+                self.waiters[0].lead()
+        except (ValueError, IndexError):
             pass
 
     def hand_over(self, outcome: Any) -> bool:

@@ -58,15 +58,15 @@ def close_lost(pool: HardenedPool) -> list[str]:
 
 def _serve_waiting(pool: HardenedPool, now: float) -> float:
     """Do what can help the waiting requests; return when to look again."""
-    waiting = bool(pool.queue.waiters)
-    if waiting:
+    due = inf
+    if pool.queue.waiters:
         pool.queue.wake_served()
         pool.serve()
         _reclaim_unused(pool)
-        prepare_timeouts(pool, now)
-    if (waiting or pool.owes_collection) and _collect_garbage(pool, now):
+        due = min(now + RETRY_INTERVAL, prepare_timeouts(pool, now))
+    if (due < inf or pool.owes_collection) and _collect_garbage(pool, now):
         return now
-    return now + RETRY_INTERVAL if waiting else inf
+    return due
 
 
 def _reclaim_unused(pool: HardenedPool) -> None:

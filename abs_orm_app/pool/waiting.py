@@ -13,10 +13,10 @@ from psycopg_pool import TooManyRequests
 from abs_orm_app.pool import messages
 from abs_orm_app.pool.constants import RETRY_INTERVAL
 from abs_orm_app.pool.entry import AnyConnection
-from abs_orm_app.pool.errors import closed_error, timeout_error
+from abs_orm_app.pool.errors import AHEAD, closed_error, timeout_error
 from abs_orm_app.pool.faults import again
 from abs_orm_app.pool.housekeeping import housekeeping
-from abs_orm_app.pool.queue import Waiter
+from abs_orm_app.pool.queue import GRACE, Waiter
 
 if TYPE_CHECKING:
     from abs_orm_app.pool.pool import HardenedPool
@@ -36,8 +36,10 @@ def wait_for_connection(
         if pool.closed:
             pool.queue.tell_all(lambda: closed_error(pool))
         while outcome is None and (now := monotonic()) < deadline:
-            until = deadline if _is_looked_after(pool, now) else now + RETRY_INTERVAL
-            outcome = waiter.wait(min(until, deadline))
+            if not _is_looked_after(pool, now):
+                outcome = waiter.wait(min(now + RETRY_INTERVAL, deadline))
+            else:
+                outcome = waiter.wait(deadline, GRACE if deadline - now > AHEAD else 0.0)
         if outcome is None:
             outcome = waiter.settle(error := timeout_error(pool, timeout))
             pool.statistics.timeouts += outcome is error
