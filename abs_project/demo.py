@@ -68,7 +68,7 @@ def main() -> None:
         superuser = ("createsuperuser", "--noinput", f"--username={USER}", "--email=")
         _manage({**environ, "DJANGO_SUPERUSER_PASSWORD": password}, *superuser, "--verbosity=0")
         ports = (_free_port(arguments.port), _free_port())
-        sites = [stack.enter_context(_web_server(environ, port)) for port in ports]
+        sites = [stack.enter_context(_web_server({**environ, **POOL}, port)) for port in ports]
         _say(f"\n  page      {sites[0]}{PAGE}")
         _say(f"  user      {USER}\n  password  {password}\n")
         embedded = f"{sys.executable} -m abs_orm_app.embedded"
@@ -110,7 +110,7 @@ def _database() -> Iterator[Path]:
 def _environment(directory: Path) -> dict[str, str]:
     """What the sample project reads, for a PostgreSQL that is started here."""
     kept = {name: text for name, text in os.environ.items() if not name.startswith(OURS)}
-    ours = {"DATABASE_URL": embedded_url(directory), "ENV_FILE": os.devnull, **POOL}
+    ours = {"DATABASE_URL": embedded_url(directory), "ENV_FILE": os.devnull}
     return {**kept, **ours, "SECRET_KEY": secrets.token_urlsafe(50)}
 
 
