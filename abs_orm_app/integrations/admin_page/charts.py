@@ -57,6 +57,7 @@ class Chart:
     peak: str
     top: str  # of the axis, which begins at 0
     line: str  # the points of a polyline
+    values: str  # one for each point
     area: str  # of a polygon
     limit: str  # the height at which the limit is; "" for none
     size: str  # the height at which the overflow begins; "" for none
@@ -100,6 +101,7 @@ def _chart(
         peak=amount(peak),
         top=amount(top),
         line=line,
+        values=" ".join(amount(value(second)) for second in past.seconds),
         area=area,
         limit=f"{height(limit):.1f}" if limit else "",
         size=f"{height(size):.1f}" if size else "",

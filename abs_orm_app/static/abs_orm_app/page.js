@@ -7,6 +7,7 @@
     const bar = document.querySelector(".pool-bar");
     const status = document.getElementById("pool-status");
     const button = document.getElementById("pool-pause");
+    const reading = document.getElementById("pool-reading");
     const seconds = Number(bar.dataset.refresh);
     const refreshes = `Refreshes every ${seconds} seconds.`;
     let paused = false;
@@ -125,6 +126,33 @@
         }
         setTimeout(tick, seconds * 1000);
     }
+
+    // What a chart shows where the pointer is.
+    function read(event) {
+        const svg = event.target.closest(".pool-chart")?.querySelector("svg");
+        const line = svg?.querySelector(".line");
+        const points = line?.getAttribute("points").split(" ").filter(Boolean) ?? [];
+        reading.hidden = points.length === 0;
+        if (reading.hidden) {
+            return;
+        }
+        const { left, width } = svg.getBoundingClientRect();
+        const span = svg.viewBox.baseVal.width;
+        const wanted = (event.clientX - left) / width * span;
+        const xs = points.map(parseFloat);
+        const distances = xs.map((x) => Math.abs(x - wanted));
+        const nearest = distances.indexOf(Math.min(...distances));
+        const ago = Math.round((1 - xs[nearest] / span) * svg.dataset.seconds);
+        reading.textContent = `${line.dataset.values.split(" ")[nearest]}, ${ago} s ago`;
+        const right = document.documentElement.clientWidth - reading.offsetWidth - 8;
+        reading.style.left = `${Math.min(event.clientX + 12, right)}px`;
+        reading.style.top = `${event.clientY + 12}px`;
+    }
+
+    const live = document.getElementById("pool-live");
+    live.addEventListener("pointermove", read);
+    live.addEventListener("pointerdown", read);
+    live.addEventListener("pointerleave", () => { reading.hidden = true; });
 
     button.hidden = false;
     button.addEventListener("click", () => {

@@ -9,6 +9,7 @@ from time import monotonic
 
 import pytest
 from selenium.webdriver import Chrome
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 
 from abs_project.demo import PAGE
@@ -136,6 +137,26 @@ def line(chromium: Chrome) -> str:
     """The points of the first chart."""
     script = "return document.querySelector('.pool-chart .line')?.getAttribute('points') ?? ''"
     return str(chromium.execute_script(script))
+
+
+def test_a_chart_tells_the_value_at_the_pointer(chromium: Chrome) -> None:
+    eventually(lambda: len(line(chromium).split()) >= 3, "three seconds of the past")
+    chart = chromium.find_element(By.CSS_SELECTOR, ".pool-chart svg")
+    ActionChains(chromium).move_to_element(chart).perform()
+    assert re.fullmatch(r"\d+, \d+ s ago", text(chromium, "#pool-reading"))
+    ActionChains(chromium).move_to_element(chromium.find_element(By.ID, "pool-pause")).perform()
+    assert not chromium.find_element(By.ID, "pool-reading").is_displayed()
+    assert complaints(chromium) == []
+
+
+@pytest.mark.parametrize("width", [768, 390])
+def test_a_caption_is_read_without_scrolling(chromium: Chrome, width: int) -> None:
+    resize(chromium, width, 900)
+    cut = """
+        return [...document.querySelectorAll("#pool-live caption:not(.visually-hidden)")]
+            .map((caption) => caption.getBoundingClientRect())
+            .filter(({ left, right }) => left < 0 || right > innerWidth).length"""
+    assert chromium.execute_script(cut) == 0
 
 
 # The answer to the next refresh is there, and comes when the test wants.

@@ -57,6 +57,7 @@ def test_a_chart_ends_on_the_right_and_its_axis_ends_at_the_limit() -> None:
     chart = drawn(*(Look(at, shot(in_use=number)) for at, number in used))[0]
     assert (chart.latest, chart.peak, chart.top) == ("2", "4", "4")
     assert chart.line == "150.0,2.0 300.0,32.0"
+    assert chart.values == "4 2"
     assert (chart.limit, chart.size) == ("2.0", "32.0")
 
 

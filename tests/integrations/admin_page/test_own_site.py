@@ -1,0 +1,50 @@
+"""A project whose admin site is its own class: the page is there, and nothing else changes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tests.support.readme import ROOT, embed, run
+from tests.support.servers import Server
+
+SITE = """
+from django.contrib.admin import AdminSite
+from django.contrib.admin.apps import AdminConfig
+
+class ShopSite(AdminSite):
+    site_header = "The shop"
+
+class ShopAdmin(AdminConfig):
+    default_site = "shop.apps.ShopSite"
+"""
+ASK = """
+from django.contrib.auth.models import Permission, User
+from django.test import Client
+Permission.objects.get(content_type__app_label="abs_orm_app")  # there is one, and no other
+client = Client()
+client.force_login(User.objects.create_superuser("root"))
+page = client.get("/admin/", headers={"host": "localhost"}).content.decode()
+assert "The shop" in page and '/admin/abs_orm_app/pools/"' in page, page
+"""
+
+
+def test_a_projects_own_site_has_the_page_and_no_migration_is_missing(
+    server: Server, tmp_path: Path
+) -> None:
+    def manage(*arguments: str) -> str:
+        command = (sys.executable, "manage.py", *arguments)
+        return run(*command, cwd=tmp_path, DATABASE_URL=server.url, PYTHONPATH=str(ROOT))
+
+    run(sys.executable, "-m", "django", "startproject", "shop", tmp_path, cwd=tmp_path)
+    (tmp_path / "shop" / "apps.py").write_text(SITE)
+    settings = tmp_path / "shop" / "settings.py"
+    text = settings.read_text().replace("django.contrib.admin'", "shop.apps.ShopAdmin'")
+    settings.write_text(text.replace('"django.contrib.admin"', '"shop.apps.ShopAdmin"'))
+    embed(settings)
+
+    assert manage("makemigrations", "--check", "--dry-run") == "No changes detected\n"
+    assert "abs_orm_app" not in manage("migrate")
+    assert manage("makemigrations", "--check", "--dry-run") == "No changes detected\n"
+    assert manage("migrate", "--check") == ""
+    manage("shell", "-c", ASK)
