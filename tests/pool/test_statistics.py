@@ -1,0 +1,54 @@
+"""What the pool counts: timeouts, and the two ways to lose a connection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from psycopg_pool import PoolTimeout
+
+from abs_orm_app.pool import waiting
+from abs_orm_app.pool.errors import timeout_error
+from abs_orm_app.pool.statistics import LEAKED, LOST, STALE, TIMEOUTS
+from tests.support.pools import APP, opened, ours, use
+from tests.support.servers import Server, wait_until
+
+
+def test_a_request_that_is_served_at_the_last_moment_is_no_timeout(
+    shared: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(ours, shared.conninfo, min_size=1) as pool:
+        held = pool.getconn()
+
+        def return_first(pool: Any, timeout: float) -> PoolTimeout:
+            """The deadline is over, and the request has not decided to give up yet."""
+            pool.putconn(held)
+            return timeout_error(pool, timeout)
+
+        monkeypatch.setattr(waiting, "timeout_error", return_first)
+        assert pool.getconn(timeout=0.05) is held
+        stats = pool.get_stats()
+        assert (stats.get(TIMEOUTS, 0), stats.get("requests_errors", 0)) == (0, 0)
+        pool.putconn(held)
+
+
+def test_waiting_for_the_pool_to_be_filled_is_no_request() -> None:
+    pool = ours("host=127.0.0.1 port=1 user=x dbname=x", min_size=1)
+    with pytest.raises(PoolTimeout):
+        pool.open(wait=True, timeout=0.1)
+    stats = pool.get_stats()
+    assert [stats.get(key, 0) for key in (TIMEOUTS, "requests_errors", "requests_num")] == [0, 0, 0]
+
+
+def test_stale_and_leaked_connections_are_counted_apart(shared: Server) -> None:
+    with opened(ours, shared.conninfo, min_size=2) as pool:
+        shared.terminate(APP)
+        pool.check()
+        stats = pool.get_stats()
+        assert (stats[STALE], stats.get(LEAKED, 0), stats[LOST]) == (2, 0, 2)
+        wait_until(lambda: pool.get_stats()["pool_available"] == 2, "the new connections")
+        pool.getconn()  # dropped: the leak
+        wait_until(lambda: pool.get_stats().get(LEAKED) == 1, "the leak to be counted")
+        use(pool)
+        stats = pool.get_stats()
+        assert (stats[STALE], stats[LOST]) == (2, 3)
