@@ -34,7 +34,8 @@ Observe = Callable[[CallbackOptions], Iterable[Observation]]
 KEPT = 10_000  # durations of each kind between two ticks of a pool; of more, the last ones count
 POOL_NAME = "db.client.connection.pool.name"
 STATE = "db.client.connection.state"
-REASON = "abs_orm_app.pin.reason"
+PIN_REASON = "abs_orm_app.pin.reason"
+EVICTION_REASON = "abs_orm_app.eviction.reason"
 
 # What is measured of a snapshot: its field, the instrument, its unit, what it means.
 NUMBERS = (
@@ -131,6 +132,12 @@ def _make_observables(meter: Meter) -> None:
         "{connection}",
         "The number of used connections that nothing needs: kept until the request ends.",
     )
+    meter.create_observable_counter(
+        "abs_orm_app.connection.evicted",
+        [_observe_evictions],
+        "{connection}",
+        "The number of connections that the pool has replaced, by the reason.",
+    )
     for field, name, unit, text in NUMBERS:
         meter.create_observable_up_down_counter(
             f"db.client.connection.{name}", [_observer_of(field)], unit, text
@@ -155,7 +162,13 @@ def _observe_states(_: CallbackOptions) -> Iterator[Observation]:
 def _observe_pins(_: CallbackOptions) -> Iterator[Observation]:
     for now in snapshots():
         for reason, count in now.pinned.items():
-            yield Observation(count, {POOL_NAME: now.alias, REASON: reason})
+            yield Observation(count, {POOL_NAME: now.alias, PIN_REASON: reason})
+
+
+def _observe_evictions(_: CallbackOptions) -> Iterator[Observation]:
+    for now in snapshots():
+        for reason, count in now.evicted.items():
+            yield Observation(count, {POOL_NAME: now.alias, EVICTION_REASON: reason})
 
 
 def _observer_of(field: str) -> Observe:

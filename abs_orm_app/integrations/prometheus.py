@@ -65,7 +65,7 @@ COUNTERS = (
     (
         "misplaced",
         "django_db_pool_connections_misplaced",
-        "Connections closed because their server is a standby.",
+        "Connections closed because of their server's role.",
     ),
     ("cleaned", "django_db_pool_connections_cleaned", "Connections made as new after a change."),
     ("lost", "django_db_pool_connections_lost", "Deprecated: the stale and the leaked ones."),

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from abs_orm_app.pool.placement import ServerInUse
     from abs_orm_app.pool.pool import HardenedPool
 
+EVICTIONS = ("stale", "expired", "misplaced", "leaked")  # counters of a snapshot
+
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
@@ -62,6 +64,11 @@ class Snapshot:
     # Of those in use
     pinned: Mapping[str, int] = field(default_factory=dict)  # by the reason
     unused: int = 0  # that nothing needs, and that are kept until the request ends
+
+    @property
+    def evicted(self) -> Mapping[str, int]:
+        """Connections that the pool has replaced, by the reason."""
+        return {reason: getattr(self, reason) for reason in EVICTIONS}
 
     @property
     def lost(self) -> int:

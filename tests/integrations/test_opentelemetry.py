@@ -16,8 +16,9 @@ from abs_orm_app.integrations import opentelemetry
 from abs_orm_app.pool.histogram import BOUNDS
 from abs_orm_app.pool.housekeeping import TICK, observers
 from abs_orm_app.pool.pool import HardenedPool, new_pool_hooks
+from abs_orm_app.pool.snapshot import EVICTIONS
 from tests.support.databases import ask
-from tests.support.pools import opened, ours
+from tests.support.pools import evict_one_for_each_reason, opened, ours
 from tests.support.processes import run
 from tests.support.projects import database, entry
 from tests.support.servers import Server, wait_until
@@ -116,9 +117,20 @@ def test_idle_and_used_connections_and_timeouts_are_counted(
         "pending_requests": 0,
         "timeouts": 1,
         "abs_orm_app.connection.unused": 0,
+        **{f"abs_orm_app.connection.evicted {reason}": 0 for reason in EVICTIONS},
     }
     for conn in taken:
         pool.putconn(conn)
+
+
+def test_evictions_are_counted_by_their_reason(
+    reader: InMemoryMetricReader, alias: str, server: Server
+) -> None:
+    evict_one_for_each_reason(open_pool(alias), server)
+    seen = values(reader, alias)
+    prefix = "abs_orm_app.connection.evicted "
+    evicted = {name.removeprefix(prefix): n for name, n in seen.items() if name.startswith(prefix)}
+    assert evicted == {"stale": 1, "expired": 1, "misplaced": 1, "leaked": 1}
 
 
 def test_pins_are_counted_by_their_reason(

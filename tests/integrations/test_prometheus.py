@@ -22,7 +22,7 @@ from psycopg_pool import PoolTimeout
 
 from abs_orm_app.integrations import prometheus
 from tests.support.databases import ask
-from tests.support.pools import Call
+from tests.support.pools import Call, evict_one_for_each_reason
 from tests.support.processes import DEADLINE, GUNICORN, Web, backends, run, web_server
 from tests.support.projects import database, entry
 from tests.support.servers import Server, wait_until
@@ -156,6 +156,15 @@ def test_several_processes_show_the_sum_of_their_pins(server: Server, tmp_path: 
         'unused{} 0.0 / pinned{,reason="setting"} 1.0',
         'unused{} 0.0 / pinned{,reason="setting"} 0.0',
     ]
+
+
+def test_evictions_are_counted_by_their_reason(server: Server) -> None:
+    with scraped(server) as registry:
+        pool = connections["other"].pool  # type: ignore[attr-defined]
+        evict_one_for_each_reason(pool, server)
+        seen = scrape(registry)
+    for reason in ("stale", "expired", "misplaced", "leaked"):
+        assert seen[f"django_db_pool_connections_{reason}_total"] == 1
 
 
 def test_registering_twice_changes_nothing(server: Server) -> None:

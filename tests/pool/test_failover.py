@@ -18,6 +18,7 @@ from psycopg_pool import PoolTimeout
 
 from abs_orm_app.pool import placement, roles
 from abs_orm_app.pool.pool import HardenedPool
+from abs_orm_app.pool.snapshot import EVICTIONS
 from abs_orm_app.pool.statistics import MISPLACED
 from tests.support.names import Hosts, refusal
 from tests.support.pools import (
@@ -26,6 +27,7 @@ from tests.support.pools import (
     Call,
     MakePool,
     compared_with_stock,
+    evict_one_for_each_reason,
     opened,
     ours,
     pid,
@@ -527,6 +529,14 @@ def test_the_servers_of_a_pool_are_known(pair: Pair) -> None:
         assert [(each.role, each.wanted) for each in pool.placement.servers()] == [
             ("standby", False)
         ]
+
+
+def test_what_was_replaced_is_counted_by_its_reason(server: Server) -> None:
+    with opened(ours, server.conninfo, min_size=1, max_size=3) as pool:
+        evict_one_for_each_reason(pool, server)
+        stats = pool.get_stats()
+    counted = {reason: stats[f"connections_{reason}"] for reason in EVICTIONS}
+    assert counted == {"stale": 1, "expired": 1, "misplaced": 1, "leaked": 1}
 
 
 def test_a_timeout_says_what_the_address_lacks(pair: Pair) -> None:

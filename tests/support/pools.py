@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, TypeVar
 
 import psutil
@@ -15,7 +15,8 @@ from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
 from abs_orm_app.pool.pool import HardenedPool
-from tests.support.servers import Server
+from abs_orm_app.pool.roles import MISPLACED_LIFE
+from tests.support.servers import Server, wait_until
 
 APP = "pool-under-test"  # application_name, to count sessions by
 LATE = 5.0  # seconds that a busy machine may add to what the pool promises
@@ -96,6 +97,27 @@ def use(pool: AnyPool, query: str = "SELECT 1", timeout: float | None = None) ->
     with pool.connection(timeout) as conn:
         conn.execute(query)
         return pid(conn)
+
+
+def evict_one_for_each_reason(pool: HardenedPool, server: Server) -> None:
+    """Have the pool, of size 1 and on a server of its own, replace four connections."""
+    pool.open(wait=True, timeout=20)
+
+    def is_full() -> bool:
+        return len(pool.idle) == 1 and not pool.in_use
+
+    pool.drain()  # expired
+    wait_until(is_full, "a new connection")
+    server.terminate()  # stale
+    use(pool)
+    conn = pool.getconn()
+    conn.execute("SET default_transaction_read_only = on")
+    sleep(2 * MISPLACED_LIFE)
+    pool.putconn(conn)  # misplaced
+    del conn
+    wait_until(is_full, "a new connection")
+    pool.getconn()  # leaked
+    wait_until(is_full, "a new connection")
 
 
 def pid(conn: Connection[Any]) -> int:

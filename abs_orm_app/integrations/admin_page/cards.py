@@ -34,6 +34,8 @@ from abs_orm_app.integrations.admin_page.wording import (
     place,
 )
 from abs_orm_app.pool.histogram import Distribution
+from abs_orm_app.pool.placement import ServerInUse
+from abs_orm_app.pool.roles import Role
 
 Link = Callable[[str, str], str]  # from a page of the guide and an anchor to an address
 
@@ -113,6 +115,7 @@ class LiveCard:
     limit: str
     size: str
     waiting: str
+    servers: str
     waits: bool
     longest_wait: str
     charts: tuple[charts.Chart, ...]
@@ -295,6 +298,7 @@ def _live_card(live: Live) -> LiveCard:
         limit=amount(now.limit),
         size=amount(now.size),
         waiting=amount(now.waiting),
+        servers=_servers(now.servers),
         waits=bool(now.waiting),
         longest_wait=duration(past.longest_wait) if past.longest_wait else "",
         charts=charts.charts(past, now),
@@ -314,15 +318,18 @@ def _live_card(live: Live) -> LiveCard:
             ("connections expired", amount(now.expired)),
             ("sessions cleaned", amount(now.cleaned)),
             ("on the wrong server", amount(now.misplaced)),
-            *(
-                (
-                    f"open to {printable(each.address)}, {each.role}"
-                    + ("" if each.wanted else " (wrong)"),
-                    amount(each.connections),
-                )
-                for each in now.servers
-            ),
         ),
+    )
+
+
+def _servers(servers: Iterable[ServerInUse]) -> str:
+    """How many connections lead to which server."""
+    return "; ".join(
+        f"{counted(each.connections, 'connection')} to {printable(each.address)}"
+        + ("" if each.role == Role.UNKNOWN.value else f", {each.role}")
+        + ("" if each.wanted else " (not wanted: replaced soon)")
+        for each in servers
+        if each.address  # else it is closed
     )
 
 

@@ -34,6 +34,19 @@ def test_it_shows_what_a_pool_is_doing_and_who_holds_what(staff: Client, server:
     assert "GET /admin/abs_orm_app/pools/" in shown  # which this thread is serving, too
 
 
+def test_it_shows_which_servers_a_pool_is_connected_to(staff: Client, server: Server) -> None:
+    with database(entry(server.tcp_conninfo, OPTIONS=SMALL)) as alias:
+        pool = pool_of(alias)
+        assert f"2 connections to 127.0.0.1:{server.port}, primary<" in card(content(staff), alias)
+        conn = pool.getconn()
+        conn.execute("SET default_transaction_read_only = on")
+        pool.placement.look(conn._pool_entry, conn)  # type: ignore[attr-defined]
+        shown = card(content(staff), alias)
+        pool.putconn(conn)
+    assert f"1 connection to 127.0.0.1:{server.port}, primary" in shown
+    assert f"1 connection to 127.0.0.1:{server.port}, read-only (not wanted: replaced" in shown
+
+
 def test_it_takes_no_connection_from_the_pools(staff: Client, server: Server) -> None:
     with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
         pool = pool_of(alias)
