@@ -26,8 +26,8 @@ SMALL = {"pool": {"min_size": 1, "max_size": 3, "timeout": 5.0}}
 
 
 @contextmanager
-def small_pool(server: Server) -> Iterator[HardenedPool]:
-    with opened(ours, server.conninfo, min_size=1, max_size=3, timeout=5.0) as pool:
+def small_pool(server: Server, limit: int = 3) -> Iterator[HardenedPool]:
+    with opened(ours, server.conninfo, min_size=1, max_size=limit, timeout=5.0) as pool:
         assert isinstance(pool, HardenedPool)
         yield pool
 
@@ -48,10 +48,11 @@ def observed_by(observer: Callable[[HardenedPool], None]) -> Iterator[None]:
 
 
 def test_a_snapshot_counts_idle_used_and_overflow_connections(server: Server) -> None:
-    with small_pool(server) as pool:
+    # With a higher limit, a third one may be opened where connecting takes long.
+    with small_pool(server, limit=2) as pool:
         taken = [pool.getconn(), pool.getconn()]
         now = snapshot(pool)
-        assert (now.size, now.limit) == (1, 3)
+        assert (now.size, now.limit) == (1, 2)
         assert (now.in_use, now.idle, now.opening, now.waiting) == (2, 0, 0, 0)
         assert (now.connections, now.overflow) == (2, 1)
         for conn in taken:
@@ -119,7 +120,7 @@ def test_snapshots_are_taken_of_each_alias_whose_pool_was_used(
         assert [now.alias for now in snapshots()] == []
         for alias in ("used", "stock"):
             open_pool(alias).wait()
-        assert [(now.alias, now.idle) for now in snapshots()] == [("used", 1)]
+        assert [(now.alias, now.idle >= 1) for now in snapshots()] == [("used", True)]
 
 
 def test_a_snapshot_contains_no_secret(server: Server) -> None:
