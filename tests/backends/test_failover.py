@@ -91,7 +91,7 @@ def test_after_a_switchover_no_request_meets_the_old_primary(
         assert [write(wrapper) for _ in range(10)] == [""] * 10
 
 
-def test_a_transaction_that_is_read_only_by_its_own_word_costs_no_connection(
+def test_a_read_only_transaction_costs_no_connection(
     pair: tuple[Server, Standby, Proxy],
 ) -> None:
     first, _, address = pair
@@ -123,7 +123,7 @@ def _write_read_only(wrapper: Any) -> None:
         cursor.execute(WRITE)
 
 
-def test_an_error_of_the_server_in_use_makes_suspects_of_the_other_connections(
+def test_a_server_error_in_use_makes_the_other_connections_suspect(
     server: Server,
 ) -> None:
     with Proxy(server.port) as address, alias(address, server) as (wrapper, pool):
@@ -135,7 +135,7 @@ def test_an_error_of_the_server_in_use_makes_suspects_of_the_other_connections(
         assert not any(entry in pool.in_use for entry in pool.entries)
 
 
-def test_an_ordinary_error_makes_no_suspects(server: Server) -> None:
+def test_an_ordinary_error_makes_no_connection_suspect(server: Server) -> None:
     with Proxy(server.port) as address, alias(address, server) as (wrapper, pool):
         pool.open(wait=True)
         with closing(wrapper), pytest.raises(DatabaseError), wrapper.cursor() as cursor:
@@ -193,7 +193,7 @@ def test_a_session_that_ends_between_two_statements_costs_none(
     assert ask(wrapper, COUNT) == 10
 
 
-def test_a_server_that_has_said_its_last_word_is_sent_no_statement(owned: Database) -> None:
+def test_no_statement_is_sent_to_a_server_that_has_ended_the_session(owned: Database) -> None:
     """Its session has ended, but the close is still on its way."""
     with Proxy(owned.server.port) as address:
         wrapper = owned(HOST="127.0.0.1", PORT=str(address.port))

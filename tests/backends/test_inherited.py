@@ -31,7 +31,9 @@ def test_nothing_is_lost_in_a_request_and_nothing_left_to_the_next(
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_reset_always_cleans_what_nobody_can_see(database: Database, kind: Kind) -> None:
+def test_reset_always_cleans_changes_that_cannot_be_recognised(
+    database: Database, kind: Kind
+) -> None:
     if kind.name == "`setseed()`" or kind.name == "`LOAD`":
         return  # seen, and replaced
     database(OPTIONS=TWO, ABS_ORM_APP={"reset": "always"})

@@ -308,7 +308,7 @@ def test_a_changed_session_is_kept_and_the_next_request_finds_nothing(
 
 
 @pytest.mark.parametrize("statement", CLEAN)
-def test_what_ends_with_its_transaction_is_no_pin(
+def test_a_change_that_ends_with_its_transaction_does_not_pin(
     database: Database, release: str, statement: str
 ) -> None:
     wrapper = database()
@@ -318,7 +318,7 @@ def test_what_ends_with_its_transaction_is_no_pin(
     assert pin(wrapper) is None
 
 
-def test_a_set_that_is_rolled_back_is_a_pin_all_the_same(database: Database) -> None:
+def test_a_set_that_is_rolled_back_pins_too(database: Database) -> None:
     """Which of its statements a transaction takes back is not worth the risk to be wrong."""
     wrapper = database()
     with transaction.atomic(ALIAS):
@@ -386,7 +386,7 @@ def test_a_handle_taken_in_a_transaction_or_from_a_cursor_keeps_the_session(
     handle.execute("SELECT 1")
 
 
-def test_what_a_project_changes_of_psycopgs_connection_is_not_left_to_the_next(
+def test_changes_of_psycopgs_connection_are_undone_for_the_next_holder(
     database: Database,
 ) -> None:
     wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 20}})
@@ -501,7 +501,7 @@ def test_release_where_there_is_no_pool_changes_nothing(database: Database) -> N
         assert ask(wrapper) == one
 
 
-def test_a_cursor_that_outlives_its_lease_touches_nobody_elses_connection(
+def test_a_cursor_that_outlives_its_lease_does_not_touch_the_connection(
     database: Database,
 ) -> None:
     wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 20}})
@@ -518,7 +518,7 @@ def test_a_cursor_that_outlives_its_lease_touches_nobody_elses_connection(
         assert held(wrapper) == 1
 
 
-def test_a_server_side_cursor_that_outlives_its_lease_touches_nobody_elses_connection(
+def test_a_server_side_cursor_that_outlives_its_lease_does_not_touch_the_connection(
     database: Database,
 ) -> None:
     wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 20}})
@@ -533,7 +533,7 @@ def test_a_server_side_cursor_that_outlives_its_lease_touches_nobody_elses_conne
         assert ask(wrapper, "SELECT count(*) FROM pg_cursors") == 0
 
 
-def test_pinned_keeps_what_a_function_sets_unseen(database: Database, release: str) -> None:
+def test_pinned_keeps_the_session_that_a_function_changes(database: Database, release: str) -> None:
     wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 20}})
     with pinned(ALIAS):
         assert held(wrapper) == 0
@@ -590,9 +590,7 @@ def test_connection_created_is_sent_at_each_lease_as_with_the_stock_pool(
     assert pin(wrapper) is None
 
 
-def test_what_a_receiver_sets_is_no_pin_and_is_not_left_to_the_next(
-    database: Database, release: str
-) -> None:
+def test_a_receivers_changes_do_not_pin_and_are_cleaned(database: Database, release: str) -> None:
     """It sets it at each lease; but perhaps not for the next."""
     wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 20}})
 
@@ -610,7 +608,7 @@ def test_what_a_receiver_sets_is_no_pin_and_is_not_left_to_the_next(
     assert ask(wrapper, "SELECT current_setting('app.tenant', true)") in (None, "")
 
 
-def test_several_aliases_are_held_each_for_itself(database: Database, release: str) -> None:
+def test_each_alias_has_a_lease_of_its_own(database: Database, release: str) -> None:
     one, two = database("one"), database("two")
     with transaction.atomic("one"):
         ask(one)
@@ -807,7 +805,9 @@ def test_threads_outside_of_a_request_do_not_starve_the_pool(database: Database)
 
 
 @pytest.mark.parametrize("statement", ["SET app.tenant = '7'", "BEGIN"])
-def test_what_such_a_thread_needs_is_not_taken_from_it(database: Database, statement: str) -> None:
+def test_a_thread_outside_of_a_request_keeps_a_connection_that_it_needs(
+    database: Database, statement: str
+) -> None:
     wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 2.5}})
     stay = threading.Event()
     thread = Call(use_and_live_on(statement, stay))
@@ -818,7 +818,7 @@ def test_what_such_a_thread_needs_is_not_taken_from_it(database: Database, state
     assert thread.result(within=20)
 
 
-def test_what_a_request_holds_is_not_taken_from_it(database: Database, release: str) -> None:
+def test_a_request_keeps_its_connection(database: Database, release: str) -> None:
     if release == "transaction":
         pytest.skip("it holds nothing")
     wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 2.5}})

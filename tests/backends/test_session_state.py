@@ -153,16 +153,14 @@ def test_a_statement_that_changes_the_session_is_found(
 
 
 @pytest.mark.parametrize(("statement", "change"), LASTING.items())
-def test_a_change_that_no_statement_takes_back_is_said_to_last(
-    statement: str, change: tuple[str, str]
-) -> None:
+def test_a_change_that_no_statement_undoes_lasts(statement: str, change: tuple[str, str]) -> None:
     found = change_of(statement)
     assert found is not None
     assert (found.kind, found.what, found.lasts) == (*change, True)
 
 
 @pytest.mark.parametrize("statement", UNREADABLE)
-def test_what_cannot_be_read_is_a_change(statement: str) -> None:
+def test_a_statement_that_cannot_be_read_counts_as_a_change(statement: str) -> None:
     found = change_of(statement)
     assert found is not None
     assert found.kind == UNSEEN
@@ -268,7 +266,7 @@ SHAPES = [
     shape=st.sampled_from(SHAPES),
     loud=st.booleans(),
 )
-def test_what_is_called_clean_leaves_nothing_whatever_it_is_made_of(
+def test_a_statement_that_counts_as_clean_leaves_nothing(
     module_server: Server, pieces: list[str], glue: str, shape: str, loud: bool
 ) -> None:
     statement = shape.replace("{}", glue.join(pieces))

@@ -106,7 +106,7 @@ def test_aliases_of_the_project_do_not_count_as_other_applications() -> None:
     assert budget.others == 5
 
 
-def test_a_session_of_the_project_that_ended_meanwhile_counts_for_nobody() -> None:
+def test_a_session_that_ended_meanwhile_is_not_counted_as_anothers() -> None:
     first, second = server_facts(used=1, used_by_project=1), server_facts(used=0, used_by_project=0)
     [found] = budgets([(demand("a"), first), (demand("b"), second)], 1)
     assert found.others == 0

@@ -108,7 +108,7 @@ def test_a_full_pool_that_nobody_waits_for_is_ok(server: Server, alias: str) -> 
     wait_until(lambda: server.sessions() == 1, "the check's own session to end")
 
 
-def test_a_full_pool_that_serves_nobody_within_its_timeout_is_failed(server: Server) -> None:
+def test_a_full_pool_that_serves_no_request_within_its_timeout_is_failed(server: Server) -> None:
     options = {"pool": {"min_size": 1, "max_size": 1, "timeout": 0.2}}
     with database(entry(server.conninfo, OPTIONS=options)) as alias:
         with exhausted(pool_of(alias)):
@@ -118,9 +118,7 @@ def test_a_full_pool_that_serves_nobody_within_its_timeout_is_failed(server: Ser
 
 
 @pytest.mark.parametrize("problem", ["stopped", "hung"])
-def test_a_full_pool_of_a_server_that_is_not_well_is_failed(
-    server: Server, alias: str, problem: str
-) -> None:
+def test_a_full_pool_of_a_broken_server_is_failed(server: Server, alias: str, problem: str) -> None:
     with exhausted(pool_of(alias)):
         if problem == "hung":
             server.suspend()

@@ -124,7 +124,7 @@ def test_after_a_switchover_no_connection_to_the_old_primary_is_kept(
         assert pair.lost() == set()
 
 
-def test_while_the_address_is_wrong_who_reads_is_served(pair: Pair) -> None:
+def test_reads_are_served_while_the_address_is_wrong(pair: Pair) -> None:
     with opened(ours, pair.conninfo, min_size=SIZE) as pool:
         fill(pool, pair)
         pair.switch_over()
@@ -233,9 +233,7 @@ def test_a_pool_that_has_seen_only_standbys_keeps_them(pair: Pair) -> None:
         "BEGIN READ ONLY; INSERT INTO written VALUES (-1)",
     ],
 )
-def test_a_transaction_that_was_asked_to_be_read_only_says_nothing_of_the_server(
-    pair: Pair, query: str
-) -> None:
+def test_a_read_only_transaction_is_no_sign_of_a_standby(pair: Pair, query: str) -> None:
     with opened(ours, pair.conninfo, min_size=1) as pool:
         assert isinstance(pool, HardenedPool)
         backend = use(pool)
@@ -306,7 +304,9 @@ def test_a_server_that_is_read_only_for_long_is_left_once_a_write_was_refused(
 # Standbys that are preferred
 
 
-def test_who_prefers_a_standby_returns_to_it(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_that_prefers_standbys_returns_to_one(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(roles, "PREFERRED_LIFE", 0.3)
     with Proxy(pair.second.port) as standby:
         hosts = f"host=127.0.0.1,127.0.0.1 port={pair.address.port},{standby.port}"
@@ -387,7 +387,7 @@ def lose_the_name(admin: str, port: str, path: str) -> None:
         waiting.result(within=10)
 
 
-def test_a_name_that_never_resolved_is_said_at_once() -> None:
+def test_a_name_that_never_resolved_fails_at_once() -> None:
     with (
         pytest.raises(psycopg.OperationalError, match="resolve"),
         opened(ours, "host=no-such-host.invalid", min_size=1),
@@ -481,7 +481,7 @@ def refuses(pool: HardenedPool, conn: psycopg.Connection[Any]) -> bool:
     return False
 
 
-def test_who_is_ended_by_the_server_makes_suspects_of_the_others(server: Server) -> None:
+def test_a_connection_that_the_server_ends_makes_the_others_suspect(server: Server) -> None:
     with opened(ours, server.conninfo, min_size=2) as pool:
         assert isinstance(pool, HardenedPool)
         ended, other = pool.getconn(), pool.getconn()
@@ -500,7 +500,7 @@ def test_who_is_ended_by_the_server_makes_suspects_of_the_others(server: Server)
         server.resume()
 
 
-def test_what_was_returned_broken_makes_suspects_of_the_others(server: Server) -> None:
+def test_a_connection_returned_broken_makes_the_others_suspect(server: Server) -> None:
     with opened(ours, server.conninfo, min_size=2) as pool:
         ended, other = pool.getconn(), pool.getconn()
         hung = pid(other)

@@ -480,7 +480,7 @@ def test_reconnect_failed_is_called_once_for_a_long_outage(server: Server) -> No
         ('connection failed: FATAL:  role "x" does not exist', True),
     ],
 )
-def test_more_faults_pass_where_a_connection_has_worked(text: str, permanent: bool) -> None:
+def test_more_faults_are_temporary_once_a_connection_has_worked(text: str, permanent: bool) -> None:
     error = psycopg.OperationalError(text)
     assert is_permanent(error)
     assert is_permanent(error, has_connected=True) is permanent

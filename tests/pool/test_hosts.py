@@ -147,7 +147,7 @@ def test_the_error_names_each_place(server: Server) -> None:
         )
 
 
-def test_one_that_does_not_fit_is_taken_where_no_other_is_left(server: Server) -> None:
+def test_a_host_of_the_wrong_role_is_used_if_there_is_no_other(server: Server) -> None:
     with Proxy(server.port) as first, Proxy(server.port) as second:
         params = {"host": "127.0.0.1,127.0.0.1", "port": f"{first.port},{second.port}"}
         for fitting, expected in (
@@ -171,7 +171,7 @@ def test_one_that_does_not_fit_is_taken_where_no_other_is_left(server: Server) -
                 each.close()
 
 
-def test_what_answers_is_told_from_what_is_only_open(server: Server) -> None:
+def test_a_server_that_answers_is_told_from_an_open_port(server: Server) -> None:
     unix = Place(str(server.socket_dir), str(server.port))
     assert answers(unix)
     assert answers(Place("x", str(server.port), "127.0.0.1"))

@@ -82,7 +82,7 @@ def check_that_all_come_soon(pool: AnyPool, limit: int, at: int) -> None:
     assert stats["requests_waiting"] == 0, f"at bytecode {at}"
 
 
-def test_an_exception_in_a_checkout_or_return_costs_nobody_else(shared: Server) -> None:
+def test_an_exception_in_a_checkout_or_return_affects_no_other_request(shared: Server) -> None:
     def checkout_and_return() -> None:
         conn = pool.getconn(timeout=TIMEOUT)
         pool.putconn(conn)
@@ -119,7 +119,7 @@ def test_an_exception_in_a_return_does_not_delay_the_waiting_client(shared: Serv
         assert at > 30
 
 
-def test_an_exception_in_a_wait_costs_nobody_else(shared: Server) -> None:
+def test_an_exception_in_a_wait_affects_no_other_request(shared: Server) -> None:
     with opened(ours, shared.conninfo, min_size=1, timeout=TIMEOUT) as pool:
         for at in count():
             holding = [pool.getconn()]
@@ -140,7 +140,7 @@ def test_an_exception_in_a_wait_costs_nobody_else(shared: Server) -> None:
         assert at > 100
 
 
-def test_an_exception_in_the_first_use_of_a_pool_costs_nobody_else(shared: Server) -> None:
+def test_an_exception_in_the_first_use_of_a_pool_affects_no_other_request(shared: Server) -> None:
     """The first use starts threads."""
     gc.collect()
     for at in count():

@@ -26,7 +26,7 @@ def test_the_check_is_called_at_each_checkout(server: Server, make: MakePool) ->
         assert checked == [backend, backend]
 
 
-def test_what_the_check_refuses_is_replaced(server: Server) -> None:
+def test_a_connection_that_the_check_refuses_is_replaced(server: Server) -> None:
     refused: list[int] = []
 
     def refuse_the_first(conn: psycopg.Connection[Any]) -> None:
@@ -63,7 +63,7 @@ def test_a_check_that_hangs_does_not_pass_the_deadline(server: Server) -> None:
         server.resume()
 
 
-def test_a_check_of_which_nobody_has_heard_yet_is_ended_too(server: Server) -> None:
+def test_a_check_that_hangs_is_ended_while_housekeeping_sleeps(server: Server) -> None:
     """The housekeeping thread sleeps when the check begins."""
     with opened(ours, server.conninfo, min_size=1, check=_sleep_on_the_server) as pool:
         sleep(0.3)
@@ -78,7 +78,7 @@ def _sleep_on_the_server(conn: psycopg.Connection[Any]) -> None:
     conn.execute("SELECT pg_sleep(8)")
 
 
-def test_without_pre_ping_the_check_is_called_all_the_same(server: Server) -> None:
+def test_the_check_is_called_without_pre_ping_too(server: Server) -> None:
     checked: list[object] = []
     with opened(ours, server.conninfo, min_size=1, pre_ping=False, check=checked.append) as pool:
         use(pool)

@@ -88,7 +88,7 @@ def test_a_refused_write_says_that_a_primary_is_wanted() -> None:
     assert pool.wants_primary
 
 
-def test_who_has_never_seen_a_primary_has_never_wanted_one() -> None:
+def test_a_pool_that_has_never_seen_a_primary_wants_none() -> None:
     pool = Expectation()
     pool.opened(R, 0.0)
     assert not pool.ever_wanted_primary

@@ -45,7 +45,7 @@ def suspended(server: Server) -> Iterator[Server]:
     server.resume()
 
 
-def test_the_kernel_says_since_when_a_server_is_silent(suspended: Server) -> None:
+def test_the_kernel_tells_how_long_a_server_has_been_silent(suspended: Server) -> None:
     with psycopg.connect(suspended.tcp_conninfo, autocommit=True) as conn:
         assert not line(conn.pgconn).waits
         call = Call(conn.execute, "SELECT pg_sleep(60)")
@@ -62,7 +62,7 @@ def test_the_kernel_says_since_when_a_server_is_silent(suspended: Server) -> Non
     assert line(conn.pgconn) == Line(False, None, False)
 
 
-def test_of_a_unix_socket_nothing_is_known(server: Server) -> None:
+def test_the_kernel_tells_nothing_about_a_unix_socket(server: Server) -> None:
     with psycopg.connect(server.conninfo) as conn:
         assert line(conn.pgconn) == Line(False, None, False)
 
@@ -83,7 +83,7 @@ def test_a_timeout_says_that_the_server_does_not_answer(suspended: Server) -> No
     assert "DB_POOL_SIZE" not in text.partition("statement")[0]
 
 
-def test_a_timeout_of_a_pool_that_is_too_small_says_that(server: Server) -> None:
+def test_a_timeout_says_that_the_pool_is_too_small(server: Server) -> None:
     with opened(ours, server.tcp_conninfo, min_size=1) as pool, pool.connection() as conn:
         conn.execute("SELECT 1")
         with pytest.raises(PoolTimeout, match=r"the only connection is in use") as caught:
