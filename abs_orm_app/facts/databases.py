@@ -18,8 +18,8 @@ from django.db import connections
 from abs_orm_app.backends.routing import is_written
 from abs_orm_app.config.address import POSTGIS, POSTGRESQL
 from abs_orm_app.config.entry import KEY, AppOptions, app_options
+from abs_orm_app.config.printable import printable
 from abs_orm_app.environment import DB_POOL_RELEASE, DB_POOL_RESET, PoolSettings
-from abs_orm_app.facts.printable import printable
 from abs_orm_app.facts.secrets import scrub
 
 Value = int | float | str | bool | None

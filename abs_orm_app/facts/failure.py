@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from django.core.exceptions import ImproperlyConfigured
 
+from abs_orm_app.config.printable import printable
 from abs_orm_app.facts.databases import Configured
-from abs_orm_app.facts.printable import printable
 from abs_orm_app.facts.secrets import scrub
 from abs_orm_app.pool.server_errors import (
     AUTHENTICATION_FAILED,

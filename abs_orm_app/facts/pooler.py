@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from abs_orm_app.facts.printable import printable
+from abs_orm_app.config.printable import printable
 from abs_orm_app.facts.timeout import run_with_timeout
 
 PoolMode = Literal["session", "transaction", "statement"]

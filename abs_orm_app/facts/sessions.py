@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from abs_orm_app.config.application_name import Name, parse_name
-from abs_orm_app.facts.printable import printable
+from abs_orm_app.config.printable import printable
 
 STATES = ("active", "idle", "idle in transaction")
 

@@ -8,11 +8,11 @@ from zlib import crc32
 
 from abs_orm_app.checks.finding import Finding
 from abs_orm_app.checks.guide import PAGES
+from abs_orm_app.config.printable import printable
 from abs_orm_app.facts import wording as facts_wording
 from abs_orm_app.facts.active import Active
 from abs_orm_app.facts.databases import Setting
 from abs_orm_app.facts.failure import Failure
-from abs_orm_app.facts.printable import printable
 from abs_orm_app.facts.sessions import Blocked, Fleet, Session
 from abs_orm_app.integrations.admin_page import charts
 from abs_orm_app.integrations.admin_page.diagnosis import (

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from abs_orm_app.config.printable import printable
 from abs_orm_app.facts.active import Active
 from abs_orm_app.facts.failure import Failure
-from abs_orm_app.facts.printable import printable
 from abs_orm_app.integrations.admin_page.history import is_exhausted
 from abs_orm_app.integrations.admin_page.holders import Group
 from abs_orm_app.integrations.admin_page.overview import Database, Live, Overview, Panel
