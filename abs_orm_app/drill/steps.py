@@ -89,7 +89,7 @@ def names_holder(stage: Stage) -> Seen:
     holders = stage.pool.holders() if isinstance(stage.pool, HardenedPool) else []
     for holder in holders:
         if repr(holder.thread) in error and str(holder.pid) in error:
-            traced = ", with the stack that took it" if holder.stack else ""
+            traced = ", with the line that took it" if holder.where else ""
             return Seen(
                 "kept",
                 f"thread {holder.thread!r}, for {in_words(holder.seconds)}"

@@ -11,11 +11,11 @@ import contextlib
 import os
 import socket
 import sys
+import sysconfig
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from linecache import getline
 from math import inf
 from time import monotonic
 from types import CodeType
@@ -77,9 +77,9 @@ class Holder:
         return own_line(self.frames) if self.frames else None
 
     @property
-    def stack(self) -> str | None:
-        """The stack that took it, as a traceback. Reads the source files."""
-        return format_frames(self.frames) if self.frames else None
+    def lines(self) -> tuple[str, ...]:
+        """The project's own lines that took it, the innermost first."""
+        return tuple(own_lines(self.frames)) if self.frames else ()
 
 
 class Entry:
@@ -179,24 +179,16 @@ def own_line(frames: Frames) -> str | None:
 
     Reads no file, because a thousand requests that time out may call it at the same time.
     """
+    return next(own_lines(frames), None)
+
+
+def own_lines(frames: Frames) -> Iterator[str]:
+    """The project's own lines of a stack, the innermost first; if there are none, its packages'."""
     plumbing = _plumbing()
-    for code, instruction in frames:
-        if not code.co_filename.startswith(plumbing):
-            return f"{code.co_filename}:{_line(code, instruction)} in {code.co_name}"
-    return None
-
-
-def format_frames(frames: Frames) -> str:
-    """As a traceback, the innermost call last."""
-    return "".join(_formatted(frames))
-
-
-def _formatted(frames: Frames) -> Iterator[str]:
-    for code, instruction in reversed(frames):
-        number = _line(code, instruction)
-        yield f'  File "{code.co_filename}", line {number}, in {code.co_name}\n'
-        if line := getline(code.co_filename, number).strip():
-            yield f"    {line}\n"
+    outside = [frame for frame in frames if not frame[0].co_filename.startswith(plumbing)]
+    own = [frame for frame in outside if not frame[0].co_filename.startswith(_LIBRARIES)]
+    for code, instruction in own or outside:
+        yield f"{code.co_filename}:{_line(code, instruction)} in {code.co_name}"
 
 
 def _line(code: CodeType, instruction: int) -> int:
@@ -210,3 +202,13 @@ def _plumbing() -> tuple[str, ...]:
     packages = (sys.modules.get(name) for name in PLUMBING)  # what is not loaded is in no stack
     paths = (os.path.join(path, "") for package in packages if package for path in package.__path__)
     return (*paths, contextlib.__file__, threading.__file__)
+
+
+# Installed packages and Python's own, the frozen ones too.
+_LIBRARIES = (
+    "<frozen ",
+    *{
+        os.path.join(sysconfig.get_path(name), "")
+        for name in ("stdlib", "platstdlib", "purelib", "platlib")
+    },
+)

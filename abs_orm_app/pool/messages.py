@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abs_orm_app.config.explain import explain
+from abs_orm_app.config.printable import printable
 from abs_orm_app.pool.entry import Holder
 from abs_orm_app.pool.faults import Fault
 from abs_orm_app.pool.server_errors import UNKNOWN, WRONG_SETTINGS, ServerError, classify
 from abs_orm_app.pool.silence import Silence
+
+CALLERS = 5  # lines of the project that a warning names, beside the one that took a connection
 
 
 def pool_timeout(timeout: float, why: str) -> str:
@@ -88,12 +91,13 @@ def _nothing_comes_back(in_use: int, silence: Silence) -> tuple[str, str]:
     return why, f"{what} See `{explain('hung-server')}`."
 
 
-def _holds(holder: Holder) -> str:
+def _holds(holder: Holder, more: int = 0) -> str:
     where = f", taken at {holder.where}" if holder.where else ""
     pin = f", pinned by {holder.pin}" if holder.pin else ""
+    others = f", and {more} more from the same place" if more else ""
     return (
         f"Thread {holder.thread!r} has held one for {holder.seconds:.1f} s"
-        f" (server process {holder.pid}{where}{pin})."
+        f" (server process {holder.pid}{where}{pin}){others}."
     )
 
 
@@ -126,8 +130,11 @@ def connection_lost(name: str, holder: Holder) -> str:
     )
 
 
-def held_too_long(name: str, holder: Holder) -> str:
-    return f"pool {name!r}: {_holds(holder)} See `{explain('leaked-connection')}`.\n{holder.stack}"
+def held_too_long(name: str, holder: Holder, *, more: int) -> str:
+    """`more`: how many others the same line has taken."""
+    callers = holder.lines[1 : 1 + CALLERS]
+    called = f" Called from {', '.join(callers)}." if callers else ""
+    return f"pool {name!r}: {_holds(holder, more)}{called} See `{explain('leaked-connection')}`."
 
 
 def cannot_return(name: str, conn: str, *, other: str | None, lost: bool) -> str:
@@ -171,6 +178,6 @@ def observer_failed(name: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of the error, with a full stop at its end."""
-    line = str(error).strip().partition("\n")[0] or type(error).__name__
+    """The error in one line, ended by a full stop. A server's text may command a terminal."""
+    line = printable(str(error).strip().partition("\n")[0]) or type(error).__name__
     return line if line.endswith(".") else f"{line}."

@@ -52,6 +52,7 @@ from abs_orm_app.pool.growth import PARALLEL_CONNECTS
 from abs_orm_app.pool.histogram import BOUNDS, Timings
 from abs_orm_app.pool.housekeeping import housekeeping, observers
 from abs_orm_app.pool.idle import Idle
+from abs_orm_app.pool.leaks import LeakWatch
 from abs_orm_app.pool.pins import holder_of
 from abs_orm_app.pool.placement import Placement
 from abs_orm_app.pool.pre_ping import PING_TIMEOUT, is_alive
@@ -85,7 +86,7 @@ class HardenedPool:
     And these:
 
     `pre_ping`: ping a connection that was idle for a while before it is handed out.
-    `leak_seconds`: warn about a connection held longer, with the stack that took it; None: off, and
+    `leak_seconds`: warn about a connection held longer, with the lines that took it; None: off, and
     no stack is recorded.
     `database`: the name of the database; the pool only stores it.
     `rotating`: the password may change while the pool is open; once a password has worked, the
@@ -171,6 +172,7 @@ class HardenedPool:
         self.wait_times = self.statistics.waits
         self.use_times = self.statistics.uses
         self.create_times = self.statistics.creates
+        self.leaks = LeakWatch(self)
         self.placement = Placement(self.entries, reads_only=reads_only)
         self.connector = Connector(self, parallel=num_workers, rotating=rotating)
         self.due = 0.0  # when housekeeping looks at the pool next (`monotonic`)

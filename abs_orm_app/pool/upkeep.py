@@ -10,7 +10,6 @@ from abs_orm_app.pool import messages
 from abs_orm_app.pool.constants import RETRY_INTERVAL
 from abs_orm_app.pool.errors import prepare_timeouts
 from abs_orm_app.pool.garbage import COLLECT_AFTER, COLLECT_INTERVAL, Collector
-from abs_orm_app.pool.pins import holder_of
 
 if TYPE_CHECKING:
     from abs_orm_app.pool.pool import HardenedPool
@@ -29,7 +28,7 @@ def tend(pool: HardenedPool, now: float) -> float:
             pool.connector.tend(now),
             pool.project_check.tend(now) if pool.project_check else inf,
             _serve_waiting(pool, now),
-            _warn_of_leaks(pool, now),
+            pool.leaks.tend(now),
             _close_unused(pool, now),
         )
     for text in lost:
@@ -105,17 +104,6 @@ def _collect_garbage(pool: HardenedPool, now: float) -> bool:
     pool.collected_at = now
     collector.collect()
     return True
-
-
-def _warn_of_leaks(pool: HardenedPool, now: float) -> float:
-    """Warn, once for each checkout, of a connection held for longer than `leak_seconds`."""
-    if pool.leak_seconds is None:
-        return inf
-    for entry in tuple(pool.in_use):
-        if not entry.reported and now - entry.taken_at >= pool.leak_seconds:
-            entry.reported = True
-            pool.say(messages.held_too_long(pool.name, holder_of(pool, entry)))
-    return now + pool.leak_seconds / 2
 
 
 def _close_unused(pool: HardenedPool, now: float) -> float:

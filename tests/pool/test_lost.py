@@ -7,12 +7,15 @@ import ctypes
 import gc
 import logging
 import random
+import re
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from time import sleep
 
 import pytest
 
+from abs_orm_app.pool.entry import AnyConnection
 from abs_orm_app.pool.housekeeping import THREAD
 from abs_orm_app.pool.pool import HardenedPool
 from tests.support.pools import (
@@ -115,7 +118,12 @@ def test_without_tracing_the_warning_says_how_to_find_the_code(
     assert "DB_POOL_LEAK_SECONDS" in caplog.text
 
 
-def test_a_connection_held_too_long_is_warned_about_once_with_its_stack(
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    messages = [record.getMessage() for record in caplog.records]
+    return [message for message in messages if "has held one for" in message]
+
+
+def test_a_connection_held_too_long_is_warned_about_once_with_the_lines_that_took_it(
     shared: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     with (
@@ -123,12 +131,88 @@ def test_a_connection_held_too_long_is_warned_about_once_with_its_stack(
         caplog.at_level(logging.WARNING, "abs_orm_app.pool"),
     ):
         conn = pool.getconn()
-        wait_until(lambda: "has held one for" in caplog.text, "the warning")
+        wait_until(lambda: bool(warnings_of(caplog)), "the warning")
         sleep(1)
         pool.putconn(conn)
-    warnings = [r for r in caplog.records if "has held one for" in r.getMessage()]
-    assert len(warnings) == 1
-    assert "conn = pool.getconn()" in warnings[0].getMessage()
+    (warning,) = warnings_of(caplog)
+    assert "in test_a_connection_held_too_long_is_warned_about_once_with_the_lines" in warning
+    assert "\n" not in warning
+
+
+def hold_all(pool: AnyPool) -> list[AnyConnection]:
+    return [pool.getconn() for _ in range(12)]
+
+
+def test_of_holders_at_the_same_line_one_is_named_and_the_others_are_counted(
+    shared: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("abs_orm_app.pool.leaks.INTERVAL", 60.0)
+    with (
+        opened(ours, shared.conninfo, min_size=13, leak_seconds=0.4) as pool,
+        caplog.at_level(logging.WARNING, "abs_orm_app.pool"),
+    ):
+        for _ in range(5):
+            conns = hold_all(pool)
+            other = pool.getconn()
+            wait_until(lambda: len(warnings_of(caplog)) >= 2, "a warning of each place")
+            sleep(0.6)
+            for conn in (*conns, other):
+                pool.putconn(conn)
+    first, second = sorted(warnings_of(caplog), key=lambda text: "more from" not in text)
+    assert "in hold_all" in first
+    assert re.search(r"\), and \d+ more from the same place\. Called from .*test_lost\.py", first)
+    assert "more from the same place" not in second
+
+
+def test_a_place_is_named_again_after_the_interval(
+    shared: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("abs_orm_app.pool.leaks.INTERVAL", 0.2)
+    with (
+        opened(ours, shared.conninfo, min_size=12, leak_seconds=0.4) as pool,
+        caplog.at_level(logging.WARNING, "abs_orm_app.pool"),
+    ):
+        for number in (1, 2):
+            conns = hold_all(pool)
+            # The first look may come before the last of the twelve is old enough.
+            wait_until(
+                lambda n=number: sum("in hold_all" in text for text in warnings_of(caplog)) >= n,  # type: ignore[misc]
+                "the warning",
+            )
+            for conn in conns:
+                pool.putconn(conn)
+
+
+def test_lines_of_packages_and_of_python_are_not_the_projects(
+    shared: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        opened(ours, shared.conninfo, min_size=1, leak_seconds=0.4) as pool,
+        caplog.at_level(logging.WARNING, "abs_orm_app.pool"),
+        ThreadPoolExecutor(1) as executor,
+    ):
+        conn = executor.submit(lambda: pool.getconn()).result(5)
+        wait_until(lambda: bool(warnings_of(caplog)), "the warning")
+        pool.putconn(conn)
+    (warning,) = warnings_of(caplog)
+    assert "concurrent" not in warning
+    assert "Called from" not in warning  # the thread's other lines are Python's
+    assert "taken at" in warning
+    assert "in <lambda>" in warning
+
+
+def test_a_thread_of_pythons_own_names_its_line(
+    shared: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        opened(ours, shared.conninfo, min_size=1, leak_seconds=0.4) as pool,
+        caplog.at_level(logging.WARNING, "abs_orm_app.pool"),
+        ThreadPoolExecutor(1) as executor,
+    ):
+        conn = executor.submit(pool.getconn).result(5)
+        wait_until(lambda: bool(warnings_of(caplog)), "the warning")
+        pool.putconn(conn)
+    assert "concurrent" in warnings_of(caplog)[0]
 
 
 def test_holders_are_named_with_their_threads_the_longest_first(shared: Server) -> None:
