@@ -250,6 +250,8 @@ def _block(comment: str, /, **settings: object) -> Iterator[str]:
     yield ""
     yield from textwrap.wrap(comment, 98, initial_indent="; ", subsequent_indent="; ")
     for name, value in settings.items():
+        if re.search(r"[\r\n\0]", str(value)):
+            raise ValueError(f"{name} would have a line break, which the file cannot hold.")
         yield f"{name} = {value}".rstrip()
 
 
