@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from abs_orm_app.environment import database_from_env
 from tests.project.outputs import PAGES as OUTPUTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,3 +85,25 @@ def test_the_site_has_each_page_once() -> None:
     listed = re.findall(r": ([\w-]+\.md)$", nav, re.MULTILINE)
     pages = [page.name for page in (ROOT / "docs").glob("*.md")]
     assert sorted(listed) == sorted([*pages, "index.md", "changelog.md", "contributing.md"])
+
+
+def blocks_of_variables() -> list[str]:
+    """The blocks of the scenarios: one variable a line."""
+    text = (ROOT / "docs" / "scenarios.md").read_text()
+    return re.findall(r"^```sh\n((?:[A-Z_]+=\S+\n)+)```$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("block", blocks_of_variables())
+def test_each_block_of_the_scenarios_can_be_used_as_it_is(block: str) -> None:
+    environ = dict(line.split("=", 1) for line in block.splitlines())
+    address = environ.setdefault("DATABASE_URL", "postgresql://app@db.example/shop")
+    if address.startswith("embedded:"):  # which would start one
+        environ["DATABASE_URL"] = "postgresql:///shop"
+    entry = database_from_env(environ=environ)
+    read = entry["ABS_ORM_APP"]["variables"].values()
+    assert {name for name in environ if name != "DB_POOL_PROCESSES"} <= set(read)
+
+
+def test_the_scenarios_are_as_many_as_their_headings() -> None:
+    text = (ROOT / "docs" / "scenarios.md").read_text()
+    assert len(blocks_of_variables()) >= len(re.findall("^## ", text, re.MULTILINE))
