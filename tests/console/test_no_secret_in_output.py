@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import suppress
 from io import StringIO
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from abs_orm_app.environment import SettingsError, database_from_env
-from tests.support.projects import OURS, database
+from tests.support.projects import OURS, database, manage
 from tests.support.servers import PASSWORD_OVER_TCP, Server
 
 MARK = "Zq7"  # nothing that a command prints has it
@@ -34,7 +35,10 @@ PLACES = ("url", "variable", "entry", "option", "sslpassword", "host", "options"
 COMMANDS = (
     ("check_pool", "--database", ALIAS, "-v", "2"),
     ("check_pool", "--database", ALIAS, "--format", "json"),
+    ("check_pool", "--database", ALIAS, "--drill"),
+    ("check_pool", "--database", ALIAS, "--compare", "fullon_orm"),
     ("check", "--database", ALIAS),
+    ("check", "--database", ALIAS, "--deploy"),
     ("pgbouncer_ini", "--database", ALIAS),
     ("pgbouncer_ini", "--database", ALIAS, "--userlist"),
 )
@@ -99,3 +103,30 @@ def test_no_command_prints_a_password(
         text = printed(*command)
     assert text
     assert MARK not in text + caplog.text
+
+
+MALFORMED = (
+    {"DATABASE_URL": f"postgresql://app:a/{MARK}?{MARK}&{MARK}=5@db.example/shop"},
+    {"DATABASE_URL": f"'postgresql://app:{MARK}@db.example/shop'"},
+    {"DATABASE_URL_FILE": f"postgresql://app:{MARK}@db.example/shop"},
+    {"DB_NAME": "shop", "DB_HOST": f"db.example:{MARK}", "DB_PASSWORD_FILE": f"/{MARK}"},
+    {"DB_NAME": "shop", "DB_USER": f"app:{MARK}", "DB_POOL_SIZE": "x"},
+)
+
+
+@pytest.mark.parametrize("environ", MALFORMED, ids=lambda environ: "+".join(environ))
+def test_no_command_of_a_process_prints_the_password_of_settings_that_it_refuses(
+    environ: dict[str, str],
+) -> None:
+    for command in (
+        ("check_pool",),
+        ("check_pool", "--format", "json"),
+        ("check_pool", "--traceback"),
+        ("check", "--deploy", "--traceback"),
+        ("pgbouncer_ini", "--with-password"),
+        ("migrate",),
+    ):
+        done = manage(*command, **environ, ENV_FILE=os.devnull)
+        assert done.returncode != 0
+        assert done.stdout + done.stderr
+        assert MARK not in done.stdout + done.stderr
