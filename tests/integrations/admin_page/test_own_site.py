@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -39,8 +40,10 @@ def test_a_projects_own_site_has_the_page_and_no_migration_is_missing(
     run(sys.executable, "-m", "django", "startproject", "shop", tmp_path, cwd=tmp_path)
     (tmp_path / "shop" / "apps.py").write_text(SITE)
     settings = tmp_path / "shop" / "settings.py"
-    text = settings.read_text().replace("django.contrib.admin'", "shop.apps.ShopAdmin'")
-    settings.write_text(text.replace('"django.contrib.admin"', '"shop.apps.ShopAdmin"'))
+    text = re.sub(
+        """(["'])django.contrib.admin(["'])""", r"\1shop.apps.ShopAdmin\2", settings.read_text()
+    )
+    settings.write_text(text)
     embed(settings)
 
     assert manage("makemigrations", "--check", "--dry-run") == "No changes detected\n"
@@ -48,3 +51,11 @@ def test_a_projects_own_site_has_the_page_and_no_migration_is_missing(
     assert manage("makemigrations", "--check", "--dry-run") == "No changes detected\n"
     assert manage("migrate", "--check") == ""
     manage("shell", "-c", ASK)
+
+    # Uninstalled, as docs/upgrading.md says.
+    settings.write_text(settings.read_text().replace('["abs_orm_app"]', "[]"))
+    left = "select count(*) from django_content_type where app_label = 'abs_orm_app'"
+    with server.admin() as admin:
+        assert admin.execute(left).fetchone() == (1,)
+        manage("remove_stale_contenttypes", "--include-stale-apps", "--no-input")
+        assert admin.execute(left).fetchone() == (0,)
