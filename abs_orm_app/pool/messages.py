@@ -52,7 +52,7 @@ def why_nothing_came(
             else f"all {limit} connections are in use."
         )
         what = (
-            f"{_unused(unused, in_use)}Shorten what holds them (DB_POOL_LEAK_SECONDS=10 logs where"
+            f"{_unused(unused, in_use)}Return connections earlier (DB_POOL_LEAK_SECONDS=10 logs where"
             " they were taken), or raise DB_POOL_SIZE or DB_MAX_OVERFLOW. See"
             f" `{explain('pool-exhausted')}`."
         )
@@ -84,7 +84,7 @@ def _nothing_comes_back(in_use: int, silence: Silence) -> tuple[str, str]:
     )
     why = f"nothing has come back on {which} for {silence.seconds:.1f} s."
     what = (
-        "The server's machine acknowledges nothing: it is gone, or the network between."
+        "The server's machine acknowledges nothing: it is down, or the network to it is."
         if silence.unanswered
         else "The server or the network does not answer, or each of them runs one long statement."
     )
