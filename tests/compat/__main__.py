@@ -33,7 +33,7 @@ PAGE = ROOT / "docs" / "compatibility.md"
 INSTALL = 240.0  # seconds
 CHECK = 100.0
 TABLE = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end -->)", re.DOTALL)
-HEAD = "| package | | tried | |\n|---|---|---|---|\n"
+HEAD = "| package | result | tried | notes |\n|---|---|---|---|\n"
 
 
 @dataclass(frozen=True, kw_only=True)
