@@ -52,8 +52,8 @@ def why_nothing_came(
             else f"all {limit} connections are in use."
         )
         what = (
-            f"{_unused(unused, in_use)}Return connections earlier (DB_POOL_LEAK_SECONDS=10 logs where"
-            " they were taken), or raise DB_POOL_SIZE or DB_MAX_OVERFLOW. See"
+            f"{_unused(unused, in_use)}Return connections earlier (DB_POOL_LEAK_SECONDS=10 logs"
+            " where they were taken), or raise DB_POOL_SIZE or DB_MAX_OVERFLOW. See"
             f" `{explain('pool-exhausted')}`."
         )
     else:
