@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from django.core.checks import ERROR, INFO, WARNING
 
 from abs_orm_app.config.explain import explain
+from abs_orm_app.config.printable import printable
 
 GUIDE = "docs/checks.md"
 
@@ -46,13 +47,16 @@ class Finding:
 def new_finding(
     number: str, message: str, remedy: str, alias: str | None = None, *, fix: str = ""
 ) -> Finding:
-    """Make a finding; the number's letter gives the level."""
+    """Make a finding; the number's letter gives the level.
+
+    What the environment or a server has put into a text cannot command a terminal.
+    """
     level = {"E": ERROR, "W": WARNING, "I": INFO}[number[0]]
     return Finding(
         id=f"abs_orm_app.{number}",
         level=level,
-        message=message,
-        remedy=remedy,
+        message=printable(message),
+        remedy=printable(remedy),
         fix=fix,
         alias=alias,
     )

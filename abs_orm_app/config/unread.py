@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from typing import TypeGuard
 
+from abs_orm_app.config.printable import printable
+
 # Names that other frameworks, images and platforms give to parts of an address.
 SYNONYMS = {
     "DATABASE_URI": "DATABASE_URL",
@@ -61,7 +63,7 @@ def _is_given(environ: Collection[str], prefix: str, plain: str, meant: str) -> 
 def did_you_mean_these(environ: Mapping[str, str], prefix: str, known: Collection[str]) -> str:
     """` DB_PASWORD is set: did you mean DB_PASSWORD?` for parts of the address; else nothing."""
     return "".join(
-        f" {name} is set: did you mean {prefix}{meant}?"
+        f" {printable(name)} is set: did you mean {prefix}{meant}?"
         for name, meant in unread_variables(environ, prefix, known, known)
         if _is_of_the_address(meant)
     )
