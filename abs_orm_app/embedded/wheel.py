@@ -74,11 +74,11 @@ class Programs:
             raise RuntimeError(lines[-1] if lines else f"{program} failed ({done.returncode})")
 
     def initdb(self, data: Path, lock: int | None = None) -> None:
-        """Make a cluster that trusts whoever reaches its socket, and listens on no TCP port.
+        """Make a cluster that trusts everybody who can reach its socket, and has no TCP port.
 
-        Both stand in its own configuration, so that they also hold where somebody starts it by
-        hand. lock: an open file that stays locked until this is done, even if this process is
-        killed meanwhile.
+        Both are in its own configuration, so that they also hold if it is started by hand.
+        lock: an open file that stays locked until this is done, even if this process is killed
+        meanwhile.
         """
         self.run(
             "initdb",

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 State = Literal["ok", "degraded", "failed"]
 
 SECONDS = 2.0  # that a check takes at most
-PING = 0.5  # seconds that a server has at least to answer, also if nobody waits for it any more
+PING = 0.5  # seconds that a server gets at least, even if no caller waits for the answer any more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,13 +96,13 @@ def _health(probe: Future[int], deadline: float) -> Health:
     return Health(state="degraded" if waiting else "ok", waiting=waiting)
 
 
-# A probe returns how many requests waited. Without a pool of ours it may hang: it is the only one
-# of its alias then, however often somebody asks. (The process id: a fork leaves it behind.)
+# A probe returns how many requests waited. Without a pool of ours it may hang; then all callers
+# share one probe for each alias. (The process id is in the key, so that a fork starts without it.)
 _probes: dict[tuple[int, str], Future[int]] = {}
 
 
 def _start(alias: str, seconds: float) -> Future[int]:
-    """Begin to probe, or join the probe that is under way."""
+    """Begin to probe, or join the probe that is running."""
     key = (os.getpid(), alias)
     mine: Future[int] = Future()
     running = mine if _is_ours(alias) else _probes.setdefault(key, mine)
@@ -130,7 +130,7 @@ def _run(key: tuple[int, str], future: Future[int], seconds: float) -> None:
 
 
 def _probe(alias: str, seconds: float) -> int:
-    """Be served once; return how many requests waited before. Raises what stands in the way."""
+    """Use the alias once; return how many requests waited before. Raises any error that occurs."""
     # Only here: without psycopg_pool, the project's URLs can be imported, and the checks report it.
     from psycopg_pool import ConnectionPool
 

@@ -92,7 +92,7 @@ def register(registry: CollectorRegistry = prometheus_client.REGISTRY) -> None:
 
 
 def _in_several_processes() -> bool:
-    """As prometheus_client decides it."""
+    """Decide it as prometheus_client does."""
     return "PROMETHEUS_MULTIPROC_DIR" in os.environ or "prometheus_multiproc_dir" in os.environ
 
 

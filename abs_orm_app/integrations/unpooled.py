@@ -41,7 +41,7 @@ class BusyError(OperationalError):
 
 
 def explain_trouble(error: BaseException, database: Configured | None = None) -> Failure:
-    """As `explain`, and for `BusyError` what it means."""
+    """Like `explain`, with a text of its own for `BusyError`."""
     if isinstance(error, BusyError):
         return Failure(cause=str(error), hint="Try again in a few seconds.")
     return explain(error, database)

@@ -110,7 +110,7 @@ class Command(BaseCommand):
                 self._report([EXPOSED])
 
     def _report(self, lines: Sequence[str]) -> None:
-        """What is for whoever runs the command, not for the file."""
+        """Print messages for the person who runs the command, not for the file."""
         self.stderr.write("\n  ".join(lines), lambda line: line)
 
 
