@@ -67,7 +67,7 @@ COUNTERS = (
         "django_db_pool_connections_misplaced",
         "Connections closed because of their server's role.",
     ),
-    ("cleaned", "django_db_pool_connections_cleaned", "Connections made as new after a change."),
+    ("cleaned", "django_db_pool_connections_cleaned", "Connections cleaned because their session was changed."),
     ("lost", "django_db_pool_connections_lost", "Deprecated: the stale and the leaked ones."),
     ("returned_broken", "django_db_pool_connections_broken", "Connections returned broken."),
 )

@@ -58,7 +58,7 @@ class Snapshot:
     # By reason
     expired: int = 0  # connections closed because of their age, or by `drain`
     misplaced: int = 0  # connections closed because of their server's role
-    cleaned: int = 0  # connections whose session was changed, and that were made as new
+    cleaned: int = 0  # connections that were cleaned because their session was changed
     servers: tuple[ServerInUse, ...] = ()  # the servers of the open connections
 
     # Of those in use
