@@ -39,7 +39,7 @@ GAUGES = (
     ("size", "django_db_pool_size", "Connections that are kept open (DB_POOL_SIZE)."),
     ("limit", "django_db_pool_limit", "Connections at most (DB_POOL_SIZE + DB_MAX_OVERFLOW)."),
     ("in_use", "django_db_pool_connections_in_use", "Connections that are checked out."),
-    ("idle", "django_db_pool_connections_idle", "Connections that wait for work."),
+    ("idle", "django_db_pool_connections_idle", "Connections that are idle."),
     ("opening", "django_db_pool_connections_opening", "Connections that are being opened."),
     ("waiting", "django_db_pool_requests_waiting", "Requests that wait for a connection."),
     (
@@ -67,7 +67,11 @@ COUNTERS = (
         "django_db_pool_connections_misplaced",
         "Connections closed because of their server's role.",
     ),
-    ("cleaned", "django_db_pool_connections_cleaned", "Connections cleaned because their session was changed."),
+    (
+        "cleaned",
+        "django_db_pool_connections_cleaned",
+        "Connections cleaned because their session was changed.",
+    ),
     ("lost", "django_db_pool_connections_lost", "Deprecated: the stale and the leaked ones."),
     ("returned_broken", "django_db_pool_connections_broken", "Connections returned broken."),
 )
