@@ -132,14 +132,14 @@
         const svg = event.target.closest(".pool-chart")?.querySelector("svg");
         const line = svg?.querySelector(".line");
         const points = line?.getAttribute("points").split(" ").filter(Boolean) ?? [];
-        reading.hidden = points.length === 0;
+        const xs = points.map(parseFloat);
+        const { left = 0, width = 1 } = svg?.getBoundingClientRect() ?? {};
+        const span = svg?.viewBox.baseVal.width;
+        const wanted = (event.clientX - left) / width * span;
+        reading.hidden = !(wanted >= xs[0] - 3); // before that, nothing was seen
         if (reading.hidden) {
             return;
         }
-        const { left, width } = svg.getBoundingClientRect();
-        const span = svg.viewBox.baseVal.width;
-        const wanted = (event.clientX - left) / width * span;
-        const xs = points.map(parseFloat);
         const distances = xs.map((x) => Math.abs(x - wanted));
         const nearest = distances.indexOf(Math.min(...distances));
         const ago = Math.round((1 - xs[nearest] / span) * svg.dataset.seconds);

@@ -142,7 +142,8 @@ def line(chromium: Chrome) -> str:
 def test_a_chart_tells_the_value_at_the_pointer(chromium: Chrome) -> None:
     eventually(lambda: len(line(chromium).split()) >= 3, "three seconds of the past")
     chart = chromium.find_element(By.CSS_SELECTOR, ".pool-chart svg")
-    ActionChains(chromium).move_to_element(chart).perform()
+    right = chart.rect["width"] // 2 - 2
+    ActionChains(chromium).move_to_element_with_offset(chart, right, 0).perform()
     assert re.fullmatch(r"\d+, \d+ s ago", text(chromium, "#pool-reading"))
     ActionChains(chromium).move_to_element(chromium.find_element(By.ID, "pool-pause")).perform()
     assert not chromium.find_element(By.ID, "pool-reading").is_displayed()
