@@ -24,6 +24,7 @@ from psycopg.conninfo import conninfo_to_dict, timeout_from_conninfo
 from psycopg.pq import TransactionStatus
 
 from abs_orm_app.pool import messages
+from abs_orm_app.pool.constants import RETRY_INTERVAL
 from abs_orm_app.pool.entry import AnyConnection, Entry, shut_down
 from abs_orm_app.pool.faults import (
     Fault,
@@ -90,9 +91,18 @@ class Connector:
         if attempts := self._reserve(now):
             self._start(attempts)
         due = min((attempt.until for attempt in tuple(self.attempts)), default=float("inf"))
-        if (fault := self.fault) and not fault.permanent and self._pool.is_below_size():
-            due = min(due, fault.at + refill_after(fault.at - fault.since))
+        if self._pool.is_below_size() and not self.paused:
+            due = min(due, self._retry_at(now))
         return due
+
+    def _retry_at(self, now: float) -> float:
+        """When to try again to fill the pool (`monotonic`); an attempt that ends says so itself."""
+        if self._pool.until_full.waiters:
+            return now + RETRY_INTERVAL
+        fault = self.fault
+        if not fault or fault.permanent or self.attempts:
+            return float("inf")
+        return self._attempted_at + refill_after(fault.at - fault.since)
 
     def abandon(self) -> None:
         """In a forked child: the attempts, and perhaps the lock, are the parent's."""

@@ -87,8 +87,9 @@ class Housekeeping:
     def resume(self) -> None:
         """After a fork, in the parent: maintain the pools again, beginning with all of them."""
         self._paused = False
-        for pool in tuple(self.pools):
-            self.call(pool)
+        self._called.update(self.pools)
+        if self._called:
+            self.ring()
 
     def is_running(self) -> bool:
         return not self.free

@@ -14,13 +14,13 @@ from abs_orm_app.pool.garbage import COLLECT_AFTER, COLLECT_INTERVAL, Collector
 if TYPE_CHECKING:
     from abs_orm_app.pool.pool import HardenedPool
 
-LEAST = 0.05  # seconds between two searches for connections that were idle for too long
+LEAST = 0.05  # seconds between two visits to a pool that nobody has called for
 
 collector = Collector()
 
 
 def tend(pool: HardenedPool, now: float) -> float:
-    """Maintain the pool; return when to do it again (`monotonic`)."""
+    """Maintain the pool; return when to do it again (`monotonic`), after `LEAST` at the earliest."""
     lost = close_lost(pool)
     due = inf
     if not pool.closed:
@@ -33,7 +33,7 @@ def tend(pool: HardenedPool, now: float) -> float:
         )
     for text in lost:
         pool.say(text)
-    return due
+    return max(due, now + LEAST)
 
 
 def close_lost(pool: HardenedPool) -> list[str]:
@@ -113,7 +113,7 @@ def _close_unused(pool: HardenedPool, now: float) -> float:
         if since is None:
             return now + pool.max_idle
         if since + pool.max_idle > now:
-            return max(since + pool.max_idle, now + LEAST)
+            return since + pool.max_idle
         if not pool.close_longest_idle(now - pool.max_idle):
-            return now + LEAST
+            return now
     return inf
