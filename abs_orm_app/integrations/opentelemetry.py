@@ -88,7 +88,7 @@ def instrument(meter_provider: MeterProvider | None = None) -> None:
         )
     _make_observables(meter)
     new_pool_hooks.append(keep_durations)
-    for pool in tuple(every_pool):
+    for pool in every_pool():
         keep_durations(pool)
     observers.append(pass_on)
 

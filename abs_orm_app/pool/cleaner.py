@@ -1,8 +1,9 @@
 """Cleans connections whose session was changed, in threads of its own, before the next holder.
 
 No lock guards it. A thread runs while there is work and a little longer, so that a project which
-changes each session does not start a thread for each request. The right to be one of the threads is
-an object, which a thread puts back when it ends; each call that adds work looks for a free right.
+changes each session does not start a thread for each request. Only the housekeeping thread starts
+them: no exception is raised in it from outside, so a start cannot be interrupted. It takes a right
+for each, which the thread puts back when it ends.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import logging
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from abs_orm_app.pool import messages
+from abs_orm_app.pool.constants import RETRY_INTERVAL
 from abs_orm_app.pool.entry import AnyConnection
 
 if TYPE_CHECKING:
@@ -54,24 +57,31 @@ class Cleaner:
     def add(self, conn: AnyConnection) -> None:
         """Clean a connection that no other thread has; then give it to the pool, or close it."""
         self._dirty.append(conn)
+        self._call_threads()
+
+    def tend(self, now: float) -> float:
+        """Start the threads that are missing; return when to do it again (`monotonic`)."""
+        while self._rights and self._lacks_threads():
+            right = self._rights.pop()
+            name = f"{self._pool.name}-cleaner"
+            try:
+                Thread(target=self._run, args=(right,), name=name, daemon=True).start()
+            except RuntimeError:  # the process is out of threads, or about to end
+                self._rights.append(right)
+                return now + RETRY_INTERVAL
+        return inf
+
+    def _lacks_threads(self) -> bool:
+        """True if there is more work than threads that linger, or have just been started."""
+        return len(self._dirty) > THREADS - len(self._rights) - len(self._busy)
+
+    def _call_threads(self) -> None:
+        if self._lacks_threads():
+            self._pool.call_housekeeping()
         try:
             self._bell.release()
         except RuntimeError:
             pass  # it was rung
-        if len(self._dirty) > len(self._busy) or len(self._rights) == THREADS:
-            self._start()
-
-    def _start(self) -> None:
-        try:
-            right = self._rights.pop()
-        except IndexError:
-            return
-        name = f"{self._pool.name}-cleaner"
-        try:
-            Thread(target=self._run, args=(right,), name=name, daemon=True).start()
-        except RuntimeError:  # the process is out of threads, or about to end
-            self._rights.append(right)
-            self._work(right)
 
     def _run(self, right: int) -> None:
         rights, bell = self._rights, self._bell  # `reset` replaces them in a forked child
@@ -81,17 +91,19 @@ class Cleaner:
                 self._work(right)
         finally:
             rights.append(right)
-        if self._dirty:  # it was added just now, and found no free right
-            self._start()
+        if self._dirty:  # it was added just now, when this thread still counted
+            self._pool.call_housekeeping()
 
     def _work(self, right: int) -> None:
-        """Clean all waiting connections."""
+        """Clean all waiting connections, together with the threads that linger."""
         while self._dirty:
             try:
                 conn: Any = self._dirty.popleft()
             except IndexError:
                 return
             self._busy.add(right)
+            if self._dirty:
+                self._call_threads()
             try:
                 self._clean_one(conn)
             finally:
@@ -99,15 +111,16 @@ class Cleaner:
 
     def _clean_one(self, conn: Any) -> None:
         pool, entry = self._pool, conn._pool_entry
-        clean = False
+        clean, problem = False, None
         try:
             clean = not pool.closed and self._clean(conn, entry.dirty)
         except Exception as error:
-            logger.warning(messages.reset_failed(pool.name, error))
-        finally:
-            if clean:
-                entry.dirty = None
-                pool.statistics.cleaned += 1
-                pool.add(conn)
-            else:
-                pool.discard(conn)
+            problem = messages.reset_failed(pool.name, error)
+        if clean:
+            entry.dirty = None
+            pool.statistics.cleaned += 1
+            pool.add(conn)
+        else:
+            pool.discard(conn)
+        if problem:  # last, because a log handler may use the pool
+            logger.warning(problem)

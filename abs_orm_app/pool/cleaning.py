@@ -12,6 +12,7 @@ from psycopg import ProgrammingError
 from psycopg.pq import TransactionStatus
 
 from abs_orm_app.pool import messages
+from abs_orm_app.pool.connector import prepare_timeout
 from abs_orm_app.pool.entry import AnyConnection
 
 if TYPE_CHECKING:
@@ -21,13 +22,15 @@ Reset = Callable[[AnyConnection], object]
 
 
 def clean(pool: HardenedPool, conn: AnyConnection, reset: Reset | None) -> list[str]:
-    """Roll back the transaction of a returned connection and call `reset`; close it on failure.
+    """Roll back the transaction of a returned connection and call `reset`; close it on failure,
+    and after `prepare_timeout` seconds.
 
     Returns what to log.
     """
     said = []
-    status = conn.pgconn.transaction_status
-    try:
+
+    def make_idle(conn: AnyConnection) -> None:
+        status = conn.pgconn.transaction_status
         if status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
             said.append(messages.rolled_back(pool.name))
             conn.rollback()
@@ -38,6 +41,10 @@ def clean(pool: HardenedPool, conn: AnyConnection, reset: Reset | None) -> list[
             reset(conn)
             if conn.pgconn.transaction_status != TransactionStatus.IDLE:
                 raise ProgrammingError("it is left in a transaction")
+
+    try:
+        if not pool.time_limits.call(pool, conn, prepare_timeout(pool.timeout), make_idle):
+            pool.hang_up(conn)
     except Exception as error:
         said.append(messages.reset_failed(pool.name, error))
         pool.hang_up(conn)

@@ -296,5 +296,5 @@ class Connector:
 
 
 def prepare_timeout(timeout: float) -> float:
-    """Seconds that `configure` may take in a pool with this timeout."""
+    """Seconds that `configure` and `reset` may take in a pool with this timeout."""
     return max(PATIENCE, min(PREPARE_TIMEOUT, timeout / 3))

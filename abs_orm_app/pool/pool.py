@@ -33,11 +33,11 @@ from threading import current_thread
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 import psycopg
 from psycopg import Connection
-from psycopg.pq import TransactionStatus
+from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg_pool import PoolClosed
 
 from abs_orm_app.pool import liveness, messages
@@ -56,21 +56,26 @@ from abs_orm_app.pool.leaks import LeakWatch
 from abs_orm_app.pool.pins import holder_of
 from abs_orm_app.pool.placement import Placement
 from abs_orm_app.pool.pre_ping import PING_TIMEOUT, is_alive
-from abs_orm_app.pool.project_check import ProjectCheck
 from abs_orm_app.pool.queue import Queue, Waiter
 from abs_orm_app.pool.sizes import checked_sizes
 from abs_orm_app.pool.statistics import POOL_OPENING, Statistics
+from abs_orm_app.pool.time_limits import TimeLimits
 from abs_orm_app.pool.upkeep import close_lost
 from abs_orm_app.pool.waiting import wait_for_connection
 
 logger = logging.getLogger("abs_orm_app.pool")
-IDLE = TransactionStatus.IDLE
+IDLE, OK = TransactionStatus.IDLE, ConnStatus.OK
 
 ROUND_TRIP = 20e-6  # seconds; no server can answer in less
 
-every_pool: WeakSet[HardenedPool] = WeakSet()
+_every_pool: WeakValueDictionary[object, HardenedPool] = WeakValueDictionary()
 # Each is called with each new pool before it is opened, for example to set `use_times.record`.
 new_pool_hooks: list[Callable[[HardenedPool], object]] = []
+
+
+def every_pool() -> list[HardenedPool]:
+    """The pools of this process. Other threads may make some meanwhile."""
+    return [pool for ref in _every_pool.valuerefs() if (pool := ref()) is not None]
 
 
 class HardenedPool:
@@ -153,7 +158,7 @@ class HardenedPool:
         self.max_lifetime, self.max_idle = max_lifetime, max_idle
         self.reconnect_timeout = reconnect_timeout
         self.pre_ping, self.leak_seconds = pre_ping, leak_seconds
-        self.project_check = ProjectCheck(check) if check else None
+        self.own_check = check
         self._trusts = not pre_ping and check is None
         self.ping_after = -inf if check else PING_AFTER
         self.database = database
@@ -174,12 +179,13 @@ class HardenedPool:
         self.create_times = self.statistics.creates
         self.leaks = LeakWatch(self)
         self.placement = Placement(self.entries, reads_only=reads_only)
+        self.time_limits = TimeLimits()
         self.connector = Connector(self, parallel=num_workers, rotating=rotating)
         self.due = 0.0  # when housekeeping looks at the pool next (`monotonic`)
         self.owes_collection = False  # a garbage collection was postponed for lack of time
         self.collected_at = float("-inf")
         self.described = (float("-inf"), "")  # when, and what a timeout says of the pool
-        every_pool.add(self)
+        _every_pool[object()] = self
         for hook in new_pool_hooks:
             hook(self)
         if open:
@@ -214,7 +220,11 @@ class HardenedPool:
                 entry = conn._pool_entry
                 if entry.expires_at > now and (
                     self._trusts
-                    or (now - entry.idle_since <= self.ping_after and not entry.poll(0))
+                    or (
+                        now - entry.idle_since <= self.ping_after
+                        and entry.pgconn.status == OK
+                        and not entry.poll(0)
+                    )
                     or is_alive(self, conn, entry, now, deadline)
                 ):
                     entry.taken_at = now
@@ -439,12 +449,12 @@ class HardenedPool:
 
     def wait(self, timeout: float = 30.0) -> None:
         """Wait up to `timeout` seconds until the pool has its size; close it and raise if not."""
-        if self._closed:
-            raise closed_error(self)
         began = monotonic()
         waiter = Waiter(began, began + timeout)
         try:
             self.until_full.join(waiter)
+            if self._closed:
+                raise closed_error(self)
             self._look_again()
             self.call_housekeeping()
             outcome = waiter.wait(began + timeout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -21,13 +22,13 @@ def is_alive(
 ) -> bool:
     """Check a connection that has something to read, or was idle for long. It may hang."""
     # The server may have sent its last message without having closed the socket yet: ping it.
-    if entry.poll(0) and liveness.has_ended(conn, entry.poll):
+    if conn.closed or (entry.poll(0) and liveness.has_ended(conn, entry.poll)):
         pool.statistics.stale += 1
         return False
     # Half of the remaining time: if this one hangs, a new connection needs the other half.
     allowed = min(PING_TIMEOUT, max((deadline - now) / 2, PING_LEAST))
-    if pool.project_check is not None:
-        passed = pool.project_check.passes(pool, conn, entry, allowed)
+    if pool.own_check is not None:
+        passed = _passes(pool, conn, pool.own_check, allowed)
         pool.statistics.stale += not passed
         return passed
     if _answers(pool, conn, entry, allowed):
@@ -35,6 +36,16 @@ def is_alive(
     pool.statistics.stale += 1
     _discard_suspects(pool)
     return False
+
+
+def _passes(
+    pool: HardenedPool, conn: AnyConnection, check: Callable[[AnyConnection], object], limit: float
+) -> bool:
+    """Call the project's own check; False if it raises, or takes longer than `limit` seconds."""
+    try:
+        return pool.time_limits.call(pool, conn, limit, check) and not conn.closed
+    except Exception:  # any exception means: do not hand it out
+        return False
 
 
 def _answers(pool: HardenedPool, conn: AnyConnection, entry: Entry, timeout: float) -> bool:

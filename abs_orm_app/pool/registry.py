@@ -56,7 +56,7 @@ def register_child_exit_hook() -> None:
 def _every_pool() -> list[HardenedPool]:
     """All pools, also those without an alias, such as the drill's."""
     module = sys.modules.get("abs_orm_app.pool.pool")
-    return list(module.every_pool) if module else []
+    return module.every_pool() if module else []
 
 
 def _housekeeping() -> Housekeeping | None:

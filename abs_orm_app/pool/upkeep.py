@@ -22,11 +22,12 @@ collector = Collector()
 def tend(pool: HardenedPool, now: float) -> float:
     """Maintain the pool; return when to do it again (`monotonic`), after `LEAST` at the earliest."""
     lost = close_lost(pool)
-    due = inf
+    due = pool.cleaner.tend(now) if pool.cleaner else inf
     if not pool.closed:
         due = min(
+            due,
             pool.connector.tend(now),
-            pool.project_check.tend(now) if pool.project_check else inf,
+            pool.time_limits.tend(now),
             _serve_waiting(pool, now),
             pool.leaks.tend(now),
             _close_unused(pool, now),

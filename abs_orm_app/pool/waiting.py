@@ -31,6 +31,7 @@ def wait_for_connection(
     outcome: Any = None
     try:
         pool.queue.waiters.append(waiter)
+        _refuse_if_too_many(pool, waiter)
         pool.statistics.queued += 1
         pool.serve()
         if pool.closed:
@@ -82,5 +83,10 @@ def _refuse_if_hopeless(pool: HardenedPool, now: float, timeout: float, deadline
     if deadline <= now:
         pool.statistics.timeouts += 1
         raise timeout_error(pool, timeout)
-    if pool.max_waiting and len(pool.queue.waiters) >= pool.max_waiting:
-        raise TooManyRequests(messages.too_many_requests(pool.name, len(pool.queue.waiters)))
+
+
+def _refuse_if_too_many(pool: HardenedPool, waiter: Waiter) -> None:
+    """Raise if `max_waiting` others wait before this one."""
+    waiters, limit = pool.queue.waiters, pool.max_waiting
+    if limit and len(waiters) > limit and waiter in tuple(waiters)[limit:]:
+        raise TooManyRequests(messages.too_many_requests(pool.name, limit))

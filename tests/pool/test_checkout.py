@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from threading import Event
 from time import monotonic, sleep
 
@@ -224,3 +226,19 @@ def test_connections_opened_together_do_not_expire_together(shared: Server) -> N
         ends = sorted(entry.expires_at for entry in pool.entries)
         assert ends[-1] - ends[0] > 1
         assert ends[-1] - ends[0] < 3600 * 0.06
+
+
+def test_a_connection_that_was_closed_while_idle_is_not_handed_out(shared: Server) -> None:
+    """By somebody who kept it. Another socket may have its file descriptor, and say nothing."""
+    with opened(ours, shared.conninfo, min_size=1) as pool:
+        kept = pool.getconn()
+        pool.putconn(kept)
+        left, right = socket.socketpair()
+        with left, right:
+            number = kept.fileno()
+            kept.close()
+            os.dup2(left.fileno(), number)
+            try:
+                assert use(pool)
+            finally:
+                os.close(number)

@@ -11,6 +11,7 @@ import pytest
 from abs_orm_app.pool import housekeeping as module
 from abs_orm_app.pool.housekeeping import housekeeping
 from abs_orm_app.pool.pool import HardenedPool
+from abs_orm_app.pool.upkeep import tend
 from tests.support.pools import LATE, AnyPool, Call, opened, ours, use
 from tests.support.servers import Server, wait_until
 
@@ -21,7 +22,6 @@ FEW = 100  # looks in a second; a thread that does not sleep has thousands
 def looks(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """Count how often the housekeeping thread looks after a pool."""
     count = 0
-    tend = module.tend
 
     def counted(pool: HardenedPool, now: float) -> float:
         nonlocal count

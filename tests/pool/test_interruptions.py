@@ -11,42 +11,17 @@ import sys
 import threading
 from collections.abc import Callable
 from itertools import count
-from pathlib import Path
 from time import monotonic
-from types import FrameType
 from typing import Any
 
 import pytest
 
-import abs_orm_app
+from tests.support.bytecodes import Interrupted, Interruption
 from tests.support.pools import APP, AnyPool, Call, opened, ours, use
 from tests.support.servers import Server, wait_until
 
-POOL = str(Path(abs_orm_app.__file__).parent / "pool")
 SOON = 5.0  # seconds, on a busy machine; a client that is affected waits until its timeout
 TIMEOUT = 8.0
-
-
-class Interrupted(BaseException):
-    """The exception that is thrown."""
-
-
-class Interruption:
-    """Throws `Interrupted` into the thread that calls it, at the `at`-th bytecode in the pool."""
-
-    def __init__(self, at: int) -> None:
-        self.left = at
-
-    def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(POOL):
-            return None
-        frame.f_trace_opcodes = True
-        frame.f_trace_lines = False
-        if event == "opcode":
-            self.left -= 1
-            if self.left < 0:
-                raise Interrupted
-        return self
 
 
 def interrupted(function: Callable[[], object], at: int) -> bool:
@@ -96,6 +71,28 @@ def test_an_exception_in_a_checkout_or_return_affects_no_other_request(shared: S
             checked = at
         assert checked > 50
         wait_until(lambda: shared.sessions(APP) <= 2, "the lost sessions to end")
+
+
+def test_an_exception_in_the_return_of_a_changed_session_costs_nobody_else(shared: Server) -> None:
+    """Such a connection is cleaned by another thread, which the return may have to start."""
+
+    def change_and_return() -> None:
+        conn: Any = pool.getconn(timeout=TIMEOUT)
+        conn._pool_entry.dirty = "changed"
+        pool.putconn(conn)
+
+    def clean(_: object, dirty: str) -> bool:
+        return dirty == "changed"
+
+    with opened(ours, shared.conninfo, min_size=1, timeout=TIMEOUT, clean=clean) as pool:
+        for at in count():
+            went_on = interrupted(change_and_return, at)
+            check_that_all_come_soon(pool, 1, at)
+            if not went_on:
+                break
+            # Its threads live on for a while; each return has to start one.
+            pool.cleaner.reset()
+        assert at > 50
 
 
 def test_an_exception_in_a_return_does_not_delay_the_waiting_client(shared: Server) -> None:

@@ -7,22 +7,17 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from itertools import count
-from pathlib import Path
 from time import monotonic, sleep
-from types import FrameType
 from typing import Any
 
 import psycopg
 import pytest
 
-import abs_orm_app
+from tests.support.bytecodes import paused
 from tests.support.pools import APP, LATE, AnyPool, Call, opened, ours, sockets, use
 from tests.support.servers import Server, wait_until
-
-POOL = str(Path(abs_orm_app.__file__).parent / "pool")
 
 # Garbage
 
@@ -121,29 +116,6 @@ def test_returning_a_connection_twice_at_the_same_time_is_refused_once(shared: S
         assert at > 50
 
 
-def paused(function: Callable[[], Any], at: int, meanwhile: Callable[[], None]) -> Any:
-    """Run `function`, and `meanwhile` before its `at`-th bytecode in the pool's code."""
-    left = at
-
-    def trace(frame: FrameType, event: str, _: Any) -> Any:
-        nonlocal left
-        if not frame.f_code.co_filename.startswith(POOL):
-            return None
-        frame.f_trace_opcodes = True
-        frame.f_trace_lines = False
-        if event == "opcode":
-            left -= 1
-            if left == -1:
-                meanwhile()
-        return trace
-
-    sys.settrace(trace)
-    try:
-        return function()
-    finally:
-        sys.settrace(None)
-
-
 # Signals
 
 
@@ -209,9 +181,9 @@ class Querying(logging.Handler):
 
 
 @pytest.mark.parametrize("logger", ["abs_orm_app.pool"])
-@pytest.mark.parametrize("case", ["outage", "rollback", "leak", "lost"])
+@pytest.mark.parametrize("case", ["outage", "rollback", "leak", "lost", "cleaning"])
 def test_a_log_handler_may_use_the_pool_that_logs(server: Server, case: str, logger: str) -> None:
-    with opened(ours, server.conninfo, min_size=1, timeout=8, leak_seconds=0.4) as pool:
+    with opened(ours, server.conninfo, min_size=1, timeout=8, leak_seconds=0.4, clean=fail) as pool:
         handler = Querying(pool)
         loggers = [logging.getLogger(name) for name in (logger, "psycopg.pool")]
         for each in loggers:
@@ -257,11 +229,22 @@ def lose(_: Server, pool: AnyPool) -> None:
     pool.getconn()
 
 
+def return_a_changed_session(_: Server, pool: AnyPool) -> None:
+    conn = pool.getconn()
+    conn._pool_entry.dirty = "changed"
+    pool.putconn(conn)
+
+
+def fail(_: object, dirty: object) -> bool:
+    raise ValueError(f"no way to clean {dirty}")
+
+
 CASES: dict[str, Callable[[Server, AnyPool], None]] = {
     "outage": have_an_outage,
     "rollback": return_in_a_transaction,
     "leak": hold_for_long,
     "lost": lose,
+    "cleaning": return_a_changed_session,
 }
 
 
