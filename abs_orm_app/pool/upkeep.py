@@ -20,7 +20,7 @@ collector = Collector()
 
 
 def tend(pool: HardenedPool, now: float) -> float:
-    """Maintain the pool; return when to do it again (`monotonic`), after `LEAST` at the earliest."""
+    """Maintain the pool; return when to do it again (`monotonic`), in `LEAST` at the earliest."""
     lost = close_lost(pool)
     due = pool.cleaner.tend(now) if pool.cleaner else inf
     if not pool.closed:
