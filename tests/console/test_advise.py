@@ -159,7 +159,7 @@ def test_budget_and_advice_are_in_the_json_and_documented(shared: Server) -> Non
     assert (fleet["fits"], fleet["largest"][0]["overflow"]) == (False, 4)
     advice = document["advice"]
     assert (advice["size"], advice["overflow"], advice["configured"]["connections"]) == (6, 3, 30)
-    page = (ROOT / "docs" / "check_pool.md").read_text()
+    page = (ROOT / "docs" / "check_pool_json.md").read_text()
     keys = {*fleet, *advice, *advice["waits"][0], *fleet["pools"][0]}
     assert [key for key in keys if f"`{key}`" not in page] == []
 

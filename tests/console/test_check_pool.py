@@ -240,7 +240,7 @@ def test_the_json_is_one_document_as_documented(shared: Server) -> None:
 
 
 def test_each_key_of_the_json_is_documented(shared: Server) -> None:
-    page = (ROOT / "docs" / "check_pool.md").read_text()
+    page = (ROOT / "docs" / "check_pool_json.md").read_text()
 
     def keys(value: Any) -> Iterator[str]:
         for key, item in value.items() if isinstance(value, dict) else ():
