@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from time import monotonic
 
-from benchmarks import crowd, failover, faults, load, memory, present, speed
+from benchmarks import crowd, failover, faults, leases, load, memory, present, speed
 from benchmarks.figure import FULL, QUICK, Effort, Figure
-from benchmarks.peers import PEERS, Peer
+from benchmarks.peers import LEASING, PEERS, Peer
 from benchmarks.plot import draw
 from benchmarks.targets import targets
 from benchmarks.worker import Worker, WorkerError
@@ -20,7 +20,9 @@ from tests.support.servers import Server
 PAGE = "benchmarks.md"
 PLOT = "benchmarks.png"
 
-FIGURES: Mapping[str, Callable[[Sequence[Peer], Effort], Figure]] = {
+Measure = Callable[[Sequence[Peer], Effort], Figure]
+
+FIGURES: Mapping[str, Measure] = {
     "checkout": speed.checkouts,
     "django-checkout": speed.django_checkouts,
     "request": speed.requests,
@@ -45,6 +47,12 @@ FIGURES: Mapping[str, Callable[[Sequence[Peer], Effort], Figure]] = {
     "network-is-cut": failover.network_is_cut,
     "memory": memory.memory,
 }
+# Of LEASING, too.
+LEASES: Mapping[str, Measure] = {
+    "elsewhere": leases.elsewhere,
+    "long-threads": leases.long_threads,
+    "inherited": leases.inherited,
+}
 
 
 def main() -> None:
@@ -54,9 +62,12 @@ def main() -> None:
     for line in (present.surroundings(), *present.absences(missing)):
         print(line, end="\n\n")
     figures: dict[str, Figure] = {}
-    for name in options.only or FIGURES:
+    for name in options.only or (*FIGURES, *LEASES):
         began = monotonic()
-        figures[name] = FIGURES[name](peers, effort)
+        if name in LEASES:
+            figures[name] = LEASES[name](peers, effort)
+        else:
+            figures[name] = FIGURES[name]([p for p in peers if p not in LEASING], effort)
         print(f"## {figures[name].title}\n\n{present.section(figures[name])}\n", flush=True)
         print(f"({name}: {monotonic() - began:.0f} s)\n", file=sys.stderr, flush=True)
     judged = list(targets(figures))
@@ -74,9 +85,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--only",
         action="append",
-        choices=list(FIGURES),
+        choices=[*FIGURES, *LEASES],
         metavar="NAME",
-        help=f"one figure; may be repeated: {', '.join(FIGURES)}",
+        help=f"one figure; may be repeated: {', '.join((*FIGURES, *LEASES))}",
     )
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help=f"write {PAGE} and {PLOT} into this directory"
@@ -93,13 +104,13 @@ def _those_that_run() -> tuple[list[Peer], dict[Peer, str]]:
     """The peers that open a connection here; those that do not, with the reason."""
     missing: dict[Peer, str] = {}
     with Server() as server:
-        for peer in PEERS:
+        for peer in (*PEERS, *LEASING):
             with Worker(peer, server.url) as worker:
                 try:
                     worker.call(faults.query_once)
                 except WorkerError as error:
                     missing[peer] = error.reason
-    return [peer for peer in PEERS if peer not in missing], missing
+    return [peer for peer in (*PEERS, *LEASING) if peer not in missing], missing
 
 
 if __name__ == "__main__":

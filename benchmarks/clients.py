@@ -37,7 +37,7 @@ def application_client() -> Client:
     """As a project does it: through Django's connection, which belongs to the calling thread."""
     if peer().engine is None:
         return pool_client()
-    wrapper = _wrapper()
+    wrapper = django_wrapper()
 
     def take() -> Any:
         wrapper.close_if_health_check_failed()  # as Django does before each cursor
@@ -63,7 +63,7 @@ def build() -> Any:
     """The pool, not yet opened where that can be told apart; None for a peer that has none."""
     if peer().engine is None:
         return _sqlalchemy_pool()
-    wrapper = _wrapper()
+    wrapper = django_wrapper()
     if peer().engine != DJ_DB_CONN_POOL:
         return wrapper.pool
     from dj_db_conn_pool.core import pool_container
@@ -74,7 +74,8 @@ def build() -> Any:
     return pool_container.get(wrapper.alias)
 
 
-def _wrapper() -> Any:
+def django_wrapper() -> Any:
+    """Django's connection, which belongs to the calling thread."""
     from django.db import connections
 
     return connections["default"]
@@ -128,17 +129,17 @@ def fill() -> int:
 def empty() -> None:
     """Close what is open, as if this process had just started."""
     if peer().engine is not None:
-        _wrapper().close()
+        django_wrapper().close()
     pool = build()
     if hasattr(pool, "dispose"):
         pool.dispose()
     elif pool is not None:
-        _wrapper().close_pool()
+        django_wrapper().close_pool()
 
 
 def open_plain() -> Any:
     """A connection as Django makes it, which belongs to the caller."""
-    wrapper = _wrapper()
+    wrapper = django_wrapper()
     return wrapper.get_new_connection(wrapper.get_connection_params())
 
 

@@ -19,6 +19,7 @@ MODES: Mapping[str, Mapping[str, Any]] = {
     "stock pool": {"ENGINE": "django.db.backends.postgresql", "pool": True},
     "`request`": {"pool": True, "ABS_ORM_APP": {"release": "request"}},
     "`transaction`": {"pool": True, "ABS_ORM_APP": {"release": "transaction"}},
+    "django-pg-real-pool": {"ENGINE": "django_pg_real_pool", "pool": True},
     "PgBouncer, session": {"pooler": "session"},
     "PgBouncer, transaction": {"pooler": "transaction"},
 }

@@ -71,7 +71,7 @@ def load(peers: Sequence[Peer], effort: Effort) -> Figure:
 def _one_load(peer: Peer, seconds: float) -> Load:
     with Server(ROOM) as server, workers([peer], server.url) as (worker,):
         worker.call(keep_busy, 0.5)
-        with _counted_sessions(server) as counts:
+        with counted_sessions(server) as counts:
             took = worker.call(keep_busy, seconds)
     done = [len(of_one) - 1 for of_one in took]
     return Load(
@@ -96,7 +96,7 @@ def _middle(rounds: Sequence[Load]) -> Load:
 
 
 @contextmanager
-def _counted_sessions(server: Server) -> Iterator[list[int]]:
+def counted_sessions(server: Server) -> Iterator[list[int]]:
     counts: list[int] = []
     over = threading.Event()
 

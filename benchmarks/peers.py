@@ -13,6 +13,7 @@ from abs_orm_app.environment import PoolSettings
 
 DJANGO = "django.db.backends.postgresql"
 OURS = "abs_orm_app.backends.postgresql"
+REAL_POOL = "django_pg_real_pool"
 DJ_DB_CONN_POOL = "dj_db_conn_pool.backends.postgresql"
 NO_END = {"DB_POOL_RECYCLE": "-1"}
 NO_PING = {"DB_POOL_PRE_PING": "false"}
@@ -56,7 +57,14 @@ PEERS = (
     Peer("queuepool", "SQLAlchemy's QueuePool", None),
     Peer("ours", "abs_orm_app", OURS),
 )
-BY_NAME = {peer.name: peer for peer in PEERS}
+# Compared only where it matters when a connection goes back to the pool.
+LEASING = (
+    Peer("real-pool", "django-pg-real-pool", REAL_POOL),
+    Peer(
+        "ours-transaction", "abs_orm_app, `transaction`", OURS, {"DB_POOL_RELEASE": "transaction"}
+    ),
+)
+BY_NAME = {peer.name: peer for peer in (*PEERS, *LEASING)}
 
 
 def entry(peer: Peer, written: dict[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ PANELS = (
     Panel("burst", "median", "60 threads, pool just opened"),
     Panel("restart", "last", "after a restart, 1 client: until served", log=True),
     Panel("load", "fairness", "200 threads: slowest / mean (more is better)"),
+    Panel("elsewhere", "throughput", "200 requests wait for an API: served / s (more is better)"),
 )
 
 
@@ -51,7 +52,7 @@ def draw(figures: Mapping[str, Figure], path: Path) -> None:
         bars = axes.barh(
             [BY_NAME[row.peer].label for row in rows],
             values,
-            color=[OURS if row.peer == "ours" else OTHERS for row in rows],
+            color=[OURS if row.peer.startswith("ours") else OTHERS for row in rows],
         )
         axes.bar_label(bars, [cells(row)[panel.column] for row in rows], padding=3, fontsize=8)
         scale = " (log scale)" if panel.log else ""

@@ -19,6 +19,7 @@ PACKAGES = (
     "psycopg",
     "psycopg-pool",
     "django-db-connection-pool",
+    "django-pg-real-pool",
     "SQLAlchemy",
 )
 
@@ -55,7 +56,7 @@ def figure_table(figure: Figure) -> str:
     rows = []
     for row in figure.rows:
         texts = {**cells(row), "peer": BY_NAME[row.peer].label}
-        bold = "**" if row.peer == "ours" else ""
+        bold = "**" if row.peer.startswith("ours") else ""
         rows.append([f"{bold}{text}{bold}" for text in texts.values()])
     return _table(headings(type(figure.rows[0])), rows)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.figure import Figure, duration, hundredths, percent, times, whole
+from benchmarks.peers import BY_NAME
 
 STOCK = "stock-checks"  # the pool to compare with: Django's, with the same promise of a live one
 
@@ -142,6 +143,26 @@ def _hung_sessions(rows: Rows) -> Iterator[Target]:
     yield _at_most("stopped connections, timeout 3 s", rows["ours"].seconds, 3.3, duration)
 
 
+def _elsewhere(rows: Rows) -> Iterator[Target]:
+    what, ours = "200 requests that wait for others", rows["ours-transaction"]
+    yield _at_least(f"{what}: per second", ours.throughput, 600, whole)
+    yield _at_most(f"{what}: p99", ours.p99, 0.4, duration)
+
+
+def _long_threads(rows: Rows) -> Iterator[Target]:
+    for peer, held in (("ours", 8), ("ours-transaction", 0)):
+        what = f"12 threads that live on, {BY_NAME[peer].label}"
+        yield _at_least(f"{what}: served", rows[peer].served, 12, whole)
+        yield _at_most(f"{what}: held at rest", rows[peer].held, held, whole)
+
+
+def _inherited(rows: Rows) -> Iterator[Target]:
+    for peer in ("ours", "ours-transaction"):
+        what = f"kinds of session state, {BY_NAME[peer].label}"
+        yield _at_most(f"{what}: found by the next request", rows[peer].left, 0, whole)
+        yield _at_most(f"{what}: lost inside the request", rows[peer].lost, 0, whole)
+
+
 _JUDGES: Mapping[str, Callable[[Rows], Iterator[Target]]] = {
     "checkout": _checkout,
     "request": _request,
@@ -164,4 +185,7 @@ _JUDGES: Mapping[str, Callable[[Rows], Iterator[Target]]] = {
     "network-is-cut": _network_is_cut,
     "hung-server": _hung_server,
     "hung-sessions": _hung_sessions,
+    "elsewhere": _elsewhere,
+    "long-threads": _long_threads,
+    "inherited": _inherited,
 }
