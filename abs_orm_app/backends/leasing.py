@@ -29,6 +29,7 @@ from psycopg.pq import Format, TransactionStatus
 
 from abs_orm_app.backends.cursors import leased
 from abs_orm_app.backends.lease import HANDLE, PINNED, Lease, is_at_rest
+from abs_orm_app.backends.receivers import unwatch, watch
 from abs_orm_app.config.entry import app_options
 from abs_orm_app.pool.entry import frames_of_caller
 from abs_orm_app.pool.liveness import answers, has_ended
@@ -494,10 +495,12 @@ def _begin_to_connect(lease: Lease) -> None:
     """From here to `_end_to_connect`, changes do not pin: they are made again for each lease."""
     lease.users.add(CONNECT)
     lease.receiving = True
+    watch(lease)
 
 
 def _end_to_connect(lease: Lease) -> None:
     lease.receiving = False
+    unwatch(lease.connection)
     lease.users.discard(CONNECT)
 
 

@@ -10,6 +10,7 @@ from django.core.checks import INFO
 from abs_orm_app.capacity.budget import Answers, budgets, demands
 from abs_orm_app.checks.budget_rules import budget_findings
 from abs_orm_app.checks.finding import Finding
+from abs_orm_app.checks.lease_rules import lease_findings
 from abs_orm_app.checks.pooler_rules import PooledAlias, no_pooler, pooler_findings
 from abs_orm_app.checks.server_rules import server_not_asked, session_findings
 from abs_orm_app.checks.without_server import deployment_findings, settings_findings
@@ -60,6 +61,7 @@ def all_findings(reports: Sequence[Report], processes: int | None = None) -> lis
     found = settings_findings(databases)
     if not settings.DEBUG:
         found += deployment_findings(databases)
+    found += lease_findings(reports)
     found += server_findings(answers, processes)
     found += [
         finding

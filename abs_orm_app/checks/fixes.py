@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from abs_orm_app.environment import DB_POOL_RELEASE
 from abs_orm_app.facts.databases import Configured, Value
 
 _OPTIONS_BY_HAND = {
@@ -42,6 +43,13 @@ def set_mode(database: Configured, mode: str) -> str:
     if mode == "pgbouncer":
         return '"CONN_MAX_AGE": 0, "DISABLE_SERVER_SIDE_CURSORS": True'
     return '"CONN_MAX_AGE": 0, "OPTIONS": {"pool": {"min_size": 4, "max_size": 10}}'
+
+
+def set_release(database: Configured, release: str) -> str:
+    """Set when a connection goes back to the pool."""
+    if written_by_hand(database):
+        return f'"ABS_ORM_APP": {{"release": "{release}"}}'
+    return f"{variable(database, DB_POOL_RELEASE.name)}={release}"
 
 
 def variable(database: Configured, field: str) -> str:

@@ -8,7 +8,13 @@ from typing import Any
 import django
 from django.conf import settings
 
-from abs_orm_app.checks import adoption_rules, environment_rules, package_rules, settings_rules
+from abs_orm_app.checks import (
+    adoption_rules,
+    environment_rules,
+    lease_rules,
+    package_rules,
+    settings_rules,
+)
 from abs_orm_app.checks.finding import Finding
 from abs_orm_app.environment import SettingsError, pool_processes, unknown_variables
 from abs_orm_app.facts.databases import Configured, pool_parameters
@@ -21,6 +27,7 @@ def settings_findings(databases: Sequence[Configured]) -> list[Finding]:
     found = environment_rules.unknown_variables(unknown)
     if any(database.pool for database in databases):
         found += settings_rules.static_findings(databases, _installed())
+    found += lease_rules.static_lease_findings(databases)
     found += adoption_rules.adoption_findings(databases)
     found += package_rules.package_findings(databases, settings.INSTALLED_APPS, _project_settings())
     try:

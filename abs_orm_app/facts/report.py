@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from abs_orm_app.backends.receivers import receivers_that_query
 from abs_orm_app.facts.active import Active, active
 from abs_orm_app.facts.connecting import MARGIN, seconds_to_connect
 from abs_orm_app.facts.connection_test import ConnectionTest, probe, try_setup
 from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.failure import Failure
 from abs_orm_app.facts.server import ServerFacts
+from abs_orm_app.facts.usage import Usage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +22,8 @@ class Report:
     active: Active | Failure | None
     server: ServerFacts | Failure | None
     test: ConnectionTest | None
+    receivers: tuple[str, ...] = ()  # of connection_created, that query
+    usage: Usage | None = None  # None: it was not looked at for a while
 
     @property
     def failed(self) -> bool:
@@ -39,4 +43,10 @@ def report(configured: Configured) -> Report:
         server, test = probe(configured, seconds)
         if not (test.failure or isinstance(pool, Failure)):
             test = try_setup(configured, seconds, test)
-    return Report(configured=configured, active=pool, server=server, test=test)
+    return Report(
+        configured=configured,
+        active=pool,
+        server=server,
+        test=test,
+        receivers=receivers_that_query(configured.alias),
+    )

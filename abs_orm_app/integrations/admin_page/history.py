@@ -10,6 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from abs_orm_app.facts.usage import Usage
 from abs_orm_app.pool.histogram import Distribution
 from abs_orm_app.pool.housekeeping import TICK, observers
 from abs_orm_app.pool.snapshot import Snapshot, snapshot
@@ -34,6 +35,7 @@ class Second:
 
     age: float  # seconds
     in_use: int
+    unused: int  # of these: nothing needs them
     waiting: int
     checkouts: float  # per second
     waits: float  # per second: requests that found no idle connection
@@ -47,11 +49,25 @@ class Past:
     seconds: tuple[Second, ...]  # the oldest first
     covered: float  # seconds
     checkouts: int
+    queued: int  # checkouts that found no idle connection, also those that still wait
     waits: Distribution  # of the checkouts that found no idle connection
     uses: Distribution
     creates: Distribution
     exhausted: float | None  # seconds for which it has been; None: it is not
     longest_wait: float | None  # at least so many seconds; None: nothing waits
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the connections were used for; None before the second look."""
+        looks = len(self.seconds)
+        if not looks:
+            return None
+        return Usage(
+            seconds=self.covered,
+            in_use=sum(second.in_use for second in self.seconds) / looks,
+            unused=sum(second.unused for second in self.seconds) / looks,
+            waited=self.queued,
+        )
 
     def timeouts(self, seconds: float) -> int:
         """Checkouts that timed out in the last so many seconds."""
@@ -91,6 +107,7 @@ def past(looks: Sequence[Look]) -> Past:
         ),
         covered=latest.at - looks[0].at,
         checkouts=_grown(first.checkouts, latest.pool.checkouts),
+        queued=_grown(first.queued, latest.pool.queued),
         waits=_since(first.waits, latest.pool.waits),
         uses=_since(first.uses, latest.pool.uses),
         creates=_since(first.creates, latest.pool.creates),
@@ -109,6 +126,7 @@ def _second(before: Look, after: Look, now: float) -> Second:
     return Second(
         age=now - after.at,
         in_use=after.pool.in_use,
+        unused=after.pool.unused,
         waiting=after.pool.waiting,
         checkouts=_grown(before.pool.checkouts, after.pool.checkouts) / seconds,
         waits=_grown(before.pool.queued, after.pool.queued) / seconds,

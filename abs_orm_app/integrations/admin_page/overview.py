@@ -8,6 +8,7 @@ from typing import Any
 
 from django.db import connections
 
+from abs_orm_app.backends.receivers import receivers_that_query
 from abs_orm_app.capacity.budget import Limit, allowance, in_use
 from abs_orm_app.checks.collect import all_findings
 from abs_orm_app.checks.finding import Finding
@@ -75,7 +76,14 @@ def overview() -> Overview:
     answers = ask_all(asked)
     panels = tuple(_panel(database, answers.get(database.alias)) for database in configured)
     reports = [
-        Report(configured=panel.configured, active=panel.active, server=panel.server, test=None)
+        Report(
+            configured=panel.configured,
+            active=panel.active,
+            server=panel.server,
+            test=None,
+            receivers=receivers_that_query(panel.configured.alias),
+            usage=panel.live.past.usage if panel.live else None,
+        )
         for panel in panels
     ]
     return Overview(

@@ -10,6 +10,7 @@ from html import unescape
 
 import psycopg
 import pytest
+from django.core.signals import request_finished, request_started
 from django.db import connections
 from django.http import HttpRequest, HttpResponse
 from django.test import Client, override_settings
@@ -178,6 +179,31 @@ def test_what_pins_a_connection_is_shown_with_its_place(staff: Client, server: S
     assert re.search(r"1: SET app\.tenant at tests/support/databases\.py:\d+ in ask[;<]", row)
     assert "1: nothing" in row
     assert "secret" not in shown
+
+
+def test_connections_that_are_idle_while_requests_wait_are_a_finding(
+    staff: Client, server: Server
+) -> None:
+    history.keep()
+    done = threading.Event()
+    with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
+        pool = pool_of(alias)
+        history.look(pool)
+
+        def view() -> None:
+            request_started.send(sender=None)
+            ask(connections[alias])
+            done.wait(IN_TIME)
+            request_finished.send(sender=None)
+
+        assert "abs_orm_app.W005" not in content(staff)
+        calls = [Call(view) for _ in range(4)]
+        wait_until(lambda: snapshot(pool).unused == 3, "the requests to do something else")
+        wait_until(lambda: snapshot(pool).waiting == 1, "the request to wait")
+        wait_until(lambda: "abs_orm_app.W005" in content(staff), "the finding")
+        done.set()
+        for call in calls:
+            call.result(IN_TIME)
 
 
 def test_requests_that_timed_out_are_told_for_a_minute(staff: Client, server: Server) -> None:
