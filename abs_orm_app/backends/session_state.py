@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from abs_orm_app.config.printable import printable
+
 # The kinds of state that PostgreSQL keeps for a session: the reason of a pin, a label of a metric.
 SETTING = "setting"  # SET, set_config(..., false), SET ROLE, SET SESSION AUTHORIZATION, RESET
 TEMPORARY = "temporary table"  # and views, sequences, types and functions in pg_temp
@@ -68,6 +70,7 @@ _SUSPECT = (
 )  # fmt: skip
 
 _REMEMBERED = 1024  # statements; an application has a few hundred
+_LONGEST_NAME = 63  # of the name of a setting, as PostgreSQL's identifiers; shown in the log
 _LONGEST = 4096  # characters of a statement that is remembered
 _verdicts: dict[str, Change | None] = {}
 
@@ -193,7 +196,7 @@ def _change_of_one(statement: Sequence[str]) -> Change | None:
         held = _has(statement, "with", "hold")
         return Change(CURSOR, "DECLARE ... WITH HOLD") if held else _called(statement)
     if first and first not in _PLAIN:
-        return Change(UNSEEN, f"{first[:20].upper()} ...")
+        return Change(UNSEEN, f"{printable(first[:20]).upper()} ...")
     return _called(statement) or _temporary(statement) or _updated_settings(statement)
 
 
@@ -223,7 +226,7 @@ def _set(statement: Sequence[str]) -> Change | None:
         name = name.upper()
     name = {"AUTHORIZATION": "SESSION AUTHORIZATION", "TIME": "TIME ZONE"}.get(name, name)
     # A seed is the state of a random generator, which nothing can restore.
-    return Change(SETTING, f"SET {name}", lasts=name in ("SEED", "seed"))
+    return Change(SETTING, f"SET {printable(name[:_LONGEST_NAME])}", lasts=name in ("SEED", "seed"))
 
 
 def _called(statement: Sequence[str]) -> Change | None:

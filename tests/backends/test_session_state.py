@@ -166,6 +166,20 @@ def test_a_statement_that_cannot_be_read_counts_as_a_change(statement: str) -> N
     assert found.kind == UNSEEN
 
 
+@pytest.mark.parametrize(
+    ("statement", "what"),
+    [
+        ('SET "app.x\n\x1b[2J" = 1', "SET app.x [2J"),
+        (f'SET "app.{"x" * 100}" = 1', f"SET app.{'x' * 59}"),
+        ("\x1b[2J", " ..."),
+    ],
+)
+def test_a_name_that_would_command_a_terminal_is_harmless(statement: str, what: str) -> None:
+    change = change_of(statement)
+    assert change is not None
+    assert change.what == what
+
+
 def test_a_long_statement_of_many_rows_is_read_in_no_time() -> None:
     rows = ", ".join(["(%s, %s)"] * 50_000)
     began = time.thread_time()
