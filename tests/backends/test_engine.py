@@ -27,7 +27,7 @@ from tests.support.servers import Server, wait_until
 
 pytestmark = pytest.mark.server(roles=["reporting"])
 
-ALONE = {"pool": {"min_size": 1, "max_size": 1, "timeout": 3}}
+ALONE = {"pool": {"min_size": 1, "max_size": 1, "timeout": 20}}
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -88,10 +88,11 @@ def test_the_pool_outlives_the_thread_that_built_it_and_gets_its_connection_back
 
 def test_an_exhausted_pool_is_djangos_operational_error(database: Database) -> None:
     wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 0.2}})
+    wrapper.pool.open(wait=True)
     with wrapper.cursor():
         call = Call(lambda: ask(connections[ALIAS]))
         with pytest.raises(OperationalError, match="the only connection is in use"):
-            call.result(within=5)
+            call.result(within=20)
 
 
 def test_atomic_blocks_commit_and_roll_back(database: Database) -> None:
@@ -143,7 +144,7 @@ def test_server_side_binding_and_isolation_level_reach_the_connection(database: 
 def test_assume_role_is_set_on_each_connection(
     database: Database, shared: Server, engine: str
 ) -> None:
-    options = {"assume_role": "reporting", "application_name": engine, "pool": {"timeout": 3}}
+    options = {"assume_role": "reporting", "application_name": engine, "pool": {"timeout": 5}}
     wrapper = database(ENGINE=engine, OPTIONS=options)
     assert ask(wrapper, "SELECT current_user") == "reporting"
     wrapper.close()
@@ -193,7 +194,7 @@ def test_close_pool_closes_the_connections_of_threads_that_have_ended(
     gc.disable()
     try:
         for _ in range(3):
-            Call(lambda: connections[ALIAS].ensure_connection()).result(within=5)
+            Call(lambda: connections[ALIAS].ensure_connection()).result(within=20)
         assert shared.sessions(APP) >= 3
         wrapper.close()
         wrapper.close_pool()

@@ -162,7 +162,7 @@ def test_without_a_pool_the_password_is_read_for_each_connection(
 def test_a_password_source_that_fails_is_named(
     database: Database, extra: dict[str, str], message: str, pooled: bool
 ) -> None:
-    pool = {"min_size": 1, "timeout": 0.5} if pooled else None
+    pool = {"min_size": 1, "timeout": 2} if pooled else None
     wrapper = database(**{**app(**extra), "OPTIONS": {"pool": pool}})
     with pytest.raises(OperationalError, match=message) as caught:
         ask(wrapper)

@@ -159,7 +159,7 @@ def test_lost_session_settings_are_recognised(shared: Server) -> None:
 
 @needs_pgbouncer
 def test_pgbouncers_errors_have_hints(shared: Server) -> None:
-    with PgBouncer(shared, default_pool_size=1, query_wait_timeout=0.3) as pooler:
+    with PgBouncer(shared, default_pool_size=1, query_wait_timeout=2) as pooler:
         with psycopg.connect(pooler.conninfo) as holder:
             holder.execute("SELECT 1")
             waiting = psycopg.connect(pooler.conninfo)

@@ -544,4 +544,4 @@ def test_a_timeout_says_what_the_address_lacks(pair: Pair) -> None:
     with opened(ours, conninfo, min_size=1) as pool:
         pair.switch_over()
         with pytest.raises(PoolTimeout, match="session is read-only"):
-            pair.write(pool, timeout=1.0)
+            pair.write(pool, timeout=3.0)

@@ -191,7 +191,7 @@ def test_lines_of_packages_and_of_python_are_not_the_projects(
         caplog.at_level(logging.WARNING, "abs_orm_app.pool"),
         ThreadPoolExecutor(1) as executor,
     ):
-        conn = executor.submit(lambda: pool.getconn()).result(5)
+        conn = executor.submit(lambda: pool.getconn()).result(20)
         wait_until(lambda: bool(warnings_of(caplog)), "the warning")
         pool.putconn(conn)
     (warning,) = warnings_of(caplog)
@@ -209,7 +209,7 @@ def test_a_thread_of_pythons_own_names_its_line(
         caplog.at_level(logging.WARNING, "abs_orm_app.pool"),
         ThreadPoolExecutor(1) as executor,
     ):
-        conn = executor.submit(pool.getconn).result(5)
+        conn = executor.submit(pool.getconn).result(20)
         wait_until(lambda: bool(warnings_of(caplog)), "the warning")
         pool.putconn(conn)
     assert "concurrent" in warnings_of(caplog)[0]
@@ -221,7 +221,7 @@ def test_holders_are_named_with_their_threads_the_longest_first(shared: Server) 
         first = pool.getconn()
         sleep(0.05)
         call = Call(pool.getconn)
-        second = call.result(within=5)
+        second = call.result(within=20)
         holders = pool.holders()
         assert [holder.pid for holder in holders] == [
             first.info.backend_pid,

@@ -91,7 +91,7 @@ def test_the_message_about_a_full_server_does_not_say_that_it_is_down(shared: Se
     with opened(ours, conninfo, min_size=3, max_size=4) as pool:
         held = [pool.getconn() for _ in range(3)]
         with pytest.raises(PoolTimeout) as caught:
-            pool.getconn(timeout=1)
+            pool.getconn(timeout=3)
         for connection in held:
             pool.putconn(connection)
     text = str(caught.value)
@@ -109,7 +109,7 @@ def test_credentials_that_became_wrong_while_connections_are_in_use_are_refused(
         with server.admin() as admin:
             admin.execute("ALTER ROLE app NOLOGIN")
         with pytest.raises(PoolTimeout) as caught:
-            pool.getconn(timeout=1)
+            pool.getconn(timeout=3)
         pool.putconn(held)
     assert REFUSED in str(caught.value)
     assert "LOGIN" in str(caught.value)

@@ -70,7 +70,7 @@ def test_a_snapshot_counts_waiting_clients_and_timeouts(server: Server) -> None:
         with pytest.raises(PoolTimeout):
             pool.getconn(timeout=0.05)
         pool.putconn(taken.pop())
-        taken.append(waiting.result(5))
+        taken.append(waiting.result(20))
         now = snapshot(pool)
         assert (now.waiting, now.timeouts, now.errors) == (0, 1, 1)
         assert now.waits.count == now.queued
