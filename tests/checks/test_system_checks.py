@@ -67,6 +67,16 @@ def test_production_rules_run_with_deploy_only() -> None:
     }
 
 
+def test_a_remote_default_alias_is_asked_to_say_which_server_it_needs() -> None:
+    """And the line that the finding names is all that it takes."""
+    url, line = "postgresql://app@db.example/shop?sslmode=verify-full", "target_session_attrs"
+    warned = manage("check", "--deploy", "--tag", TAG, DATABASE_URL=url).stderr
+    assert "(abs_orm_app.W020)" in warned
+    assert f"?{line}=read-write" in warned
+    done = manage("check", "--deploy", "--tag", TAG, DATABASE_URL=f"{url}&{line}=read-write")
+    assert "W020" not in done.stderr
+
+
 def test_an_unknown_variable_is_found_with_the_prefix_of_its_database(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

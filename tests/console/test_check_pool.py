@@ -28,6 +28,7 @@ from tests.support.projects import (
     line,
     manage,
 )
+from tests.support.replication import Standby
 from tests.support.servers import ONE_CONNECTION, Server, wait_until
 
 pytestmark = [pytest.mark.usefixtures("unblocked"), pytest.mark.server({"max_connections": "50"})]
@@ -147,6 +148,26 @@ def test_another_database_is_named_in_one_line_and_not_tested() -> None:
     assert "This is not PostgreSQL" in ran.out
     assert "Connection test" not in ran.out
     assert ran.last == "OK: nothing to check, no database here is PostgreSQL."
+
+
+def test_it_says_whether_a_server_has_the_role_that_its_alias_needs() -> None:
+    with Server() as primary, Standby(primary) as standby:
+        shown = {
+            server: " ".join(_said(server.url, "state").split()[1:])
+            for server in (primary, standby)
+        }
+        assert shown == {
+            primary: "primary, accepts writes, as this alias needs",
+            standby: "standby, read only, but this alias needs a primary",
+        }
+        reads = f"{standby.url}?target_session_attrs=prefer-standby"
+        assert "standby, read only, as this alias needs" in _said(reads, "state")
+        reads = f"{primary.url}?target_session_attrs=prefer-standby"
+        assert "but this alias needs a standby" in _said(reads, "state")
+
+
+def _said(url: str, label: str) -> str:
+    return line(manage("check_pool", DATABASE_URL=url).stdout, label)
 
 
 def test_several_aliases_are_shown_one_after_the_other(shared: Server) -> None:
