@@ -77,10 +77,15 @@ def test_an_application_name_of_the_projects_own_is_left_alone(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="TCP_USER_TIMEOUT is Linux's")
-def test_the_kernel_is_told_to_find_a_dead_peer_within_20_seconds(
-    server: Server, connect: Connect
+@pytest.mark.parametrize("mode", ["null", "pgbouncer"])
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [("", [10, 3, 3, 18_000]), ("?tcp_user_timeout=0&keepalives_idle=60", [60, 3, 3, 0])],
+)
+def test_the_kernel_is_told_to_find_a_dead_peer_within_20_seconds_or_as_the_url_says(
+    server: Server, connect: Connect, mode: str, query: str, expected: list[int]
 ) -> None:
-    wrapper = connect(entry(DATABASE_URL=server.tcp_url, DB_POOL_MODE="null"))
+    wrapper = connect(entry(DATABASE_URL=server.tcp_url + query, DB_POOL_MODE=mode))
     tcp = socket.socket(fileno=os.dup(wrapper.connection.fileno()))
     with tcp:
         assert tcp.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
@@ -92,7 +97,7 @@ def test_the_kernel_is_told_to_find_a_dead_peer_within_20_seconds(
                 socket.TCP_KEEPCNT,
                 socket.TCP_USER_TIMEOUT,
             )
-        ] == [10, 3, 3, 18_000]
+        ] == expected
 
 
 @needs_the_wheel
