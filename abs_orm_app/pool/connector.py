@@ -34,8 +34,8 @@ from abs_orm_app.pool.faults import (
     without_frames,
 )
 from abs_orm_app.pool.growth import Situation, connections_to_open, refill_after
-from abs_orm_app.pool.hosts import Hosts, Try, target_session_attrs
-from abs_orm_app.pool.roles import Role
+from abs_orm_app.pool.hosts import Hosts, Try, names_service, target_session_attrs
+from abs_orm_app.pool.roles import Role, wanted_by
 
 if TYPE_CHECKING:
     from abs_orm_app.pool.pool import HardenedPool
@@ -212,7 +212,10 @@ class Connector:
     def _connect(self, attempt: Attempt, conninfo: str, kwargs: Mapping[str, Any]) -> AnyConnection:
         pool = self._pool
         params = conninfo_to_dict(conninfo, **kwargs)
-        pool.placement.wanted = target_session_attrs(params)
+        wanted = target_session_attrs(params)
+        in_service_file = not wanted and names_service(params)
+        if not in_service_file:
+            pool.placement.wanted = wanted
         timeout: float = timeout_from_conninfo(params)
         # Far more than the last one needed.
         short = min(timeout, round(max(PATIENCE, 10 * self._hosts.connect_seconds)))
@@ -225,7 +228,10 @@ class Connector:
 
         attempt.until = monotonic() + ASK_TIMEOUT  # for the resolver
         how = Try(connect, AnyConnection.close, pool.placement.fits, timeout, short)
-        return self._hosts.connect(params, how)
+        conn = self._hosts.connect(params, how)
+        if in_service_file:
+            pool.placement.wanted = wanted_by(conn.pgconn)
+        return conn
 
     def _admit(self, attempt: Attempt, conn: AnyConnection, role: Role) -> bool:
         """Give the pool the connection; False if the attempt was given up meanwhile."""

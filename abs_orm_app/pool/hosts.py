@@ -264,6 +264,11 @@ def target_session_attrs(params: Mapping[str, Any]) -> str:
     return _setting(params, "target_session_attrs", "PGTARGETSESSIONATTRS")
 
 
+def names_service(params: Mapping[str, Any]) -> bool:
+    """True if libpq reads more parameters from a service file, which only libpq knows."""
+    return bool(_setting(params, "service", "PGSERVICE"))
+
+
 def _setting(params: Mapping[str, Any], name: str, variable: str) -> str:
     return str(params.get(name) or os.environ.get(variable, ""))
 

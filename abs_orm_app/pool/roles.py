@@ -59,6 +59,13 @@ def role_of(in_hot_standby: bytes | None, read_only: bytes | None) -> Role:
     return Role.UNKNOWN if in_hot_standby is None else Role.PRIMARY
 
 
+def wanted_by(pgconn: Any) -> str:
+    """The `target_session_attrs` that a connection was made with; "" for libpq's default, `any`."""
+    values = {option.keyword: option.val for option in pgconn.info}
+    value: str = (values.get(b"target_session_attrs") or b"").decode()
+    return "" if value == "any" else value
+
+
 def asked(conn: psycopg.Connection[Any], timeout: float) -> Role | None:
     """Ask the server of an idle connection for its role; None if no answer comes in `timeout` s."""
     answer = liveness.ask(conn, b"SELECT pg_catalog.pg_is_in_recovery()", timeout)

@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import PoolTimeout
 
 from abs_orm_app.pool import placement, roles
@@ -216,6 +217,27 @@ def test_an_alias_of_replicas_keeps_its_standby(pair: Pair, attrs: str, reads_on
         assert use(pool) == backend
         with pool.connection() as conn:
             assert conn.info.parameter_status("in_hot_standby") == "on"
+
+
+@pytest.mark.parametrize("given", ["service=replica", ""])
+def test_what_a_service_file_wants_counts(
+    pair: Pair, given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "pg_service.conf"
+    params = conninfo_to_dict(pair.conninfo, target_session_attrs="prefer-standby")
+    lines = (f"{name}={value}" for name, value in params.items())
+    file.write_text("\n".join(["[replica]", *lines]))
+    monkeypatch.setenv("PGSERVICEFILE", str(file))
+    if not given:
+        monkeypatch.setenv("PGSERVICE", "replica")
+    with opened(ours, given, min_size=1) as pool:
+        use(pool)
+        pair.address.target = pair.second.port
+        pool.drain()
+        backend = use(pool)
+        sleep(2 * roles.MISPLACED_LIFE)
+        assert use(pool) == backend
+        assert _role(pool) == "on"
 
 
 def test_a_pool_that_has_seen_only_standbys_keeps_them(pair: Pair) -> None:
