@@ -92,8 +92,7 @@ class LeasedCursorMixin:
 
 def _watch(lease: Lease, query: Any) -> None:
     """Before a statement: raise if the lease has ended, and record a change of the session."""
-    if lease.done:
-        raise psycopg.InterfaceError("the connection of this cursor was released")
+    _require_lease(lease)
     change = change_of(query) if type(query) is str else _change_of_other(query)
     if change is not None:
         lease.note(change)
@@ -108,14 +107,31 @@ def _change_of_other(query: Any) -> Change | None:
     return change_of(query) if isinstance(query, str) else _UNREADABLE
 
 
+def _require_lease(lease: Lease | None) -> None:
+    if lease is not None and lease.done:
+        raise psycopg.InterfaceError("the connection of this cursor was released")
+
+
 def _on_the_server(method: F) -> F:
     @wraps(method)
     def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self._lease is not None and self._lease.done:
-            raise psycopg.InterfaceError("the connection of this cursor was released")
+        _require_lease(self._lease)
         return method(self, *args, **kwargs)
 
     return checked  # type: ignore[return-value]
+
+
+def _rows_of_the_server(iterate: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
+    """For `__iter__` of psycopg before 3.3: a generator that fetches between two rows."""
+
+    @wraps(iterate)
+    def checked(self: Any) -> Iterator[Any]:
+        _require_lease(self._lease)
+        for row in iterate(self):
+            yield row
+            _require_lease(self._lease)
+
+    return checked
 
 
 @cache
@@ -126,6 +142,10 @@ def leased(cursor_class: type[Any]) -> type[Any]:
     names: dict[str, Any] = {"__module__": cursor_class.__module__}
     if issubclass(cursor_class, psycopg.ServerCursor):
         names["_portal"] = True
-        for name in ("fetchone", "fetchmany", "fetchall", "scroll", "__next__"):
+        for name in ("fetchone", "fetchmany", "fetchall", "scroll"):
             names[name] = _on_the_server(getattr(cursor_class, name))
+        if hasattr(cursor_class, "__next__"):
+            names["__next__"] = _on_the_server(cursor_class.__next__)
+        else:
+            names["__iter__"] = _rows_of_the_server(cursor_class.__iter__)
     return type(cursor_class.__name__, (LeasedCursorMixin, cursor_class), names)

@@ -512,7 +512,7 @@ def test_a_connection_that_the_server_ends_makes_the_others_suspect(server: Serv
             admin.execute("SELECT pg_terminate_backend(%s, 5000)", [pid(ended)])
         server.suspend_backend(hung)
         pool.putconn(other)
-        with pytest.raises(psycopg.errors.AdminShutdown) as caught:
+        with pytest.raises(psycopg.OperationalError) as caught:  # psycopg 3.2.1 has no SQLSTATE
             ended.execute("SELECT 1")
         pool.saw_error(ended, caught.value)
         # Used less than 0.5 s ago, it would be handed out without a ping.
