@@ -323,7 +323,7 @@ def check_out() -> tuple[float, str]:
         client.give(client.take())
     except Exception as error:  # whatever a peer raises
         text = str(error)
-        return monotonic(), text.partition(": ")[2].partition(".")[0] or text
+        return monotonic(), text.partition(": ")[2].partition(". ")[0] or text
     return monotonic(), "nothing: it was served"
 
 

@@ -114,6 +114,7 @@ def _rest(rows: Rows) -> Iterator[Target]:
 def _switchover(rows: Rows) -> Iterator[Target]:
     what = "switchover, one address: writes that fail from 0.5 s after it"
     yield _at_most(what, rows["ours"].failed_after, 0, whole)
+    yield _at_most("switchover, one address: acknowledged and lost", rows["ours"].lost, 0, whole)
 
 
 def _failover(name: str) -> Callable[[Rows], Iterator[Target]]:

@@ -80,6 +80,14 @@ def test_the_figures_of_the_readme_are_those_of_the_benchmarks() -> None:
     assert [figure for figure in ours if figure not in measured] == []
 
 
+def test_the_failover_page_names_figures_that_the_benchmark_has() -> None:
+    page = (ROOT / "docs" / "failover.md").read_text()
+    titles = re.findall(r'^Measured: "([^"]+)"', page, re.MULTILINE)
+    benchmark = (ROOT / "benchmarks" / "failover.py").read_text()
+    assert titles
+    assert [title for title in titles if f'"{title}"' not in benchmark] == []
+
+
 def test_the_site_has_each_page_once() -> None:
     nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
     listed = re.findall(r": ([\w-]+\.md)$", nav, re.MULTILINE)
