@@ -14,6 +14,7 @@ import gc
 import logging
 import os
 import random
+import signal
 import sys
 import threading
 from collections import Counter
@@ -106,8 +107,9 @@ class Soak:
 
     def disturbances(self) -> list[Callable[[], None]]:
         return [
-            self.restart, self.terminate, self.suspend, self.limit, self.crowd_out, self.resize,
-            self.drain, self.check, self.replace, self.fork, *[self.throw] * 4,
+            self.restart, self.terminate, self.suspend, self.suspend_one, self.limit,
+            self.crowd_out, self.resize, self.drain, self.check, self.replace, self.fork,
+            *[self.throw] * 4,
         ]  # fmt: skip
 
     def restart(self) -> None:
@@ -127,6 +129,16 @@ class Soak:
             sleep(self.random.uniform(0.1, 1.5))
         finally:
             self.server.resume()
+
+    def suspend_one(self) -> None:
+        """Freeze the server process of one connection for longer than a ping takes."""
+        holders = self.pool.holders()
+        if not holders:
+            return
+        with suppress(AssertionError):  # it has just ended
+            self.server.suspend_backend(holders[0].pid)
+        sleep(self.random.uniform(0.1, 3.0))
+        self.server.resume()
 
     def limit(self) -> None:
         with self.server.admin() as admin:
@@ -163,13 +175,28 @@ class Soak:
         if child == 0:
             status = 1
             with suppress(BaseException):
-                gc.collect()
-                registry.notice_fork()
-                status = int(not self.pool.closed)
+                status = int(not self.works_in_child())
             os._exit(status)
-        _, ended = os.waitpid(child, 0)
-        if ended:
+        ended, end = 0, monotonic() + TIMEOUT + ROOM + 10
+        while not ended and monotonic() < end:
+            sleep(0.01)
+            ended, status = os.waitpid(child, os.WNOHANG)
+        if not ended:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            self.faults.append("a forked child hangs")
+        elif status:
             self.faults.append("a fork failed")
+
+    def works_in_child(self) -> bool:
+        """The parent's pool is closed, and a new one serves, if the server is there."""
+        gc.collect()
+        registry.notice_fork()
+        if not self.pool.closed:
+            return False
+        with suppress(psycopg.OperationalError), self.new_pool().connection() as conn:
+            conn.execute("SELECT 1")
+        return True
 
     def throw(self) -> None:
         victim = self.random.choice(self.workers).ident
