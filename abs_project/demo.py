@@ -120,6 +120,7 @@ def _manage(environ: dict[str, str], *arguments: str) -> None:
         [sys.executable, "manage.py", *arguments],
         cwd=ROOT,
         env=environ,
+        process_group=0,  # Ctrl-C is for this process, which ends the others
         timeout=STARTS_IN,
         check=True,
     )
@@ -149,7 +150,7 @@ def _web_server(environ: dict[str, str], port: int) -> Iterator[str]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            process_group=0,  # Ctrl-C is for this process, which ends the others
+            process_group=0,
         )
         try:
             if not _answers(site, process):

@@ -21,6 +21,8 @@ import pytest
 from abs_project.demo import PAGE
 from tests.support.servers import wait_until
 
+pytestmark = pytest.mark.timeout(300)
+
 ROOT = Path(__file__).resolve().parents[2]
 IN_TIME = 60.0  # seconds, on a busy machine
 
