@@ -162,6 +162,19 @@ def test_it_shows_everybody_else_on_the_server(staff: Client, server: Server) ->
     assert "lock table" not in shown
 
 
+def test_it_lists_the_processes_of_the_project_or_says_why_it_cannot(
+    staff: Client, server: Server
+) -> None:
+    unknown = "The processes of this project cannot be told apart"
+    with psycopg.connect(server.conninfo, application_name="shop@web-2:12"):
+        for project, expected in (("shop", (1, 0)), (None, (0, 1))):
+            given = entry(server.conninfo, OPTIONS=SMALL, ABS_ORM_APP={"project": project})
+            with database(given) as alias:
+                shown = content(staff).partition(f'id="database-of-{alias}"')[2]
+            shown = shown.partition("</section>")[0]
+            assert (shown.count(">web-2:12</th>"), shown.count(unknown)) == expected
+
+
 def test_two_aliases_of_one_database_show_it_once(staff: Client, server: Server) -> None:
     with (
         database(entry(server.conninfo, OPTIONS=SMALL), "one"),
