@@ -89,7 +89,8 @@ def names_holder(stage: Stage) -> Seen:
     holders = stage.pool.holders() if isinstance(stage.pool, HardenedPool) else []
     for holder in holders:
         if repr(holder.thread) in error and str(holder.pid) in error:
-            traced = ", with the line that took it" if holder.where else ""
+            # The drill's own threads run no line of the project, which the error would name.
+            traced = ", where it was taken is recorded" if holder.frames else ""
             return Seen(
                 "kept",
                 f"thread {holder.thread!r}, for {in_words(holder.seconds)}"

@@ -44,9 +44,15 @@ def lines(text: str) -> list[str]:
     return [line for line in text.split("\n") if line.strip() and not line.startswith(";")]
 
 
+def name(line: str) -> str:
+    """What a line sets; its value may be empty."""
+    return line.partition("=")[0].strip()
+
+
 @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(["NAME", "USER", "PASSWORD", "HOST", "options", "assume_role"]), TEXT)
 @example("USER", "app\nadmin_users = app")
+@example("USER", ",")
 @example("NAME", "x' user='postgres")
 @example("assume_role", "x', false); drop table y; --")
 def test_nothing_adds_a_line_or_a_parameter(place: str, text: str) -> None:
@@ -58,7 +64,7 @@ def test_nothing_adds_a_line_or_a_parameter(place: str, text: str) -> None:
     else:
         value = f"-c app.tenant={text}" if place == "options" else text
         given["OPTIONS"] = {place: value}
-    usual = [line.partition(" = ")[0] for line in lines(written(shop=entry()))]
+    usual = [name(line) for line in lines(written(shop=entry()))]
     try:
         found = lines(written("--with-password", shop=given))
     except CommandError:
@@ -68,7 +74,7 @@ def test_nothing_adds_a_line_or_a_parameter(place: str, text: str) -> None:
     assert pairs.keys() <= IN_A_DATABASE
     assert pairs["host"] == given["HOST"]
     assert pairs.get("dbname", "shop" if place != "NAME" else text) == given["NAME"]
-    names = {line.partition(" = ")[0] for line in found[2:]}
+    names = {name(line) for line in found[2:]}
     assert names - {"ignore_startup_parameters"} <= {*usual, "listen_addr", "auth_file"}
 
 
