@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from abs_orm_app.pool.snapshot import EVICTIONS
 from abs_orm_app.pool.statistics import MISPLACED
 from tests.support.names import Hosts, refusal
 from tests.support.pools import (
+    APP,
     LATE,
     AnyPool,
     Call,
@@ -38,7 +40,7 @@ from tests.support.pools import (
 from tests.support.processes import run
 from tests.support.proxy import Proxy
 from tests.support.replication import Standby, commit_on_both, follow
-from tests.support.servers import Server, wait_until
+from tests.support.servers import TRUST, Server, wait_until
 
 GRACE = 0.5  # seconds after the address is right, from when on nothing may fail
 SIZE = 4
@@ -407,6 +409,60 @@ def lose_the_name(admin: str, port: str, path: str) -> None:
         assert waiting.is_alive(), waiting.error
         hosts.set({"db": "127.0.0.1"})
         waiting.result(within=10)
+
+
+def test_a_dead_address_of_a_name_delays_the_first_connection_alone(
+    server: Server, tmp_path: Path
+) -> None:
+    if reason := refusal():
+        pytest.skip(reason)
+    result = run(server, use_the_living_address, str(server.port), str(tmp_path / "hosts"))
+    assert result.status == 0, result.errors
+
+
+def use_the_living_address(port: str, path: str) -> None:
+    hosts = Hosts(Path(path))
+    hosts.set({"db": "127.0.0.2 127.0.0.3"})
+    hosts.enter()
+    found = socket.getaddrinfo("db", 1, socket.AF_INET, socket.SOCK_STREAM)
+    first, second = (str(address[0]) for *_, address in found)
+    with Proxy(int(port), host=second) as alive, socket.create_server((first, alive.port)):
+        conninfo = f"host=db port={alive.port} user=postgres dbname=postgres connect_timeout=5"
+        with opened(ours, conninfo, min_size=1, max_size=4) as pool:
+            taken = []
+            for _ in range(4):
+                began = monotonic()
+                taken.append(pool.getconn())
+                assert monotonic() - began < 5
+            assert {conn.info.hostaddr for conn in taken} == {second}
+            for conn in taken:
+                pool.putconn(conn)
+
+
+@pytest.mark.parametrize("fault", ["hba", "database"])
+def test_what_is_a_mistake_at_first_passes_once_a_connection_has_worked(
+    server: Server, fault: str
+) -> None:
+    """A standby whose pg_hba.conf differs takes over; a database is restored."""
+    with server.admin() as admin:
+        admin.execute("CREATE DATABASE shop")
+    with opened(ours, f"{server.tcp_conninfo} dbname=shop", min_size=1) as pool:
+        use(pool)
+        if fault == "hba":
+            server.reload("local all all trust")
+            server.terminate(APP)
+        else:
+            with server.admin() as admin:
+                admin.execute("DROP DATABASE shop WITH (FORCE)")
+        waiting = Call(use, pool)
+        sleep(1)
+        assert waiting.is_alive(), waiting.error
+        if fault == "hba":
+            server.reload(TRUST)
+        else:
+            with server.admin() as admin:
+                admin.execute("CREATE DATABASE shop")
+        waiting.result(within=20)
 
 
 def test_a_name_that_never_resolved_fails_at_once() -> None:

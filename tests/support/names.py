@@ -34,8 +34,10 @@ class Hosts:
         self.path = path
 
     def set(self, addresses: Mapping[str, str]) -> None:
-        """Have these names, and no others."""
-        text = "".join(f"{address} {name}\n" for name, address in addresses.items())
+        """Have these names, and no others. Spaces separate the addresses of one name."""
+        text = "".join(
+            f"{address} {name}\n" for name, each in addresses.items() for address in each.split()
+        )
         assert len(text) < SIZE
         file = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644)
         os.pwrite(file, text.ljust(SIZE, "\n").encode(), 0)  # in place: the mount is of this inode
