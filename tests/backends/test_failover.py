@@ -178,6 +178,13 @@ def owned(server: Server, release: str) -> Iterator[Database]:
     database.remove()
 
 
+def end_sessions(owned: Database, wrapper: Any) -> None:
+    """End the sessions of the pool, and wait until it could see that."""
+    entries = tuple(getattr(wrapper.pool, "entries", ()))
+    owned.server.terminate(APP)
+    wait_until(lambda: all(entry.poll(0) for entry in entries), "the server's last word")
+
+
 @pytest.mark.parametrize(
     "engine",
     [OURS, pytest.param(STOCK, marks=pytest.mark.xfail(strict=True, reason="the next one fails"))],
@@ -189,7 +196,7 @@ def test_a_session_that_ends_between_two_statements_costs_none(
     wrapper = owned(ENGINE=engine)
     for _ in range(10):
         ask(wrapper, WRITE)
-        owned.server.terminate(APP)
+        end_sessions(owned, wrapper)
     assert ask(wrapper, COUNT) == 10
 
 
@@ -200,8 +207,7 @@ def test_no_statement_is_sent_to_a_server_that_has_ended_the_session(owned: Data
         address.closing_delay = 1.0
         for _ in range(3):
             ask(wrapper, WRITE)
-            owned.server.terminate(APP)
-            sleep(0.1)
+            end_sessions(owned, wrapper)
         assert ask(wrapper, COUNT) == 3
 
 
