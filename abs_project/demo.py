@@ -27,7 +27,7 @@ from types import FrameType
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from abs_orm_app.embedded import embedded_url, stop
+from abs_orm_app.embedded import EmbeddedError, embedded_url, stop
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = "/admin/abs_orm_app/pools/"
@@ -59,7 +59,18 @@ def main() -> None:
     arguments = _parse()
     for signum in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, _interrupt)
-    with suppress(KeyboardInterrupt), ExitStack() as stack:
+    try:
+        _show(arguments.port, arguments.minutes)
+    except KeyboardInterrupt:
+        pass  # the way to end it
+    except EmbeddedError as refusal:
+        sys.exit(str(refusal))
+    _say("\nStopped, and removed what was made.")
+
+
+def _show(port: int, minutes: float) -> None:
+    """Start everything, and remove it after so many minutes, or at an exception."""
+    with ExitStack() as stack:
         _say("Starting PostgreSQL, and making the tables and a user.")
         directory = stack.enter_context(_database())
         environ = _environment(directory)
@@ -67,16 +78,15 @@ def main() -> None:
         _manage(environ, "migrate", "--verbosity=0")
         superuser = ("createsuperuser", "--noinput", f"--username={USER}", "--email=")
         _manage({**environ, "DJANGO_SUPERUSER_PASSWORD": password}, *superuser, "--verbosity=0")
-        ports = (_free_port(arguments.port), _free_port())
-        sites = [stack.enter_context(_web_server({**environ, **POOL}, port)) for port in ports]
+        ports = (_free_port(port), _free_port())
+        sites = [stack.enter_context(_web_server({**environ, **POOL}, each)) for each in ports]
         _say(f"\n  page      {sites[0]}{PAGE}")
         _say(f"  user      {USER}\n  password  {password}\n")
         embedded = f"{sys.executable} -m abs_orm_app.embedded"
         _say(f"To stop the database, and start it again:\n  {embedded} stop {directory}")
         _say(f"  {embedded} start {directory}\n")
-        _say(f"It ends in {arguments.minutes:g} minutes, or with Ctrl-C.")
-        _load(sites, time.monotonic() + 60 * arguments.minutes)
-    _say("\nStopped, and removed what was made.")
+        _say(f"It ends in {minutes:g} minutes, or with Ctrl-C.")
+        _load(sites, time.monotonic() + 60 * minutes)
 
 
 def _parse() -> argparse.Namespace:
