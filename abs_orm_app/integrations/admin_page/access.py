@@ -117,7 +117,7 @@ def give_pass(request: HttpRequest, response: HttpResponse) -> None:
         salt=COOKIE,
         max_age=GOOD_FOR,
         path=request.path,
-        secure=request.is_secure(),
+        secure=request.is_secure() or settings.SESSION_COOKIE_SECURE,
         httponly=True,
         samesite="Strict",
     )

@@ -175,6 +175,14 @@ def test_a_pass_is_not_for_scripts_nor_for_other_sites(staff: Client) -> None:
     assert cookie["httponly"]
     assert cookie["samesite"] == "Strict"
     assert cookie["path"] == PAGE
+    assert not cookie["secure"]
+
+
+def test_a_pass_is_for_https_alone_where_the_session_is(staff: Client) -> None:
+    """Behind a proxy that ends TLS, the request itself may not look like HTTPS."""
+    with override_settings(SESSION_COOKIE_SECURE=True):
+        content(staff)
+    assert staff.cookies["abs_orm_app_staff"]["secure"]
 
 
 # Admin sites
