@@ -13,11 +13,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
-from threading import Thread
+from threading import Lock, Thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
 
 from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import ImproperlyConfigured
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 State = Literal["ok", "degraded", "failed"]
 
 SECONDS = 2.0  # that a check takes at most
+FRESH = 1.0  # seconds for which an answer beside a full pool is given again
 PING = 0.5  # seconds that a server gets at least, even if no caller waits for the answer any more
 
 
@@ -192,21 +194,45 @@ def _is_full(pool: HardenedPool) -> bool:
     return len(pool.entries) >= pool.max_size and not pool.idle
 
 
+@dataclass
+class _Beside:
+    """When the server of a full pool last answered. Who holds the lock asks; the others wait."""
+
+    answered_at: float = -inf
+    lock: Lock = field(default_factory=Lock)
+
+
+_beside: WeakKeyDictionary[HardenedPool, _Beside] = WeakKeyDictionary()
+
+
 def _ask_beside(pool: HardenedPool, seconds: float) -> None:
     """Return if requests get connections of a full pool within its timeout, and the server answers.
 
     The check does not queue: it would take a connection from a request, and could wait for longer
-    than a load balancer does.
+    than a load balancer does. Everybody may ask, so an answer is good for all who ask in a second.
     """
     from psycopg_pool import PoolTimeout
 
+    began = monotonic()
+    served_at = max((entry.taken_at for entry in tuple(pool.in_use)), default=inf)
+    if began - served_at > pool.timeout:
+        raise PoolTimeout(f"no request got a connection for {pool.timeout:g} s")
+    latest = _beside.setdefault(pool, _Beside())
+    if not latest.lock.acquire(timeout=seconds):
+        raise PoolTimeout("another check is still waiting for the server")
+    try:
+        if monotonic() - latest.answered_at > FRESH:
+            _select_beside(pool.name, began + seconds - monotonic())
+            latest.answered_at = monotonic()
+    finally:
+        latest.lock.release()
+
+
+def _select_beside(alias: str, seconds: float) -> None:
     from abs_orm_app.integrations.unpooled import run_unpooled
 
-    served_at = max((entry.taken_at for entry in tuple(pool.in_use)), default=inf)
-    if monotonic() - served_at > pool.timeout:
-        raise PoolTimeout(f"no request got a connection for {pool.timeout:g} s")
     try:
-        run_unpooled(lambda: _select(connections[pool.name]), seconds=seconds)
+        run_unpooled(lambda: _select(connections[alias]), seconds=max(seconds, 0.0))
     except OperationalError as error:
         if classify(error).problem is not FULL:  # which a server says that is well
             raise

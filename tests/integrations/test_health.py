@@ -117,6 +117,15 @@ def test_a_full_pool_that_serves_no_request_within_its_timeout_is_failed(server:
         assert state(alias, seconds=10.0) == "ok"
 
 
+def test_many_who_check_a_full_pool_open_one_connection(server: Server, alias: str) -> None:
+    with exhausted(pool_of(alias)), server.admin() as admin:
+        checks = [Call(state, alias, 10.0) for _ in range(20)]
+        assert [check.result(2 * LATE) for check in checks] == ["ok"] * 20
+        began = admin.execute("select sessions from pg_stat_database where datname = 'postgres'")
+        # The pool's, this one, one beside the pool, and one to start with; more after a second.
+        assert began.fetchone()[0] <= 4 + LATE  # type: ignore[index]
+
+
 @pytest.mark.parametrize("problem", ["stopped", "hung"])
 def test_a_full_pool_of_a_broken_server_is_failed(server: Server, alias: str, problem: str) -> None:
     with exhausted(pool_of(alias)):
