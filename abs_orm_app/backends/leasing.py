@@ -248,7 +248,7 @@ class LeasingMixin(Base):
     def _is_fit(self, lease: Lease) -> bool:
         """False for a connection that broke while nothing needed its session.
 
-        It is looked at before each statement, because afterwards nobody can tell whether a
+        It is checked before each statement, because afterwards nothing can tell whether a
         statement has run: libpq reports a send that failed as one that worked.
 
         Raises `OperationalError` where something needs the session: what was set on it is gone.
@@ -258,7 +258,7 @@ class LeasingMixin(Base):
             return False
         lease.used_at = monotonic()
         if not connection.closed and not connection._pool_entry.poll(0):
-            return True  # the server has said nothing
+            return True  # the server has sent nothing
         at_rest = is_at_rest(connection)
         if not connection.closed and (not at_rest or lease.users or _still_answers(connection)):
             return True
@@ -484,8 +484,8 @@ class LeasingMixin(Base):
 
 
 def _still_answers(connection: Any) -> bool:
-    """Look at an idle connection that has said something. May take `PING_TIMEOUT`."""
-    # It may have been its last word, though its socket is not closed yet.
+    """Check an idle connection that has something to read. May take `PING_TIMEOUT` seconds."""
+    # The server may have sent its last message without having closed the socket yet.
     return not has_ended(connection, connection._pool_entry.poll) and answers(
         connection, PING_TIMEOUT
     )

@@ -54,7 +54,7 @@ IN_BRACKETS = "put an IPv6 address into brackets"
 TLS_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 DJANGO_OPTIONS = ("assume_role",)  # options of Django's engine that a URL may give as well
 
-# A connection attempt ends after 10 s. A server that is gone without a word is found within 20 s:
+# A connection attempt ends after 10 s. A server that vanishes is detected within 20 s:
 # by probes while we wait for its answer (10 + 3 * 3 s), and by the timeout while it has not
 # acknowledged what we sent, where Linux alone goes on for a quarter of an hour. So a host that
 # fails over is known to be dead before a pool's timeout of 30 s is over.

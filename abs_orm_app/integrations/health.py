@@ -164,7 +164,7 @@ def _select(wrapper: Any) -> None:
 def _ask_through(pool: HardenedPool, seconds: float) -> None:
     """Return once the server has answered on a connection of the pool, or beside a full pool.
 
-    Raises `PoolTimeout` if it has not, or if the pool serves nobody.
+    Raises `PoolTimeout` if it has not, or if the pool serves no request.
     """
     from psycopg_pool import PoolTimeout
 
@@ -184,7 +184,7 @@ def _ask_through(pool: HardenedPool, seconds: float) -> None:
             # A connection that came late is not closed for having had no time to answer.
             if answers(conn, max(deadline - monotonic(), PING)):
                 return
-            conn.close()  # whoever asks next on it would get this answer
+            conn.close()  # its next query would get this answer
         finally:
             pool.putconn(conn)
     raise late

@@ -69,7 +69,7 @@ class Holder:
     seconds: float
     frames: Frames | None  # the stack that took it, when tracing is on
     pin: Pin | None = None  # None: nothing needs its session, or a statement is being executed
-    unused: bool = False  # nothing needs its session, and it is kept all the same
+    unused: bool = False  # nothing needs its session, but it is kept
 
     @property
     def where(self) -> str | None:

@@ -104,7 +104,7 @@ class HardenedPool:
     `reclaim`: returns a connection that its holder does not use to the pool; False if it is used.
     Called by housekeeping while requests wait and all connections are in use.
     `pin_of`: returns what needs the session of a connection that is checked out, for reports;
-    `UNUSED` if nothing does, and it is kept all the same. Called in any thread.
+    `UNUSED` if nothing does, but it is kept. Called in any thread.
 
     `getconn` raises `PoolTimeout` at the deadline, with the last fault as its cause;
     `psycopg.OperationalError` at once for a permanent fault; `PoolClosed`; and

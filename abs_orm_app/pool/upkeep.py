@@ -14,7 +14,7 @@ from abs_orm_app.pool.garbage import COLLECT_AFTER, COLLECT_INTERVAL, Collector
 if TYPE_CHECKING:
     from abs_orm_app.pool.pool import HardenedPool
 
-LEAST = 0.05  # seconds between two visits to a pool that nobody has called for
+LEAST = 0.05  # seconds between two visits to a pool without a call
 
 collector = Collector()
 
