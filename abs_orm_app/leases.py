@@ -31,8 +31,10 @@ def release(using: str | None = None) -> None:
     tables, advisory locks). An open cursor can still fetch what it has read, but execute nothing
     more.
 
-    Raises `TransactionManagementError` in an atomic block or another transaction, in a `pinned()`
-    block, and while a server-side cursor is open.
+    Raises `TransactionManagementError` in an atomic block or another transaction, with autocommit
+    turned off, in a `pinned()` block, and while a server-side cursor, `stream()` or `copy()` is
+    open; `SynchronousOnlyOperation` in async code, whose connections are those of other threads:
+    there it is `await sync_to_async(release)()`.
     """
     wrapper: Any = connections[using or DEFAULT_DB_ALIAS]
     if hasattr(wrapper, "release"):

@@ -390,6 +390,10 @@ class LeasingMixin(Base):
         with self.wrap_database_errors:
             lease.end()
 
+    @async_unsafe(
+        "release() returns the connection of its own thread, and async code queries in others: use"
+        " `await sync_to_async(release)()`."
+    )
     def release(self) -> None:
         """Return the connection now; see `abs_orm_app.leases.release`."""
         self.validate_thread_sharing()
@@ -399,33 +403,42 @@ class LeasingMixin(Base):
                 f"the connection of {self.alias!r} cannot be released in an atomic block:"
                 " call release() before it begins, or after it ends"
             )
-        lease = self._held()
-        if lease is None or self.in_atomic_block or self.allow_thread_sharing:
+        if self.in_atomic_block or self.allow_thread_sharing:
             return
+        lease = self._held()
         if why := self._why_not_released(lease):
             raise TransactionManagementError(
                 f"the connection of {self.alias!r} cannot be released: {why}"
             )
+        if lease is None:
+            return
         with self.wrap_database_errors:
             lease.end()
         self._lease = None
 
-    def _why_not_released(self, lease: Lease) -> str | None:
+    def _why_not_released(self, lease: Lease | None) -> str | None:
         if self._kept:
             return "it is in a pinned() block"
+        connection = lease.connection if lease is not None else None
+        if lease is None or connection is None:
+            return None
         if lease.portals:
             return "a server-side cursor is open (an iterator() that has not come to its end?)"
-        connection = lease.connection
-        if connection is None:
-            return None
         status = connection.pgconn.transaction_status
-        if status in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):
-            return None
         if status == TransactionStatus.ACTIVE:
-            return "a statement is still being executed"
-        return "it is in a transaction: commit or roll back first"
+            return "a statement is still being executed (or a stream() or copy() is open)"
+        if status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):
+            return "it is in a transaction: commit or roll back first"
+        if (autocommit := self.autocommit) is not self.settings_dict["AUTOCOMMIT"]:
+            # The next lease would have the alias's own, and its statements would be committed.
+            return f"set_autocommit({autocommit}) is in effect: set it back first"
+        return None
 
     @contextmanager
+    @async_unsafe(
+        "pinned() keeps the connection of its own thread, and async code queries in others: use it"
+        " in the function that sync_to_async() calls."
+    )
     def pinned(self) -> Iterator[None]:
         """Keep the connection for the block; see `abs_orm_app.leases.pinned`."""
         self.validate_thread_sharing()

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from asgiref.sync import sync_to_async
 from django.core import signals
+from django.core.exceptions import SynchronousOnlyOperation
 from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
 from django.db.backends.signals import connection_created
 from django.db.transaction import TransactionManagementError
@@ -478,6 +479,70 @@ def test_release_is_refused_where_something_needs_the_session(database: Database
         with pytest.raises(TransactionManagementError, match=r"in a pinned\(\) block"):
             release(ALIAS)
     release(ALIAS)
+
+
+def test_release_is_refused_where_autocommit_would_change(database: Database) -> None:
+    """The next lease would have the alias's own: what is meant to be rolled back is committed."""
+    wrapper = database()
+    ask(wrapper)
+    transaction.set_autocommit(False, using=ALIAS)
+    with pytest.raises(TransactionManagementError, match=r"set_autocommit\(False\) is in effect"):
+        release(ALIAS)
+    transaction.set_autocommit(True, using=ALIAS)
+    release(ALIAS)
+    assert held(wrapper) == 0
+
+
+def test_release_is_no_surprise_where_the_alias_has_no_autocommit(database: Database) -> None:
+    wrapper = database(AUTOCOMMIT=False)
+    ask(wrapper)
+    with pytest.raises(TransactionManagementError, match="in a transaction"):
+        release(ALIAS)
+    transaction.rollback(using=ALIAS)
+    release(ALIAS)
+    assert held(wrapper) == 0
+    ask(wrapper)
+    assert not transaction.get_autocommit(using=ALIAS)
+
+
+def test_release_is_refused_while_rows_come(database: Database) -> None:
+    wrapper = database()
+    refused = r"a stream\(\) or copy\(\) is open"
+    with wrapper.cursor() as cursor:
+        rows = cursor.stream(SERIES)
+        next(rows)
+        with pytest.raises(TransactionManagementError, match=refused):
+            release(ALIAS)
+        rows.close()
+    with wrapper.cursor() as cursor, cursor.copy(f"COPY ({SERIES}) TO STDOUT") as copy:
+        with pytest.raises(TransactionManagementError, match=refused):
+            release(ALIAS)
+        assert sum(1 for _ in copy.rows()) == ROWS
+    assert ask(wrapper, "SELECT 1") == 1
+
+
+def test_release_in_a_pinned_block_is_refused_before_its_first_query_too(
+    database: Database,
+) -> None:
+    database()
+    with pinned(ALIAS), pytest.raises(TransactionManagementError, match=r"in a pinned\(\) block"):
+        release(ALIAS)
+
+
+def test_in_async_code_release_and_pinned_say_how(database: Database) -> None:
+    """They would do nothing there: the queries are in another thread."""
+    wrapper = database()
+
+    async def view() -> int:
+        await sync_to_async(lambda: ask(connections[ALIAS]))()
+        with pytest.raises(SynchronousOnlyOperation, match=r"await sync_to_async\(release\)\(\)"):
+            release(ALIAS)
+        with pytest.raises(SynchronousOnlyOperation, match=r"sync_to_async\(\) calls"):
+            pinned(ALIAS).__enter__()
+        await sync_to_async(release)(ALIAS)
+        return held(wrapper)
+
+    assert asyncio.run(view()) == 0
 
 
 def test_release_inside_a_test_case_changes_nothing(database: Database) -> None:
