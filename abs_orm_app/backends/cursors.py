@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import sql
 
-from abs_orm_app.backends.lease import Lease
+from abs_orm_app.backends.lease import LEASE, Lease
 from abs_orm_app.backends.session_state import CURSOR, UNSEEN, Change, change_of
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -22,20 +22,17 @@ _DROPPED = Change(CURSOR, "a server-side cursor that was not closed")
 class LeasedCursorMixin:
     """A cursor that is registered with its lease while it is open.
 
-    On a connection without a lease (the pool's own, a bare one) it behaves as psycopg's.
+    Django's cursors join their lease when they are made; one that the project makes from the
+    handle joins at its first statement. On a connection without a lease (the pool's own, a bare
+    one) it behaves as psycopg's.
     """
 
     _lease: Lease | None = None
     _portal = False  # it is a server-side cursor
 
-    def __init__(self, connection: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(connection, *args, **kwargs)  # type: ignore[call-arg]
-        lease = getattr(connection, "_lease", None)
-        if lease is not None:
-            self._lease = lease
-            lease.users.add(id(self))
-            if self._portal:
-                lease.portals.add(id(self))
+    def join(self, lease: Lease) -> None:
+        self._lease = lease
+        lease.users[id(self)] = self._portal
 
     def close(self) -> None:
         lease = self._lease
@@ -49,7 +46,6 @@ class LeasedCursorMixin:
             else:
                 super().close()  # type: ignore[misc]
         finally:
-            lease.portals.discard(id(self))
             lease.leave(id(self))
 
     def _close_portal(self, lease: Lease) -> None:
@@ -64,34 +60,35 @@ class LeasedCursorMixin:
             self._lease = None
             if self._portal:
                 lease.left = lease.left or _DROPPED
-                lease.portals.discard(id(self))
             lease.drop(id(self))
         if self._portal:
             super().__del__()  # type: ignore[misc]
 
     def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-        if self._lease is not None:
-            _watch(self._lease, query)
+        _watch(self, query)
         return super().execute(query, *args, **kwargs)  # type: ignore[misc]
 
     def executemany(self, query: Any, *args: Any, **kwargs: Any) -> None:
-        if self._lease is not None:
-            _watch(self._lease, query)
+        _watch(self, query)
         super().executemany(query, *args, **kwargs)  # type: ignore[misc]
 
     def stream(self, query: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        if self._lease is not None:
-            _watch(self._lease, query)
+        _watch(self, query)
         return super().stream(query, *args, **kwargs)  # type: ignore[misc,no-any-return]
 
     def copy(self, statement: Any, *args: Any, **kwargs: Any) -> AbstractContextManager[Any]:
-        if self._lease is not None:
-            _watch(self._lease, statement)
+        _watch(self, statement)
         return super().copy(statement, *args, **kwargs)  # type: ignore[misc,no-any-return]
 
 
-def _watch(lease: Lease, query: Any) -> None:
+def _watch(cursor: Any, query: Any) -> None:
     """Before a statement: raise if the lease has ended, and record a change of the session."""
+    lease: Lease | None = cursor._lease
+    if lease is None:
+        lease = getattr(cursor.connection, LEASE, None)
+        if lease is None or cursor.closed:
+            return
+        cursor.join(lease)
     _require_lease(lease)
     change = change_of(query) if type(query) is str else _change_of_other(query)
     if change is not None:

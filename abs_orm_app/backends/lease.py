@@ -10,7 +10,7 @@ adds itself to `users`, and then looks whether the right is still there (`begin`
 from __future__ import annotations
 
 from contextlib import suppress
-from time import monotonic, sleep
+from time import sleep
 from typing import TYPE_CHECKING, Any
 
 from psycopg.pq import TransactionStatus
@@ -38,8 +38,8 @@ class Lease:
     """What one wrapper knows about the connection that it has checked out.
 
     `early`: it ends as soon as nothing needs the session, and not only with the request.
-    `users`: what needs the connection now: cursors by their `id`, and the wrapper's own steps.
-    `portals`: the server-side cursors among them.
+    `users`: what needs the connection now: cursors by their `id`, and the wrapper's own steps. The
+    value is True for a server-side cursor.
     `change`: the first change of the session that was found; it pins the lease.
     `changed_at`: the stack that made the change, if tracing is on.
     `left`: a change that does not pin the lease, but must be cleaned.
@@ -52,29 +52,30 @@ class Lease:
 
     __slots__ = (
         "asked", "change", "changed_at", "connection", "done", "early", "in_request", "kept",
-        "left", "portals", "receiving", "right", "used_at", "users",
+        "left", "receiving", "right", "used_at", "users",
     )  # fmt: skip
 
-    def __init__(self, connection: Connection[Any], early: bool) -> None:
+    def __init__(
+        self, connection: Connection[Any], *, early: bool, kept: int, in_request: bool
+    ) -> None:
         self.connection: Connection[Any] | None = connection
         self.early = early
-        self.users: set[Hashable] = set()
-        self.portals: set[Hashable] = set()
+        self.users: dict[Hashable, bool] = {}
         self.right = [True]
         self.done = False
         self.change: Change | None = None
         self.changed_at: Frames | None = None
         self.left: Change | None = None
         self.asked = False
-        self.kept = 0
-        self.used_at = monotonic()
-        self.in_request = False
+        self.kept = kept
+        self.used_at: float = connection._pool_entry.taken_at  # type: ignore[attr-defined]
+        self.in_request = in_request
         self.receiving = False
         connection._lease = self  # type: ignore[attr-defined]
 
     def begin(self, user: Hashable) -> bool:
         """Record that `user` needs the connection; False if the lease has ended."""
-        self.users.add(user)
+        self.users[user] = False
         return bool(self.right) or self._goes_on(user)
 
     def _goes_on(self, user: Hashable) -> bool:
@@ -85,12 +86,12 @@ class Lease:
             if self.right:
                 return True
             sleep(0)
-        self.users.discard(user)
+        self.users.pop(user, None)
         return False
 
     def leave(self, user: Hashable) -> None:
         """`user` does not need the connection any more."""
-        self.users.discard(user)
+        self.users.pop(user, None)
         if self.early and not self.users:
             self.end_if_idle()
 
@@ -98,6 +99,10 @@ class Lease:
         """`user` was garbage-collected, at any point of any thread."""
         with suppress(ValueError):  # the connection is lost as well, or the parent's of a fork
             self.leave(user)
+
+    def has_portals(self) -> bool:
+        """True while a server-side cursor is open."""
+        return True in self.users.values()
 
     def note(self, change: Change) -> None:
         """The session was changed, or is about to be."""
@@ -138,7 +143,7 @@ class Lease:
         if not is_at_rest(connection):
             return TRANSACTION
         if self.users:
-            return PORTAL_OPEN if self.portals else CURSOR_OPEN
+            return PORTAL_OPEN if self.has_portals() else CURSOR_OPEN
         return None if self.early else UNUSED
 
     def end_if_idle(self) -> bool:
@@ -168,7 +173,7 @@ class Lease:
             return
         connection = self.connection
         if connection is not None:
-            if self.portals:
+            if self.users and self.has_portals():
                 self.note(Change("held cursor", "an open server-side cursor"))
             self._give_back(connection)
 

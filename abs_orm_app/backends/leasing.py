@@ -27,7 +27,7 @@ from django.utils.asyncio import async_unsafe
 from psycopg import OperationalError
 from psycopg.pq import Format, TransactionStatus
 
-from abs_orm_app.backends.cursors import leased
+from abs_orm_app.backends.cursors import LeasedCursorMixin, leased
 from abs_orm_app.backends.lease import HANDLE, PINNED, Lease, is_at_rest
 from abs_orm_app.backends.receivers import unwatch, watch
 from abs_orm_app.config.entry import app_options
@@ -79,8 +79,10 @@ request_finished.connect(_end_request)
 
 
 def asked_by_project() -> bool:
-    """True if the code that called the caller may keep the handle that it gets."""
+    """True if the code that called the wrapper may keep the handle that it gets."""
     frame: Any = sys._getframe(2)
+    while frame is not None and frame.f_globals is globals():  # the wrapper's own steps
+        frame = frame.f_back
     while frame is not None:
         name: str = frame.f_globals.get("__name__") or ""
         if name not in _BETWEEN:
@@ -94,8 +96,7 @@ class LeasingMixin(Base):
 
     if TYPE_CHECKING:
 
-        @property
-        def pool(self) -> HardenedPool | None: ...
+        def _find_pool(self) -> HardenedPool | None: ...
 
     _lease: Lease | None = None
     _bare: AnyConnection | None = None  # a connection of no pool
@@ -138,10 +139,13 @@ class LeasingMixin(Base):
             self._bare = connection
 
     def _new_lease(self, connection: Any) -> Lease:
-        lease = Lease(connection, self._early)
-        lease.kept = self._kept
+        lease = Lease(
+            connection,
+            early=self._early,
+            kept=self._kept,
+            in_request=getattr(_thread, "in_request", False),
+        )
         lease.changed_at = self._pinned_at
-        lease.in_request = getattr(_thread, "in_request", False)
         if self._connecting:
             _begin_to_connect(lease)
         return lease
@@ -155,13 +159,12 @@ class LeasingMixin(Base):
 
     def ensure_connection(self) -> None:
         """As Django's. A project that calls it wants the handle: the lease is pinned."""
-        self._ensure_lease()
-        lease = self._held()
-        if lease is not None and not lease.asked and asked_by_project():
-            lease.ask()
+        notice_fork()
+        with self.wrap_database_errors:
+            self._ensure_lease()
+        self._note_who_asks()
 
     def _ensure_lease(self) -> None:
-        notice_fork()
         if self._bare is not None or self._held() is not None:
             return
         # Test tools replace either, to forbid queries.
@@ -170,16 +173,21 @@ class LeasingMixin(Base):
             return
         if self.in_atomic_block and self.closed_in_transaction:
             raise ProgrammingError("Cannot open a new connection in an atomic block.")
-        with self.wrap_database_errors:
-            connect = self.__dict__.get("connect")
-            connect() if connect is not None else self._connect()
+        connect = self.__dict__.get("connect")
+        connect() if connect is not None else self._connect()
 
     @async_unsafe
     def connect(self) -> None:
+        notice_fork()
         self._connect()
 
+    def _note_who_asks(self) -> None:
+        lease = self._held()
+        if lease is not None and not lease.asked and asked_by_project():
+            lease.ask()
+
     def _connect(self) -> None:
-        pool = self.pool
+        pool = self._find_pool()
         if pool is not None and self._familiar:
             self._take(pool)
             return
@@ -302,7 +310,7 @@ class LeasingMixin(Base):
             try:
                 return self._prepare_cursor(self.create_cursor(name))
             finally:
-                lease.users.discard(user)
+                lease.users.pop(user, None)
                 if not lease.users:
                     lease.leave(user)
 
@@ -319,6 +327,8 @@ class LeasingMixin(Base):
             cursor = leased(ServerSideCursor)(
                 connection, name=name, scrollable=False, withhold=connection.autocommit
             )
+        if isinstance(cursor, LeasedCursorMixin):  # else of a factory that the project has set
+            cursor.join(lease)
         if not self._same_time_zone:
             register_tzloader(self.timezone, cursor)
         return cursor
@@ -372,23 +382,16 @@ class LeasingMixin(Base):
         self.run_on_commit = []
         if self.closed_in_transaction or lease.done:
             return
+        notice_fork()  # which ends the lease, without a word to the pool
         try:
-            self._close()
+            with self.wrap_database_errors:
+                lease.end()
         finally:
             if self.in_atomic_block:
                 self.closed_in_transaction = True
                 self.needs_rollback = True
             else:
                 self._lease = None
-
-    def _close(self) -> None:
-        notice_fork()
-        lease = self._held()
-        if lease is None:
-            super()._close()
-            return
-        with self.wrap_database_errors:
-            lease.end()
 
     @async_unsafe(
         "release() returns the connection of its own thread, and async code queries in others: use"
@@ -422,7 +425,7 @@ class LeasingMixin(Base):
         connection = lease.connection if lease is not None else None
         if lease is None or connection is None:
             return None
-        if lease.portals:
+        if lease.has_portals():
             return "a server-side cursor is open (an iterator() that has not come to its end?)"
         status = connection.pgconn.transaction_status
         if status == TransactionStatus.ACTIVE:
@@ -468,7 +471,7 @@ class LeasingMixin(Base):
             lease.changed_at = lease.changed_at or self._pinned_at
             if not lease.begin(self):  # it ended just now
                 return
-            lease.users.discard(self)
+            lease.users.pop(self, None)
 
     def _let_go(self, change: Any) -> None:
         self._kept -= 1
@@ -506,7 +509,7 @@ def _still_answers(connection: Any) -> bool:
 
 def _begin_to_connect(lease: Lease) -> None:
     """From here to `_end_to_connect`, changes do not pin: they are made again for each lease."""
-    lease.users.add(CONNECT)
+    lease.users[CONNECT] = False
     lease.receiving = True
     watch(lease)
 
@@ -514,7 +517,7 @@ def _begin_to_connect(lease: Lease) -> None:
 def _end_to_connect(lease: Lease) -> None:
     lease.receiving = False
     unwatch(lease.connection)
-    lease.users.discard(CONNECT)
+    lease.users.pop(CONNECT, None)
 
 
 class _HandleMixin:

@@ -56,10 +56,14 @@ class PooledMixin(LeasingMixin):
         Also None for code that queries after the pools were closed at the end of the process: it
         connects directly. Raises `ImproperlyConfigured` for settings that no pool can have.
         """
+        notice_fork()
+        return self._find_pool()
+
+    def _find_pool(self) -> HardenedPool | None:
+        """`pool`, where a fork was looked for just now."""
         options = self.settings_dict["OPTIONS"].get("pool")
         if not options or self.alias == NO_DB_ALIAS:
             return None
-        notice_fork()
         if registry.comes_after_the_end():
             return None
         database = self.settings_dict["NAME"]

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from os import getpid
 from typing import TYPE_CHECKING
 
 from abs_orm_app.pool.ending import close_for_good, resume, settle
@@ -27,7 +28,7 @@ pools: dict[str, HardenedPool] = {}
 # transaction. Called at the end of the process, and in a forked child.
 hang_up_hooks: list[Callable[[], None]] = []
 
-_pid = os.getpid()
+_pid = getpid()
 _closes_at_end = True
 _ended = False
 _fork_lock = threading.Lock()
@@ -35,9 +36,9 @@ _fork_lock = threading.Lock()
 
 def notice_fork() -> None:
     """Detect a child that was forked without Python's knowledge, as uWSGI does."""
-    if _pid != os.getpid():
+    if _pid != getpid():
         with _fork_lock:  # several threads may call this at the same time
-            if _pid != os.getpid():
+            if _pid != getpid():
                 _start_clean()
 
 
@@ -97,7 +98,7 @@ def _start_clean() -> None:
         pool.abandon()
     if inherited:
         _hang_up()
-    _pid = os.getpid()
+    _pid = getpid()
 
 
 def has_ended() -> bool:

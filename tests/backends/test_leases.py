@@ -387,6 +387,35 @@ def test_a_handle_taken_in_a_transaction_or_from_a_cursor_keeps_the_session(
     handle.execute("SELECT 1")
 
 
+def test_cursors_of_a_factory_that_the_project_sets_work(database: Database) -> None:
+    wrapper = database()
+    wrapper.ensure_connection()
+    wrapper.connection.cursor_factory = psycopg.ClientCursor
+    assert ask(wrapper, "SELECT %s", 7) == 7
+    assert held(wrapper) == 1
+    end_request()
+    assert held(wrapper) == 0
+
+
+def test_a_cursor_made_of_the_handle_keeps_what_it_sets_and_fails_after_the_release(
+    database: Database,
+) -> None:
+    wrapper = database()
+    with wrapper.cursor() as cursor:
+        mine = cursor.cursor.connection.cursor()  # past what counts as asking for the handle
+        mine.execute("SET app.tenant = '7'")
+    mine.execute("SELECT 1")
+    mine.close()
+    with pytest.raises(psycopg.InterfaceError, match="closed"):
+        mine.execute("SELECT 1")
+    assert pin(wrapper) == "SET app.tenant"
+    other = wrapper.connection.cursor()
+    other.execute("SELECT 1")
+    release(ALIAS)
+    with pytest.raises(psycopg.InterfaceError, match="was released"):
+        other.execute("SELECT 1")
+
+
 def test_changes_of_psycopgs_connection_are_undone_for_the_next_holder(
     database: Database,
 ) -> None:
