@@ -178,8 +178,10 @@ class LeasingMixin(Base):
 
     @async_unsafe
     def connect(self) -> None:
+        """As Django's. A project that calls it wants the handle, too."""
         notice_fork()
         self._connect()
+        self._note_who_asks()
 
     def _note_who_asks(self) -> None:
         lease = self._held()

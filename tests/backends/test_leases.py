@@ -387,6 +387,20 @@ def test_a_handle_taken_in_a_transaction_or_from_a_cursor_keeps_the_session(
     handle.execute("SELECT 1")
 
 
+def test_a_project_that_connects_by_itself_keeps_the_connection(database: Database) -> None:
+    """Nobody takes it from the thread either, as from one that has left it unused."""
+    wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 3}})
+    mine = wrapper.copy()
+    mine.connect()
+    try:
+        assert held(wrapper) == 1
+        with pytest.raises(OperationalError, match="the only connection is in use"):
+            ask(wrapper)
+    finally:
+        mine.close()
+    assert ask(wrapper)
+
+
 def test_cursors_of_a_factory_that_the_project_sets_work(database: Database) -> None:
     wrapper = database()
     wrapper.ensure_connection()
