@@ -31,6 +31,7 @@ from abs_orm_app.backends.cursors import LeasedCursorMixin, leased
 from abs_orm_app.backends.lease import HANDLE, PINNED, Lease, is_at_rest
 from abs_orm_app.backends.receivers import unwatch, watch
 from abs_orm_app.config.entry import app_options
+from abs_orm_app.pool.constants import ROUND_TRIP
 from abs_orm_app.pool.entry import frames_of_caller
 from abs_orm_app.pool.liveness import answers, has_ended
 from abs_orm_app.pool.pre_ping import PING_TIMEOUT
@@ -243,8 +244,8 @@ class LeasingMixin(Base):
         """Return a lease that does not end before `user` leaves it; None without a pool."""
         notice_fork()
         while True:
-            lease = self._held()
-            if lease is None:
+            lease = self._lease
+            if lease is None or lease.done:
                 self._ensure_lease()
                 lease = self._lease
                 if lease is None:
@@ -266,8 +267,10 @@ class LeasingMixin(Base):
         connection: Any = lease.connection
         if connection is None:
             return False
-        lease.used_at = monotonic()
-        if not connection.closed and not connection._pool_entry.poll(0):
+        now = monotonic()
+        unused = now - lease.used_at
+        lease.used_at = now
+        if not connection.closed and (unused < ROUND_TRIP or not connection._pool_entry.poll(0)):
             return True  # the server has sent nothing
         at_rest = is_at_rest(connection)
         if not connection.closed and (not at_rest or lease.users or _still_answers(connection)):

@@ -44,7 +44,7 @@ from abs_orm_app.pool import liveness, messages
 from abs_orm_app.pool.cleaner import Clean, Cleaner
 from abs_orm_app.pool.cleaning import clean as take_back
 from abs_orm_app.pool.connector import Connector
-from abs_orm_app.pool.constants import PING_AFTER
+from abs_orm_app.pool.constants import PING_AFTER, ROUND_TRIP
 from abs_orm_app.pool.ending import let_the_process_end, settle
 from abs_orm_app.pool.entry import ENTRY, AnyConnection, Entry, Holder, Pin, frames_of_caller
 from abs_orm_app.pool.errors import closed_error, timeout_error
@@ -66,7 +66,6 @@ from abs_orm_app.pool.waiting import wait_for_connection
 logger = logging.getLogger("abs_orm_app.pool")
 IDLE, OK = TransactionStatus.IDLE, ConnStatus.OK
 
-ROUND_TRIP = 20e-6  # seconds; no server can answer in less
 
 _every_pool: WeakValueDictionary[object, HardenedPool] = WeakValueDictionary()
 # Each is called with each new pool before it is opened, for example to set `use_times.record`.
