@@ -9,7 +9,17 @@ from functools import partial
 from pathlib import Path
 from time import monotonic
 
-from benchmarks import crowd, failover, faults, leases, load, memory, present, speed
+from benchmarks import (
+    beyond,
+    crowd,
+    failover,
+    faults,
+    leases,
+    load,
+    memory,
+    present,
+    speed,
+)
 from benchmarks.figure import FULL, QUICK, Effort, Figure
 from benchmarks.peers import LEASING, PEERS, Peer
 from benchmarks.plot import draw
@@ -25,6 +35,7 @@ Measure = Callable[[Sequence[Peer], Effort], Figure]
 FIGURES: Mapping[str, Measure] = {
     "checkout": speed.checkouts,
     "django-checkout": speed.django_checkouts,
+    "beyond": beyond.beyond_persistent,
     "request": speed.requests,
     "distant-request": speed.distant_requests,
     "messages": speed.messages,

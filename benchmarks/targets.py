@@ -49,6 +49,15 @@ def _checkout(rows: Rows) -> Iterator[Target]:
     yield _at_most("checkout and return", ours / rows["stock"].median, 0.9, times, than)
 
 
+def _beyond_persistent(rows: Rows) -> Iterator[Target]:
+    what, ours = "beyond a persistent connection", rows["ours"]
+    yield _at_most(f"{what}: a request with 1 cursor", ours.one_beyond, 6e-6, duration)
+    yield _at_most(f"{what}: a request with 5 cursors", ours.many_beyond, 8e-6, duration)
+    yield _at_most(f"{what}: a further cursor", ours.further, 0.5e-6, duration)
+    lease = rows["ours-transaction"].lease
+    yield _at_most(f"{what}: a lease in transaction mode", lease, 6e-6, duration)
+
+
 def _request(rows: Rows) -> Iterator[Target]:
     ratio = rows["ours"].median / rows[STOCK].median
     yield _at_most("request, local socket", ratio, 0.85, times, " Django's pool with checks")
@@ -166,6 +175,7 @@ def _inherited(rows: Rows) -> Iterator[Target]:
 
 _JUDGES: Mapping[str, Callable[[Rows], Iterator[Target]]] = {
     "checkout": _checkout,
+    "beyond": _beyond_persistent,
     "request": _request,
     "distant-request": _distant_request,
     "messages": _messages,
