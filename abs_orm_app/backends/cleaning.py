@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import tzinfo
 from typing import TYPE_CHECKING, Any
 
 from psycopg import Connection, IsolationLevel, sql
 from psycopg.adapt import AdaptersMap
+from psycopg.pq import Format
 
 from abs_orm_app.backends.cursors import leased
 from abs_orm_app.pool.liveness import ask
@@ -21,6 +23,7 @@ DISCARD = (
     " UNLISTEN *; SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD PLANS; DISCARD TEMP;"
     " DISCARD SEQUENCES"
 )
+TIMESTAMPTZ = 1184  # the type's oid
 TIMEOUT = 5.0  # seconds for the message
 
 PRISTINE = "_pristine"  # the attribute of a connection that stores its state when it was new
@@ -39,6 +42,7 @@ class Pristine:
     cursor_factory: Any
     server_cursor_factory: Any
     adapters: AdaptersMap
+    time_zone: tzinfo | None  # of the datetimes that it reads
 
 
 def prepare(connection: Connection[Any], isolation_level: Any) -> None:
@@ -47,6 +51,7 @@ def prepare(connection: Connection[Any], isolation_level: Any) -> None:
         connection.isolation_level = IsolationLevel(isolation_level)
     server_cursor: Any = connection.server_cursor_factory
     connection.server_cursor_factory = leased(server_cursor)
+    loader = connection.adapters.get_loader(TIMESTAMPTZ, Format.TEXT)
     pristine = Pristine(
         isolation_level=connection.isolation_level,
         read_only=connection.read_only,
@@ -57,6 +62,7 @@ def prepare(connection: Connection[Any], isolation_level: Any) -> None:
         cursor_factory=connection.cursor_factory,
         server_cursor_factory=connection.server_cursor_factory,
         adapters=AdaptersMap(connection.adapters),
+        time_zone=getattr(loader, "timezone", None),
     )
     setattr(connection, PRISTINE, pristine)
 

@@ -25,7 +25,7 @@ from django.db.backends.utils import CursorWrapper
 from django.db.transaction import TransactionManagementError
 from django.utils.asyncio import async_unsafe
 from psycopg import OperationalError
-from psycopg.pq import Format, TransactionStatus
+from psycopg.pq import TransactionStatus
 
 from abs_orm_app.backends.cursors import LeasedCursorMixin, leased
 from abs_orm_app.backends.lease import HANDLE, PINNED, Lease, is_at_rest
@@ -54,7 +54,6 @@ if TYPE_CHECKING:
 else:
     Base = object
 
-TIMESTAMPTZ = 1184  # the type's oid
 AT_ONCE = 0.0  # `close_at` of a connection that is closed when the request ends
 CONNECT = "connect"  # the user of a lease that is being begun
 _ENSURE_CONNECTION = BaseDatabaseWrapper.ensure_connection
@@ -106,7 +105,6 @@ class LeasingMixin(Base):
     _early = False  # release = "transaction"
     _familiar = False  # Django's `connect` has succeeded once with these settings
     _connecting = False  # Django's `connect` is taking a connection from the pool
-    _same_time_zone = True  # of psycopg and of this wrapper
     _is_plain: ClassVar[bool] = True  # no subclass overrides how to connect
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -206,7 +204,6 @@ class LeasingMixin(Base):
         self._familiar = pool is not None and self._is_plain
         if pool is not None:
             self._set_age()
-        self._compare_time_zones()
 
     def _take(self, pool: HardenedPool) -> None:
         """What remains of Django's `connect` for a connection that the pool has configured."""
@@ -334,19 +331,13 @@ class LeasingMixin(Base):
             )
         if isinstance(cursor, LeasedCursorMixin):  # else of a factory that the project has set
             cursor.join(lease)
-        if not self._same_time_zone:
+        if self.timezone != connection._pristine.time_zone:
             register_tzloader(self.timezone, cursor)
         return cursor
-
-    def _compare_time_zones(self) -> None:
-        if (lease := self._held()) is not None and lease.connection is not None:
-            loader: Any = lease.connection.adapters.get_loader(TIMESTAMPTZ, Format.TEXT)
-            self._same_time_zone = self.timezone == loader.timezone
 
     def ensure_timezone(self) -> bool:
         """Called when the settings change: forget what was compared before."""
         self._familiar = False
-        self._same_time_zone = False
         return super().ensure_timezone()
 
     def make_cursor(self, cursor: Any) -> CursorWrapper:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from datetime import UTC
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -159,6 +160,17 @@ def test_a_changed_time_zone_reaches_connections_that_were_open_before(database:
     assert ask(wrapper, "SHOW timezone") == "UTC"
     wrapper.close()
     assert ask(wrapper, "SHOW timezone") == "UTC"
+
+
+def test_a_time_zone_that_is_changed_on_the_wrapper_reaches_the_next_cursor(
+    database: Database,
+) -> None:
+    """As Django's own tests change it."""
+    wrapper = database()
+    assert ask(wrapper, "SELECT CURRENT_TIMESTAMP").tzinfo == UTC
+    wrapper.settings_dict["TIME_ZONE"] = "Europe/Paris"
+    del wrapper.timezone
+    assert str(ask(wrapper, "SELECT CURRENT_TIMESTAMP").tzinfo) == "Europe/Paris"
 
 
 def test_a_changed_database_name_is_not_served_by_the_old_pool(
