@@ -13,6 +13,7 @@ from django.db.backends.base.base import NO_DB_ALIAS, BaseDatabaseWrapper
 from django.db.backends.postgresql.base import DatabaseWrapper as DjangoWrapper
 from django.utils.functional import cached_property
 
+from abs_orm_app.backends.celery_fixup import keeps_the_pool
 from abs_orm_app.backends.cleaning import clean, prepare, statements
 from abs_orm_app.backends.client import Client
 from abs_orm_app.backends.cursors import leased
@@ -218,9 +219,12 @@ class PooledMixin(LeasingMixin):
         """Close this process's pool for the alias, if there is one; the next use builds another.
 
         Waiting requests continue with the next pool. Connections in use are closed when they are
-        returned, or at once if the thread that holds one has ended.
+        returned, or at once if the thread that holds one has ended. Does nothing if Celery's fixup
+        calls it before or after a task: a child keeps its pool.
         """
         notice_fork()
+        if keeps_the_pool():
+            return
         if pool := self._connection_pools.pop(self.alias, None):
             pool.close()
             close_orphans(pool)

@@ -45,13 +45,13 @@ def notice_fork() -> None:
 def register_child_exit_hook() -> None:
     """In a forked child with its first pool: have the pool closed when the child ends.
 
-    The children of multiprocessing and of Celery run no atexit handlers, but these finalizers.
+    The children of multiprocessing run no atexit handlers, but these finalizers.
     """
     global _closes_at_end
     util = sys.modules.get("multiprocessing.util")
     if util and not _closes_at_end:
         _closes_at_end = True
-        util.Finalize(None, _close_all, exitpriority=LAST)
+        util.Finalize(None, close_all, exitpriority=LAST)
 
 
 def _every_pool() -> list[HardenedPool]:
@@ -114,7 +114,7 @@ def comes_after_the_end() -> bool:
     return _ended and threading.current_thread() is threading.main_thread()
 
 
-def _close_all() -> None:
+def close_all() -> None:
     """At the end of the process: close all sessions, so that the server logs no lost client."""
     global _ended
     notice_fork()
@@ -132,4 +132,4 @@ def _hang_up() -> None:
 
 
 os.register_at_fork(before=_settle, after_in_parent=_resume, after_in_child=_start_clean)
-atexit.register(_close_all)
+atexit.register(close_all)

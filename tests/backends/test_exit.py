@@ -117,9 +117,9 @@ def end_while_a_thread_has_a_connection() -> None:
 
 def run_last(function: Callable[[], object]) -> None:
     """Run at exit after the pools are closed, like a hook registered before the app's import."""
-    atexit.unregister(registry._close_all)
+    atexit.unregister(registry.close_all)
     atexit.register(function)
-    atexit.register(registry._close_all)
+    atexit.register(registry.close_all)
 
 
 def run_in_thread(function: Callable[[], object]) -> None:
