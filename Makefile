@@ -18,9 +18,10 @@ TESTS =
 SECONDS = 180
 JOBS = 3
 PACKAGES =
+LABELS =
 DEMO =
 
-.PHONY: install check_pool demo test soak wagtail compat docs dist bench lint stop clean
+.PHONY: install check_pool demo test soak wagtail compat django-suite docs dist bench lint stop clean
 
 check_pool: $(PROJECT)
 	$(BIN)/python manage.py check_pool
@@ -50,6 +51,11 @@ wagtail: $(READY) $(WAGTAIL)/.ready
 # Only some: make compat PACKAGES='dbbackup tenants'
 compat: $(READY)
 	$(BIN)/python -m tests.compat $(PACKAGES)
+
+# Django's own tests on the engine, in both modes; they come with Django's source release. Ten minutes.
+# Only some: make django-suite LABELS='backends transactions'
+django-suite: $(READY)
+	$(BIN)/python -m tests.upstream $(LABELS)
 
 # About fifteen minutes on an idle machine; less, and into nothing: make bench BENCH=--quick
 bench: $(VENV)/.ready-bench

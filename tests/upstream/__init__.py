@@ -1,0 +1,1 @@
+"""Django's own tests, on this app's engine."""
