@@ -145,19 +145,21 @@ def configured(alias: str) -> Configured:
     pool = options.get("pool") or None
     extra = app_options(entry)
     mode = _mode(entry, extra)
+    hardened = engine is not None and any(
+        base.__module__.startswith("abs_orm_app.") for base in engine.__mro__
+    )
     return Configured(
         alias=alias,
         engine=entry["ENGINE"],
         vendor=engine.vendor if engine else "",
         can_pool=hasattr(engine, "pool"),
-        hardened=engine is not None
-        and any(base.__module__.startswith("abs_orm_app.") for base in engine.__mro__),
+        hardened=hardened,
         error=error,
         mode=mode,
         pool=pool,
         conn_max_age=entry["CONN_MAX_AGE"],
         health_checks=bool(entry["CONN_HEALTH_CHECKS"]),
-        settings=_settings(entry, extra, mode),
+        settings=_settings(entry, extra, mode, hardened=hardened),
         server_side_cursors=not entry.get("DISABLE_SERVER_SIDE_CURSORS", False),
         # psycopg prepares no statement if it puts the parameters into the query itself.
         prepares=options.get("prepare_threshold") is not None
@@ -270,7 +272,9 @@ def _mode(entry: Mapping[str, Any], extra: AppOptions) -> str:
     return "null" if entry["CONN_MAX_AGE"] == 0 else "persistent"
 
 
-def _settings(entry: Mapping[str, Any], extra: AppOptions, mode: str) -> tuple[Setting, ...]:
+def _settings(
+    entry: Mapping[str, Any], extra: AppOptions, mode: str, *, hardened: bool
+) -> tuple[Setting, ...]:
     values: dict[str, Value] = {"mode": mode}
     if mode == "pool":
         values |= _pool_values(entry)
@@ -292,7 +296,7 @@ def _settings(entry: Mapping[str, Any], extra: AppOptions, mode: str) -> tuple[S
         )
         for key, name in FIELDS.items()
     ]
-    others = _lease_settings(extra) if mode == "pool" else []
+    others = _lease_settings(extra) if mode == "pool" and hardened else []
     if not by_hand:
         others += _rare_settings(entry, sources, variables)
     return (*rows, *others, *_other_pool_options(entry["OPTIONS"].get("pool")))

@@ -119,3 +119,12 @@ def test_an_engine_that_lacks_a_module_names_the_module(
     (tmp_path / "engine_of_a_test" / "base.py").write_text("import no_such_driver")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert error_of("engine_of_a_test") == "No module named 'no_such_driver'"
+
+
+def test_settings_of_leases_are_shown_only_where_the_engine_has_them() -> None:
+    for engine, expected in ((OURS, ["transaction", "dirty"]), (STOCK, [None, None])):
+        given = {"ENGINE": engine, "NAME": "x", "OPTIONS": {"pool": True}}
+        with database({**given, "ABS_ORM_APP": {"release": "transaction"}}) as alias:
+            facts = configured(alias)
+        shown = [facts.value_of(name) for name in ("DB_POOL_RELEASE", "DB_POOL_RESET")]
+        assert shown == expected
