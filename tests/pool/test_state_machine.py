@@ -124,6 +124,10 @@ class PoolMachine(RuleBasedStateMachine):
     def drain(self) -> None:
         self.pool.drain()
 
+    @rule()
+    def check(self) -> None:
+        self.pool.check()
+
     @rule(size=st.integers(0, 3), overflow=st.integers(1, 3))
     def resize(self, size: int, overflow: int) -> None:
         self.pool.resize(size, size + overflow)
