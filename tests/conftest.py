@@ -54,6 +54,10 @@ def pytest_unconfigure() -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "server: arguments of the Server to start; see conftest.py")
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        # A process of pytest-xdist would inherit it, import the settings before this file, and so
+        # use the database of this process, together with all the others.
+        del os.environ["DJANGO_SETTINGS_MODULE"]
 
 
 def _server_for(node: pytest.Item | pytest.Collector) -> Server:
