@@ -82,7 +82,7 @@ class PooledMixin(LeasingMixin):
 
         if self.settings_dict.get("CONN_MAX_AGE", 0) != 0:
             raise ImproperlyConfigured("Pooling doesn't support persistent connections.")
-        template = self._bare_copy()
+        template = self._bare_copy(deepcopy(self.settings_dict))
         # Report mistakes in the settings here, not in the pool's threads.
         template._params_of_settings()
         extra = app_options(self.settings_dict)
@@ -121,7 +121,7 @@ class PooledMixin(LeasingMixin):
 
         return {**options, "reset": reset_and_configure}
 
-    def _bare_copy(self) -> Self:
+    def _bare_copy(self, settings: dict[str, Any]) -> Self:
         """A wrapper with these settings and no connection, made without a subclass's `__init__`.
 
         Such an `__init__` may query (django-tenants), and would wait for the pool that is being
@@ -129,7 +129,7 @@ class PooledMixin(LeasingMixin):
         alive the thread's wrapper, nor a connection that the wrapper holds when the thread ends.
         """
         bare = object.__new__(type(self))
-        BaseDatabaseWrapper.__init__(bare, deepcopy(self.settings_dict), self.alias)
+        BaseDatabaseWrapper.__init__(bare, settings, self.alias)
         for name, value in vars(self).items():
             # Not its lease, and no cached property, which may refer to the wrapper.
             if name != "_lease" and not isinstance(
@@ -194,7 +194,7 @@ class PooledMixin(LeasingMixin):
         This uses a wrapper that has this connection. Django asks the wrapper for a connection to
         compose its SQL, and would otherwise wait for the pool, which waits for this.
         """
-        wrapper = self._bare_copy()
+        wrapper = self._bare_copy(self.settings_dict)
         wrapper._bare = connection
         try:
             wrapper._configure_connection(connection)
