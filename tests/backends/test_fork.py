@@ -315,8 +315,10 @@ def test_with_djangos_pool_a_child_has_its_own_connections(server: Server) -> No
 
 
 @pytest.mark.parametrize("kind", FORKS)
-def test_a_child_does_not_run_in_the_atomic_block_of_its_parent(server: Server, kind: str) -> None:
-    check(server, forks_in_an_atomic_block, kind)
+def test_a_child_does_not_run_in_the_atomic_block_of_its_parent(
+    server: Server, kind: str, release: str
+) -> None:
+    check(server, forks_in_an_atomic_block, kind, DB_POOL_RELEASE=release)
 
 
 @pytest.mark.parametrize("kind", FORKS)

@@ -11,6 +11,7 @@ from queue import SimpleQueue
 from typing import Any, ClassVar, TypeVar
 
 import pytest
+from django.core import signals
 from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
 from django.db.transaction import TransactionManagementError
 from hypothesis import HealthCheck, settings
@@ -49,7 +50,7 @@ class Session:
 
 
 class Actor:
-    """A thread that lives on, with its wrapper; and what is known of both."""
+    """A thread that answers requests, with its wrapper; and what is known of both."""
 
     def __init__(self) -> None:
         self.steps: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -67,6 +68,8 @@ class Actor:
         self.block: ExitStack | None = None  # of `pinned()`
 
     def _run(self) -> None:
+        # Or what it holds unused may go to a request that waits.
+        signals.request_started.send(sender=type(self))
         while step := self.steps.get():
             step()
 

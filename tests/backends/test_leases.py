@@ -12,8 +12,10 @@ from typing import Any
 import psycopg
 import pytest
 from asgiref.sync import sync_to_async
+from django.contrib.auth.models import Group
 from django.core import signals
 from django.core.exceptions import SynchronousOnlyOperation
+from django.core.management import call_command
 from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
 from django.db.backends.signals import connection_created
 from django.db.transaction import TransactionManagementError
@@ -656,6 +658,31 @@ def test_pinned_keeps_the_session_that_a_function_changes(database: Database, re
 
 
 # Django's promises
+
+
+def test_models_hold_what_they_need_and_nothing_afterwards(
+    database: Database, release: str
+) -> None:
+    wrapper = database()
+    call_command("migrate", database=ALIAS, verbosity=0)
+    assert held(wrapper) == kept(release)
+    rows = Group.objects.using(ALIAS)
+    rows.all().delete()
+    rows.bulk_create([Group(name=str(number)) for number in range(3000)])
+    assert held(wrapper) == kept(release)
+    iteration = rows.iterator(chunk_size=100)
+    next(iteration)
+    assert held(wrapper) == 1
+    assert sum(1 for _ in iteration) == 2999
+    assert held(wrapper) == kept(release)
+    with transaction.atomic(ALIAS):
+        one = rows.select_for_update().first()
+        assert one is not None
+        with transaction.atomic(ALIAS):
+            rows.filter(pk=one.pk).update(name="other")
+        assert held(wrapper) == 1
+    assert held(wrapper) == kept(release)
+    assert pin(wrapper) is None
 
 
 def test_wrappers_counts_and_logs_see_each_query_once(database: Database) -> None:

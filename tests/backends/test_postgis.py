@@ -28,10 +28,11 @@ def module_server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def places(shared: Server, django_db_blocker: DjangoDbBlocker) -> Iterator[str]:
+def places(shared: Server, django_db_blocker: DjangoDbBlocker, release: str) -> Iterator[str]:
     """The alias of a database with the extension, of which two connections are kept open."""
     options = {"pool": {"min_size": 2, "max_size": 2, "timeout": 20}}
-    written = entry(shared.conninfo, ENGINE, OPTIONS=options)
+    extra = {"release": release}
+    written = entry(shared.conninfo, ENGINE, OPTIONS=options, ABS_ORM_APP=extra)
     with django_db_blocker.unblock(), database(written, "places") as alias:
         connections[alias].prepare_database()
         yield alias

@@ -69,8 +69,10 @@ def test_under_gunicorn_30_connections_serve_200_requests(
 
 
 @pytest.mark.parametrize("view", ["slow", "async"])
-def test_under_uvicorn_30_connections_serve_200_requests(server: Server, view: str) -> None:
-    with web_server(UVICORN, server) as web:
+def test_under_uvicorn_30_connections_serve_200_requests(
+    server: Server, view: str, release: str
+) -> None:
+    with web_server(UVICORN, server, DB_POOL_RELEASE=release) as web:
         check_that_the_connections_serve(web, server, view)
 
 
@@ -126,8 +128,11 @@ def check_that_others_are_served(web: Web) -> None:
     assert time.monotonic() - began < 20  # the requests that wait give up after 30 s
 
 
-def test_under_gevent_a_waiting_checkout_does_not_block_other_requests(server: Server) -> None:
+def test_under_gevent_a_waiting_checkout_does_not_block_other_requests(
+    server: Server, release: str
+) -> None:
     options = {"DB_POOL_SIZE": "1", "DB_MAX_OVERFLOW": "0", "DB_POOL_TIMEOUT": "30"}
+    options["DB_POOL_RELEASE"] = release
     with web_server(GUNICORN, server, *GEVENT, **options) as web:
         time.sleep(0.6)  # after that long, the pool pings
         server.suspend()
