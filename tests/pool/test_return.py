@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import psycopg
-
-from tests.support.pools import LATE, Call, opened, ours, pid, use
+from abs_orm_app.pool.entry import AnyConnection
+from tests.support.pools import LATE, AnyPool, Call, opened, ours, pid, use
 from tests.support.servers import Server
 
 LIMIT = 2.0  # seconds for a rollback, or `reset`, in a pool with a timeout of 3 s
@@ -17,27 +14,23 @@ def test_a_rollback_that_hangs_delays_the_return_by_a_moment(server: Server) -> 
         conn = pool.getconn()
         conn.autocommit = False
         conn.execute("SELECT 1")
-        hung = pid(conn)
-        server.suspend_backend(hung)
-        try:
-            Call(pool.putconn, conn).result(within=LIMIT + LATE)
-            assert conn.closed
-            assert use(pool) != hung
-        finally:
-            server.resume()
+        check_return_of_hung(server, pool, conn)
 
 
 def test_a_reset_that_hangs_delays_the_return_by_a_moment(server: Server) -> None:
-    def reset(conn: psycopg.Connection[Any]) -> None:
+    def reset(conn: AnyConnection) -> None:
         conn.execute("SELECT 1")
 
     with opened(ours, server.conninfo, min_size=1, timeout=3, reset=reset) as pool:
-        conn = pool.getconn()
-        hung = pid(conn)
-        server.suspend_backend(hung)
-        try:
-            Call(pool.putconn, conn).result(within=LIMIT + LATE)
-            assert conn.closed
-            assert use(pool) != hung
-        finally:
-            server.resume()
+        check_return_of_hung(server, pool, pool.getconn())
+
+
+def check_return_of_hung(server: Server, pool: AnyPool, conn: AnyConnection) -> None:
+    hung = pid(conn)
+    server.suspend_backend(hung)
+    try:
+        Call(pool.putconn, conn).result(within=LIMIT + LATE)
+        assert conn.closed
+        assert use(pool) != hung
+    finally:
+        server.resume()
