@@ -85,7 +85,8 @@ def _show(port: int, minutes: float) -> None:
         embedded = f"{sys.executable} -m abs_orm_app.embedded"
         _say(f"To stop the database, and start it again:\n  {embedded} stop {directory}")
         _say(f"  {embedded} start {directory}\n")
-        _say(f"It ends in {minutes:g} minutes, or with Ctrl-C.")
+        unit = "minute" if minutes == 1 else "minutes"
+        _say(f"It ends in {minutes:g} {unit}, or with Ctrl-C.")
         _load(sites, time.monotonic() + 60 * minutes)
 
 

@@ -23,7 +23,7 @@ class Report:
     server: ServerFacts | Failure | None
     test: ConnectionTest | None
     receivers: tuple[str, ...] = ()  # of connection_created, that query
-    usage: Usage | None = None  # None: it was not looked at for a while
+    usage: Usage | None = None  # None: it was not observed long enough
 
     @property
     def failed(self) -> bool:

@@ -1,4 +1,4 @@
-"""What the connections of a pool were used for, over a while."""
+"""What the connections of a pool were used for, over some time."""
 
 from __future__ import annotations
 

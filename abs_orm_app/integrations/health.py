@@ -234,5 +234,5 @@ def _select_beside(alias: str, seconds: float) -> None:
     try:
         run_unpooled(lambda: _select(connections[alias]), seconds=max(seconds, 0.0))
     except OperationalError as error:
-        if classify(error).problem is not FULL:  # which a server says that is well
+        if classify(error).problem is not FULL:  # a server that says this works
             raise
