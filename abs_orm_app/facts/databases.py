@@ -214,7 +214,7 @@ def _address_source(extra: AppOptions) -> str:
     for name in ("DATABASE_URL", "DB_HOST", "DB_NAME"):
         if sources.get(name, "default") != "default":
             return f"{extra['variables'][name]}, {sources[name]}"
-    return "the default" if sources else "settings"
+    return "the default, no address is set in the environment" if sources else "settings"
 
 
 def _part_source(alias: str, entry: Mapping[str, Any], extra: AppOptions, part: str) -> str:

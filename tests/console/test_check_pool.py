@@ -81,6 +81,13 @@ def test_a_setting_from_the_env_file_names_the_file(tmp_path: Any, shared: Serve
     assert line(done.stdout, "Address:").split(maxsplit=1)[1] == "DATABASE_URL (.env)"
 
 
+def test_an_address_that_is_not_set_is_the_default(shared: Server) -> None:
+    with database(database_from_env(environ={}, default=shared.url)) as alias:
+        ran = Ran(database=[alias])
+    said = line(ran.out, "Address:").split(maxsplit=1)[1]
+    assert said == "the default (no address is set in the environment)"
+
+
 @pytest.mark.parametrize("engine", [OURS, STOCK])
 def test_a_pool_written_by_hand_is_shown(shared: Server, engine: str) -> None:
     options = {"pool": {**POOL["pool"], "reconnect_timeout": float("inf"), "min_size": 2}}
