@@ -148,7 +148,9 @@ class Housekeeping:
             for pool in tuple(self.pools):
                 if pool.due <= now:
                     pool.due = _tend(pool, now)
-                    if pool.queue.waiters:  # they may have come just now, and not have called
+                    # Some may have begun just now, and not have called.
+                    pool.due = min(pool.due, pool.time_limits.due())
+                    if pool.queue.waiters:
                         pool.due = min(pool.due, now + RETRY_INTERVAL)
                     if pool.closed:
                         self.pools.discard(pool)

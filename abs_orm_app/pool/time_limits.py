@@ -44,12 +44,13 @@ class TimeLimits:
 
     def tend(self, now: float) -> float:
         """End what takes too long; return when to do it again (`monotonic`)."""
-        due = inf
-        for entry, until in tuple(self._running.items()):
-            if until > now:
-                due = min(due, until)
-            elif self._running.pop(entry, None) is not None:
+        for entry, until in self._running.copy().items():
+            if until <= now and self._running.pop(entry, None) is not None:
                 conn: AnyConnection | None = entry.weak()
                 if conn is not None and not conn.closed:
                     shut_down(conn)
-        return due
+        return self.due()
+
+    def due(self) -> float:
+        """When the first of them takes too long (`monotonic`)."""
+        return min(self._running.copy().values(), default=inf)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from threading import Event
+
+import pytest
+from psycopg.pq import TransactionStatus
+
 from abs_orm_app.pool.entry import AnyConnection
 from tests.support.pools import LATE, AnyPool, Call, opened, ours, pid, use
-from tests.support.servers import Server
+from tests.support.servers import Server, wait_until
 
 LIMIT = 2.0  # seconds for a rollback, or `reset`, in a pool with a timeout of 3 s
 
@@ -15,6 +20,38 @@ def test_a_rollback_that_hangs_delays_the_return_by_a_moment(server: Server) -> 
         conn.autocommit = False
         conn.execute("SELECT 1")
         check_return_of_hung(server, pool, conn)
+
+
+def test_a_rollback_that_begins_while_housekeeping_looks_at_the_pool_is_ended(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins after housekeeping has looked for what hangs, and before it goes to sleep."""
+    looking, over = Event(), Event()
+
+    with opened(ours, server.conninfo, min_size=1, timeout=3) as pool:
+        conn = pool.getconn()
+        conn.autocommit = False
+        conn.execute("SELECT 1")
+        server.suspend_backend(pid(conn))
+        tend = pool.leaks.tend
+
+        def pause(now: float) -> float:
+            looking.set()
+            over.wait(20)
+            return float(tend(now))
+
+        monkeypatch.setattr(pool.leaks, "tend", pause)
+        try:
+            pool.call_housekeeping()
+            assert looking.wait(20)
+            call = Call(pool.putconn, conn)
+            active = TransactionStatus.ACTIVE
+            wait_until(lambda: conn.pgconn.transaction_status == active, "the rollback to begin")
+            over.set()
+            call.result(within=LIMIT + LATE)
+        finally:
+            over.set()
+            server.resume()
 
 
 def test_a_reset_that_hangs_delays_the_return_by_a_moment(server: Server) -> None:
