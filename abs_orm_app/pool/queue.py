@@ -94,13 +94,19 @@ class Queue:
         self.waiters.append(waiter)
 
     def leave(self, waiter: Waiter) -> None:
-        """Remove it from the queue, if it is there; if it leads, let the next one lead."""
+        """Remove it from the queue, if it is there; if it leads, let the next one lead whose
+        deadline is not much later.
+        """
         try:
             self.waiters.remove(waiter)
-            if waiter.leads:
-                self.waiters[0].lead()
-        except (ValueError, IndexError):
-            pass
+        except ValueError:
+            return
+        if waiter.leads:
+            near = waiter.deadline + GRACE
+            for other in tuple(self.waiters):
+                if other.deadline <= near:
+                    other.lead()
+                    break
 
     def hand_over(self, outcome: Any) -> bool:
         """Give `outcome` to the one that has waited longest; False if none takes it."""

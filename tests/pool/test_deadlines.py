@@ -11,6 +11,7 @@ from psycopg_pool import PoolTimeout
 
 from abs_orm_app.pool.errors import AHEAD
 from abs_orm_app.pool.housekeeping import observers
+from abs_orm_app.pool.queue import Queue, Waiter
 from tests.support.pools import LATE, AnyPool, Call, opened, ours
 from tests.support.servers import Server
 
@@ -35,6 +36,18 @@ def test_waits_of_different_lengths_end_each_at_its_deadline(shared: Server) -> 
             with pytest.raises(PoolTimeout):
                 call.result(within=timeout + LATE)
             assert call.seconds >= timeout
+
+
+def test_the_next_to_wake_is_one_whose_deadline_is_near() -> None:
+    """One whose deadline is far, in front of it, would not wake the others in time."""
+    queue = Queue()
+    far, first, second = (Waiter(0.0, deadline) for deadline in (1000.0, 1.0, 1.0))
+    for waiter in (far, first, second):
+        queue.join(waiter)
+    first.lead()
+    queue.leave(first)
+    assert second.leads
+    assert not far.leads
 
 
 def test_a_wait_ends_although_the_housekeeping_thread_is_stuck(shared: Server) -> None:
