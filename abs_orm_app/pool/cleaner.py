@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from math import inf
 from threading import Thread
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from abs_orm_app.pool import messages
@@ -118,6 +119,7 @@ class Cleaner:
             problem = messages.reset_failed(pool.name, error)
         if clean:
             entry.dirty = None
+            entry.idle_since = monotonic()
             pool.statistics.cleaned += 1
             pool.add(conn)
         else:

@@ -92,8 +92,8 @@ class Entry:
 
     __slots__ = (
         "backend_pid", "dirty", "examined", "expires_at", "frames", "idle_since", "lost",
-        "misplaced", "must_ask", "opened_at", "pgconn", "poll", "reported", "role", "taken_at",
-        "thread", "weak",
+        "misplaced", "must_ask", "opened_at", "pgconn", "poll", "reported", "role",
+        "suspected_at", "taken_at", "thread", "weak",
     )  # fmt: skip
 
     def __init__(
@@ -106,6 +106,7 @@ class Entry:
         self.opened_at = self.idle_since = monotonic()
         self.expires_at = expires_at
         self.taken_at = 0.0
+        self.suspected_at = -inf  # its server, or the network to it, may have failed then
         self.thread: threading.Thread | None = None
         self.frames: Frames | None = None
         self.reported = False  # a warning was logged that this checkout takes too long
@@ -122,7 +123,8 @@ class Entry:
         self.expires_at = -inf
 
     def suspect(self) -> None:
-        """Have it pinged before it is handed out."""
+        """Have it pinged before it is handed out; one in use, once it is back."""
+        self.suspected_at = monotonic()
         self.idle_since = -inf
 
     def is_orphaned(self) -> bool:

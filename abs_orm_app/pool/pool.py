@@ -287,7 +287,7 @@ class HardenedPool:
                 self.statistics.returns_bad += broken
             if broken or held > ROUND_TRIP:
                 self.placement.returned(entry, conn)
-            entry.idle_since = now
+            entry.idle_since = now if entry.suspected_at < entry.taken_at else -inf
             entry.thread = entry.frames = None
             entry.reported = entry.examined = False
             if (
@@ -334,7 +334,6 @@ class HardenedPool:
             self.discard(conn)
             return
         conn._pool = None
-        entry.idle_since = now
         if not (self._waiting and self.queue.hand_over(conn)):
             self.idle.append(conn)
             self._look_again()
@@ -488,6 +487,7 @@ class HardenedPool:
             if not self.idle.take(conn):
                 continue
             if not hangs and liveness.answers(conn, PING_TIMEOUT):
+                conn._pool_entry.idle_since = monotonic()
                 self.add(conn)
             else:
                 hangs = hangs or not conn.closed

@@ -594,6 +594,24 @@ def test_a_connection_returned_broken_makes_the_others_suspect(server: Server) -
         server.resume()
 
 
+def test_a_connection_that_is_in_use_when_another_breaks_is_pinged_once_it_is_back(
+    server: Server,
+) -> None:
+    with opened(ours, server.conninfo, min_size=2) as pool:
+        ended, other = pool.getconn(), pool.getconn()
+        hung = pid(other)
+        with server.admin() as admin:
+            admin.execute("SELECT pg_terminate_backend(%s, 5000)", [pid(ended)])
+        server.suspend_backend(hung)
+        with pytest.raises(psycopg.OperationalError):
+            ended.execute("SELECT 1")
+        pool.putconn(ended)
+        pool.putconn(other)
+        served = Call(use, pool, "SELECT 1", 8.0)
+        assert served.result(within=8 + LATE) != hung
+        server.resume()
+
+
 # What a pool says of its servers
 
 

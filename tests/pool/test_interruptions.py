@@ -137,6 +137,21 @@ def test_an_exception_in_a_wait_affects_no_other_request(shared: Server) -> None
         assert at > 100
 
 
+def test_a_suspect_is_still_one_after_an_exception_in_its_checkout(shared: Server) -> None:
+    with opened(ours, shared.conninfo, min_size=1, timeout=TIMEOUT) as pool:
+        seen = 0
+        for at in count():
+            pool.putconn(pool.getconn())
+            suspects = set(pool.entries)
+            pool.placement.suspect_all()
+            if not interrupted(pool.getconn, at):
+                break
+            idle = suspects & {conn._pool_entry for conn in tuple(pool.idle)}
+            assert all(entry.idle_since < 0 for entry in idle), f"at bytecode {at}"
+            seen += len(idle)
+        assert seen > 20
+
+
 def test_an_exception_in_the_first_use_of_a_pool_affects_no_other_request(shared: Server) -> None:
     """The first use starts threads."""
     gc.collect()
