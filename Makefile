@@ -1,7 +1,7 @@
 # Each target installs into $(VENV) what it needs, and again only when a requirement has changed:
 # check_pool and demo Django, psycopg and PostgreSQL; the others also the tests' and linters' packages.
 # Others than the defaults: make test PYTHON=python3.13 VENV=.venv313 DJANGO='django~=6.1.0'
-# Only some tests: make test TESTS='tests/pool/test_checkout.py -k deadline'
+# Only some tests: make test TESTS='tests/pool/test_checkout.py -k hung'
 
 PYTHON = python3
 VENV = .venv

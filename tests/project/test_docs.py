@@ -88,6 +88,18 @@ def test_the_failover_page_names_figures_that_the_benchmark_has() -> None:
     assert [title for title in titles if f'"{title}"' not in benchmark] == []
 
 
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "Makefile"])
+def test_each_test_that_a_developer_is_told_to_run_exists(page: str) -> None:
+    text = (ROOT / page).read_text()
+    commands = re.findall(r"(tests/\S+\.py) -k (\w+)", text)
+    assert commands
+    for path, word in commands:
+        assert re.search(rf"^def test_\w*{word}", (ROOT / path).read_text(), re.MULTILINE)
+    everything = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for name in re.findall(r"`(test_\w+)`", text):
+        assert f"def {name}(" in everything
+
+
 def test_the_site_has_each_page_once() -> None:
     nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
     listed = re.findall(r": ([\w-]+\.md)$", nav, re.MULTILINE)
