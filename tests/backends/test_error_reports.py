@@ -147,3 +147,13 @@ def test_parameters_are_as_they_were(shared: Server) -> None:
     assert params["password"] == params["sslpassword"] == MARK
     assert {**params}["user"] in repr(params)
     assert BEGIN not in repr(params)
+
+
+def test_each_value_of_the_parameters_shows_no_password(shared: Server) -> None:
+    """Sentry and rich walk through a mapping in a frame, whatever its repr is."""
+    options = {"sslpassword": MARK, "scram_client_key": MARK}
+    with database(entry(shared.conninfo, PASSWORD=MARK, OPTIONS=options), ALIAS):
+        params = connections[ALIAS].get_connection_params()
+    for copy in (params, {**params}, dict(params)):
+        assert BEGIN not in "".join(repr(value) for value in copy.values())
+        assert str(copy["password"]) == "".join(copy["password"]) == MARK
