@@ -105,6 +105,8 @@ def parse_url(url: str) -> Address:
         raise ValueError(f"begins with {what}; this app supports PostgreSQL only: {EXAMPLE}")
     if fragment or "@" in path + query:
         raise ValueError(f"is ambiguous: {ENCODE}")
+    if re.search(r"[;&\s]\w+=", path):  # which would be shown as the name of the database
+        raise ValueError("has parameters after its name: put ? before the first, & between them")
     user_info, _, hosts = authority.rpartition("@")
     options = _options(query)
     host, port = _hosts(hosts)
