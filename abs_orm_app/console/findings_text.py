@@ -47,11 +47,15 @@ def _finding(finding: Finding, layout: Layout) -> list[str]:
 
 def not_checked(reports: Iterable[Report], *, debug: bool) -> list[str]:
     """Sentences on the rules that could not be applied, or that this run leaves out."""
+    reports = tuple(reports)
+    broken = [report.configured.alias for report in reports if report.configured.error]
     reports = [report for report in reports if report.configured.vendor == "postgresql"]
     silent = [
         report.configured.alias for report in reports if not isinstance(report.server, ServerFacts)
     ]
     found = []
+    if broken:
+        found.append(f"the rules on {', '.join(broken)}, whose engine cannot be loaded.")
     if silent:
         found.append(f"the rules on the server of {', '.join(silent)}, which did not answer.")
     if debug:

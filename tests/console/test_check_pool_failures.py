@@ -99,7 +99,10 @@ def test_an_engine_that_cannot_be_loaded_is_a_failure() -> None:
     finally:
         del connections.settings["gone"]
     assert (text.code, document.code) == (1, 1)
-    assert "The engine cannot be loaded: There is no 'no.such.engine'" in " ".join(text.out.split())
+    said = " ".join(text.out.split())
+    assert "The engine cannot be loaded: There is no 'no.such.engine'" in said
+    assert "Not checked: the rules on gone, whose engine cannot be loaded." in said
+    assert "✓" not in said
     assert document.json["databases"][0]["failures"][0]["section"] == "configured"
 
 
