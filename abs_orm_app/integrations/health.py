@@ -232,7 +232,9 @@ def _select_beside(alias: str, seconds: float) -> None:
     from abs_orm_app.integrations.unpooled import run_unpooled
 
     try:
-        run_unpooled(lambda: _select(connections[alias]), seconds=max(seconds, 0.0))
+        run_unpooled(
+            lambda: _select(connections[alias]), purpose="health", seconds=max(seconds, 0.0)
+        )
     except OperationalError as error:
         if classify(error).problem is not FULL:  # a server that says this works
             raise

@@ -1,7 +1,7 @@
-"""Queries on connections outside the pools: at most one for each alias and process, with deadlines.
+"""Queries on connections outside the pools, with deadlines.
 
 For what must work while the pools are in trouble: the live page, and the health check of a full
-pool.
+pool. Each of the two has at most one connection for each alias and process.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ class Rate:
 def run_unpooled(
     work: Callable[[], T],
     *,
+    purpose: str = "page",
     seconds: float = SECONDS,
     patience: float = PATIENCE,
     rate: Rate | None = None,
@@ -76,7 +77,8 @@ def run_unpooled(
     """Return the result of `work`, whose queries go around the pools, in a thread of its own.
 
     `work` finds Django's `connections` as usual; they open one connection for each alias that it
-    uses, and close it. What it writes is committed at its end.
+    uses, and close it. What it writes is committed at its end. Callers with the same `purpose`
+    take turns, so that visitors of the page who wait for a locked table delay no health check.
 
     Raises TimeoutError after `seconds`: the server has ended the last statement by then, or soon
     after. Raises `BusyError` if another caller still has the connection of the alias after
@@ -87,7 +89,7 @@ def run_unpooled(
         wrappers = []
         for alias in connections:
             with suppress(ImproperlyConfigured):  # another alias, that nobody can use
-                connections[alias] = wrapper = _unpooled(alias, patience, rate)
+                connections[alias] = wrapper = _unpooled(alias, purpose, patience, rate)
                 wrappers.append(wrapper)
         try:
             result = work()
@@ -144,10 +146,10 @@ class Unpooled(Base):
 
 
 # A forked child has turns of its own: the parent's may have been taken at the fork.
-_turns: dict[tuple[int, str], Lock] = {}
+_turns: dict[tuple[int, str, str], Lock] = {}
 
 
-def _unpooled(alias: str, patience: float, rate: Rate | None) -> Any:
+def _unpooled(alias: str, purpose: str, patience: float, rate: Rate | None) -> Any:
     wrapper = connections[alias]
     if wrapper.vendor != "postgresql":
         return wrapper
@@ -158,6 +160,6 @@ def _unpooled(alias: str, patience: float, rate: Rate | None) -> Any:
     unpooled = type(engine.__name__, (Unpooled, engine), {})(
         {**entry, "AUTOCOMMIT": False, "CONN_MAX_AGE": 0, "OPTIONS": options}, alias
     )
-    unpooled.turn = _turns.setdefault((os.getpid(), alias), Lock())
+    unpooled.turn = _turns.setdefault((os.getpid(), alias, purpose), Lock())
     unpooled.patience, unpooled.rate = patience, rate
     return unpooled

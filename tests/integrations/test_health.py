@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from health_check.views import HealthCheckView  # type: ignore[import-untyped]
 from pytest_django.plugin import DjangoDbBlocker
 
 from abs_orm_app.integrations import health
+from abs_orm_app.integrations.unpooled import run_unpooled
 from abs_orm_app.pool.pool import HardenedPool
 from tests.support.pools import Call
 from tests.support.processes import GUNICORN, states, web_server
@@ -124,6 +126,23 @@ def test_many_who_check_a_full_pool_open_one_connection(server: Server, alias: s
         began = admin.execute("select sessions from pg_stat_database where datname = 'postgres'")
         # The pool's, this one, one beside the pool, and one to start with; more after a second.
         assert began.fetchone()[0] <= 4 + LATE  # type: ignore[index]
+
+
+def test_visitors_of_the_page_who_wait_fail_no_check_of_a_full_pool(alias: str) -> None:
+    """They may wait for a table that a migration has locked; anybody can make up a session."""
+    began, done = threading.Event(), threading.Event()
+
+    def visit() -> bool:
+        with connections[alias].cursor():
+            began.set()
+            return done.wait(4 * LATE)
+
+    with exhausted(pool_of(alias)):
+        page = Call(partial(run_unpooled, visit, seconds=4 * LATE))
+        assert began.wait(LATE)
+        assert state(alias, seconds=10.0) == "ok"
+        done.set()
+        assert page.result(LATE)
 
 
 @pytest.mark.parametrize("problem", ["stopped", "hung"])
