@@ -15,11 +15,20 @@ from django.urls import Resolver404, resolve
 from django.utils.crypto import constant_time_compare, salted_hmac
 
 from abs_orm_app.facts.failure import Failure
-from abs_orm_app.integrations.unpooled import TROUBLE, Rate, explain_trouble, run_unpooled
+from abs_orm_app.integrations.unpooled import (
+    TROUBLE,
+    BusyError,
+    Rate,
+    explain_trouble,
+    run_unpooled,
+)
 
 PERMISSION = "abs_orm_app.view_pools"
 COOKIE = "abs_orm_app_staff"
 GOOD_FOR = 300  # seconds
+
+# For those whom nobody knows: the cause has addresses and roles.
+NO_ANSWER = Failure(cause="The database cannot be asked.", hint="")
 
 # Visitors without a pass may have made up their session: each costs a connection and a query.
 STRANGERS = Rate(5)
@@ -54,10 +63,11 @@ def access(request: HttpRequest, site: AdminSite) -> Access:
         return run_unpooled(lambda: _ask(request, site), rate=None if known else STRANGERS)
     except TROUBLE as error:
         _stop_asking(request)
+        told = known or isinstance(error, BusyError)
         return Access(
             answer=Answer.YES if known else Answer.UNKNOWN,
             context=_context_without_user(site),
-            failure=explain_trouble(error),
+            failure=explain_trouble(error) if told else NO_ANSWER,
         )
 
 

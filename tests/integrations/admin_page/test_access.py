@@ -150,6 +150,26 @@ def test_others_see_nothing_while_the_database_does_not_answer(
             assert alias not in html
 
 
+def test_others_are_not_told_where_the_database_is(staff: Client) -> None:
+    stranger = Client()
+    stranger.cookies["sessionid"] = "made-up-session"
+    entry = connections.settings["default"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(entry, "HOST", "127.0.0.1")
+        patch.setitem(entry, "PORT", "1")
+        patch.setitem(entry, "USER", "role_of_the_project")
+        patch.setitem(entry, "ABS_ORM_APP", {"password_provider": "no.such.provider"})
+        for client in (stranger, staff):  # staff has not been here before
+            html = content(client, status=503)
+            assert "The database cannot be asked." in html
+            assert "PROVIDER" not in html
+        patch.delitem(entry, "ABS_ORM_APP")
+        for client in (stranger, staff):
+            html = content(client, status=503)
+            for told in ("127.0.0.1", "role_of_the_project", "refused", "DATABASE"):
+                assert told not in html
+
+
 def test_a_pass_is_good_with_its_session_alone(staff: Client) -> None:
     content(staff)
     thief = Client()
