@@ -194,7 +194,8 @@ SERVER_ERRORS = (
     ),
     ServerError(
         pattern=r"time(?:d )?out|no answer|Network is unreachable|No route to host",
-        hint="Is the server's machine up, and do the firewalls in between let this port through?",
+        hint="Is the server's machine up, do the firewalls in between let this port through, and"
+        " is it PostgreSQL that listens there?",
     ),
 )
 

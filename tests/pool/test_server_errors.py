@@ -116,6 +116,14 @@ def test_credentials_that_became_wrong_while_connections_are_in_use_are_refused(
     assert "--explain wrong-credentials" in str(caught.value)
 
 
+def test_the_message_about_a_port_that_accepts_and_says_nothing_asks_what_listens() -> None:
+    """Python's own HTTP servers wait for the end of a line, which PostgreSQL's protocol has not."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        error = refused(f"host=127.0.0.1 port={port} user=x dbname=x connect_timeout=2")
+    assert "is it PostgreSQL that listens there?" in classify(error).hint
+
+
 def test_the_message_about_a_port_that_speaks_http_says_so() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
