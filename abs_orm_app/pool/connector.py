@@ -85,12 +85,12 @@ class Connector:
 
         Returns when to do it again (`monotonic`).
         """
-        for attempt in tuple(self.attempts):
+        for attempt in list(self.attempts):
             if attempt.until <= now:
                 self._give_up(attempt)
         if attempts := self._reserve(now):
             self._start(attempts)
-        due = min((attempt.until for attempt in tuple(self.attempts)), default=float("inf"))
+        due = min((attempt.until for attempt in list(self.attempts)), default=float("inf"))
         if self._pool.is_below_size() and not self.paused:
             due = min(due, self._retry_at(now))
         return due
@@ -147,7 +147,7 @@ class Connector:
             count = connections_to_open(self._situation(now))
             if not count:
                 return []
-            patient = max(1, self._pool.max_size // 2) - sum(a.patient for a in self.attempts)
+            patient = max(1, self._pool.max_size // 2) - sum(a.patient for a in list(self.attempts))
             until = now + ASK_TIMEOUT
             attempts = [Attempt(patient=n < patient, until=until) for n in range(count)]
             self.attempts.update(attempts)

@@ -41,7 +41,7 @@ def close_for_good(pool: HardenedPool, timeout: float) -> None:
 
 def close_orphans(pool: HardenedPool) -> None:
     """Close the connections in use whose thread has ended without returning them."""
-    for entry in tuple(pool.in_use):
+    for entry in list(pool.in_use):
         conn = entry.weak()
         if conn is not None and entry.is_orphaned():
             with suppress(ValueError):  # another thread is returning it

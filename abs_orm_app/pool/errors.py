@@ -51,7 +51,7 @@ def prepare_timeouts(pool: HardenedPool, now: float) -> float:
 
     For housekeeping. Returns when to do it again (`monotonic`).
     """
-    first = nsmallest(LEADERS, tuple(pool.queue.waiters), key=_deadline)
+    first = nsmallest(LEADERS, list(pool.queue.waiters), key=_deadline)
     if not first or first[0].deadline - now > AHEAD:
         return inf
     if now - pool.described[0] > SHARED:
@@ -63,8 +63,8 @@ def prepare_timeouts(pool: HardenedPool, now: float) -> float:
 
 
 def _describe(pool: HardenedPool, waited: float) -> str:
-    lines = look_at(entry.pgconn for entry in tuple(pool.in_use))
-    longest = min(tuple(pool.in_use), key=_taken_at, default=None)
+    lines = look_at(entry.pgconn for entry in list(pool.in_use))
+    longest = min(list(pool.in_use), key=_taken_at, default=None)
     return messages.why_nothing_came(
         pool.name,
         size=pool.min_size,

@@ -47,7 +47,7 @@ class LeakWatch:
     def _held_since(self, before: float) -> dict[str | None, list[Entry]]:
         """The connections that were taken before that time, by place."""
         places = defaultdict(list)
-        for entry in tuple(self._pool.in_use):
+        for entry in list(self._pool.in_use):
             if entry.taken_at <= before:
                 frames = entry.frames
                 places[own_line(frames) if frames else None].append(entry)

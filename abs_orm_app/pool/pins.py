@@ -25,7 +25,7 @@ def holder_of(pool: HardenedPool, entry: Entry) -> Holder:
 
 def count_pins(pool: HardenedPool) -> tuple[dict[str, int], int]:
     """How many connections are pinned, by the reason; and how many are kept and not needed."""
-    pins = [_look(pool, entry) for entry in tuple(pool.in_use)]
+    pins = [_look(pool, entry) for entry in list(pool.in_use)]
     reasons = Counter(pin.reason for pin in pins if pin is not None and pin is not UNUSED)
     return dict(reasons), sum(pin is UNUSED for pin in pins)
 

@@ -115,7 +115,7 @@ class Placement:
 
     def suspect_all(self) -> None:
         """Have the connections that are open now pinged before they are handed out."""
-        for entry in tuple(self._entries):
+        for entry in list(self._entries):
             entry.suspect()
 
     def _write_refused(self, entry: Entry) -> None:
@@ -145,7 +145,7 @@ class Placement:
             self._limit([entry])
 
     def _limit(self, entries: Iterable[Entry]) -> None:
-        for entry in tuple(entries):
+        for entry in list(entries):
             life = self._life(entry.role)
             if life < inf:
                 entry.misplaced = True
@@ -156,7 +156,7 @@ class Placement:
 
     def servers(self) -> list[ServerInUse]:
         """The servers that the open connections lead to, the one with the most first."""
-        found = Counter((_address(entry.pgconn), entry.role) for entry in tuple(self._entries))
+        found = Counter((_address(entry.pgconn), entry.role) for entry in list(self._entries))
         return [
             ServerInUse(address, role.value, count, self._life(role) == inf)
             for (address, role), count in found.most_common()

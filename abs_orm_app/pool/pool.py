@@ -17,6 +17,9 @@ thread at any point, or a signal handler or a finalizer that checks out or retur
 can neither leave a lock locked nor block on one. A connection that an interrupted step has dropped
 is garbage-collected; housekeeping then closes it and frees its slot.
 
+Copies of the containers are made with `list`: Python 3.11 may collect garbage within `tuple`, and a
+finalizer may then change what is being copied.
+
 Invariant: `entries` + the connector's attempts <= `max_size`. A connection leaves `entries` only
 after it was closed, so that the server never counts more either.
 """
@@ -474,16 +477,16 @@ class HardenedPool:
 
     def drain(self) -> None:
         """Replace each connection by a new one: idle ones now, those in use on their return."""
-        for entry in tuple(self.entries):
+        for entry in list(self.entries):
             entry.expire()
-        for conn in tuple(self.idle):
+        for conn in list(self.idle):
             if conn._pool_entry.expires_at < 0 and self.idle.take(conn):
                 self.discard(conn)
 
     def check(self) -> None:
         """Ping each idle connection, and replace those that are expired or do not answer."""
         hangs = False  # once one does not answer, the others are presumed hung
-        for conn in tuple(self.idle):
+        for conn in list(self.idle):
             if not self.idle.take(conn):
                 continue
             if not hangs and liveness.answers(conn, PING_TIMEOUT):
@@ -518,11 +521,11 @@ class HardenedPool:
     def abandon(self) -> None:
         """In a forked child: drop the parent's connections without sending on their sockets."""
         self._closed = self.was_opened = True
-        for entry in tuple(self.entries):
+        for entry in list(self.entries):
             entry.detach()
         self.entries.clear()
         self.in_use.clear()
-        for conn in tuple(self.idle):
+        for conn in list(self.idle):
             self.hang_up(conn)
         self.idle.clear()
         self._waiting.clear()
@@ -577,7 +580,7 @@ class HardenedPool:
 
     def holders(self) -> list[Holder]:
         """Who has a connection checked out, the longest first."""
-        holders = [holder_of(self, entry) for entry in tuple(self.in_use)]
+        holders = [holder_of(self, entry) for entry in list(self.in_use)]
         return sorted(holders, key=lambda holder: holder.seconds, reverse=True)
 
     def get_stats(self) -> dict[str, int]:

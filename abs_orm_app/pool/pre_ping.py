@@ -61,7 +61,7 @@ def _answers(pool: HardenedPool, conn: AnyConnection, entry: Entry, timeout: flo
 def _discard_suspects(pool: HardenedPool) -> None:
     """Close the idle connections that are due for a ping: they are presumed hung, too."""
     oldest = monotonic() - PING_AFTER
-    for conn in tuple(pool.idle):
+    for conn in list(pool.idle):
         if conn._pool_entry.idle_since < oldest and pool.idle.take(conn):
             pool.statistics.stale += 1
             pool.discard(conn)

@@ -103,7 +103,7 @@ class Queue:
             return
         if waiter.leads:
             near = waiter.deadline + GRACE
-            for other in tuple(self.waiters):
+            for other in list(self.waiters):
                 if other.deadline <= near:
                     other.lead()
                     break
@@ -124,13 +124,13 @@ class Queue:
 
     def tell_all(self, outcome: Callable[[], Any]) -> None:
         """Give each waiter an outcome of its own."""
-        for waiter in tuple(self.waiters):
+        for waiter in list(self.waiters):
             waiter.offer(outcome())
             self.leave(waiter)
 
     def wake_served(self) -> None:
         """Wake waiters that have an outcome: the thread that gave it may have been interrupted."""
-        for waiter in tuple(self.waiters):
+        for waiter in list(self.waiters):
             if waiter.outcome is not None:
                 waiter.wake()
                 self.leave(waiter)

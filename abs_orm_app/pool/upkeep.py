@@ -40,7 +40,7 @@ def tend(pool: HardenedPool, now: float) -> float:
 def close_lost(pool: HardenedPool) -> list[str]:
     """Close connections that were garbage-collected before their return; return what to log."""
     said = []
-    for entry in tuple(pool.entries):
+    for entry in list(pool.entries):
         if entry.weak() is None:
             # A finalizer may still have it, but must not use it any more.
             entry.pgconn.finish()
@@ -90,8 +90,8 @@ def _collect_garbage(pool: HardenedPool, now: float) -> bool:
     if len(pool.entries) - len(pool.idle) < pool.max_size:
         pool.owes_collection = False
         return False
-    waiters = tuple(pool.queue.waiters)
-    orphans = [e for e in tuple(pool.in_use) if not e.examined and e.is_orphaned()]
+    waiters = list(pool.queue.waiters)
+    orphans = [e for e in list(pool.in_use) if not e.examined and e.is_orphaned()]
     if waiters and not orphans:
         waits_long = now - waiters[0].began > COLLECT_AFTER
         if not waits_long or now - pool.collected_at <= COLLECT_INTERVAL:

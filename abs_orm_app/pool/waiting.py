@@ -88,5 +88,5 @@ def _refuse_if_hopeless(pool: HardenedPool, now: float, timeout: float, deadline
 def _refuse_if_too_many(pool: HardenedPool, waiter: Waiter) -> None:
     """Raise if `max_waiting` others wait before this one."""
     waiters, limit = pool.queue.waiters, pool.max_waiting
-    if limit and len(waiters) > limit and waiter in tuple(waiters)[limit:]:
+    if limit and len(waiters) > limit and waiter in list(waiters)[limit:]:
         raise TooManyRequests(messages.too_many_requests(pool.name, limit))

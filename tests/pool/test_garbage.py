@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 from time import monotonic
+from typing import Any
 
 from abs_orm_app.pool.garbage import Collector
+from tests.support.pools import AnyPool, opened, ours
+from tests.support.servers import Server
+
+MANY = 25  # Python reuses the memory of shorter tuples, and then collects nothing
 
 
 def test_the_first_collection_is_estimated_from_the_memory() -> None:
@@ -18,3 +24,33 @@ def test_the_estimate_follows_the_last_collection() -> None:
     collector = Collector()
     collector.collect()
     assert 0 < collector.estimate() < 60
+
+
+class Forgetful:
+    """Returns its connection when it is garbage-collected, as a generator's `finally` does."""
+
+    def __init__(self, pool: AnyPool, conn: Any) -> None:
+        self.pool, self.conn = pool, conn
+        self.cycle = self
+
+    def __del__(self) -> None:
+        self.pool.putconn(self.conn)
+
+
+def test_a_finalizer_may_return_a_connection_while_the_pool_is_looked_at(shared: Server) -> None:
+    before = gc.get_threshold()
+    with opened(ours, shared.conninfo, min_size=MANY) as pool:
+        held = [pool.getconn() for _ in range(MANY)]
+        try:
+            for allocations in 3 * [*range(10)]:
+                gc.collect(1)
+                Forgetful(pool, held.pop())
+                gc.set_threshold(gc.get_count()[0] + allocations)
+                pool.holders()
+                gc.set_threshold(*before)
+                gc.collect(1)
+                held.append(pool.getconn())
+        finally:
+            gc.set_threshold(*before)
+            for conn in held:
+                pool.putconn(conn)
