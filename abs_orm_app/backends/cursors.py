@@ -90,15 +90,16 @@ def _watch(cursor: Any, query: Any) -> None:
             return
         cursor.join(lease)
     _require_lease(lease)
-    change = change_of(query) if type(query) is str else _change_of_other(query)
+    change = change_of(query) if type(query) is str else _change_of_other(cursor, query)
     if change is not None:
         lease.note(change)
 
 
-def _change_of_other(query: Any) -> Change | None:
+def _change_of_other(cursor: Any, query: Any) -> Change | None:
     """For the other types that psycopg accepts: bytes, its `sql` objects, template strings."""
     if isinstance(query, sql.Composable):
-        return change_of(query.as_string(None))
+        # With the cursor: a literal's type may be known to this connection only.
+        return change_of(query.as_string(cursor))
     if isinstance(query, bytes):
         return change_of(query.decode(errors="replace"))
     return change_of(query) if isinstance(query, str) else _UNREADABLE
