@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import tzinfo
 from typing import TYPE_CHECKING, Any
 
-from psycopg import Connection, IsolationLevel, sql
+from psycopg import Connection, IsolationLevel, ProgrammingError, sql
 from psycopg.adapt import AdaptersMap
 from psycopg.pq import Format
 
@@ -80,6 +80,10 @@ def statements(time_zone: str | None, role: str | None) -> bytes:
 def clean(connection: Connection[Any], change: Change | None, message: bytes) -> bool:
     """Clean an idle connection; False if it must be replaced. Takes up to `TIMEOUT` seconds."""
     if change is not None and change.lasts:
+        return False
+    try:
+        connection.commit()  # sends nothing, as it is idle
+    except ProgrammingError:  # psycopg believes that it is in a two-phase transaction
         return False
     if ask(connection, message, TIMEOUT) is None:
         return False

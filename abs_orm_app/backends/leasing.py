@@ -409,11 +409,8 @@ class LeasingMixin(Base):
             raise TransactionManagementError(
                 f"the connection of {self.alias!r} cannot be released: {why}"
             )
-        if lease is None:
-            return
-        with self.wrap_database_errors:
-            lease.end()
-        self._lease = None
+        if lease is not None:
+            self.close()  # a subclass may forget there what it has set on the session
 
     def _why_not_released(self, lease: Lease | None) -> str | None:
         if self._kept:

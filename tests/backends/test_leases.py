@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import sleep
 from typing import Any
 
@@ -21,13 +22,16 @@ from django.db.backends.signals import connection_created
 from django.db.transaction import TransactionManagementError
 from django.test import TestCase
 from django.test.utils import CaptureQueriesContext
+from psycopg.types.json import JsonbDumper
 
+from abs_orm_app.backends.postgresql.base import DatabaseWrapper
 from abs_orm_app.leases import pinned, release, released
 from tests.support.databases import ALIAS, Database, ask, held, pin
 from tests.support.pools import APP, Call
 from tests.support.servers import wait_until
 
 pytestmark = pytest.mark.server(
+    {"max_prepared_transactions": "2"},
     roles=["tenant"],
     sql=[
         "CREATE FUNCTION hide(value text) RETURNS text LANGUAGE sql"
@@ -351,6 +355,14 @@ def test_statements_of_all_kinds_and_methods_are_watched(database: Database) -> 
         end_request()
 
 
+def test_a_literal_of_a_type_that_only_this_connection_knows(database: Database) -> None:
+    wrapper = database()
+    wrapper.ensure_connection()
+    wrapper.connection.adapters.register_dumper(dict, JsonbDumper)
+    query = psycopg.sql.SQL("SELECT {} ->> 'a'").format(psycopg.sql.Literal({"a": "b"}))
+    assert ask(wrapper, query) == "b"
+
+
 def _copy(cursor: Any, statement: str) -> None:
     with cursor.copy(statement) as copy:
         list(copy.rows())
@@ -458,6 +470,19 @@ def test_changes_of_psycopgs_connection_are_undone_for_the_next_holder(
     assert list(wrapper.connection.notifies(timeout=0)) == []
 
 
+def test_a_two_phase_transaction_is_not_left_to_the_next(database: Database) -> None:
+    wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 20}})
+    xid = f"{database.release}-1"
+    wrapper.ensure_connection()
+    wrapper.set_autocommit(False)
+    wrapper.connection.tpc_begin(xid)
+    wrapper.connection.tpc_prepare()
+    end_request()
+    with transaction.atomic(ALIAS):  # psycopg refuses commit() in a two-phase transaction
+        assert ask(wrapper, "SELECT 1") == 1
+    ask(wrapper, f"ROLLBACK PREPARED '{xid}'")
+
+
 STATE = (
     "autocommit", "row_factory", "isolation_level", "read_only", "deferrable", "prepare_threshold",
     "prepared_max", "cursor_factory", "server_cursor_factory",
@@ -493,6 +518,43 @@ def test_release_gives_it_back_in_either_mode_and_whatever_the_session_has(
         assert held(wrapper) == 0
         assert ask(wrapper)
     assert ask(wrapper)
+
+
+def test_release_calls_close_where_a_subclass_forgets_what_it_has_set(database: Database) -> None:
+    settings = database().settings_dict
+    with forgetful(settings) as wrapper:
+        assert ask(wrapper, "SHOW search_path") == "tenant"
+        release(ALIAS)
+        assert ask(wrapper, "SHOW search_path") == "tenant"
+
+
+class Forgetful(DatabaseWrapper):
+    """As django-tenants with TENANT_LIMIT_SET_CALLS: sets the search path once a connection."""
+
+    is_set = False
+
+    def close(self) -> None:
+        self.is_set = False
+        super().close()
+
+    def _cursor(self, name: str | None = None) -> Any:
+        cursor = super()._cursor(name)
+        if not self.is_set:
+            self.is_set = True
+            cursor.execute("SET search_path = tenant")
+        return cursor
+
+
+@contextmanager
+def forgetful(settings: dict[str, Any]) -> Iterator[Any]:
+    before = connections[ALIAS]
+    wrapper = Forgetful(settings, ALIAS)
+    connections[ALIAS] = wrapper
+    try:
+        yield wrapper
+    finally:
+        wrapper.close()
+        connections[ALIAS] = before
 
 
 @pytest.mark.parametrize(
