@@ -148,18 +148,22 @@ class Lease:
 
     def end_if_idle(self) -> bool:
         """End the lease if nothing needs the session; True if this call has ended it."""
-        if self.users or self.change is not None or self.kept or self.asked:
+        if self._is_needed():
             return False
         try:
             self.right.pop()
         except IndexError:  # another thread is ending it
             return False
         connection = self.connection
-        if connection is None or self.users or self.kept or not is_at_rest(connection):
+        if connection is None or self._is_needed() or not is_at_rest(connection):
             self.right.append(True)
             return False
         self._give_back(connection)
         return True
+
+    def _is_needed(self) -> bool:
+        # `users` first: who records a change or asks is in it meanwhile.
+        return bool(self.users or self.change is not None or self.kept or self.asked)
 
     def end_if_unused(self, since: float) -> bool:
         """End the lease for a waiting request, if it is outside of a request and unused `since`."""
@@ -179,8 +183,8 @@ class Lease:
 
     def _give_back(self, connection: Any) -> None:
         # Drop the reference first: afterwards the connection may have another holder.
-        self.done = True
         self.connection = connection._lease = None
+        self.done = True
         if (change := self.change or self.left) is not None:
             connection._pool_entry.dirty = change
         connection._pool.putconn(connection)

@@ -124,7 +124,10 @@ class LeasingMixin(Base):
         if lease is None:
             return self._bare
         if lease.change is None and not lease.receiving and not lease.done and asked_by_project():
+            if not lease.begin(HANDLE):  # another thread has ended it just now
+                return None
             lease.note(HANDLE)
+            lease.users.pop(HANDLE, None)
         return lease.connection
 
     @connection.setter
@@ -184,8 +187,14 @@ class LeasingMixin(Base):
 
     def _note_who_asks(self) -> None:
         lease = self._held()
-        if lease is not None and not lease.asked and asked_by_project():
-            lease.ask()
+        if lease is None or lease.asked or not asked_by_project():
+            return
+        while not lease.begin(HANDLE):  # another thread has ended it just now
+            with self.wrap_database_errors:
+                self._ensure_lease()
+            lease = self._held() or lease
+        lease.ask()
+        lease.users.pop(HANDLE, None)
 
     def _connect(self) -> None:
         pool = self._find_pool()
@@ -247,11 +256,16 @@ class LeasingMixin(Base):
                 lease = self._lease
                 if lease is None:
                     return None
-            elif not self._is_fit(lease):
+                if lease.begin(user):
+                    return lease
+            elif lease.begin(user):  # first: no other thread ends it while it is looked at
+                try:
+                    if self._is_fit(lease):
+                        return lease
+                except BaseException:
+                    lease.leave(user)
+                    raise
                 lease.end()
-                continue
-            if lease.begin(user):
-                return lease
 
     def _is_fit(self, lease: Lease) -> bool:
         """False for a connection that broke while nothing needed its session.
@@ -270,7 +284,8 @@ class LeasingMixin(Base):
         if not connection.closed and (unused < ROUND_TRIP or not connection._pool_entry.poll(0)):
             return True  # the server has sent nothing
         at_rest = is_at_rest(connection)
-        if not connection.closed and (not at_rest or lease.users or _still_answers(connection)):
+        in_use = not at_rest or len(lease.users) > 1  # one is the caller
+        if not connection.closed and (in_use or _still_answers(connection)):
             return True
         if lease.change is not None or lease.kept:
             what = lease.change.what if lease.change else "pinned()"

@@ -26,6 +26,7 @@ from psycopg.types.json import JsonbDumper
 
 from abs_orm_app.backends.postgresql.base import DatabaseWrapper
 from abs_orm_app.leases import pinned, release, released
+from tests.support.bytecodes import BACKENDS, paused
 from tests.support.databases import ALIAS, Database, ask, held, pin
 from tests.support.pools import APP, Call
 from tests.support.servers import wait_until
@@ -40,6 +41,7 @@ pytestmark = pytest.mark.server(
 )
 
 ROWS = 5000
+PATIENCE = 30.0  # seconds
 SERIES = f"SELECT n FROM generate_series(1, {ROWS}) AS n"
 
 
@@ -360,7 +362,9 @@ def test_a_literal_of_a_type_that_only_this_connection_knows(database: Database)
     wrapper.ensure_connection()
     wrapper.connection.adapters.register_dumper(dict, JsonbDumper)
     query = psycopg.sql.SQL("SELECT {} ->> 'a'").format(psycopg.sql.Literal({"a": "b"}))
-    assert ask(wrapper, query) == "b"
+    with wrapper.cursor() as cursor:
+        cursor.execute(query)
+        assert cursor.fetchone() == ("b",)
 
 
 def _copy(cursor: Any, statement: str) -> None:
@@ -1013,6 +1017,43 @@ def test_a_thread_outside_of_a_request_keeps_a_connection_that_it_needs(
         ask(wrapper)
     stay.set()
     assert thread.result(within=20)
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_a_handle_is_never_that_of_a_lease_that_another_thread_is_ending(
+    database: Database, asks: bool
+) -> None:
+    """The other thread is stopped at each of its steps, and this one takes the handle there."""
+    wrapper = database(ABS_ORM_APP={"release": "request"})  # else nothing is held here
+    kept = 0
+    for at in range(200):
+        ask(wrapper)
+        lease = wrapper._held()
+        reached, go_on = threading.Event(), threading.Event()
+
+        def pause(reached: threading.Event = reached, go_on: threading.Event = go_on) -> None:
+            reached.set()
+            go_on.wait(0.03)  # not for ever: this thread may wait for the other one's end
+
+        other = Call(paused, lambda lease=lease: lease.end_if_idle(), at, pause, BACKENDS)
+        while other.is_alive() and not reached.wait(0.001):
+            pass
+        if not reached.is_set():  # there are no more steps
+            break
+        if asks:
+            wrapper.ensure_connection()
+        handle = wrapper.connection
+        go_on.set()
+        other.join(PATIENCE)
+        assert not other.is_alive()
+        assert not asks or handle is not None
+        if handle is not None:
+            assert held(wrapper) == 1, at
+            assert wrapper._held().connection is handle, at
+            kept += not other.value
+        wrapper.close()
+    assert kept > 2
+    assert at > 20
 
 
 def test_a_request_keeps_its_connection(database: Database, release: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import abs_orm_app
 
 POOL = str(Path(abs_orm_app.__file__).parent / "pool")
+BACKENDS = str(Path(abs_orm_app.__file__).parent / "backends")
 
 
 class Interrupted(BaseException):
@@ -35,13 +36,15 @@ class Interruption:
         return self
 
 
-def paused(function: Callable[[], Any], at: int, meanwhile: Callable[[], None]) -> Any:
-    """Run `function`, and `meanwhile` before its `at`-th bytecode in the pool's code."""
+def paused(
+    function: Callable[[], Any], at: int, meanwhile: Callable[[], None], within: str = POOL
+) -> Any:
+    """Run `function`, and `meanwhile` before its `at`-th bytecode in the code in `within`."""
     left = at
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal left
-        if not frame.f_code.co_filename.startswith(POOL):
+        if not frame.f_code.co_filename.startswith(within):
             return None
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
