@@ -140,15 +140,17 @@ def test_an_exception_in_a_wait_affects_no_other_request(shared: Server) -> None
 def test_a_suspect_is_still_one_after_an_exception_in_its_checkout(shared: Server) -> None:
     with opened(ours, shared.conninfo, min_size=1, timeout=TIMEOUT) as pool:
         seen = 0
+        held: list[Any] = []
         for at in count():
             pool.putconn(pool.getconn())
             suspects = set(pool.entries)
             pool.placement.suspect_all()
-            if not interrupted(pool.getconn, at):
+            if not interrupted(lambda: held.append(pool.getconn()), at):
                 break
             idle = suspects & {conn._pool_entry for conn in tuple(pool.idle)}
             assert all(entry.idle_since < 0 for entry in idle), f"at bytecode {at}"
             seen += len(idle)
+        pool.putconn(held.pop())
         assert seen > 20
 
 
