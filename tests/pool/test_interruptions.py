@@ -7,7 +7,6 @@ raise at each bytecode of the pool's code in turn.
 from __future__ import annotations
 
 import gc
-import sys
 import threading
 from collections.abc import Callable
 from itertools import count
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.bytecodes import Interrupted, Interruption
+from tests.support.bytecodes import Interrupted, interruption
 from tests.support.pools import APP, AnyPool, Call, opened, ours, use
 from tests.support.servers import Server, wait_until
 
@@ -29,13 +28,11 @@ def interrupted(function: Callable[[], object], at: int) -> bool:
     thrown = []
 
     def work() -> None:
-        sys.settrace(Interruption(at))
         try:
-            function()
+            with interruption(at):
+                function()
         except Interrupted:
             thrown.append(True)
-        finally:
-            sys.settrace(None)
 
     Call(work).result(within=TIMEOUT + 5)
     return bool(thrown)

@@ -1,11 +1,13 @@
-"""At a bytecode of the pool's code, raise an exception, or let another thread act."""
+"""At a bytecode of the app's code, raise an exception, or let another thread act."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import FrameType
+from threading import get_ident
+from types import CodeType, FrameType
 from typing import Any
 
 import abs_orm_app
@@ -18,44 +20,76 @@ class Interrupted(BaseException):
     """The exception that is thrown."""
 
 
-class Interruption:
-    """Throws `Interrupted` into the thread that calls it, at the `at`-th bytecode in the pool."""
+def interruption(at: int) -> AbstractContextManager[None]:
+    """Throw `Interrupted` at the `at`-th bytecode of the pool's code that this thread executes."""
 
-    def __init__(self, at: int) -> None:
-        self.left = at
+    def throw() -> None:
+        raise Interrupted
 
-    def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(POOL):
-            return None
-        frame.f_trace_opcodes = True
-        frame.f_trace_lines = False
-        if event == "opcode":
-            self.left -= 1
-            if self.left < 0:
-                raise Interrupted
-        return self
+    return acting(at, throw, POOL)
 
 
 def paused(
     function: Callable[[], Any], at: int, meanwhile: Callable[[], None], within: str = POOL
 ) -> Any:
     """Run `function`, and `meanwhile` before its `at`-th bytecode in the code in `within`."""
+    with acting(at, meanwhile, within):
+        return function()
+
+
+@contextmanager
+def acting(at: int, act: Callable[[], None], within: str) -> Iterator[None]:
+    """Call `act` once, before the `at`-th bytecode in `within` that this thread executes."""
     left = at
 
-    def trace(frame: FrameType, event: str, _: Any) -> Any:
+    def count() -> None:
         nonlocal left
-        if not frame.f_code.co_filename.startswith(within):
-            return None
-        frame.f_trace_opcodes = True
-        frame.f_trace_lines = False
-        if event == "opcode":
-            left -= 1
-            if left == -1:
-                meanwhile()
-        return trace
+        left -= 1
+        if left == -1:
+            act()
 
-    sys.settrace(trace)
-    try:
-        return function()
-    finally:
-        sys.settrace(None)
+    yield from _each(count, within)
+
+
+if sys.version_info >= (3, 12):
+
+    def _each(see: Callable[[], None], within: str) -> Iterator[None]:
+        """Here a trace function would see the bytecodes of a frame only in its next call."""
+        monitoring = sys.monitoring
+        tool, instruction = monitoring.DEBUGGER_ID, monitoring.events.INSTRUCTION
+        thread = get_ident()
+
+        def filtered(code: CodeType, _: int) -> Any:
+            if not code.co_filename.startswith(within):
+                return monitoring.DISABLE
+            if get_ident() == thread:
+                see()
+            return None
+
+        monitoring.use_tool_id(tool, __name__)
+        try:
+            monitoring.register_callback(tool, instruction, filtered)
+            monitoring.set_events(tool, instruction)
+            yield
+        finally:
+            monitoring.set_events(tool, monitoring.events.NO_EVENTS)
+            monitoring.register_callback(tool, instruction, None)
+            monitoring.free_tool_id(tool)
+
+else:
+
+    def _each(see: Callable[[], None], within: str) -> Iterator[None]:
+        def trace(frame: FrameType, event: str, _: Any) -> Any:
+            if not frame.f_code.co_filename.startswith(within):
+                return None
+            frame.f_trace_opcodes = True
+            frame.f_trace_lines = False
+            if event == "opcode":
+                see()
+            return trace
+
+        sys.settrace(trace)
+        try:
+            yield
+        finally:
+            sys.settrace(None)
