@@ -293,18 +293,21 @@ def counted_connections() -> Iterator[list[int]]:
     parameters: Any = connections["default"].get_connection_params()
     parameters["application_name"] = "counting"
 
+    def sessions(admin: psycopg.Connection[Any]) -> set[int]:
+        rows = admin.execute(
+            "select pid from pg_stat_activity where backend_type = 'client backend'"
+            " and application_name <> 'counting'"
+        )
+        return {row[0] for row in rows}
+
     def count() -> None:
         with psycopg.connect(**parameters, autocommit=True) as admin:
             # The server counts a session for a moment longer than its client has a socket.
-            before = sockets()
+            open_before, sessions_before = sockets(), sessions(admin)
             counts_now.set()
             while not ended.wait(0.002):
-                counts[0] = max(counts[0], len(sockets() - before))
-                rows = admin.execute(
-                    "select pid from pg_stat_activity where backend_type = 'client backend'"
-                    " and application_name <> 'counting'"
-                ).fetchall()
-                seen.update(row[0] for row in rows)
+                counts[0] = max(counts[0], len(sockets() - open_before))
+                seen.update(sessions(admin) - sessions_before)
 
     counting = Call(count)
     try:
