@@ -16,6 +16,8 @@ from django.core.management import call_command
 from django.db import connections
 from psycopg.conninfo import conninfo_to_dict
 
+from abs_orm_app.backends.receivers import forget_receivers
+
 ROOT = Path(__file__).resolve().parents[2]
 OURS = "abs_orm_app.backends.postgresql"
 STOCK = "django.db.backends.postgresql"
@@ -34,6 +36,7 @@ def database(entry: dict[str, Any], alias: str = "other") -> Iterator[str]:
         wrapper.close()
         if pool := getattr(type(wrapper), "_connection_pools", {}).pop(alias, None):
             pool.close()
+        forget_receivers(alias)
         del connections[alias]
         del connections.settings[alias]
 
