@@ -22,11 +22,6 @@ def receivers_that_query(alias: str) -> tuple[str, ...]:
     return tuple(sorted(_seen.get(alias, ())))
 
 
-def forget_receivers(alias: str) -> None:
-    """For tests, whose aliases come and go."""
-    _seen.pop(alias, None)
-
-
 def watch(lease: Lease) -> None:
     """Note who sends something to the server until `unwatch`, by whatever way of psycopg's."""
     connection: Any = lease.connection
