@@ -1,0 +1,65 @@
+"""Return the connection before something slow, or keep it for a change that the pool cannot see.
+
+    from abs_orm_app.backends import pinned, release, released
+
+    with released():
+        answer = language_model.ask(question)
+
+    with pinned():
+        Report.objects.raw("SELECT 1 AS id FROM begin_report()")  # sets what the next one reads
+        ...
+
+On an alias without a pool, and on another engine, they do nothing, so code that uses them also
+runs there. They also do nothing inside a transaction that Django's `TestCase` has opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from django.db import DEFAULT_DB_ALIAS, connections
+
+__all__ = ["pinned", "release", "released"]
+
+
+def release(using: str | None = None) -> None:
+    """Return the connection of this thread to the pool now; the next query leases one again.
+
+    `using`: an alias; the default one if None. The state of the session is gone (`SET`, temporary
+    tables, advisory locks). An open cursor can still fetch what it has read, but execute nothing
+    more.
+
+    Raises `TransactionManagementError` in an atomic block or another transaction, with autocommit
+    turned off, in a `pinned()` block, and while a server-side cursor, `stream()` or `copy()` is
+    open; `SynchronousOnlyOperation` in async code, whose connections are those of other threads:
+    there it is `await sync_to_async(release)()`.
+    """
+    wrapper: Any = connections[using or DEFAULT_DB_ALIAS]
+    if hasattr(wrapper, "release"):
+        wrapper.release()
+
+
+@contextmanager
+def released(using: str | None = None) -> Iterator[None]:
+    """Hold no connection in the block, unless the block queries. Raises what `release` raises."""
+    release(using)
+    yield
+
+
+@contextmanager
+def pinned(using: str | None = None) -> Iterator[None]:
+    """Keep one connection for the block, from its first query on.
+
+    Use it for changes of the session that the pool cannot see: a function of the project that sets
+    a variable, or takes a lock of the session. The session counts as changed: in `transaction` mode
+    the connection is returned at the end of the block, and in either mode it is cleaned before its
+    next holder.
+    """
+    wrapper: Any = connections[using or DEFAULT_DB_ALIAS]
+    if not hasattr(wrapper, "pinned"):
+        yield
+        return
+    with wrapper.pinned():
+        yield

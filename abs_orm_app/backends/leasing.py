@@ -409,7 +409,7 @@ class LeasingMixin(Base):
         " `await sync_to_async(release)()`."
     )
     def release(self) -> None:
-        """Return the connection now; see `abs_orm_app.leases.release`."""
+        """Return the connection now; see `abs_orm_app.backends.release`."""
         self.validate_thread_sharing()
         blocks: list[Any] = self.atomic_blocks
         if self.in_atomic_block and not all(block._from_testcase for block in blocks):
@@ -451,7 +451,7 @@ class LeasingMixin(Base):
         " in the function that sync_to_async() calls."
     )
     def pinned(self) -> Iterator[None]:
-        """Keep the connection for the block; see `abs_orm_app.leases.pinned`."""
+        """Keep the connection for the block; see `abs_orm_app.backends.pinned`."""
         self.validate_thread_sharing()
         if not self._kept and (pool := self.pool) is not None and pool.leak_seconds is not None:
             self._pinned_at = frames_of_caller()

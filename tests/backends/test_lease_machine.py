@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from pytest_django.plugin import DjangoDbBlocker
 
-from abs_orm_app.leases import pinned, release
+from abs_orm_app.backends import pinned, release
 from tests.support.databases import ALIAS, Database, ask, held
 from tests.support.pools import APP
 from tests.support.servers import Server, wait_until

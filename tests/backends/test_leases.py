@@ -24,8 +24,8 @@ from django.test import TestCase
 from django.test.utils import CaptureQueriesContext
 from psycopg.types.json import JsonbDumper
 
+from abs_orm_app.backends import pinned, release, released
 from abs_orm_app.backends.postgresql.base import DatabaseWrapper
-from abs_orm_app.leases import pinned, release, released
 from tests.support.bytecodes import BACKENDS, paused
 from tests.support.databases import ALIAS, Database, ask, held, pin
 from tests.support.pools import APP, Call

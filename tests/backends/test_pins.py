@@ -13,7 +13,7 @@ from django.core import signals
 from django.db import OperationalError, connections, transaction
 from psycopg.pq import TransactionStatus
 
-from abs_orm_app.leases import pinned, release
+from abs_orm_app.backends import pinned, release
 from abs_orm_app.pool.entry import Holder
 from abs_orm_app.pool.snapshot import snapshot
 from tests.support.databases import ALIAS, Database, ask
