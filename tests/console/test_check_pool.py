@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from io import StringIO
 from typing import Any
@@ -16,6 +17,7 @@ from django.test import override_settings
 
 from abs_orm_app.console.profiles import SETTING
 from abs_orm_app.environment import database_from_env
+from abs_orm_app.management.commands import check_pool
 from tests.support.projects import (
     OURS,
     POOL,
@@ -383,3 +385,31 @@ def test_a_reader_that_leaves_early_causes_no_noise(shared: Server) -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait(30) == 1
+
+
+# Interruptions
+
+
+def test_an_interrupt_at_the_end_of_a_wait_is_no_traceback(
+    shared: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Where a signal arrives by chance: `threading` has left the wait, and lacks its lock.
+    def interrupted(condition: threading.Condition, state: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+        take_again(condition, state)
+
+    take_again = threading.Condition._acquire_restore  # type: ignore[attr-defined]
+    monkeypatch.setattr(threading.Condition, "_acquire_restore", interrupted)
+    assert Ran().code == 130
+    assert capsys.readouterr().err == "Interrupted; all connections are closed.\n"
+
+
+@pytest.mark.usefixtures("shared")
+def test_another_error_is_no_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(check_pool, "configured_databases", fails)
+    with pytest.raises(RuntimeError, match="a defect"):
+        Ran()

@@ -141,7 +141,9 @@ class Command(BaseCommand):
         try:
             code = self._run(options)
             self.stdout.flush()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, RuntimeError) as error:
+            if not _is_interrupt(error):
+                raise
             self.stderr.write("Interrupted; all connections are closed.")
             raise SystemExit(130) from None
         except BrokenPipeError:
@@ -255,6 +257,12 @@ class Command(BaseCommand):
         if in_text:
             self.stdout.write("\n")
         return drilled
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Whether it is Ctrl-C. In `threading`, Ctrl-C at the end of a wait comes before the wait has
+    its lock again; what releases that lock then raises RuntimeError in place of it."""
+    return isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
 
 
 def _write_what_the_encoding_lacks_as_escapes(stdout: Any) -> None:
