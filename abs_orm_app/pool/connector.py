@@ -5,162 +5,239 @@ raised in them from outside, so an attempt cannot be half started.
 
 `_lock` guards the decision how many to open (reading the counts, adding to `attempts`) and `fault`.
 The thread that takes an attempt out of `attempts` decides what becomes of it: its own thread, when
-it is done, or the housekeeping thread, when it takes too long. An attempt counts until then. A new
-connection is counted before its attempt stops counting.
+it is done, or the housekeeping thread, when it takes too long or its thread is gone. An attempt
+counts until then. A new connection is counted before its attempt stops counting.
 """
 
 from __future__ import annotations
 
 import logging
+import socket
 from _thread import allocate_lock
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from math import inf
 from random import random
-from threading import Thread
-from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import psycopg
 from psycopg import OperationalError, ProgrammingError
-from psycopg.conninfo import conninfo_to_dict, timeout_from_conninfo
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.errors import ConnectionTimeout
 from psycopg.pq import TransactionStatus
 
-from abs_orm_app.pool import messages
-from abs_orm_app.pool.constants import RETRY_INTERVAL
-from abs_orm_app.pool.entry import AnyConnection, Entry, shut_down
-from abs_orm_app.pool.faults import (
+from abs_orm_app.pool import messages, threads
+from abs_orm_app.pool.causes import CHANGE_AFTER, located
+from abs_orm_app.pool.clock import monotonic
+from abs_orm_app.pool.closing import CANCEL_TIMEOUT, cancel_handle
+from abs_orm_app.pool.core import Core
+from abs_orm_app.pool.entry import AnyConnection, Entry, shut_down, twin_of
+from abs_orm_app.pool.growth import (
+    NEAR,
+    PASSWORD_RETRY_MOST,
+    RETRY_INTERVAL,
+    ROTATION_RETRY_MOST,
+    Situation,
+    connections_to_open,
+    refill_after,
+    retry_after,
+)
+from abs_orm_app.pool.hosts import Address, Hosts, Try
+from abs_orm_app.pool.placement import Placement
+from abs_orm_app.pool.returning import prepare_timeout
+from abs_orm_app.pool.roles import Role, made_with, wanted_by
+from abs_orm_app.pool.server_errors import (
     Fault,
     again,
     is_about_credentials,
     is_permanent,
     without_frames,
 )
-from abs_orm_app.pool.growth import Situation, connections_to_open, refill_after
-from abs_orm_app.pool.hosts import Hosts, Try, names_service, target_session_attrs
-from abs_orm_app.pool.roles import Role, wanted_by
-
-if TYPE_CHECKING:
-    from abs_orm_app.pool.pool import HardenedPool
+from abs_orm_app.pool.spoiled import guarded
 
 logger = logging.getLogger("abs_orm_app.pool")
 
 PATIENCE = 2.0  # seconds that an attempt gets at least; libpq has no shorter connect_timeout
-PREPARE_TIMEOUT = 10.0  # seconds for `configure`; a third of the pool's timeout if that is less
-ASK_TIMEOUT = 30.0  # seconds for a function that returns the address or the password
-GRACE = 1.0  # seconds that an attempt may outlast its own timeout before it is given up
+PATIENT_EVERY = 30.0  # seconds between two patient attempts where only one slot is left
+SOURCE_TIMEOUT = 30.0  # seconds for a function that returns the address or the password
+OVERDUE = 1.0  # seconds that an attempt may outlast its own timeout before it is given up
 JITTER = 0.05  # of max_lifetime: connections that were opened together do not expire together
 
 
 class Attempt:
     """A slot taken for a connection that is being opened.
 
-    A patient one may take the whole `connect_timeout`. `lock` guards `conn`, so that it is not
-    closed while another thread shuts it down.
+    A patient one may take the whole `connect_timeout`; one that is `stubborn`, also at a dead host
+    while another one has answered. `twin`: of the socket, once it is connected;
+    any thread may shut it down.
     """
 
-    __slots__ = ("conn", "lock", "patient", "until")
+    __slots__ = ("began", "cancelled", "patient", "pgconn", "stubborn", "thread", "twin", "until")
 
-    def __init__(self, *, patient: bool, until: float) -> None:
-        self.patient = patient
+    def __init__(self, *, patient: bool, until: float, stubborn: bool = True) -> None:
+        self.patient, self.stubborn = patient, patient and stubborn
         self.until = until  # `monotonic`: it is given up then
-        self.conn: AnyConnection | None = None  # once it is connected
-        self.lock = allocate_lock()
+        self.began = inf  # when it began to connect to the server that it has reached
+        self.twin: socket.socket | None = None
+        self.pgconn: Any = None  # once it is connected
+        self.cancelled = False  # what `configure` executes
+        self.thread: threads.Handle | None = None
+
+
+class Source:
+    """Where the connections of a pool come from: psycopg_pool's parameters of the same names."""
+
+    def __init__(
+        self,
+        conninfo: str | Callable[[], str],
+        connection_class: type[AnyConnection],
+        kwargs: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None,
+        configure: Callable[[AnyConnection], object] | None,
+        *,
+        max_lifetime: float,
+        reconnect_timeout: float,
+        reconnect_failed: Callable[[Any], object] | None,
+        num_workers: int,
+    ) -> None:
+        self.conninfo, self.kwargs, self.configure = conninfo, kwargs, configure
+        self.connection_class = guarded(connection_class)
+        self.max_lifetime, self.reconnect_timeout = max_lifetime, reconnect_timeout
+        self.reconnect_failed, self.parallel = reconnect_failed, num_workers
+
+    def address(self) -> str:
+        return self.conninfo() if callable(self.conninfo) else self.conninfo
+
+    def parameters(self) -> dict[str, Any]:
+        return dict((self.kwargs() if callable(self.kwargs) else self.kwargs) or {})
 
 
 class Connector:
     """Opens the connections of one pool."""
 
-    def __init__(self, pool: HardenedPool, *, parallel: int, rotating: bool) -> None:
-        self.attempts: set[Attempt] = set()
-        self.fault: Fault | None = None
-        self.paused = False
-        self._pool = pool
-        self._parallel = parallel
-        self._rotating = rotating
+    def __init__(self, core: Core, source: Source, placement: Placement) -> None:
+        self._core, self._source, self._placement = core, source, placement
         self._lock = allocate_lock()
-        self._attempted_at = float("-inf")
+        self._attempted_at = self._patient_at = self._told_at = -inf
         self._has_connected = False
+        self._refused_since = inf  # since when the password is refused
+        self._told = -inf  # when the outage began of which `reconnect_failed` was told
+        self._last_parsed: tuple[str, Mapping[str, Any], Address] | None = None
         self._hosts = Hosts()
 
-    def tend(self, now: float) -> float:
+    def tend(self, now: float) -> tuple[float, float]:
         """Give up attempts that take too long, and start those that are missing.
 
-        Returns when to do it again (`monotonic`).
+        Returns when to do it again (`monotonic`): a moment that `upkeep.LEAST` may put off, and one
+        that it may not.
         """
-        for attempt in list(self.attempts):
-            if attempt.until <= now:
+        core = self._core
+        for attempt in list(core.attempts):
+            if _is_abandoned(attempt) or (attempt.until <= now and not self._cancels(attempt, now)):
                 self._give_up(attempt)
         if attempts := self._reserve(now):
             self._start(attempts)
-        due = min((attempt.until for attempt in list(self.attempts)), default=float("inf"))
-        if self._pool.is_below_size() and not self.paused:
+        due = min((attempt.until for attempt in list(core.attempts)), default=inf)
+        if core.attempts:
+            due = min(due, now + RETRY_INTERVAL)  # a thread may end without a word
+        if core.is_below_size() and not core.paused:
             due = min(due, self._retry_at(now))
-        return due
+        first_is_due = self._attempted_at + NEAR  # then the server is not near: open more at a time
+        is_first = self._hosts.fastest == inf and core.fault is None and core.queue.waiters
+        soon = first_is_due if is_first and now < first_is_due else inf
+        return min(due, self._tell_that_it_fails(now)), soon
+
+    def _tell_that_it_fails(self, now: float) -> float:
+        """Call `reconnect_failed` once an outage lasts so long; return when."""
+        core = self._core
+        fault, pool = core.fault, core.pool()
+        if fault is None or pool is None or fault.since == self._told:
+            return inf
+        due = fault.since + self._source.reconnect_timeout
+        if now < due:
+            return due
+        if not (core.is_below_size() or core.queue.waiters):
+            return inf  # nobody tries
+        with suppress(RuntimeError, MemoryError):
+            threads.start(f"{core.name}-reconnect", pool.reconnect_failed)
+            self._told = fault.since
+        return now + RETRY_INTERVAL
 
     def _retry_at(self, now: float) -> float:
         """When to try again to fill the pool (`monotonic`); an attempt that ends says so itself."""
-        if self._pool.until_full.waiters:
+        core = self._core
+        if core.until_full.waiters:
             return now + RETRY_INTERVAL
-        fault = self.fault
-        if not fault or fault.permanent or self.attempts:
-            return float("inf")
+        fault = core.fault or core.refusal
+        if not fault or fault.permanent or core.attempts:
+            return inf
         return self._attempted_at + refill_after(fault.at - fault.since)
 
     def abandon(self) -> None:
         """In a forked child: the attempts, and perhaps the lock, are the parent's."""
         self._lock = allocate_lock()
-        self.attempts.clear()
-
-    def recent_permanent_fault(self, seconds: float) -> Fault | None:
-        """The fault that waiting cannot fix, if one happened in the last `seconds`."""
-        fault = self.fault
-        if fault and fault.permanent and monotonic() - fault.at < seconds:
-            return fault
-        return None
+        self._core.attempts.clear()
 
     def _situation(self, now: float) -> Situation:
-        pool, fault = self._pool, self.fault
+        core = self._core
+        fault = core.fault or core.refusal
         return Situation(
-            waiting=len(pool.queue.waiters),
-            awaited=bool(pool.until_full.waiters),
-            opening=len(self.attempts),
-            open=len(pool.entries),
-            size=pool.min_size,
-            limit=pool.max_size,
-            parallel=self._parallel,
+            waiting=len(core.queue.waiters),
+            awaited=bool(core.until_full.waiters),
+            opening=len(core.attempts),
+            open=len(core.entries),
+            size=core.min_size,
+            limit=core.max_size - core.inherited,
+            parallel=self._source.parallel,
+            fastest=self._hosts.fastest,
             failing=fault is not None,
             since_attempt=now - self._attempted_at,
+            retry_after=fault.retry_after if fault else RETRY_INTERVAL,
             refill_after=(
-                refill_after(fault.at - fault.since)
-                if fault and not fault.permanent
-                else float("inf")
+                refill_after(fault.at - fault.since) if fault and not fault.permanent else inf
             ),
         )
 
     def _reserve(self, now: float) -> list[Attempt]:
-        """Take slots for the connections that are missing.
-
-        Only half of the slots are for patient attempts, so that attempts which hang do not take all
-        slots for long.
-        """
+        """Take slots for the connections that are missing."""
+        core = self._core
         with self._lock:
-            if self._pool.closed or self.paused:
+            if core.closed or core.paused:
                 return []
             count = connections_to_open(self._situation(now))
-            if not count:
+            if count <= 0:
                 return []
-            patient = max(1, self._pool.max_size // 2) - sum(a.patient for a in list(self.attempts))
-            until = now + ASK_TIMEOUT
-            attempts = [Attempt(patient=n < patient, until=until) for n in range(count)]
-            self.attempts.update(attempts)
+            slots, stubborn = self._patient_slots(now)
+            patient = slots - sum(a.patient for a in list(core.attempts))
+            self._patient_at = now if patient > 0 else self._patient_at
+            until = now + SOURCE_TIMEOUT
+            attempts = [
+                Attempt(patient=n < patient, until=until, stubborn=stubborn) for n in range(count)
+            ]
+            core.attempts.update(attempts)
             self._attempted_at = now
             return attempts
 
+    def _patient_slots(self, now: float) -> tuple[int, bool]:
+        """How many attempts may be patient, and whether these are stubborn: half of the slots that
+        are free, so that attempts which hang do not take all of them for long.
+
+        If there is only one, it is stubborn only now and then while a host is dead, because that
+        host may be the one that is slow.
+        """
+        core = self._core
+        slots = (core.max_size - core.inherited - len(core.entries)) // 2
+        any_dead = self._hosts.any_dead
+        rarely = any_dead and now - self._patient_at < PATIENT_EVERY
+        return (slots, True) if slots else (int(not rarely), any_dead)
+
     def _start(self, attempts: list[Attempt]) -> None:
         """Start a thread for one of them; it starts the next."""
-        name = f"{self._pool.name}-connector"
-        thread = Thread(target=self._run, args=(attempts,), name=name, daemon=True)
+        handle = threads.Handle()
+        for attempt in attempts:
+            attempt.thread = handle
         try:
-            thread.start()
-        except RuntimeError as error:  # the process is out of threads, or about to end
+            threads.start(f"{self._core.name}-connector", self._run, attempts, handle=handle)
+        except (RuntimeError, MemoryError) as error:  # none is left, or the process is about to end
             for attempt in attempts:
                 self._failed(attempt, error)
 
@@ -173,134 +250,193 @@ class Connector:
             try:
                 conn, role = self._open(attempt)
             except BaseException as error:
-                self._failed(attempt, error)
+                self._failed(attempt, self._explained(error))
                 return
             if not self._admit(attempt, conn, role):
                 return
             attempts = self._reserve(monotonic())
+            for another in attempts:
+                another.thread = attempt.thread
         self._hosts.ask_again()
 
     def _open(self, attempt: Attempt) -> tuple[AnyConnection, Role]:
         """Return a new, configured connection, and the role of its server."""
-        pool, statistics = self._pool, self._pool.statistics
+        core, source, statistics = self._core, self._source, self._core.statistics
         statistics.connects += 1
         began = monotonic()
         try:
-            conninfo = pool.conninfo() if callable(pool.conninfo) else pool.conninfo
-            kwargs = dict((pool.kwargs() if callable(pool.kwargs) else pool.kwargs) or {})
-            conn = self._connect(attempt, conninfo, kwargs)
+            conn = self._connect(attempt, *self._given())
         except BaseException:
             statistics.connect_errors += 1
             raise
         took = monotonic() - began
         statistics.connect_seconds += took
         statistics.creates.add(took)
-        attempt.conn = conn
         try:
-            conn._pool = pool  # type: ignore[assignment]  # `with conn` does not close it
-            attempt.until = monotonic() + prepare_timeout(pool.timeout)
-            if pool.configure is not None:
-                pool.configure(conn)
+            conn._pool = core  # type: ignore[assignment]  # `with conn` does not close it
+            attempt.twin, attempt.pgconn = twin_of(conn), conn.pgconn
+            attempt.until = monotonic() + prepare_timeout(core.timeout)
+            if source.configure is not None:
+                self._configure(source.configure, conn)
             if conn.pgconn.transaction_status != TransactionStatus.IDLE:
-                raise ProgrammingError(messages.left_in_transaction(pool.name))
-            return conn, pool.placement.role_of_new(conn)
+                raise ProgrammingError(messages.left_in_transaction(core.name))
+            return conn, self._placement.role_of_new(conn)
         except BaseException:
-            with attempt.lock:
-                pool.hang_up(conn)
+            _close(conn, attempt)
             raise
 
+    def _given(self) -> tuple[str, dict[str, Any]]:
+        """The address and the parameters: of a service, which may fail for a moment."""
+        try:
+            return self._source.address(), self._source.parameters()
+        except Exception as error:
+            if not self._has_connected or isinstance(error, psycopg.Error | OSError):
+                raise
+            raise RuntimeError(messages.source_failed(self._core.name, error)) from error
+
+    def _configure(self, configure: Callable[[AnyConnection], object], conn: AnyConnection) -> None:
+        try:
+            configure(conn)
+        except psycopg.Error:
+            raise
+        except Exception as error:
+            text = messages.configure_failed(self._core.name, error)
+            raise OperationalError(text) from error
+
     def _connect(self, attempt: Attempt, conninfo: str, kwargs: Mapping[str, Any]) -> AnyConnection:
-        pool = self._pool
-        params = conninfo_to_dict(conninfo, **kwargs)
-        wanted = target_session_attrs(params)
-        in_service_file = not wanted and names_service(params)
-        if not in_service_file:
-            pool.placement.wanted = wanted
-        timeout: float = timeout_from_conninfo(params)
+        placement, source = self._placement, self._source
+        address = self._parsed(conninfo, kwargs)
+        if not address.in_service_file:
+            placement.wanted, placement.spreads = address.wanted, address.spreads
+        self._core.places = address.places
+        timeout = address.timeout
         # Far more than the last one needed.
         short = min(timeout, round(max(PATIENCE, 10 * self._hosts.connect_seconds)))
         if not attempt.patient:
             timeout = short
 
         def connect(given: dict[str, Any]) -> AnyConnection:
-            attempt.until = monotonic() + 2 * given["connect_timeout"] + GRACE
-            return pool.connection_class.connect(conninfo, **{**kwargs, **given})
+            if attempt not in self._core.attempts:
+                raise RuntimeError("the attempt was given up")
+            attempt.began = monotonic()
+            attempt.until = attempt.began + 2 * given["connect_timeout"] + OVERDUE
+            conn: AnyConnection = source.connection_class.connect(conninfo, **{**kwargs, **given})
+            return conn
 
-        attempt.until = monotonic() + ASK_TIMEOUT  # for the resolver
-        how = Try(connect, AnyConnection.close, pool.placement.fits, timeout, short)
-        conn = self._hosts.connect(params, how)
-        if in_service_file:
-            pool.placement.wanted = wanted_by(conn.pgconn)
+        attempt.until = monotonic() + timeout + OVERDUE  # for the resolver
+        how = Try(connect, AnyConnection.close, placement.fits, timeout, short, attempt.stubborn)
+        conn = self._hosts.connect(address, how)
+        if address.in_service_file:
+            placement.wanted = address.wanted or wanted_by(conn.pgconn)
+            placement.spreads = made_with(conn.pgconn, b"load_balance_hosts") == "random"
         return conn
+
+    def _parsed(self, conninfo: str, kwargs: Mapping[str, Any]) -> Address:
+        """The parameters are the last ones, unless the password has changed."""
+        last = self._last_parsed
+        if last is None or conninfo != last[0] or kwargs != last[1]:
+            address = Address(conninfo_to_dict(conninfo, **kwargs))
+            last = self._last_parsed = conninfo, dict(kwargs), address
+        return last[2]
 
     def _admit(self, attempt: Attempt, conn: AnyConnection, role: Role) -> bool:
         """Give the pool the connection; False if the attempt was given up meanwhile."""
-        pool = self._pool
-        lifetime = pool.max_lifetime * (1 - JITTER * random())  # noqa: S311
-        entry = Entry(conn, monotonic() + lifetime, pool.connection_lost)
-        pool.entries.add(entry)
-        pool.placement.opened(entry, role)
+        core = self._core
+        lifetime = self._source.max_lifetime * (1 - JITTER * random())  # noqa: S311
+        assert attempt.twin is not None  # noqa: S101 - `_open` has made it
+        entry = Entry(conn, attempt.twin, monotonic() + lifetime, core.lost)
+        core.entries.add(entry)
+        self._placement.opened(entry, role, attempt.began, any_dead=self._hosts.any_dead)
         try:
-            self.attempts.remove(attempt)
+            core.attempts.remove(attempt)
         except KeyError:
-            pool.entries.discard(entry)
-            with attempt.lock:
-                pool.hang_up(conn)
+            core.entries.discard(entry)
+            _close(conn, attempt)
             return False
         self._has_connected = True
         with self._lock:
-            fault, self.fault = self.fault, None
-        pool.add(conn)
+            fault, core.fault = core.fault, None
+        core.add(conn)
         if fault:
-            logger.warning(messages.connected_again(pool.name, monotonic() - fault.since))
+            logger.warning(messages.connected_again(core.name, monotonic() - fault.since))
+        return True
+
+    def _cancels(self, attempt: Attempt, now: float) -> bool:
+        """Have the server cancel what `configure` executes: its thread then frees the slot."""
+        if attempt.cancelled or attempt.pgconn is None:
+            return False
+        attempt.cancelled = True
+        if (cancel := cancel_handle(attempt.pgconn)) is None:
+            return False
+        attempt.until = now + CANCEL_TIMEOUT
+        self._core.closer.send(cancel)
         return True
 
     def _give_up(self, attempt: Attempt) -> None:
-        """Free the slot of an attempt that hangs, and end its session.
+        """Free the slot of an attempt that hangs, or whose thread is gone, and end its session.
 
         Its thread sees that when it continues, if it does.
         """
-        stage = "configure" if attempt.conn else "connect"
-        error = OperationalError(messages.attempt_hung(self._pool.name, stage))
-        with attempt.lock:
-            conn = attempt.conn
-            if conn is not None and not conn.closed:
-                shut_down(conn)
+        if _is_abandoned(attempt):
+            error: Exception = MemoryError(messages.thread_gone())
+        else:
+            stage = "configure" if attempt.twin else "connect"
+            error = OperationalError(messages.attempt_hung(self._core.name, stage))
+        if (twin := attempt.twin) is not None:
+            shut_down(twin)
         self._failed(attempt, error, log_here=False)
 
     def _failed(self, attempt: Attempt, error: BaseException, *, log_here: bool = True) -> None:
         """Free the slot. Raise the error in the waiting requests if waiting cannot fix it."""
-        pool, now = self._pool, monotonic()
+        core, now = self._core, monotonic()
         try:
-            self.attempts.remove(attempt)
+            core.attempts.remove(attempt)
         except KeyError:
             return  # it was given up
         bare = without_frames(error)
         permanent = is_permanent(bare, has_connected=self._has_connected)
         permanent = permanent and not self._may_be_rotating(bare)
         with self._lock:
-            known = self.fault
+            known = core.fault
             since = known.since if known else now
-            fault = self.fault = Fault(bare, permanent, since, now)
-        if permanent and not pool.has_connections_in_use():
-            pool.queue.tell_all(lambda: again(bare))
-            pool.until_full.tell_all(lambda: again(bare))
-        pool.call_housekeeping()
-        if known is None or str(known.error) != str(bare):
-            text = messages.cannot_connect(pool.name, fault)
+            most = 0.0
+            if is_about_credentials(bare):
+                most = PASSWORD_RETRY_MOST if permanent else ROTATION_RETRY_MOST
+            if known is None or not is_about_credentials(known.error):
+                self._refused_since = now
+            delay = retry_after(now - self._refused_since, most)
+            fault = Fault(bare, permanent, since, now, delay)
+            core.fault = fault
+        if permanent and not core.in_use:
+            core.queue.tell_all(lambda: again(bare))
+            core.until_full.tell_all(lambda: again(bare))
+        core.call_housekeeping()
+        changed = known is not None and str(known.error) != str(bare)
+        if known is None or (changed and now - self._told_at >= CHANGE_AFTER):
+            self._told_at = now
+            text = messages.cannot_connect(core.name, fault)
             if log_here:
                 logger.warning(text)
             else:
-                pool.say(text)
-        before = known.at - since if known else -1.0
-        if log_here and before < pool.reconnect_timeout <= now - since:
-            pool.reconnect_failed()
+                core.say(text)
+
+    def _explained(self, error: BaseException) -> BaseException:
+        bare = without_frames(error)  # also of the one that is replaced
+        return located(bare, self._core.places) if isinstance(bare, ConnectionTimeout) else bare
 
     def _may_be_rotating(self, error: Exception) -> bool:
         """True if a password that has worked may be changing now, here or on the server."""
-        return self._rotating and self._has_connected and is_about_credentials(error)
+        return self._core.hooks.rotating and self._has_connected and is_about_credentials(error)
 
 
-def prepare_timeout(timeout: float) -> float:
-    """Seconds that `configure` and `reset` may take in a pool with this timeout."""
-    return max(PATIENCE, min(PREPARE_TIMEOUT, timeout / 3))
+def _is_abandoned(attempt: Attempt) -> bool:
+    """True if its thread is gone."""
+    return attempt.thread is not None and not attempt.thread.alive
+
+
+def _close(conn: AnyConnection, attempt: Attempt) -> None:
+    """Close a connection that does not become one of the pool."""
+    conn._pool = None
+    conn.close()
+    if attempt.twin is not None:
+        attempt.twin.close()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from math import inf
+from math import ceil, inf
 
-from abs_orm_app.pool.constants import RETRY_INTERVAL
-
+RETRY_INTERVAL = 0.2  # seconds between attempts to connect while a request waits
 PARALLEL_CONNECTS = 16  # `num_workers`: connections opened at a time for requests that wait
+EACH_CORE = 2  # connections opened at a time for each processor, where a server is near
+WORK = 0.0025  # seconds of processors that a connection costs, the server's new process included
+NEAR = 0.01  # seconds in which a server that is near opens the first one
 REFILL = 2  # connections opened at a time when no request waits
 REFILL_RETRY = 1.0  # seconds until a failed refill is tried again; then twice as long each time,
 REFILL_RETRY_MOST = 30.0  # up to this
+PASSWORD_RETRY_MOST = 10.0  # seconds until a refused password is tried again, at most
+ROTATION_RETRY_MOST = 1.0  # the same while it may be changing
+CHECK_RETRY_MOST = 0.5  # the same for a connection that the project's check has refused
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,31 +30,56 @@ class Situation:
     size: int
     limit: int
     parallel: int = PARALLEL_CONNECTS
+    cores: int = os.cpu_count() or 1
+    fastest: float = inf  # the shortest time in which a connection was opened; inf: none was yet
     failing: bool = False  # the last attempt failed
     since_attempt: float = inf  # since the last attempt began
+    retry_after: float = RETRY_INTERVAL  # after the last attempt, try again while a request waits
     refill_after: float = inf  # after the last attempt, try a failed refill again; inf: never
 
 
 def connections_to_open(now: Situation) -> int:
     """Return how many attempts to begin.
 
-    Connections that requests wait for are opened all at once. Those up to the pool size are opened
-    a few at a time, because the running requests need the processors more. After a fault, and
-    when an attempt takes long, one more is started at each interval while a request waits, because
-    the network may work again. There are never more than the limit allows.
+    Connections that requests wait for are opened many at a time (`at_a_time`). Those up to the pool
+    size are opened a few at a time, because the running requests need the processors more. After a
+    fault, and when an attempt takes long, one more is started at each interval while a request
+    waits, because the network may work again. There are never more than the limit allows.
     """
     missing = now.size - now.open - now.opening
-    filling = now.parallel if now.awaited else REFILL
+    parallel = at_a_time(now)
+    filling = parallel if now.awaited else REFILL
     wanted = max(
-        min(now.waiting, now.parallel) - now.opening,
+        min(now.waiting, parallel) - now.opening,
         min(missing, filling - now.opening),
     )
     if now.failing:
         wanted = int(missing > 0 and not now.opening and now.since_attempt >= now.refill_after)
     awaited = now.waiting > 0 or (now.awaited and missing > 0)
-    if awaited and now.since_attempt >= RETRY_INTERVAL:
+    if awaited and now.since_attempt >= now.retry_after:
         wanted = max(wanted, 1)
     return max(0, min(wanted, now.limit - now.open - now.opening))
+
+
+def at_a_time(now: Situation) -> int:
+    """Return how many connections to open at a time for requests that wait.
+
+    Opening one is work for the processors, here and on the server, which more at a time only
+    delay; but most of the time that it takes to a distant server nobody works.
+    """
+    most = EACH_CORE * now.cores
+    if now.fastest < inf:
+        most = max(most, ceil(now.fastest / WORK))
+    elif now.since_attempt >= NEAR:
+        return now.parallel
+    return min(most, now.parallel)
+
+
+def retry_after(lasts: float, most: float) -> float:
+    """Return the seconds between two attempts while a request waits, in an outage that has lasted
+    `lasts` seconds.
+    """
+    return max(RETRY_INTERVAL, min(lasts, most))
 
 
 def refill_after(lasts: float) -> float:
@@ -56,3 +87,16 @@ def refill_after(lasts: float) -> float:
     lasted `lasts` seconds.
     """
     return min(max(REFILL_RETRY, lasts), REFILL_RETRY_MOST)
+
+
+def checked_sizes(min_size: int, max_size: int | None) -> tuple[int, int]:
+    """Return both; `max_size` is `min_size` by default. Raises `ValueError` for invalid sizes."""
+    if max_size is None:
+        max_size = min_size
+    if min_size < 0:
+        raise ValueError("min_size cannot be negative")
+    if max_size < min_size:
+        raise ValueError("max_size must be greater or equal than min_size")
+    if max_size == 0:
+        raise ValueError("if min_size is 0 max_size must be greater than 0")
+    return min_size, max_size

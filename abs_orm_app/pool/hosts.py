@@ -19,16 +19,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
-from time import monotonic
 from typing import Any, Generic, TypeVar
 
 import psycopg
+from psycopg.conninfo import timeout_from_conninfo
+
+from abs_orm_app.pool.clock import monotonic
+from abs_orm_app.pool.liveness import ANSWERS, reach
 
 DEFAULT_PORT = "5432"
 DIRECTORY = ("/", "@")  # what the host begins with where it is a Unix socket
 ASK_AGAIN = 10.0  # seconds after which a dead host is tested again, while connections are opened
-ASK_TIMEOUT = 2.0  # seconds that its answer may take
-SSL_REQUEST = bytes.fromhex("0000000804d2162f")  # answered by every server with one byte
+PROBATION = 30.0  # seconds that a dead host must answer again before it is preferred again
+PROBE_TIMEOUT = 2.0  # seconds that its answer may take
+BRIEF = 0.5  # seconds that it may take while another host has answered
+LOOKUPS = 4  # lookups of a resolver that hangs; then one more every `LOOKUP_INTERVAL` seconds
+LOOKUP_INTERVAL = 2.0
+LATE_ANSWER = 30.0  # seconds that the answer counts which came when nobody waited for it any more
 
 # The server answers, but does not have the role that `target_session_attrs` wants.
 _WRONG_ROLE = re.compile(r"hot standby mode|session is (?:not )?read-only")
@@ -49,9 +56,19 @@ class Place:
 
     @property
     def params(self) -> dict[str, str]:
-        """libpq's parameters for only this place."""
-        given = {"host": self.host, "port": self.port, "hostaddr": self.address}
-        return {name: value for name, value in given.items() if value}
+        """libpq's parameters for only this place; empty ones keep out those of the environment."""
+        return {"host": self.host, "port": self.port, "hostaddr": self.address}
+
+    @property
+    def target(self) -> Any:
+        """What `reach` asks: the path of a Unix socket, or host and port; None for libpq's own
+        default, which only libpq knows.
+        """
+        if not (self.host or self.address):
+            return None
+        if self.host.startswith(DIRECTORY) and not self.address:
+            return f"{self.host}/.s.PGSQL.{self.port}".replace("@", "\0", 1)
+        return self.address or self.host, self.port
 
     def __str__(self) -> str:
         return f"host: {self.host!r}, port: {self.port!r}, hostaddr: {self.address or None!r}"
@@ -61,7 +78,7 @@ def listed(params: Mapping[str, Any], environ: Mapping[str, str] | None = None) 
     """The hosts of libpq's parameters, unresolved, in their order.
 
     A list of ports has one for each host, or one for all. If the lists do not match, the result is
-    empty, and libpq then reports the mistake.
+    empty, and libpq then reports the mistake. It is empty too if a service file may name them.
     """
     environ = os.environ if environ is None else environ
 
@@ -69,6 +86,8 @@ def listed(params: Mapping[str, Any], environ: Mapping[str, str] | None = None) 
         value = params.get(name)
         return str(environ.get(variable, "") if value is None else value).split(",")
 
+    if params.get("service") or environ.get("PGSERVICE"):
+        return []
     hosts, addresses = values("host", "PGHOST"), values("hostaddr", "PGHOSTADDR")
     ports = values("port", "PGPORT")
     count = max(len(hosts), len(addresses))
@@ -81,7 +100,7 @@ def listed(params: Mapping[str, Any], environ: Mapping[str, str] | None = None) 
     ]
 
 
-def resolved(places: Iterable[Place]) -> list[Place]:
+def resolved(places: Iterable[Place], resolver: Resolver | None = None) -> list[Place]:
     """Each place once for each address of its name.
 
     Raises `psycopg.OperationalError` if no name resolves; one that does is enough.
@@ -90,7 +109,7 @@ def resolved(places: Iterable[Place]) -> list[Place]:
     error: psycopg.OperationalError | None = None
     for place in places:
         try:
-            found += dict.fromkeys(_addresses(place))
+            found += dict.fromkeys(_addresses(place, resolver or Resolver()))
         except OSError as problem:
             error = psycopg.OperationalError(f"failed to resolve host {place.host!r}: {problem}")
     if not found and error:
@@ -98,17 +117,15 @@ def resolved(places: Iterable[Place]) -> list[Place]:
     return found
 
 
-def _addresses(place: Place) -> Iterator[Place]:
+def _addresses(place: Place, resolver: Resolver) -> Iterator[Place]:
     if place.address or not place.host or place.host.startswith(DIRECTORY):
         yield place
         return
     with suppress(ValueError):
         yield Place(place.host, place.port, str(ipaddress.ip_address(place.host)))
         return
-    for *_, address in socket.getaddrinfo(
-        place.host, place.port, proto=socket.IPPROTO_TCP, type=socket.SOCK_STREAM
-    ):
-        yield Place(place.host, place.port, str(address[0]))
+    for address in resolver.addresses(place.host):
+        yield Place(place.host, place.port, address)
 
 
 def ordered(
@@ -140,6 +157,7 @@ class Try(Generic[T]):
 
     connect: called with libpq's parameters for the place; raises `psycopg.Error`.
     timeout: for each place at most; `short`: while another place is left.
+    stubborn: wait for a dead place as well, although another one has answered.
     fits: False for a connection to a server of the wrong role; it is used if there is no other.
     """
 
@@ -148,6 +166,47 @@ class Try(Generic[T]):
     fits: Callable[[T], bool]
     timeout: float
     short: float
+    stubborn: bool = True
+
+
+class Resolver:
+    """Resolves names. One that hangs is left to its thread, and asked again by others: not by all
+    of them, because each such thread lasts as long as the resolver waits.
+    """
+
+    def __init__(self) -> None:
+        self._running: dict[object, float] = {}  # the lookups, and since when (`monotonic`)
+        self._late: dict[str, tuple[float, list[str]]] = {}  # by name: when, and the addresses
+
+    def addresses(self, host: str) -> list[str]:
+        """The IP addresses of a name. Raises `OSError` if there are none."""
+        now = monotonic()
+        at, late = self._late.get(host, (-inf, []))
+        if now - at < LATE_ANSWER:
+            return late
+        running = list(self._running.values())
+        hung = [began for began in running if now - began > 1.0]
+        if len(hung) >= LOOKUPS and now - max(running) < LOOKUP_INTERVAL:
+            raise OSError(f"the resolver has not answered for {now - min(hung):.0f} s")
+        me = object()
+        self._running[me] = now
+        try:
+            found = [
+                str(address[0])
+                for *_, address in socket.getaddrinfo(
+                    host, None, proto=socket.IPPROTO_TCP, type=socket.SOCK_STREAM
+                )
+            ]
+        except OSError:
+            _raise_if_out_of_descriptors()
+            raise
+        finally:
+            del self._running[me]
+        if not found:
+            raise OSError("it has no address")
+        if (done := monotonic()) - now > LOOKUP_INTERVAL:
+            self._late[host] = done, found
+        return found
 
 
 class Hosts:
@@ -157,23 +216,28 @@ class Hosts:
 
     def __init__(self) -> None:
         self._dead: dict[Place, float] = {}  # since when, or when asked again (`monotonic`)
+        self._back: dict[Place, float] = {}  # dead ones that answer again: since when
+        self._resolver = Resolver()
+        self.fastest = inf  # how long a connection took at least, since the last failure
         self.connect_seconds = 0.0  # how long the last connection took to open, at its own place
 
-    def connect(self, params: Mapping[str, Any], how: Try[T]) -> T:
-        """Return a connection to the first place that accepts one; if one fits, the first of those.
+    @property
+    def any_dead(self) -> bool:
+        return bool(self._dead)
 
-        params: all of libpq's parameters that are given.
+    def connect(self, address: Address, how: Try[T]) -> T:
+        """Return a connection to the first place that accepts one; if one fits, the first of those.
 
         Raises what the last place raised, with the errors of all in its text.
         """
-        places = listed(params)
+        places = address.places
         if not places or (len(places) == 1 and _has_one_address(places[0])):
             return self._timed(how, {"connect_timeout": round(how.timeout)})
-        places = resolved(places)
+        places = resolved(places, self._resolver)
         for place in self._dead.keys() - set(places):
             self._dead.pop(place, None)  # its name now has another address
-        shuffle = _setting(params, "load_balance_hosts", "PGLOADBALANCEHOSTS") == "random"
-        if target_session_attrs(params) != "prefer-standby":
+        shuffle = address.spreads
+        if address.wanted != "prefer-standby":
             return self._first(ordered(places, self._dead, shuffle=shuffle), how)
         with suppress(psycopg.Error):
             # libpq prefers among the hosts that it is given at once, and here it gets one.
@@ -191,7 +255,11 @@ class Hosts:
             # A second attempt only if it did not answer in the short time.
             if not isinstance(errors.get(place, _NOT_TRIED), psycopg.errors.ConnectionTimeout):
                 continue
+            if not how.stubborn and self._is_hopeless(place, errors):
+                errors[place] = psycopg.errors.ConnectionTimeout("it does not answer")
+                continue
             given = {**place.params, **(extra or {}), "connect_timeout": round(seconds)}
+            began = monotonic()
             try:
                 conn = self._timed(how, given)
             except psycopg.Error as error:
@@ -199,7 +267,11 @@ class Hosts:
                 if not _WRONG_ROLE.search(str(error)):
                     self._dead[place] = monotonic()
                 continue
-            self._dead.pop(place, None)
+            except (OSError, RuntimeError):  # it is no fault of the place
+                _close(how, spare)
+                raise
+            if self._dead.get(place, -inf) < began:  # else it was frozen meanwhile
+                self._dead.pop(place, None)
             if how.fits(conn):
                 _close(how, spare)
                 return conn
@@ -211,43 +283,45 @@ class Hosts:
         _close(how, others)
         return first
 
+    def _is_hopeless(self, place: Place, errors: Mapping[Place, Exception]) -> bool:
+        """True for a dead place that still does not answer, although another one has answered."""
+        others = [error for other, error in errors.items() if other != place]
+        answered = any(not isinstance(e, psycopg.errors.ConnectionTimeout) for e in others)
+        return answered and place in self._dead and not answers(place, BRIEF)
+
     def _timed(self, how: Try[T], params: dict[str, Any]) -> T:
         began = monotonic()
-        conn = how.connect(params)
+        try:
+            conn = how.connect(params)
+        except psycopg.Error:
+            self.fastest = inf
+            _raise_if_out_of_descriptors()
+            raise
         self.connect_seconds = monotonic() - began
+        self.fastest = min(self.fastest, self.connect_seconds)
         return conn
 
     def ask_again(self) -> None:
         """Test whether places that were dead for a while answer again. May take some seconds.
 
-        The test opens no session. A place that answers returns to its old position.
+        The test opens no session. A place that answers for a while returns to its old position:
+        one that was frozen may believe for some seconds that it still is the primary.
         """
         now = monotonic()
-        for place, since in tuple(self._dead.items()):
+        for place, since in list(self._dead.items()):
             if now - since < ASK_AGAIN:
                 continue
             self._dead[place] = now  # no other thread tests it meanwhile
-            if answers(place):
+            if not answers(place):
+                self._back.pop(place, None)
+            elif now - self._back.setdefault(place, now) >= PROBATION:
                 self._dead.pop(place, None)
+                self._back.pop(place, None)
 
 
-def answers(place: Place, timeout: float = ASK_TIMEOUT) -> bool:
-    """True if a server, or a pooler, answers there within `timeout` seconds."""
-    unix = place.host.startswith(DIRECTORY) and not place.address
-    path = f"{place.host}/.s.PGSQL.{place.port}"
-    target: Any = path.replace("@", "\0", 1) if unix else (place.address, int(place.port))
-    try:
-        if unix:
-            peer = socket.socket(socket.AF_UNIX)
-            peer.settimeout(timeout)
-            peer.connect(target)
-        else:
-            peer = socket.create_connection(target, timeout)
-        with peer:
-            peer.sendall(SSL_REQUEST)
-            return len(peer.recv(1)) == 1
-    except (OSError, ValueError):
-        return False
+def answers(place: Place, timeout: float = PROBE_TIMEOUT) -> bool:
+    """True if a server, or a pooler, answers there within `timeout` seconds, or cannot be asked."""
+    return place.target is None or reach(place.target, timeout) == ANSWERS
 
 
 def _has_one_address(place: Place) -> bool:
@@ -259,18 +333,31 @@ def _has_one_address(place: Place) -> bool:
     return False
 
 
-def target_session_attrs(params: Mapping[str, Any]) -> str:
-    """What libpq's parameters, or its environment variable, want a server to be; "" for nothing."""
-    return _setting(params, "target_session_attrs", "PGTARGETSESSIONATTRS")
+class Address:
+    """What libpq's parameters, and its environment variables, say of the servers.
 
+    `wanted`: what a server must be (`target_session_attrs`); "" for nothing.
+    `spreads`: connections are spread over the hosts at random.
+    `in_service_file`: both may be in a service file, which only libpq knows.
+    """
 
-def names_service(params: Mapping[str, Any]) -> bool:
-    """True if libpq reads more parameters from a service file, which only libpq knows."""
-    return bool(_setting(params, "service", "PGSERVICE"))
+    def __init__(self, params: dict[str, Any]) -> None:
+        self.places = listed(params)
+        self.wanted = _setting(params, "target_session_attrs", "PGTARGETSESSIONATTRS")
+        self.spreads = _setting(params, "load_balance_hosts", "PGLOADBALANCEHOSTS") == "random"
+        self.in_service_file = bool(_setting(params, "service", "PGSERVICE"))
+        self.timeout: float = timeout_from_conninfo(params)
 
 
 def _setting(params: Mapping[str, Any], name: str, variable: str) -> str:
     return str(params.get(name) or os.environ.get(variable, ""))
+
+
+def _raise_if_out_of_descriptors() -> None:
+    """Raise `OSError` if this process has none: libpq and resolvers may say something else then,
+    such as that the name does not exist.
+    """
+    socket.socket().close()
 
 
 def _close(how: Try[T], conns: Iterable[T]) -> None:

@@ -1,28 +1,22 @@
 """One thread per process maintains all its pools. It sleeps until it is called or work is due.
 
-No lock guards it: a call is one addition to a set and one release of a lock (the bell). The right
-to be the thread is an object, `_Turn`, of which there is one: anything that ends the thread, or the
-attempt to start it, drops the turn, and the next call starts another thread.
+It knows a pool by its `Client`. No lock guards it: a call is one addition to a dict and one release
+of a lock (the bell). Who may be the thread is decided by `Seat`: anything that ends the thread, or
+the attempt to start it, frees the seat, and the next call starts another thread.
 """
 
 from __future__ import annotations
 
 import logging
-from _thread import allocate_lock, start_new_thread
-from collections import deque
+from _thread import allocate_lock
 from collections.abc import Callable
 from math import inf
-from threading import TIMEOUT_MAX, Thread
-from time import monotonic, sleep
-from typing import TYPE_CHECKING
-from weakref import WeakSet
+from threading import TIMEOUT_MAX
+from time import sleep
+from typing import Any, Protocol
 
-from abs_orm_app.pool import messages
-from abs_orm_app.pool.constants import RETRY_INTERVAL
-from abs_orm_app.pool.upkeep import tend
-
-if TYPE_CHECKING:
-    from abs_orm_app.pool.pool import HardenedPool
+from abs_orm_app.pool import messages, threads
+from abs_orm_app.pool.clock import monotonic
 
 logger = logging.getLogger("abs_orm_app.pool")
 
@@ -30,47 +24,75 @@ THREAD = "abs_orm_app-housekeeping"
 TICK = 1.0  # seconds between two calls of the observers
 
 
-class _Turn:
-    """The right to be the housekeeping thread; once dropped, it is free again."""
+class Client(Protocol):
+    """What it maintains. It is looked at once it was called, and until it is closed."""
 
-    __slots__ = ("owner", "process")
+    name: str
+    closed: bool
+    due: float  # when it is looked at next (`monotonic`)
 
-    def __init__(self, owner: Housekeeping) -> None:
-        self.owner, self.process = owner, owner.process
+    def tend(self, now: float) -> float:
+        """Look at it; return when to do it again (`monotonic`)."""
 
-    def __del__(self) -> None:
-        if self.process is self.owner.process:
-            self.owner.free.append(_Turn(self.owner))
+    def observed(self) -> Any:
+        """What the observers are called with; None if there is nothing to observe."""
+
+    def say(self, text: str) -> None:
+        """Log a line without waiting for the log."""
+
+
+class Seat:
+    """One thread may have it. It is free again once that thread is gone, however it ended."""
+
+    def __init__(self) -> None:
+        self._claims: dict[int, threads.Handle] = {}
+        self._last = 0
+
+    def is_taken(self) -> bool:
+        claim = self._claims.get(self._last)
+        return claim is not None and claim.alive
+
+    def is_running(self) -> bool:
+        """True once the thread that has it has begun."""
+        claim = self._claims.get(self._last)
+        return claim is not None and claim.running
+
+    def claim(self) -> threads.Handle | None:
+        """Return the handle of the thread that may have it; None if it is taken."""
+        mine = threads.Handle()
+        while True:
+            number = self._last
+            claim = self._claims.setdefault(number, mine)
+            if claim is mine:
+                return mine
+            if claim.alive:
+                return None
+            self._last = number + 1  # a claim is never removed, so this cannot free another one
 
 
 class Housekeeping:
-    """Calls `tend` for each open pool when asked to or when due, and the observers at each tick.
-
-    `tend` gets the time (`monotonic`) and returns when it is due next.
-    """
+    """Calls `tend` of each open client when asked or when due, and the observers at each tick."""
 
     def __init__(self) -> None:
-        self.pools: WeakSet[HardenedPool] = WeakSet()  # those that are open
         self.observers = Observers(self)
         self.reset()
 
     def reset(self) -> None:
         """In a forked child: forget the parent's thread and pools."""
-        self.process = object()  # a new one in each child
-        self.free: deque[_Turn] = deque()
-        self.free.append(_Turn(self))
-        self._called: set[HardenedPool] = set()
+        self._seat = Seat()
+        self._called: dict[Client, None] = {}
         self._bell = allocate_lock()
         self._ticked_at = monotonic()
         self._paused = False
-        self.pools = WeakSet()
+        self.clients: dict[Client, None] = {}  # those that are open; only the thread changes it
 
-    def call(self, pool: HardenedPool) -> bool:
-        """Have the thread look at this pool now; False if no thread can be started.
+    def call(self, client: Client) -> bool:
+        """Have the thread look at this client now; False if none runs: it is being started, or
+        cannot be.
 
         Never waits, and may be called at any point, also by a signal handler or a finalizer.
         """
-        self._called.add(pool)
+        self._called[client] = None
         return self.ring()
 
     def pause(self, timeout: float) -> None:
@@ -87,80 +109,67 @@ class Housekeeping:
     def resume(self) -> None:
         """After a fork, in the parent: maintain the pools again, beginning with all of them."""
         self._paused = False
-        self._called.update(self.pools)
+        self._called.update(self.clients.copy())
         if self._called:
             self.ring()
 
     def is_running(self) -> bool:
-        return not self.free
+        return self._seat.is_taken()
 
     def ring(self) -> bool:
         try:
             self._bell.release()
         except RuntimeError:
             pass  # the bell has rung already
-        return not self.free or self._begin()
+        seat = self._seat
+        if not seat.is_taken():
+            self._begin()
+        return seat.is_running()
 
-    def _begin(self) -> bool:
+    def _begin(self) -> None:
         """Start the thread, unless another call is starting it, or a fork is in progress."""
         if self._paused:
-            return True
+            return
         try:
-            turn = [self.free.pop()]
-        except IndexError:
-            return True
-        try:
-            # Of Python's two ways to start a thread, this one cannot be interrupted half-way.
-            start_new_thread(self._start, (turn,))
-        except RuntimeError:  # the process is out of threads, or about to end
-            return False
-        return True
+            if (handle := self._seat.claim()) is not None:
+                threads.start(THREAD, self._run, self._seat, handle, handle=handle)
+        except (RuntimeError, MemoryError):  # out of threads or memory, or about to end
+            pass
 
-    def _start(self, turn: list[_Turn]) -> None:
-        """In a thread that `threading` does not know: start the real one, which has a name."""
+    def _run(self, seat: Seat, handle: threads.Handle) -> None:
+        died = True
         try:
-            Thread(target=self._run, args=(turn,), name=THREAD, daemon=True).start()
-        except RuntimeError:
-            turn.clear()
-
-    def _run(self, turn: list[_Turn]) -> None:
-        process, died = self.process, True
-        try:
-            self._look_after_pools(process)
+            self._look_after_pools(seat)
             died = False
         finally:
-            turn.clear()
-            if process is self.process and (self._called or (died and self.pools)):
+            handle.end()  # from here on, another thread may begin
+            if seat is self._seat and (self._called or (died and self.clients)):
                 self._begin()
                 if died:
                     logger.warning(messages.housekeeping_died())
 
-    def _look_after_pools(self, process: object) -> None:
+    def _look_after_pools(self, seat: Seat) -> None:
         """Run until there is no open pool, or until this is a forked child."""
-        bell = self._bell
-        while process is self.process and not self._paused:
-            called = self._called
+        bell, called, clients = self._bell, self._called, self.clients
+        while seat is self._seat and not self._paused:
             while called:
-                pool = called.pop()
-                pool.due = 0.0
-                self.pools.add(pool)
+                client, _ = called.popitem()
+                client.due = 0.0
+                clients[client] = None
             now, due = monotonic(), inf
-            for pool in tuple(self.pools):
-                if pool.due <= now:
-                    pool.due = _tend(pool, now)
-                    # Some may have begun just now, and not have called.
-                    pool.due = min(pool.due, pool.time_limits.due())
-                    if pool.queue.waiters:
-                        pool.due = min(pool.due, now + RETRY_INTERVAL)
-                    if pool.closed:
-                        self.pools.discard(pool)
+            for client in list(clients):
+                if client.due <= now:
+                    client.due = inf  # who comes while it is looked at must call again
+                    client.due = _tend(client, now)
+                    if client.closed and client.due == inf:
+                        clients.pop(client, None)
                         continue
-                due = min(due, pool.due)
-            if not self.pools:
+                due = min(due, client.due)
+            client = None  # type: ignore[assignment]  # not kept alive while this thread sleeps
+            if not clients:
                 return
             if self.observers:
                 due = min(due, self._tell_observers(now))
-            pool = None  # type: ignore[assignment]  # not kept alive while this thread sleeps
             left = due - monotonic()
             if left > 0 and not called:
                 bell.acquire(True, left if left < TIMEOUT_MAX else -1)
@@ -168,12 +177,13 @@ class Housekeeping:
     def _tell_observers(self, now: float) -> float:
         if now - self._ticked_at >= TICK:
             self._ticked_at = now
-            for pool in tuple(self.pools):
-                self.observers.tell(pool)
+            for client in list(self.clients):
+                if (pool := client.observed()) is not None:
+                    self.observers.tell(pool)
         return self._ticked_at + TICK
 
 
-class Observers(list["Callable[[HardenedPool], None]"]):
+class Observers(list["Callable[[Any], None]"]):
     """Each is called with every open pool at each tick, and once with each that was just closed.
 
     For metrics. They run in the housekeeping thread, and must not wait for anything.
@@ -183,25 +193,25 @@ class Observers(list["Callable[[HardenedPool], None]"]):
         super().__init__()
         self._housekeeping = housekeeping
 
-    def append(self, observer: Callable[[HardenedPool], None]) -> None:
+    def append(self, observer: Callable[[Any], None]) -> None:
         super().append(observer)
-        if self._housekeeping.pools:
+        if self._housekeeping.clients:
             self._housekeeping.ring()
 
-    def tell(self, pool: HardenedPool) -> None:
+    def tell(self, pool: Any) -> None:
         """Call each observer; one that raises does not affect the pool."""
-        for observer in tuple(self):
+        for observer in list(self):
             try:
                 observer(pool)
             except Exception:
                 logger.exception(messages.observer_failed(pool.name))
 
 
-def _tend(pool: HardenedPool, now: float) -> float:
+def _tend(client: Client, now: float) -> float:
     try:
-        return tend(pool, now)
+        return client.tend(now)
     except Exception as error:  # the other pools must still be maintained
-        pool.say(messages.housekeeping_failed(pool.name, error))
+        client.say(messages.housekeeping_failed(client.name, error))
         return now + TICK
 
 

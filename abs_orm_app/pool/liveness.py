@@ -1,17 +1,32 @@
-"""Is this idle connection alive? A look at its socket, and a ping that cannot hang."""
+"""Is this idle connection alive, and does its server answer? Nothing here waits without a limit."""
 
 from __future__ import annotations
 
 import select
+import socket
 from collections.abc import Callable
-from time import monotonic
+from enum import Enum
 from typing import Any
 
 import psycopg
-from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 
+from abs_orm_app.pool.clock import monotonic
+from abs_orm_app.pool.steps import Readable, Steps, run
+
+ROUND_TRIP = 20e-6  # seconds; no server can answer in less
 # After this many reads that each returned data, a peer that only sends counts as dead.
 MAX_READS = 100
+ANSWERS, SILENT, GONE = "answers", "silent", "gone"  # what an address that was asked does
+SSL_REQUEST = bytes.fromhex("0000000804d2162f")  # answered by every server with one byte
+
+
+class Answer(Enum):
+    """What came back from a ping."""
+
+    ALIVE = "alive"
+    WRONG = "wrong answer"  # this session cannot be used; the others are not concerned
+    NONE = "no answer"  # in time, or the connection is broken
 
 
 def make_poller(conn: psycopg.Connection[Any]) -> select.poll:
@@ -24,7 +39,7 @@ def make_poller(conn: psycopg.Connection[Any]) -> select.poll:
     return poller
 
 
-def has_ended(conn: psycopg.Connection[Any], poll: Callable[[float], object]) -> bool:
+def server_has_closed(conn: psycopg.Connection[Any], poll: Callable[[float], object]) -> bool:
     """Read what an idle connection was sent; True if the server has closed it. Never waits."""
     try:
         for _ in range(MAX_READS):
@@ -33,19 +48,35 @@ def has_ended(conn: psycopg.Connection[Any], poll: Callable[[float], object]) ->
             conn.pgconn.consume_input()
     except psycopg.Error:
         return True
+    except RuntimeError:  # a signal handler looks while its thread looks
+        return False
     return True
 
 
-def answers(conn: psycopg.Connection[Any], timeout: float) -> bool:
-    """Ping the server with an empty query; True if it answers within `timeout` seconds.
+def ping(conn: psycopg.Connection[Any], timeout: float) -> Answer:
+    return run(ping_steps(conn, timeout))
+
+
+def ping_steps(conn: psycopg.Connection[Any], timeout: float) -> Steps[Answer]:
+    """Ping the server with an empty query, and wait up to `timeout` seconds for its answer.
 
     The empty query is the cheapest of the protocol: no parsing, no snapshot, no transaction.
-    After False the connection cannot be used: the answer may still come.
+    Unless it is ALIVE, the connection cannot be used: the answer may still come.
     """
-    return ask(conn, b"", timeout) is not None
+    pgconn = conn.pgconn
+    if pgconn.transaction_status != TransactionStatus.IDLE:
+        return Answer.WRONG  # somebody still uses it
+    if (yield from _ask_steps(conn, b"", timeout)) is not None:
+        return Answer.ALIVE
+    ended = pgconn.status != ConnStatus.OK or pgconn.transaction_status == TransactionStatus.ACTIVE
+    return Answer.NONE if ended else Answer.WRONG
 
 
 def ask(conn: psycopg.Connection[Any], query: bytes, timeout: float) -> bytes | None:
+    return run(_ask_steps(conn, query, timeout))
+
+
+def _ask_steps(conn: psycopg.Connection[Any], query: bytes, timeout: float) -> Steps[bytes | None]:
     """Send a query and return the value that it selects, b"" if it selects none.
 
     Returns None after an error, or if no answer comes within `timeout` seconds. It uses libpq's
@@ -58,11 +89,13 @@ def ask(conn: psycopg.Connection[Any], query: bytes, timeout: float) -> bytes | 
     try:
         pgconn.send_query(query)
         while pgconn.flush():
-            _wait(pgconn.socket, select.POLLIN | select.POLLOUT, deadline)
+            if not (yield Readable(pgconn.socket, deadline, writes=True)):
+                return None
             pgconn.consume_input()
         while True:
             while pgconn.is_busy():
-                _wait(pgconn.socket, select.POLLIN, deadline)
+                if not (yield Readable(pgconn.socket, deadline)):
+                    return None
                 pgconn.consume_input()
             result = pgconn.get_result()
             if result is None:
@@ -71,12 +104,28 @@ def ask(conn: psycopg.Connection[Any], query: bytes, timeout: float) -> bytes | 
             failed = failed or result.status == ExecStatus.FATAL_ERROR
             if result.ntuples:
                 value = result.get_value(0, 0) or b""
-    except (psycopg.Error, TimeoutError):
+    except psycopg.Error:
         return None
 
 
-def _wait(fd: int, events: int, deadline: float) -> None:
-    poller = select.poll()
-    poller.register(fd, events)
-    if not poller.poll(max(0.0, deadline - monotonic()) * 1000):
-        raise TimeoutError
+def reach(target: Any, timeout: float) -> str:
+    """Ask what listens at an address whether it answers; opens no session, and needs no password.
+
+    Returns ANSWERS, SILENT or GONE.
+    """
+    found = GONE
+    try:
+        if isinstance(target, str):
+            peer = socket.socket(socket.AF_UNIX)
+            peer.settimeout(timeout)
+            peer.connect(target)
+        else:
+            peer = socket.create_connection(target[:2], timeout)
+        with peer:
+            found = SILENT
+            peer.sendall(SSL_REQUEST)
+            return ANSWERS if len(peer.recv(1)) == 1 else GONE
+    except TimeoutError:
+        return found
+    except (OSError, ValueError):
+        return GONE

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from abs_orm_app.config.explain import explain
-from abs_orm_app.config.printable import printable
-from abs_orm_app.pool.entry import Holder
-from abs_orm_app.pool.faults import Fault
-from abs_orm_app.pool.server_errors import UNKNOWN, WRONG_SETTINGS, ServerError, classify
-from abs_orm_app.pool.silence import Silence
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 
+from abs_orm_app.config.texts import explain, printable
+from abs_orm_app.pool.holders import Holder
+from abs_orm_app.pool.server_errors import HANGS, SAYS_NOTHING, Fault, classify
+
+MOST_HOLDERS = 3  # views, tasks and commands that a message names
 CALLERS = 5  # lines of the project that a warning names, beside the one that took a connection
 
 
@@ -17,54 +19,130 @@ def pool_timeout(timeout: float, why: str) -> str:
     return f"couldn't get a connection after {timeout:.2f} sec: {why}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cause:
+    """Why requests get no connection, or cannot write."""
+
+    name: str  # short, for metrics: one of NAMES, "exhausted", "slow or locked", "opening"
+    problem: str  # the same for readers, wherever they look: "the pool is exhausted"
+    detail: str = ""  # what was seen
+    hint: str  # what to do: whole sentences
+    entry: str  # of docs/troubleshooting.md
+
+    @property
+    def text(self) -> str:
+        """One sentence."""
+        return f"{self.problem}: {self.detail}" if self.detail else f"{self.problem}."
+
+
+def of_fault(fault: Fault) -> Cause:
+    """A fault that has one: the last attempt to open a connection failed."""
+    kind = fault.kind
+    detail = first_line(fault.error)
+    return Cause(
+        name=kind.name, problem=kind.problem, detail=detail, hint=kind.hint, entry=kind.entry
+    )
+
+
+def exhausted(limit: int, *, in_transaction: int, unused: int) -> Cause:
+    """Python has the connections, and does something else."""
+    inside = f", {in_transaction} of them idle in a transaction" if in_transaction else ""
+    return Cause(
+        name="exhausted",
+        problem="the pool is exhausted",
+        detail=f"{_all_in_use(limit)}{inside}.",
+        hint=f"{_unused(unused, limit)}Return connections earlier (DB_POOL_LEAK_SECONDS=10 logs"
+        " where they were taken), or raise DB_POOL_SIZE or DB_MAX_OVERFLOW.",
+        entry="pool-exhausted",
+    )
+
+
+def slow_or_locked(limit: int, active: int) -> Cause:
+    """The server answers, but not to the statements that run."""
+    run = f"{active} of them run" if active < limit else "each runs" if limit > 1 else "it runs"
+    return Cause(
+        name="slow or locked",
+        problem="the server answers, but there are slow statements, or statements that wait for a"
+        " lock",
+        detail=f"{_all_in_use(limit)}, and {run} a statement.",
+        hint="`manage.py check_pool` shows which, and who blocks them.",
+        entry="slow-statements",
+    )
+
+
+def no_answer(where: str, *, silent: bool) -> Cause:
+    """The server was asked, and did not answer. `silent`: something accepted the connection."""
+    kind = HANGS if silent else classify("no answer")
+    detail = f"{where} {SAYS_NOTHING}." if silent else f"nothing accepts connections at {where}."
+    return Cause(
+        name=kind.name, problem=kind.problem, detail=detail, hint=kind.hint, entry=kind.entry
+    )
+
+
+def opening(seconds: float) -> Cause:
+    """An attempt to open a connection takes long, and it is not known why."""
+    return Cause(
+        name="opening",
+        problem="no connection could be opened in time",
+        detail=f"the first attempt has taken {seconds:.1f} s." if seconds > 0 else "",
+        hint="",
+        entry="hung-server",
+    )
+
+
+def read_only(address: str, role: str) -> Cause:
+    """A server that refuses writes is where the primary should be."""
+    what = "a standby" if role == "standby" else "read-only"
+    return Cause(
+        name="read-only",
+        problem=f"the server is {what}, so writes fail",
+        detail=f"{address} does not accept them." if address else "",
+        hint="Promote a standby, or correct the address.",
+        entry="writes-go-to-a-standby",
+    )
+
+
 def why_nothing_came(
     name: str,
+    cause: Cause,
     *,
     size: int,
     limit: int,
-    connections: int,
     in_use: int,
     idle: int,
     opening: int,
     waiting: int,
     longest: Holder | None,
-    unused: int,
-    fault: Fault | None,
-    silence: Silence | None = None,
+    held_by: str,
 ) -> str:
-    """Explain why no connection came: the limits, the holders, the cause, what to do."""
+    """Explain why no connection came: the cause, the limits, the holders, what to do."""
     being_opened = f", {opening} being opened" if opening else ""
     state = (
         f"Pool {name!r} (size {size} + overflow {limit - size}): {in_use} in use, {idle} idle"
         f"{being_opened}, {waiting} waiting."
     )
-    held = f" {_holds(longest)}" if longest else ""
-    if fault:
-        kind = _kind(fault)
-        why = f"{kind.problem}: {first_line(fault.error)}"
-        what = f"{kind.hint} See `{explain(kind.entry)}`."
-    elif silence and connections >= limit:
-        why, what = _nothing_comes_back(in_use, silence)
-    elif connections >= limit:
-        why = (
-            "the only connection is in use."
-            if limit == 1
-            else f"all {limit} connections are in use."
-        )
-        what = (
-            f"{_unused(unused, in_use)}Return connections earlier (DB_POOL_LEAK_SECONDS=10 logs"
-            " where they were taken), or raise DB_POOL_SIZE or DB_MAX_OVERFLOW. See"
-            f" `{explain('pool-exhausted')}`."
-        )
-    else:
-        why = "no connection could be opened in time: the server or the network does not answer."
-        what = f"See `{explain('hung-server')}`."
-    return f"{why} {state}{held} {what}"
+    parts = (
+        cause.text,
+        state,
+        held_by,
+        _holds(longest) if longest else "",
+        cause.hint,
+        f"See `{explain(cause.entry)}`.",
+    )
+    return " ".join(filter(None, parts))
 
 
-def _kind(fault: Fault) -> ServerError:
-    kind = classify(fault.error)
-    return WRONG_SETTINGS if kind is UNKNOWN and fault.permanent else kind
+def held_by(labels: Iterable[str]) -> str:
+    """As in "Held by GET /orders/ (6), task shop.send (1)."."""
+    counted = Counter(labels).most_common()
+    shown = [f"{label} ({count})" for label, count in counted[:MOST_HOLDERS]]
+    more = sum(count for _, count in counted[MOST_HOLDERS:])
+    shown += [f"{more} more"] if more else []
+    return f"Held by {', '.join(shown)}." if shown else ""
+
+
+def _all_in_use(limit: int) -> str:
+    return "the only connection is in use" if limit == 1 else f"all {limit} connections are in use"
 
 
 def _unused(unused: int, in_use: int) -> str:
@@ -78,25 +156,12 @@ def _unused(unused: int, in_use: int) -> str:
     )
 
 
-def _nothing_comes_back(in_use: int, silence: Silence) -> tuple[str, str]:
-    which = (
-        "the only connection in use" if in_use == 1 else f"any of the {in_use} connections in use"
-    )
-    why = f"nothing has come back on {which} for {silence.seconds:.1f} s."
-    what = (
-        "The server's machine acknowledges nothing: it is down, or the network to it is."
-        if silence.unanswered
-        else "The server or the network does not answer, or each of them runs one long statement."
-    )
-    return why, f"{what} See `{explain('hung-server')}`."
-
-
 def _holds(holder: Holder, more: int = 0) -> str:
     where = f", taken at {holder.where}" if holder.where else ""
     pin = f", pinned by {holder.pin}" if holder.pin else ""
     others = f", and {more} more from the same place" if more else ""
     return (
-        f"Thread {holder.thread!r} has held one for {holder.seconds:.1f} s"
+        f"{holder.who[0].upper()}{holder.who[1:]} has held one for {holder.seconds:.1f} s"
         f" (server process {holder.pid}{where}{pin}){others}."
     )
 
@@ -109,9 +174,60 @@ def left_in_transaction(name: str) -> str:
     return f"the configure function of pool {name!r} left a transaction open; connection discarded"
 
 
+def configure_failed(name: str, error: Exception) -> str:
+    return f"the configure function of pool {name!r} failed: {type(error).__name__}: {error}"
+
+
+def source_failed(name: str, error: Exception) -> str:
+    what = f"{type(error).__name__}: {error}"
+    return f"the function that gives pool {name!r} its address or password failed: {what}"
+
+
+def check_refuses(name: str, error: Exception) -> str:
+    why = f"{type(error).__name__}: {first_line(error)}"
+    return f"the check of pool {name!r} refuses new connections: {why} The pool retries."
+
+
+def check_accepts(name: str, seconds: float) -> str:
+    return f"the check of pool {name!r} accepts connections again, after {seconds:.1f} s"
+
+
+def check_gave_none(*, in_time: bool) -> str:
+    return "it has closed the connection" if in_time else "it did not end in time"
+
+
 def cannot_connect(name: str, fault: Fault) -> str:
     what = "" if fault.permanent else " The pool retries while a request waits."
-    return f"pool {name!r} cannot connect: {first_line(fault.error)}{what}"
+    return f"pool {name!r} cannot connect, {of_fault(fault).text}{what}"
+
+
+def trouble_begins(name: str, cause: Cause, held_by: str) -> str:
+    return " ".join(
+        filter(None, (f"pool {name!r}: {cause.text}", held_by, f"See `{explain(cause.entry)}`."))
+    )
+
+
+def requests_fail(name: str, cause: Cause, held_by: str) -> str:
+    return " ".join(filter(None, (f"pool {name!r}: requests fail, {cause.text}", held_by)))
+
+
+def trouble_goes_on(name: str, cause: Cause, seconds: float, waited: int, failed: int) -> str:
+    return (
+        f"pool {name!r}: still, after {seconds:.0f} s, {cause.problem}. {_counted(waited, failed)}"
+    )
+
+
+def trouble_ends(name: str, cause: Cause, seconds: float, waited: int, failed: int) -> str:
+    what = (
+        "its server accepts writes again"
+        if cause.name == "read-only"
+        else "requests get connections again"
+    )
+    return f"pool {name!r}: {what}, after {seconds:.1f} s. {_counted(waited, failed)}"
+
+
+def _counted(waited: int, failed: int) -> str:
+    return f"Requests that waited: {waited}; that failed: {failed}."
 
 
 def connected_again(name: str, seconds: float) -> str:
@@ -125,7 +241,7 @@ def connection_lost(name: str, holder: Holder) -> str:
         else "DB_POOL_LEAK_SECONDS=10 shows where it was taken."
     )
     return (
-        f"pool {name!r} took back a connection that thread {holder.thread!r} dropped without"
+        f"pool {name!r} took back a connection that {holder.who} dropped without"
         f" returning it. {where} See `{explain('leaked-connection')}`."
     )
 
@@ -154,6 +270,17 @@ def rolled_back(name: str) -> str:
 
 def returned_active(name: str) -> str:
     return f"pool {name!r}: a connection was returned in the middle of a query, and was closed"
+
+
+def returned_spoiled(name: str) -> str:
+    return (
+        f"pool {name!r}: a connection was returned after an interrupted pipeline or executemany(),"
+        " within a block of transaction(), or while another thread or task used it, and was closed"
+    )
+
+
+def thread_gone() -> str:
+    return "a thread that was to open a connection has ended: is memory short?"
 
 
 def reset_failed(name: str, error: Exception) -> str:

@@ -11,17 +11,19 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
-from time import monotonic
 from typing import Any
 
 import psycopg
 from psycopg.pq import ConnStatus
 
 from abs_orm_app.pool import roles
+from abs_orm_app.pool.clock import monotonic
 from abs_orm_app.pool.entry import AnyConnection, Entry
 from abs_orm_app.pool.roles import Expectation, Role
+from abs_orm_app.pool.server_errors import belongs_to_session
 
-ASK_TIMEOUT = 1.0  # seconds for a server to say what it is
+WAVE = 10.0  # seconds between two replacements of all connections for the same reason
+ROLE_TIMEOUT = 1.0  # seconds for a server to say what it is
 
 
 @dataclass(frozen=True, order=True)
@@ -43,8 +45,18 @@ class Placement:
 
     def __init__(self, entries: set[Entry], *, reads_only: bool) -> None:
         self.wanted = ""
+        self._last_wave = -inf
+        self._newest: tuple[Any, float] = (
+            None,
+            -inf,
+        )  # the place of the newest primary, since when
+        self.spreads = False  # load_balance_hosts=random
+        self._left: dict[Any, float] = {}  # places that were replaced by another one, and when
+        self._alternates = False  # the address leads to several places all the time
         self.expectation = Expectation(reads_only=reads_only)
         self._entries = entries
+        self._read_only_since = inf  # inf: the newest connection was not read-only by default
+        self._look_again_at = inf  # when one of those is replaced, to see whether it still is so
         self._asks = False  # ask servers that report nothing, because one has refused a write
 
     def fits(self, conn: AnyConnection) -> bool:
@@ -58,18 +70,65 @@ class Placement:
         """
         role = roles.reported(conn.pgconn)
         if role is Role.UNKNOWN and self._asks:
-            return _asked(conn, ASK_TIMEOUT)
+            return _asked(conn, ROLE_TIMEOUT)
         return role
 
-    def opened(self, entry: Entry, role: Role) -> None:
-        """Record the role of a new connection's server; limit the connection's life if unwanted."""
+    def opened(
+        self, entry: Entry, role: Role, began: float = inf, *, any_dead: bool = False
+    ) -> None:
+        """Record the role of a new connection's server; limit the connection's life if unwanted.
+
+        `began`: when it began to connect to that server. `any_dead`: another one may be dead.
+        """
         entry.role = role
         wanted_before = self.expectation.wants_primary
+        was_read_only = self._read_only_since < inf
         self.expectation.opened(role, entry.opened_at)
-        if self.expectation.wants_primary and not wanted_before:
+        if role is Role.READ_ONLY:
+            self._read_only_since = min(self._read_only_since, entry.opened_at)
+            self._look_later(entry.opened_at)
+        else:
+            self._read_only_since = inf
+        if was_read_only or (self.expectation.wants_primary and not wanted_before):
             self._limit(self._entries)
         else:
             self._limit([entry])
+        if role is Role.PRIMARY and self._wants_primary():
+            self._follow(entry, began, any_dead=any_dead)
+
+    def _wants_primary(self) -> bool:
+        return self.wanted in ("read-write", "primary") or (
+            not self.wanted and self.expectation.wants_primary
+        )
+
+    def _follow(self, newest: Entry, began: float, *, any_dead: bool) -> None:
+        """Replace connections to another primary that are older than this one, or this one if it
+        began before the newest: such a server may have been replaced, and not know it yet.
+
+        Not if the alias spreads its connections over several addresses: a failover goes one way,
+        but such an address leads back at once, although nothing is dead.
+        """
+        if self.spreads or self._alternates:
+            return
+        place = _place(newest.pgconn)
+        last, at = self._newest
+        if last in (place, None):  # the others were replaced before
+            self._newest = place, newest.opened_at
+            return
+        others = list(self._entries)
+        if began < at:
+            others, place = [newest], last
+        elif began - self._left.get(place, -inf) < WAVE:
+            self._alternates = not any_dead
+            return
+        else:
+            self._newest = place, newest.opened_at
+            self._left[last] = newest.opened_at
+        for entry in others:
+            older = entry is newest or entry.opened_at < newest.opened_at
+            if older and entry.role is Role.PRIMARY and _place(entry.pgconn) not in (place, None):
+                entry.misplaced = True
+                entry.expire()
 
     def returned(self, entry: Entry, conn: AnyConnection) -> None:
         """A connection comes back to the pool, idle or broken."""
@@ -83,9 +142,13 @@ class Placement:
         if entry.must_ask:
             entry.must_ask = False
             with suppress(psycopg.OperationalError):
-                self._asked(entry, _asked(conn, ASK_TIMEOUT))
+                self._asked(entry, _asked(conn, ROLE_TIMEOUT))
             return
         role = roles.reported(entry.pgconn)
+        if role is Role.READ_ONLY and monotonic() >= self._look_again_at and self._endures(role):
+            self._look_later(monotonic())
+            entry.misplaced = True
+            entry.expire()
         if role is entry.role or role is Role.UNKNOWN:
             return
         if role is Role.READ_ONLY and entry.dirty is not None:
@@ -112,11 +175,26 @@ class Placement:
             self.suspect_all()
         if sqlstate == roles.READ_ONLY_TRANSACTION:
             self._write_refused(entry)
+        if belongs_to_session(error):
+            self._expire_older(entry)
 
     def suspect_all(self) -> None:
         """Have the connections that are open now pinged before they are handed out."""
         for entry in list(self._entries):
             entry.suspect()
+
+    def _expire_older(self, failed: Entry) -> None:
+        """Replace the connections that are open now, each once it is not in use.
+
+        The schema was changed, or something else that their sessions have cached. If new sessions
+        meet the error as well, it is not that: then it costs one such wave in `WAVE` seconds.
+        """
+        now, last = monotonic(), self._last_wave
+        if failed.opened_at < last or now - last < WAVE:
+            return
+        self._last_wave = now
+        for entry in list(self._entries):
+            entry.expire()
 
     def _write_refused(self, entry: Entry) -> None:
         role = roles.reported(entry.pgconn)
@@ -144,10 +222,21 @@ class Placement:
         else:
             self._limit([entry])
 
+    def _endures(self, role: Role) -> bool:
+        """True if a connection to such a server is kept, because a new one would be no better: the
+        server or the role was made read-only. One of them is replaced now and then, to look again.
+        """
+        read_only = role is Role.READ_ONLY and self._read_only_since < inf
+        return read_only and not self.wanted and self.expectation.wants_primary
+
+    def _look_later(self, now: float) -> None:
+        lasts = now - self._read_only_since
+        self._look_again_at = now + max(roles.MISPLACED_LIFE, min(lasts / 2, roles.LOOK_AGAIN))
+
     def _limit(self, entries: Iterable[Entry]) -> None:
         for entry in list(entries):
             life = self._life(entry.role)
-            if life < inf:
+            if life < inf and not self._endures(entry.role):
                 entry.misplaced = True
                 entry.expires_at = min(entry.expires_at, entry.opened_at + life)
 
@@ -156,7 +245,7 @@ class Placement:
 
     def servers(self) -> list[ServerInUse]:
         """The servers that the open connections lead to, the one with the most first."""
-        found = Counter((_address(entry.pgconn), entry.role) for entry in list(self._entries))
+        found = Counter((address_of(entry.pgconn), entry.role) for entry in list(self._entries))
         return [
             ServerInUse(address, role.value, count, self._life(role) == inf)
             for (address, role), count in found.most_common()
@@ -171,7 +260,14 @@ def _asked(conn: AnyConnection, timeout: float) -> Role:
     return role
 
 
-def _address(pgconn: Any) -> str:
+def _place(pgconn: Any) -> tuple[bytes, bytes, bytes] | None:
+    """Where a connection leads, also if its host name leads elsewhere now; None if it is closed."""
+    with suppress(psycopg.OperationalError):
+        return pgconn.host, pgconn.hostaddr, pgconn.port
+    return None
+
+
+def address_of(pgconn: Any) -> str:
     """Host and port of a connection; "" if it is closed."""
     with suppress(psycopg.OperationalError):
         host, port = pgconn.host.decode(), pgconn.port.decode()

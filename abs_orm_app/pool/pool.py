@@ -1,83 +1,73 @@
 """A pool of PostgreSQL connections that keeps the promises of its settings under faults.
 
-Its API, parameters, statistics and exceptions are psycopg_pool's; `docs/why-our-own-pool.md` says
-why it is another class. How it works:
-
-- `idle` holds the idle connections, the one used last at the right; `in_use` the entries of those
-  that are checked out; `entries` the entries of all open ones; `queue` the waiting requests.
-- A checkout takes an idle connection, or waits in the queue. A return hands the connection to the
-  request that has waited longest, or makes it idle. Each publishes what it did and then looks at
-  the other side again, so that an idle connection and a waiting request cannot miss each other.
-- The thread that takes an entry out of `in_use` returns that connection, so it is returned once.
-- `connector.py` opens connections; the thread of `housekeeping.py` does everything else.
-
-No lock guards this state, and no request ever holds a lock: each step is one operation of a
-built-in container, which is atomic with and without the GIL. So an exception that is raised in a
-thread at any point, or a signal handler or a finalizer that checks out or returns a connection,
-can neither leave a lock locked nor block on one. A connection that an interrupted step has dropped
-is garbage-collected; housekeeping then closes it and frees its slot.
-
-Copies of the containers are made with `list`: Python 3.11 may collect garbage within `tuple`, and a
-finalizer may then change what is being copied.
-
-Invariant: `entries` + the connector's attempts <= `max_size`. A connection leaves `entries` only
-after it was closed, so that the server never counts more either.
+Its API, parameters, statistics and exceptions are psycopg_pool's; `docs/how-it-works.md` says
+why it is another class. A checkout and a return are here; what they stand on is in `core.py`.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
+from asyncio import CancelledError
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from math import inf
-from threading import current_thread
-from time import monotonic
-from types import TracebackType
+from threading import current_thread, main_thread
+from time import sleep
+from types import GenericAlias, TracebackType
 from typing import Any, Self
-from weakref import WeakValueDictionary
+from weakref import ref
 
 import psycopg
 from psycopg import Connection
 from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg_pool import PoolClosed
 
-from abs_orm_app.pool import liveness, messages
-from abs_orm_app.pool.cleaner import Clean, Cleaner
-from abs_orm_app.pool.cleaning import clean as take_back
-from abs_orm_app.pool.connector import Connector
-from abs_orm_app.pool.constants import PING_AFTER, ROUND_TRIP
-from abs_orm_app.pool.ending import let_the_process_end, settle
-from abs_orm_app.pool.entry import ENTRY, AnyConnection, Entry, Holder, Pin, frames_of_caller
-from abs_orm_app.pool.errors import closed_error, timeout_error
-from abs_orm_app.pool.growth import PARALLEL_CONNECTS
-from abs_orm_app.pool.histogram import BOUNDS, Timings
-from abs_orm_app.pool.housekeeping import housekeeping, observers
-from abs_orm_app.pool.idle import Idle
-from abs_orm_app.pool.leaks import LeakWatch
-from abs_orm_app.pool.pins import holder_of
+from abs_orm_app.pool import messages
+from abs_orm_app.pool.clock import monotonic
+from abs_orm_app.pool.closing import close
+from abs_orm_app.pool.connector import Connector, Source
+from abs_orm_app.pool.core import Core, Hooks
+from abs_orm_app.pool.entry import ENDED, ENTRY, LOST, AnyConnection, Checkout, Entry
+from abs_orm_app.pool.growth import PARALLEL_CONNECTS, checked_sizes
+from abs_orm_app.pool.holders import Holder, frames_of_caller
+from abs_orm_app.pool.housekeeping import observers
+from abs_orm_app.pool.liveness import ROUND_TRIP
 from abs_orm_app.pool.placement import Placement
-from abs_orm_app.pool.pre_ping import PING_TIMEOUT, is_alive
-from abs_orm_app.pool.queue import Queue, Waiter
-from abs_orm_app.pool.sizes import checked_sizes
-from abs_orm_app.pool.statistics import POOL_OPENING, Statistics
-from abs_orm_app.pool.time_limits import TimeLimits
-from abs_orm_app.pool.upkeep import close_lost
-from abs_orm_app.pool.waiting import wait_for_connection
+from abs_orm_app.pool.pre_ping import PING_AFTER, PrePing, check_connection
+from abs_orm_app.pool.queue import Handover, Waiter, copied
+from abs_orm_app.pool.returning import Cleaner, make_idle
+from abs_orm_app.pool.statistics import BOUNDS, Timings
+from abs_orm_app.pool.steps import Steps, run
+from abs_orm_app.pool.upkeep import Upkeep
+from abs_orm_app.pool.waiting import closed_error, timeout_error, wait_for_connection
 
 logger = logging.getLogger("abs_orm_app.pool")
 IDLE, OK = TransactionStatus.IDLE, ConnStatus.OK
+# A task's end comes between two steps, so that nothing of the checkout is lost.
+_CANCELLED = CancelledError, GeneratorExit
+LAST_WAIT = 2.0  # seconds; by then a process that has begun to end is over
 
-
-_every_pool: WeakValueDictionary[object, HardenedPool] = WeakValueDictionary()
+_every_pool: dict[object, Callable[[], HardenedPool | None]] = {}
 # Each is called with each new pool before it is opened, for example to set `use_times.record`.
 new_pool_hooks: list[Callable[[HardenedPool], object]] = []
 
 
 def every_pool() -> list[HardenedPool]:
     """The pools of this process. Other threads may make some meanwhile."""
-    return [pool for ref in _every_pool.valuerefs() if (pool := ref()) is not None]
+    return [pool for weak in list(_every_pool.values()) if (pool := weak()) is not None]
+
+
+def _of_source(name: str) -> Any:
+    """An attribute that psycopg_pool's pools have, too; a change counts for later connections."""
+
+    def get(pool: HardenedPool) -> Any:
+        return getattr(pool._source, name)
+
+    def change(pool: HardenedPool, value: Any) -> None:
+        setattr(pool._source, name, value)
+
+    return property(get, change)
 
 
 class HardenedPool:
@@ -95,25 +85,19 @@ class HardenedPool:
     `pre_ping`: ping a connection that was idle for a while before it is handed out.
     `leak_seconds`: warn about a connection held longer, with the lines that took it; None: off, and
     no stack is recorded.
-    `database`: the name of the database; the pool only stores it.
-    `rotating`: the password may change while the pool is open; once a password has worked, the
-    pool retries after a refusal, with the password that is valid then.
-    `reads_only`: the project only reads through it, so a standby is as good as a primary.
-    `successor`: returns the pool that serves the waiting requests when this one is closed, or
-    None. Called in their threads.
-    `clean`: cleans a connection whose entry is `dirty`, or, with `clean_always`, each that is
-    returned, in a thread of the pool; returns False if the connection must be replaced.
-    `reclaim`: returns a connection that its holder does not use to the pool; False if it is used.
-    Called by housekeeping while requests wait and all connections are in use.
-    `pin_of`: returns what needs the session of a connection that is checked out, for reports;
-    `UNUSED` if nothing does, but it is kept. Called in any thread.
+    `origin`: what its connections are made from; the pool only stores it.
+    `hooks`: what it asks of who uses it.
 
     `getconn` raises `PoolTimeout` at the deadline, with the last fault as its cause;
     `psycopg.OperationalError` at once for a permanent fault; `PoolClosed`; and
     `TooManyRequests` if `max_waiting` is set. Durations are in seconds.
     """
 
+    __class_getitem__: Any = classmethod(GenericAlias)  # psycopg_pool's is generic
     _made = 0  # for the names of pools that get none
+
+    conninfo, kwargs = _of_source("conninfo"), _of_source("kwargs")
+    max_lifetime = _of_source("max_lifetime")
 
     def __init__(
         self,
@@ -138,56 +122,47 @@ class HardenedPool:
         num_workers: int = PARALLEL_CONNECTS,
         pre_ping: bool = True,
         leak_seconds: float | None = None,
-        database: str | None = None,
-        rotating: bool = False,
-        reads_only: bool = False,
-        successor: Callable[[], HardenedPool | None] | None = None,
-        clean: Clean | None = None,
-        clean_always: bool = False,
-        reclaim: Callable[[AnyConnection], bool] | None = None,
-        pin_of: Callable[[AnyConnection], Pin | None] | None = None,
+        origin: object = None,
+        hooks: Hooks | None = None,
     ) -> None:
         if num_workers < 1:
             raise ValueError("num_workers must be at least 1")
         if name is None:
             HardenedPool._made += 1
             name = f"pool-{HardenedPool._made}"
-        self.name = name
-        self.conninfo, self.kwargs, self.connection_class = conninfo, kwargs, connection_class
-        self.configure, self._reset, self._reconnect_failed = configure, reset, reconnect_failed
-        self.close_returns = close_returns
-        self.timeout, self.max_waiting, self.num_workers = timeout, max_waiting, num_workers
-        self.max_lifetime, self.max_idle = max_lifetime, max_idle
-        self.reconnect_timeout = reconnect_timeout
+        hooks = hooks or Hooks()
+        self.core = core = Core(name, min_size, max_size, timeout, hooks)
+        core.max_waiting, core.leak_seconds = max_waiting, leak_seconds
+        self.name, self.timeout, self.origin = name, timeout, origin
         self.pre_ping, self.leak_seconds = pre_ping, leak_seconds
-        self.own_check = check
+        self.close_returns = close_returns
+        self._reset = reset
         self._trusts = not pre_ping and check is None
         self.ping_after = -inf if check else PING_AFTER
-        self.database = database
-        self._successor = successor
-        self.reclaim, self.pin_of = reclaim, pin_of
-        self.cleaner = Cleaner(self, clean, always=clean_always) if clean else None
-        self._min_size, self._max_size = checked_sizes(min_size, max_size)
-        self._closed, self.was_opened, self.ended = True, False, False
 
-        self.idle = Idle()
-        self.entries: set[Entry] = set()
-        self.in_use: set[Entry] = set()
-        self.queue, self.until_full = Queue(), Queue()
-        self._waiting = self.queue.waiters
-        self.statistics = Statistics()
-        self.wait_times = self.statistics.waits
-        self.use_times = self.statistics.uses
-        self.create_times = self.statistics.creates
-        self.leaks = LeakWatch(self)
-        self.placement = Placement(self.entries, reads_only=reads_only)
-        self.time_limits = TimeLimits()
-        self.connector = Connector(self, parallel=num_workers, rotating=rotating)
-        self.due = 0.0  # when housekeeping looks at the pool next (`monotonic`)
-        self.owes_collection = False  # a garbage collection was postponed for lack of time
-        self.collected_at = float("-inf")
-        self.described = (float("-inf"), "")  # when, and what a timeout says of the pool
-        _every_pool[object()] = self
+        self.idle, self.entries, self.queue = core.idle, core.entries, core.queue
+        self._waiting = core.queue.waiters
+        self.statistics = core.statistics
+        self.wait_times = core.statistics.waits
+        self.use_times = core.statistics.uses
+        self.create_times = core.statistics.creates
+        self._source = source = Source(
+            conninfo,
+            connection_class,
+            kwargs,
+            configure,
+            max_lifetime=max_lifetime,
+            reconnect_timeout=reconnect_timeout,
+            reconnect_failed=reconnect_failed,
+            num_workers=num_workers,
+        )
+        self.placement = Placement(core.entries, reads_only=hooks.reads_only)
+        self.connector = Connector(core, source, self.placement)
+        self.cleaner = Cleaner(core, reset)
+        self.upkeep = Upkeep(core, self.connector, self.cleaner, max_idle=max_idle)
+        self.pings = PrePing(core, self.placement, self.upkeep.limits, check)
+        key = object()
+        _every_pool[key] = ref(self, lambda _: _every_pool.pop(key, None))
         for hook in new_pool_hooks:
             hook(self)
         if open:
@@ -198,7 +173,7 @@ class HardenedPool:
 
     # Checkout
 
-    def getconn(self, timeout: float | None = None) -> AnyConnection:  # noqa: C901 - one screen
+    def getconn(self, timeout: float | None = None) -> AnyConnection:
         """Check out a connection; return it with `putconn`.
 
         `timeout`: seconds to wait at most; the pool's timeout by default.
@@ -206,57 +181,117 @@ class HardenedPool:
         now = monotonic()
         if timeout is None:
             timeout = self.timeout
-        deadline = now + timeout
-        self.statistics.requests += 1
+        self.statistics.checkouts += 1
         conn: Any = None
         try:
-            while True:
-                if self.idle and not self._waiting:
-                    try:
-                        conn = self.idle.pop()
-                    except IndexError:  # another thread has taken the last one
-                        continue
+            if self.idle and not self._waiting:
+                try:
+                    conn = self.idle.pop()
+                except IndexError:  # another thread has taken the last one
+                    pass
                 else:
-                    conn = wait_for_connection(self, now, timeout, deadline)
-                    now = monotonic()
+                    entry = conn._pool_entry
+                    if entry.expires_at > now and (
+                        self._trusts
+                        or (
+                            now - entry.idle_since <= self.ping_after
+                            and entry.suspicion is None
+                            and entry.pgconn.status == OK
+                            and not entry.poll(0)
+                        )
+                    ):
+                        entry.taken_at = now
+                        entry.thread = current_thread()
+                        if self.leak_seconds is not None:
+                            entry.frames = frames_of_caller()
+                        conn._pool = self
+                        entry.checkout = {}  # from here on it is in use
+                        checked_out: AnyConnection = conn
+                        return checked_out
+            steps = self.checkout(conn, now, timeout, current_thread(), Waiter)
+            conn = None
+        except BaseException as error:
+            self._undo_checkout(conn, error)
+            raise
+        return run(steps)
+
+    def checkout(  # noqa: C901 - one screen
+        self, conn: Any, now: float, timeout: float, holder: Any, make_waiter: type[Waiter]
+    ) -> Steps[AnyConnection]:
+        """All steps of a checkout, for a thread or a task; it began at `now`.
+
+        `conn`: an idle connection to begin with. `holder`: for `Entry.thread`.
+        """
+        deadline = now + timeout
+        try:
+            while True:
+                if conn is None:
+                    if self.idle and not self._waiting:
+                        try:
+                            conn = self.idle.pop()
+                        except IndexError:
+                            continue
+                    else:
+                        conn = yield from wait_for_connection(
+                            self.core, now, timeout, deadline, make_waiter
+                        )
+                        now = monotonic()
                 entry = conn._pool_entry
                 if entry.expires_at > now and (
-                    self._trusts
-                    or (
-                        now - entry.idle_since <= self.ping_after
-                        and entry.pgconn.status == OK
-                        and not entry.poll(0)
-                    )
-                    or is_alive(self, conn, entry, now, deadline)
+                    self._is_fresh(entry, now)
+                    or (yield from self.pings.passes(conn, entry, now, deadline))
                 ):
-                    entry.taken_at = now
-                    entry.thread = current_thread()
+                    entry.taken_at, entry.thread = now, holder
                     if self.leak_seconds is not None:
                         entry.frames = frames_of_caller()
                     conn._pool = self
-                    self.in_use.add(entry)
+                    entry.checkout = {}
                     checked_out: AnyConnection = conn
                     return checked_out
-                self.discard(conn)
+                self.core.discard(conn)
                 conn = None
                 now = monotonic()
+                if now >= deadline:  # although another one may be idle: it may fail as well
+                    yield from wait_for_connection(self.core, now, timeout, deadline, make_waiter)
         except PoolClosed:
             successor = self._next_pool(deadline)
             if successor is None:
                 self.statistics.errors += 1
                 raise
-        except BaseException:
-            self.statistics.errors += 1
-            if conn is not None:
-                self._take_back(conn)
+        except BaseException as error:
+            self._undo_checkout(conn, error)
             raise
-        return successor.getconn(max(0.0, deadline - monotonic()))
+        successor.statistics.checkouts += 1
+        left = max(0.0, deadline - monotonic())
+        return (yield from successor.checkout(None, monotonic(), left, holder, make_waiter))
+
+    def _is_fresh(self, entry: Entry, now: float) -> bool:
+        """True if a connection needs no ping. `getconn` has the same rule, without a call."""
+        return self._trusts or (
+            now - entry.idle_since <= self.ping_after
+            and entry.suspicion is None
+            and entry.pgconn.status == OK
+            and not entry.poll(0)
+        )
+
+    def _undo_checkout(self, conn: Any, error: BaseException) -> None:
+        """Take back the connection of a checkout that has failed or was interrupted."""
+        self.statistics.errors += not isinstance(error, _CANCELLED)
+        self.core.interrupted |= not isinstance(error, (psycopg.Error, *_CANCELLED))
+        if conn is None:
+            return
+        conn._pool_entry.checkout.setdefault(ENDED, self)
+        if conn.pgconn.transaction_status == IDLE:
+            self.core.add(conn)
+        else:
+            self.core.discard(conn)  # in the middle of a ping
 
     def _next_pool(self, deadline: float) -> HardenedPool | None:
         """Return the open pool that replaces this closed one; None if there is none."""
-        let_the_process_end(self)
-        while self._successor and self.was_opened and not self.ended and monotonic() < deadline:
-            pool = self._successor()
+        core = self.core
+        self._let_the_process_end()
+        while core.was_opened and not core.ended and monotonic() < deadline:
+            pool: HardenedPool | None = core.hooks.successor()
             if pool is None or pool is self:
                 return None
             try:
@@ -268,15 +303,30 @@ class HardenedPool:
 
     # Return
 
-    def putconn(self, conn: AnyConnection) -> None:  # noqa: C901 - one screen
+    def putconn(self, conn: AnyConnection) -> None:
         """Return a connection. Raises `ValueError` for one that is not checked out of this pool."""
-        entry: Any = None
-        claimed = given = broken = False
-        said: list[str] = []
+        entry: Any = getattr(conn, ENTRY, None)
+        if entry is None or not self.end_checkout(conn, entry.checkout):
+            raise ValueError(self._why_not_ours(conn))
+
+    def end_checkout(  # noqa: C901 - one screen
+        self, conn: Any, checkout: Checkout, dirty: Any = None, *, later: bool = False
+    ) -> bool:
+        """Return the connection of this checkout, once; False if it was returned before.
+
+        `checkout`: the entry's, as it was when the connection was checked out.
+        `dirty`: what was changed in its session, for `Hooks.clean`.
+        `later`: what must be sent to the server is left to the pool's threads.
+        """
+        if conn._pool is not self:
+            return False
+        handover = given = None
+        text = ""
+        mine = object()  # of its own: this thread can ask whether it has won
         try:
-            entry = conn._pool_entry  # type: ignore[attr-defined]
-            self.in_use.remove(entry)
-            claimed = True
+            if checkout.setdefault(ENDED, mine) is not mine:
+                return False
+            entry, core = conn._pool_entry, self.core
             now = monotonic()
             held = now - entry.taken_at
             uses = self.use_times
@@ -284,38 +334,46 @@ class HardenedPool:
             uses.total += held
             if uses.record is not None:
                 uses.record(held)
-            if self._reset is not None or entry.pgconn.transaction_status != IDLE:
-                said = take_back(self, conn, self._reset)
-                broken = conn.closed
-                self.statistics.returns_bad += broken
-            if broken or held > ROUND_TRIP:
+            if dirty is not None and core.hooks.cleans:
+                entry.dirty = dirty
+            fit, pgconn = True, entry.pgconn
+            if (
+                pgconn.transaction_status != IDLE
+                or entry.spoiled
+                or conn.lock.locked()
+                or conn._num_transactions
+                or self._reset is not None
+            ):
+                limits = self.cleaner.limits
+                fit, text = make_idle(core, limits, conn, self._reset, later=later)
+                self.statistics.returned_broken += not fit
+            if (not fit or held > ROUND_TRIP) and not (later and entry.must_ask):
                 self.placement.returned(entry, conn)
-            entry.idle_since = now if entry.suspected_at < entry.taken_at else -inf
+            entry.idle_since = now
             entry.thread = entry.frames = None
             entry.reported = entry.examined = False
-            if (
-                broken
-                or self._closed
-                or entry.expires_at <= now
-                or len(self.entries) > self._max_size
-            ):
-                self.discard(conn)
+            left_over = core.surplus and core.is_surplus()
+            if not fit or left_over or core.closed or entry.expires_at <= now:
+                given = True
+                core.discard(conn)
             else:
                 conn._pool = None
-                given = True
-                if self.cleaner and (entry.dirty is not None or self.cleaner.always):
+                if entry.dirty is not None or entry.unfinished or self.cleaner.always:
+                    given = True
                     self.cleaner.add(conn)
-                elif not (self._waiting and self.queue.hand_over(conn)):
+                elif not (self._waiting and self.queue.hand_over(handover := Handover(conn))):
+                    given = True
                     self.idle.append(conn)
-                    self._look_again()
-        except BaseException as error:
-            if not claimed and isinstance(error, AttributeError | KeyError):
-                raise ValueError(self._why_not_ours(conn)) from None
-            if entry is not None and not given and entry not in self.in_use:
-                self.discard(conn)  # interrupted half-way
+                    core.look_again()
+        except BaseException:
+            self.core.interrupted = True
+            won = checkout.get(ENDED) is mine
+            if won and not given and not (handover is not None and handover.taken):
+                self.core.discard(conn)  # interrupted half-way
             raise
-        for text in said:  # last, because a log handler may use the pool
-            logger.warning(text)
+        if text:
+            logger.warning(text)  # last, because a log handler may use the pool
+        return True
 
     def saw_error(self, conn: AnyConnection, error: BaseException) -> None:
         """Learn from a statement's error on a connection that is checked out. Never waits."""
@@ -326,89 +384,27 @@ class HardenedPool:
     def _why_not_ours(self, conn: AnyConnection) -> str:
         pool, entry = getattr(conn, "_pool", None), getattr(conn, ENTRY, None)
         other = pool.name if pool is not None and pool is not self else None
-        lost = isinstance(entry, Entry) and entry.lost
+        lost = isinstance(entry, Entry) and entry.checkout.get(ENDED) is LOST
         return messages.cannot_return(self.name, str(conn), other=other, lost=lost)
-
-    def add(self, conn: Any) -> None:
-        """Hand a connection to a waiting request, or make it idle; discard it if it is expired."""
-        entry = conn._pool_entry
-        now = monotonic()
-        if self._closed or entry.expires_at <= now or len(self.entries) > self._max_size:
-            self.discard(conn)
-            return
-        conn._pool = None
-        if not (self._waiting and self.queue.hand_over(conn)):
-            self.idle.append(conn)
-            self._look_again()
-
-    def _look_again(self) -> None:
-        """After a connection became idle, react to changes that another thread made meanwhile."""
-        if self._waiting:
-            self.serve()
-        if self._closed:
-            self._close_idle()
-        if self.until_full.waiters and len(self.idle) >= self._min_size:
-            self.until_full.tell_all(bool)
-
-    def serve(self) -> None:
-        """Hand idle connections to waiting requests."""
-        while self._waiting and self.idle:
-            try:
-                conn = self.idle.pop()
-            except IndexError:
-                return
-            if not self.queue.hand_over(conn):
-                self.idle.append(conn)
-
-    def _take_back(self, conn: Any) -> None:
-        """Undo a checkout that was interrupted."""
-        self.in_use.discard(conn._pool_entry)
-        if conn.pgconn.transaction_status == IDLE:
-            self.add(conn)
-        else:
-            self.discard(conn)  # in the middle of a ping
-
-    def discard(self, conn: Any) -> None:
-        """Close a connection that no other thread has, free its slot, and call housekeeping.
-
-        The slot is freed last, because the server counts the connection until it is closed.
-        """
-        self.hang_up(conn)
-        entry = conn._pool_entry
-        self.entries.discard(entry)
-        if entry.misplaced:
-            self.statistics.misplaced += 1
-        elif entry.expires_at <= monotonic():
-            self.statistics.expired += 1
-        if not self._closed:
-            self.call_housekeeping()
-
-    def hang_up(self, conn: Any) -> None:
-        conn._pool = None
-        conn.close()
-
-    def _close_idle(self) -> None:
-        while self.idle:
-            try:
-                conn = self.idle.popleft()
-            except IndexError:
-                return
-            self.discard(conn)
 
     # Life
 
     @property
     def min_size(self) -> int:
-        return self._min_size
+        return self.core.min_size
 
     @property
     def max_size(self) -> int:
-        return self._max_size
+        return self.core.max_size
+
+    @property
+    def max_waiting(self) -> int:
+        return self.core.max_waiting
 
     @property
     def closed(self) -> bool:
         """True for a pool that was closed, or is not open yet."""
-        return self._closed
+        return self.core.closed
 
     def __enter__(self) -> Self:
         self.open()
@@ -428,13 +424,16 @@ class HardenedPool:
         `wait`: return when it is filled, see `wait()`. Raises `PoolClosed` for a pool that was
         closed.
         """
-        if self._closed:
-            if self.was_opened:
-                let_the_process_end(self)
+        core = self.core
+        if core.closed:
+            if core.was_opened:
+                self._let_the_process_end()
                 raise PoolClosed(f"the pool {self.name!r} was closed and cannot be reused")
-            self._closed = False
-            self.was_opened = True
-            self.call_housekeeping()
+            # Once nobody refers to this pool any more, housekeeping closes what is left of it.
+            core.pool = ref(self, lambda _: core.call_housekeeping())
+            core.closed = False
+            core.was_opened = True
+            core.call_housekeeping()
         if wait:
             self.wait(timeout)
 
@@ -450,137 +449,157 @@ class HardenedPool:
 
     def wait(self, timeout: float = 30.0) -> None:
         """Wait up to `timeout` seconds until the pool has its size; close it and raise if not."""
+        core = self.core
         began = monotonic()
         waiter = Waiter(began, began + timeout)
         try:
-            self.until_full.join(waiter)
-            if self._closed:
-                raise closed_error(self)
-            self._look_again()
-            self.call_housekeeping()
+            core.until_full.join(waiter)
+            if core.closed:
+                raise closed_error(core)
+            core.look_again()
+            core.call_housekeeping()
             outcome = waiter.wait(began + timeout)
         finally:
-            self.until_full.leave(waiter)
+            core.until_full.leave(waiter)
         if outcome is None:
-            outcome = timeout_error(self, timeout)
+            outcome = timeout_error(core, timeout)
         if isinstance(outcome, BaseException):
             self.close()
             raise outcome
 
     def resize(self, min_size: int, max_size: int | None = None) -> None:
         """Change the limits; connections beyond them are closed at once, or on return."""
-        self._min_size, self._max_size = checked_sizes(min_size, max_size)
-        while len(self.entries) > self._max_size and self.idle:
-            self.close_longest_idle(monotonic())
-        self._look_again()
-        self.call_housekeeping()
+        core = self.core
+        core.min_size, core.max_size = checked_sizes(min_size, max_size)
+        core.surplus.clear()
+        for _ in range(len(core.entries) - core.max_size):
+            if not core.close_longest_idle(monotonic()):
+                core.surplus.append(None)
+        core.look_again()
+        core.call_housekeeping()
 
     def drain(self) -> None:
         """Replace each connection by a new one: idle ones now, those in use on their return."""
         for entry in list(self.entries):
             entry.expire()
-        for conn in list(self.idle):
-            if conn._pool_entry.expires_at < 0 and self.idle.take(conn):
-                self.discard(conn)
+        for conn in copied(self.idle):
+            if conn._pool_entry.expires_at < 0 and self.core.take_idle(conn):
+                self.core.discard(conn)
 
     def check(self) -> None:
         """Ping each idle connection, and replace those that are expired or do not answer."""
-        hangs = False  # once one does not answer, the others are presumed hung
-        for conn in list(self.idle):
-            if not self.idle.take(conn):
-                continue
-            if not hangs and liveness.answers(conn, PING_TIMEOUT):
-                conn._pool_entry.idle_since = monotonic()
-                self.add(conn)
-            else:
-                hangs = hangs or not conn.closed
-                self.statistics.stale += 1
-                self.discard(conn)
+        self.pings.check_idle()
 
-    @staticmethod
-    def check_connection(conn: AnyConnection) -> None:
-        """Raise `psycopg.OperationalError` if the connection does not answer within 5 s."""
-        if not liveness.answers(conn, PING_TIMEOUT):
-            raise psycopg.OperationalError("the connection does not answer")
+    check_connection = staticmethod(check_connection)
 
     def close(self, timeout: float = 5.0) -> None:
         """Close the pool. Waiting requests get `PoolClosed`; a connection in use is closed on
-        return. Waits up to `timeout` seconds for connections that are being opened.
+        return. Waits up to `timeout` seconds for connections that are being opened or cancelled.
         """
-        was_open = not self._closed
-        self._closed = self.was_opened = True
-        self.queue.tell_all(lambda: closed_error(self))
-        self.until_full.tell_all(lambda: closed_error(self))
-        self._close_idle()
-        close_lost(self)
+        core = self.core
+        was_open, was_opened = not core.closed, core.was_opened
+        core.closed = core.was_opened = True
+        core.queue.tell_all(lambda: closed_error(core))
+        core.until_full.tell_all(lambda: closed_error(core))
+        core.close_idle()
+        core.close_discarded()
+        core.close_lost()
         if was_open:
-            settle(self, timeout)
+            self.settle(timeout)
             observers.tell(self)
-        self.call_housekeeping()  # which forgets it
+        if was_opened:
+            core.call_housekeeping()  # which forgets it
+
+    def close_orphans(self) -> None:
+        """Close the connections in use whose thread has ended without returning them."""
+        for entry in self.core.in_use:
+            conn = entry.weak()
+            if conn is None or not entry.is_orphaned():
+                continue
+            if entry.checkout.setdefault(ENDED, mine := object()) is mine:
+                self.core.discard(conn)
+
+    def succeed(self, elder: HardenedPool) -> None:
+        """Count the connections that a closed pool still has as this one's, until they end."""
+        self.core.elder = elder.core
+
+    def settle(self, timeout: float) -> None:
+        """Wait up to `timeout` seconds for connections that are being opened, cleaned or cancelled,
+        and open no more.
+        """
+        core, deadline = self.core, monotonic() + timeout
+        core.paused = True
+        while self._is_busy() and monotonic() < deadline:
+            sleep(0.005)
+
+    def _is_busy(self) -> bool:
+        core = self.core
+        return bool(core.attempts or core.closer.busy or self.cleaner.busy)
+
+    def resume(self) -> None:
+        """Start to open connections again, after `settle`."""
+        self.core.paused = False
+        if not self.core.closed:
+            self.core.call_housekeeping()
+
+    def close_for_good(self, timeout: float) -> None:
+        """At the end of the process: close, in about `timeout` seconds."""
+        self.core.ended = True
+        self.close(timeout)
+        self.close_orphans()
+
+    def _let_the_process_end(self) -> None:
+        """Wait a little, if this is a daemon thread, which still runs for a moment.
+
+        It then ends with the process; an error now would only make it print a traceback.
+        """
+        if self.core.ended and current_thread() is not main_thread():
+            sleep(LAST_WAIT)
 
     def abandon(self) -> None:
         """In a forked child: drop the parent's connections without sending on their sockets."""
-        self._closed = self.was_opened = True
-        for entry in list(self.entries):
+        core = self.core
+        core.closed = core.was_opened = True
+        for entry in list(core.entries):
             entry.detach()
-        self.entries.clear()
-        self.in_use.clear()
-        for conn in list(self.idle):
-            self.hang_up(conn)
-        self.idle.clear()
-        self._waiting.clear()
-        self.until_full.waiters.clear()
+        core.entries.clear()
+        for conn in [*copied(core.idle), *copied(core.closing)]:
+            close(conn, conn._pool_entry)
+        core.idle.clear()
+        core.closing.clear()
+        core.queue.waiters.clear()
+        core.until_full.waiters.clear()
+        core.closer.reset()
         self.connector.abandon()
-        if self.cleaner:
-            self.cleaner.reset()
+        self.cleaner.reset()
 
     def reconnect_failed(self) -> None:
         """Called when connecting has failed for `reconnect_timeout` seconds."""
-        if self._reconnect_failed is not None:
-            self._reconnect_failed(self)
+        if self._source.reconnect_failed is not None:
+            self._source.reconnect_failed(self)
 
-    # For housekeeping and the connector
+    # For housekeeping
 
-    def call_housekeeping(self) -> bool:
-        return housekeeping.call(self)
-
-    def connection_lost(self, entry: Entry) -> None:
-        """Called when a connection was garbage-collected, at any point of any thread."""
-        if entry in self.entries:
-            entry.lost = True
-            self.in_use.discard(entry)  # a finalizer that returns it now is refused
-            self.call_housekeeping()
-
-    def has_room(self) -> bool:
-        return len(self.entries) + len(self.connector.attempts) < self._max_size
-
-    def is_below_size(self) -> bool:
-        return len(self.entries) < self._min_size
-
-    def has_connections_in_use(self) -> bool:
-        return len(self.entries) > len(self.idle)
-
-    def close_longest_idle(self, before: float) -> bool:
-        """Close the connection that has been idle longest, if it was not used since `before`."""
-        try:
-            conn = self.idle[0]
-        except IndexError:
-            return False
-        if conn._pool_entry.idle_since > before or not self.idle.take(conn):
-            return False
-        self.discard(conn)
-        return True
-
-    def say(self, text: str) -> None:
-        """Log from a thread of its own, because a log handler may use the pool, and wait."""
-        with suppress(RuntimeError):  # the process is about to end
-            threading.Thread(target=logger.warning, args=(text,), daemon=True).start()
+    def tend(self, now: float) -> float:
+        return self.upkeep.tend(now)
 
     # Facts
 
+    @property
+    def in_use(self) -> list[Entry]:
+        """The entries of the connections that are checked out."""
+        return self.core.in_use
+
+    @property
+    def fault(self) -> Any:
+        """Why no connection could be opened last, or why the project's check refuses new ones; None
+        if one was opened and accepted since.
+        """
+        return self.core.fault or self.core.refusal
+
     def holders(self) -> list[Holder]:
         """Who has a connection checked out, the longest first."""
-        holders = [holder_of(self, entry) for entry in list(self.in_use)]
+        holders = [self.core.holder_of(entry) for entry in self.core.in_use]
         return sorted(holders, key=lambda holder: holder.seconds, reverse=True)
 
     def get_stats(self) -> dict[str, int]:
@@ -595,14 +614,15 @@ class HardenedPool:
         return self.statistics.pop() | self._measures()
 
     def _measures(self) -> dict[str, int]:
-        opening = len(self.connector.attempts)
+        core = self.core
+        opening = len(core.attempts)
         return {
-            "pool_min": self._min_size,
-            "pool_max": self._max_size,
-            "pool_size": len(self.entries) + opening,
-            "pool_available": len(self.idle),
-            "requests_waiting": len(self._waiting),
-            POOL_OPENING: opening,
+            "pool_min": core.min_size,
+            "pool_max": core.max_size,
+            "pool_size": len(core.entries) + opening,
+            "pool_available": len(core.idle),
+            "requests_waiting": len(core.queue.waiters),
+            "pool_opening": opening,
         }
 
     def timings(self) -> Timings:

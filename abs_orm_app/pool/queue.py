@@ -1,11 +1,13 @@
 """The requests that wait for a connection, first come first served.
 
-No lock guards the queue. Each step is one operation of a built-in container, which is atomic with
-and without the GIL: an interruption between two steps (an exception raised in the thread, a
-signal handler, a finalizer) finds the queue consistent.
+No lock guards the queue. Each step is one atomic operation of a built-in container: an interruption
+between two steps (an exception raised in the thread, a signal handler, a finalizer) finds the queue
+consistent.
 
 - A waiter's outcome is decided once, by `dict.setdefault`: a connection, an error, or that it has
   left. It is not removed from the queue before that.
+- A hand-over is an object of its own: the same connection may be offered to the same waiter again,
+  after that has used and returned it, and only the first offer counts.
 - A waiter sleeps on a lock of its own until its outcome is decided, or until its deadline.
 - A thousand deadlines may come at once. So many threads that wake together would spend their time
   competing for the interpreter, so they wake one after another: housekeeping lets the first few
@@ -15,15 +17,45 @@ signal handler, a finalizer) finds the queue consistent.
 
 from __future__ import annotations
 
+import asyncio
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable
 from threading import TIMEOUT_MAX
-from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
+
+from abs_orm_app.pool.clock import monotonic
 
 GRACE = 0.25  # seconds that a waiter may sleep past its deadline if it never leads
+T = TypeVar("T")
+
 OUTCOME = 0  # the one key of a waiter's box
+TAKEN, LEFT = object(), object()
+
+
+def copied(items: deque[T]) -> list[T]:
+    """A copy of a deque as it was at one moment, also while other threads change it."""
+    while True:
+        try:
+            return list(items)
+        except RuntimeError:  # without the GIL: it was changed meanwhile
+            continue
+
+
+class Handover:
+    """One connection on its way to a waiter."""
+
+    __slots__ = ("conn", "waiter")
+
+    def __init__(self, conn: Any) -> None:
+        self.conn = conn
+        self.waiter: Any = None  # the one that it was offered to last, or `TAKEN`
+
+    @property
+    def taken(self) -> bool:
+        """True once a waiter has it. A thread that was interrupted in its offer can ask, too."""
+        waiter = self.waiter
+        return waiter is TAKEN or (waiter is not None and waiter.outcome is self)
 
 
 class Waiter:
@@ -43,13 +75,18 @@ class Waiter:
         self._lock.acquire()
 
     @property
+    def is_gone(self) -> bool:
+        """True if nothing can wake it any more."""
+        return False
+
+    @property
     def outcome(self) -> Any:
         return self._box.get(OUTCOME)
 
-    def offer(self, outcome: Any) -> bool:
-        """Decide for this outcome, and wake the waiter; False if another was decided before."""
+    def offer(self, outcome: Any) -> None:
+        """Decide for this outcome, unless one was decided before, and wake the waiter."""
         try:
-            return self._box.setdefault(OUTCOME, outcome) is outcome
+            self._box.setdefault(OUTCOME, outcome)
         finally:
             self.wake()
 
@@ -82,6 +119,57 @@ class Waiter:
         return box[OUTCOME]
 
 
+class TaskWaiter(Waiter):
+    """A waiting task, woken by its loop from whichever thread has served it."""
+
+    __slots__ = ("_future", "_loop")
+
+    def __init__(self, began: float, deadline: float) -> None:
+        super().__init__(began, deadline)
+        self._loop = asyncio.get_running_loop()
+        self._future: asyncio.Future[None] | None = None
+
+    @property
+    def is_gone(self) -> bool:
+        return self._loop.is_closed()
+
+    def wake(self) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._resume)
+        except RuntimeError:
+            pass  # the loop is closed
+
+    def _resume(self) -> None:
+        if self._future is not None and not self._future.done():
+            self._future.set_result(None)
+
+    async def wait_in_task(self, until: float) -> Any:
+        while not self._box:
+            left = until - monotonic()
+            if left <= 0:
+                return None
+            self._future = self._loop.create_future()
+            timer = self._loop.call_later(left, self._resume)
+            try:
+                await self._future
+            finally:
+                timer.cancel()
+        return self._box[OUTCOME]
+
+
+class Turn:
+    """Waits for a waiter's outcome, until then; None if none has come."""
+
+    def __init__(self, waiter: Any, until: float, grace: float = 0.0) -> None:
+        self._waiter, self._until, self._grace = waiter, until, grace
+
+    def block(self) -> Any:
+        return self._waiter.wait(self._until, self._grace)
+
+    async def task(self) -> Any:
+        return await self._waiter.wait_in_task(self._until)
+
+
 class Queue:
     """The waiters; the one that has waited longest is at the left of `waiters`."""
 
@@ -103,34 +191,41 @@ class Queue:
             return
         if waiter.leads:
             near = waiter.deadline + GRACE
-            for other in list(self.waiters):
+            for other in copied(self.waiters):
                 if other.deadline <= near:
                     other.lead()
                     break
 
-    def hand_over(self, outcome: Any) -> bool:
-        """Give `outcome` to the one that has waited longest; False if none takes it."""
+    def hand_over(self, handover: Handover) -> bool:
+        """Give a connection to the one that has waited longest; False if none takes it."""
         waiters = self.waiters
         while waiters:
             try:
                 waiter = waiters[0]
             except IndexError:
                 break
-            taken = waiter.offer(outcome)
+            if waiter.is_gone:
+                self.leave(waiter)
+                continue
+            handover.waiter = waiter
+            waiter.offer(handover)
             self.leave(waiter)
-            if taken:
+            if handover.taken:
+                handover.waiter = TAKEN  # the waiter refers to it: a cycle would keep both
                 return True
         return False
 
     def tell_all(self, outcome: Callable[[], Any]) -> None:
         """Give each waiter an outcome of its own."""
-        for waiter in list(self.waiters):
+        for waiter in copied(self.waiters):
             waiter.offer(outcome())
             self.leave(waiter)
 
     def wake_served(self) -> None:
-        """Wake waiters that have an outcome: the thread that gave it may have been interrupted."""
-        for waiter in list(self.waiters):
-            if waiter.outcome is not None:
+        """Wake waiters that have an outcome: the thread that gave it may have been interrupted.
+        Remove those that nothing can wake any more.
+        """
+        for waiter in copied(self.waiters):
+            if waiter.outcome is not None or waiter.is_gone:
                 waiter.wake()
                 self.leave(waiter)

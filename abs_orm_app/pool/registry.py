@@ -10,7 +10,7 @@ from collections.abc import Callable
 from os import getpid
 from typing import TYPE_CHECKING
 
-from abs_orm_app.pool.ending import close_for_good, resume, settle
+from abs_orm_app.pool import threads
 
 if TYPE_CHECKING:
     from abs_orm_app.pool.housekeeping import Housekeeping
@@ -73,7 +73,7 @@ def _settle() -> None:
     """
     notice_fork()
     for pool in _every_pool():
-        settle(pool, SETTLE_TIMEOUT)
+        pool.settle(SETTLE_TIMEOUT)
     if housekeeping := _housekeeping():
         housekeeping.pause(SETTLE_TIMEOUT)
 
@@ -83,7 +83,7 @@ def _resume() -> None:
     if housekeeping := _housekeeping():
         housekeeping.resume()
     for pool in _every_pool():
-        resume(pool)
+        pool.resume()
 
 
 def _start_clean() -> None:
@@ -92,6 +92,7 @@ def _start_clean() -> None:
     _closes_at_end = _ended = False
     pools.clear()
     inherited = _every_pool()
+    threads.forget()
     if housekeeping := _housekeeping():
         housekeeping.reset()
     for pool in inherited:
@@ -101,7 +102,7 @@ def _start_clean() -> None:
     _pid = getpid()
 
 
-def has_ended() -> bool:
+def pools_are_closed() -> bool:
     """True once the pools have been closed at the end of the process."""
     return _ended
 
@@ -121,7 +122,7 @@ def close_all() -> None:
     _ended = True
     mine = _every_pool()
     for pool in mine:
-        close_for_good(pool, SETTLE_TIMEOUT)
+        pool.close_for_good(SETTLE_TIMEOUT)
     if mine:
         _hang_up()
 

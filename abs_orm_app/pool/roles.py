@@ -26,6 +26,7 @@ from abs_orm_app.pool import liveness
 
 MISPLACED_LIFE = 0.25  # seconds that a connection to a standby is kept if a primary is wanted
 PREFERRED_LIFE = 60.0  # seconds that a connection to a primary is kept with prefer-standby
+LOOK_AGAIN = 2.0  # seconds, at most, until a pool whose server was made read-only looks again
 FORGET = 300.0  # seconds with standbys and no refused write, after which no primary is wanted
 QUIET = 60.0  # seconds without a new connection to a standby that end such a period
 
@@ -61,9 +62,13 @@ def role_of(in_hot_standby: bytes | None, read_only: bytes | None) -> Role:
 
 def wanted_by(pgconn: Any) -> str:
     """The `target_session_attrs` that a connection was made with; "" for libpq's default, `any`."""
-    values = {option.keyword: option.val for option in pgconn.info}
-    value: str = (values.get(b"target_session_attrs") or b"").decode()
+    value = made_with(pgconn, b"target_session_attrs")
     return "" if value == "any" else value
+
+
+def made_with(pgconn: Any, name: bytes) -> str:
+    """The value of an option that a connection was made with; "" if it has none."""
+    return next((o.val.decode() for o in pgconn.info if o.keyword == name and o.val), "")
 
 
 def asked(conn: psycopg.Connection[Any], timeout: float) -> Role | None:

@@ -12,11 +12,28 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+import psycopg
+
 UNREACHABLE = "the server cannot be reached"
 REFUSED = "the server refuses the connection"
 FULL = "the server accepts no more connections"
 NOT_READY = "the server is not ready"
 IMPOSSIBLE = "a connection cannot be made"
+HUNG = "the server does not answer"
+READ_ONLY = "the server is a standby, so writes fail"
+SHORT = "this process is out of resources"
+# The short names of these causes, in metrics and for machines.
+NAMES = {
+    UNREACHABLE: "unreachable",
+    REFUSED: "refused",
+    FULL: "full",
+    NOT_READY: "not ready",
+    IMPOSSIBLE: "settings",
+    HUNG: "hung",
+    READ_ONLY: "read-only",
+    SHORT: "resources",
+}
+SAYS_NOTHING = "accepts connections, but does not answer"  # of an address that was asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +48,10 @@ class ServerError:
     # A permanent one that passes by itself where a connection has worked before: the name of a
     # container that restarts, a database that is being restored.
     passes_after_connect: bool = False
+
+    @property
+    def name(self) -> str:
+        return NAMES.get(self.problem, "check")
 
 
 def _refusal(
@@ -50,7 +71,7 @@ def _refusal(
 NO_CREDENTIALS = ServerError(  # raised on this side, when the password is read
     pattern=r"^DB_PASSWORD_(?:FILE|PROVIDER) ",
     hint="Correct that variable, or what it names.",
-    problem="the password cannot be read",
+    problem=IMPOSSIBLE,
     entry="wrong-credentials",
 )
 AUTHENTICATION_FAILED = _refusal(
@@ -73,6 +94,18 @@ WRONG_SETTINGS = ServerError(  # raised on this side, before the server was aske
     entry="wrong-settings",
     permanent=True,
 )
+HANGS = ServerError(
+    pattern=SAYS_NOTHING,
+    hint="Look at its machine: is PostgreSQL stopped, is memory or the disk short?",
+    problem=HUNG,
+    entry="hung-server",
+)
+CHECK_REFUSES = ServerError(  # the project's own function, which may raise anything
+    pattern=r"(?!)",
+    hint="Correct that function (OPTIONS['pool']['check']), or what it asks for.",
+    problem="the check of the project refuses new connections",
+    entry="wrong-settings",
+)
 UNKNOWN = ServerError(
     pattern=r"",
     hint="Look into the server's log: it may say more than a client is told.",
@@ -81,6 +114,26 @@ UNKNOWN = ServerError(
 # The first match counts, so narrow patterns stand above wide ones.
 SERVER_ERRORS = (
     NO_CREDENTIALS,
+    ServerError(
+        pattern=r"^(?!.*FATAL).*Too many open files",
+        hint="This process has no file descriptor left: find out what keeps them open, or raise its"
+        " limit (ulimit -n).",
+        problem=SHORT,
+        entry="out-of-resources",
+    ),
+    ServerError(
+        pattern=r"can't start new thread|^a thread that was to open|^MemoryError"
+        r"|^(?:connection (?:failed|is bad): )?out of memory",
+        hint="This process can start no thread, or has no memory left: raise its limits, those of"
+        " its container too.",
+        problem=SHORT,
+        entry="out-of-resources",
+    ),
+    _refusal(
+        r"^the configure function of pool ",
+        "Correct that function.",
+        problem=IMPOSSIBLE,
+    ),
     AUTHENTICATION_FAILED,
     NO_PASSWORD,
     _refusal(
@@ -94,7 +147,31 @@ SERVER_ERRORS = (
         "PgBouncer does not accept an option that is set: `manage.py pgbouncer_ini` writes a"
         " configuration that sets it.",
     ),
+    _refusal(
+        r"weak sslmode|invalid SSL protocol version range",
+        "Correct sslmode, sslrootcert or the TLS versions of the settings: they contradict each"
+        " other.",
+        problem=IMPOSSIBLE,
+    ),
+    _refusal(
+        r"channel binding|authentication method requirement",
+        "Compare channel_binding and require_auth with what the server offers.",
+        passes_after_connect=True,
+    ),
+    _refusal(
+        r"valid client certificate|alert (?:certificate|unknown ca|bad certificate)"
+        r"|(?:private key|certificate) file|could not read certificate",
+        "Compare sslcert, sslkey and sslrootcert with what the server wants, and see when the"
+        " certificates expire.",
+        passes_after_connect=True,  # while certificates are rotated
+    ),
     NO_SOCKET,
+    _refusal(
+        r"could not access file|could not load library",
+        "The server lacks a file that this database or role names, such as a library in"
+        " session_preload_libraries.",
+        passes_after_connect=True,
+    ),
     ServerError(
         pattern=r"Connection refused|No such file or directory",
         hint="Is PostgreSQL running there? Start it, or correct the host and port.",
@@ -125,8 +202,9 @@ SERVER_ERRORS = (
         problem=REFUSED,
     ),
     _refusal(
-        r'database ".*" does not exist|no such database',  # 3D000; PgBouncer
-        "Correct the database name, or create the database.",
+        r'database ".*" does not exist|no such database'  # 3D000; PgBouncer
+        r"|not currently accepting connections",  # 55000
+        "Correct the database name, or create the database, or let it accept connections.",
         passes_after_connect=True,
     ),
     _refusal(
@@ -154,9 +232,10 @@ SERVER_ERRORS = (
     _refusal(
         r"server does not support SSL"
         r"|certificate verify failed"
-        r"|root certificate file .* does not exist"
-        r"|server certificate for .* does not match host name",
+        r"|server certificate for .* does not match host name"
+        r"|(?:unsupported|alert) protocol|no protocols available|handshake failure",
         "Compare sslmode and sslrootcert with what the server offers.",
+        passes_after_connect=True,
     ),
     ServerError(
         pattern=r"closed (?:the connection )?unexpectedly|EOF detected|Connection reset",
@@ -167,7 +246,13 @@ SERVER_ERRORS = (
         hint="Compare sslmode and sslrootcert with what the server offers.",
     ),
     ServerError(
-        pattern=r"hot standby mode|session is (?:not )?read-only",
+        pattern=r"server is in hot standby mode|session is read-only",
+        hint="Promote a standby, or name the primary's host, too.",
+        problem=READ_ONLY,
+        entry="writes-go-to-a-standby",
+    ),
+    ServerError(
+        pattern=r"hot standby mode|session is not read-only",
         hint="Correct target_session_attrs, or set a host that meets it.",
         problem=REFUSED,
     ),
@@ -192,6 +277,7 @@ SERVER_ERRORS = (
         pattern=r"due to .*timeout",
         hint="Find out what delays the server, or raise that timeout of the session.",
     ),
+    HANGS,
     ServerError(
         pattern=r"time(?:d )?out|no answer|Network is unreachable|No route to host",
         hint="Is the server's machine up, do the firewalls in between let this port through, and"
@@ -204,7 +290,113 @@ _NAME = re.compile(r'"[^"\n]*"')
 
 def classify(error: BaseException | str) -> ServerError:
     """Find the kind of an error by its first line; UNKNOWN if no pattern matches."""
-    line = str(error).strip().partition("\n")[0]
+    line = (str(error).strip() or type(error).__name__).partition("\n")[0]
     # A role, a database or a parameter may have a name that looks like part of another message.
     text = _NAME.sub('""', line)
     return next((kind for kind in SERVER_ERRORS if re.search(kind.pattern, text)), UNKNOWN)
+
+
+# A line about the attempt at one address: of libpq, of the server, or of psycopg.
+_ADDRESS = re.compile(r"failed:|FATAL:|^- host:")
+
+
+def belongs_to_session(error: BaseException) -> bool:
+    """True for an error of a statement that would not fail in a new session.
+
+    What the session has cached (a plan, the type of a variable, a prepared statement) is older than
+    a change of the schema, or is gone. The tests are on what PostgreSQL does not translate: where
+    in its source the error comes from, names, and internal errors.
+    """
+    if not isinstance(error, psycopg.Error):
+        return False
+    diag = error.diag
+    text = diag.message_primary or ""
+    match error.sqlstate:
+        case "0A000":  # cached plan must not change result type
+            return diag.source_function == "RevalidateCachedQuery"
+        case "42804":  # type of parameter ... does not match that when preparing the plan
+            return (diag.source_file or "").endswith("pl_exec.c")
+        case "26000" | "42P05":  # psycopg's own prepared statement is gone, or is there already
+            return '"_pg3_' in text
+        case "XX000":
+            return text.startswith("cache lookup failed for ")
+    return False
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A failure to connect: the last error, and when the first and last happened (`monotonic`).
+
+    `retry_after`: seconds until it is tried again while a request waits.
+    """
+
+    error: Exception
+    permanent: bool
+    since: float
+    at: float
+    retry_after: float
+    refused_by_check: bool = False
+
+    @property
+    def kind(self) -> ServerError:
+        if self.refused_by_check:
+            return CHECK_REFUSES
+        kind = classify(self.error)
+        return WRONG_SETTINGS if kind is UNKNOWN and self.permanent else kind
+
+
+def is_about_credentials(error: Exception) -> bool:
+    """True if the server did not accept the password."""
+    return classify(error) is AUTHENTICATION_FAILED
+
+
+def is_permanent(error: Exception, *, has_connected: bool = False) -> bool:
+    """True for a fault that only a person can fix, such as a wrong password; False if it may pass.
+
+    has_connected: a connection has worked before. Then more faults are temporary: the name of a
+    container that restarts, a line of pg_hba.conf on a server that takes over.
+
+    A process that is out of threads, files or memory may get some again. Any other error that is no
+    `OperationalError` did not come from the server or the network: it is a parameter that libpq
+    does not know, or an error in the project's own code. Another attempt fixes neither.
+    """
+    if isinstance(error, RuntimeError | OSError | MemoryError):
+        return False
+    if not isinstance(error, psycopg.OperationalError):
+        return True
+    # Each is one address that was tried; if one may come back, another attempt can help.
+    causes = [line for line in str(error).splitlines() if _ADDRESS.search(line)]
+    kinds = [classify(line) for line in causes or [str(error)]]
+    return all(
+        kind.permanent and not (has_connected and kind.passes_after_connect) for kind in kinds
+    )
+
+
+def again(error: Exception) -> Exception:
+    """Return a copy to raise in another thread: one instance would collect all their tracebacks.
+
+    An exception that cannot be copied becomes a `psycopg.OperationalError` with its text.
+    """
+    kind = type(error)
+    try:
+        copy = kind.__new__(kind, *error.args)
+        copy.__dict__.update(error.__dict__)
+        faithful = str(copy) == str(error)
+    except Exception:  # its class may do anything
+        faithful = False
+    if not faithful:
+        copy = psycopg.OperationalError(f"{kind.__name__}: {error}")
+    copy.__cause__ = (error.__cause__ if faithful else None) or error
+    return copy
+
+
+def without_frames(error: BaseException) -> Exception:
+    """Return the error without its tracebacks: their frames would keep a socket alive with it."""
+    chain: list[BaseException | None] = [error]
+    for each in chain:
+        if each is not None and each not in chain[: chain.index(each)]:
+            each.__traceback__ = None
+            chain += [each.__cause__, each.__context__]
+    if isinstance(error, Exception):
+        return error
+    return RuntimeError(f"{type(error).__name__} in a thread that opens connections")

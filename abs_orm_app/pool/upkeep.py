@@ -4,117 +4,135 @@ from __future__ import annotations
 
 from math import inf
 from threading import main_thread
-from typing import TYPE_CHECKING
 
 from abs_orm_app.pool import messages
-from abs_orm_app.pool.constants import RETRY_INTERVAL
-from abs_orm_app.pool.errors import prepare_timeouts
-from abs_orm_app.pool.garbage import COLLECT_AFTER, COLLECT_INTERVAL, Collector
-
-if TYPE_CHECKING:
-    from abs_orm_app.pool.pool import HardenedPool
+from abs_orm_app.pool.causes import Story, ask_if_that_may_be_why
+from abs_orm_app.pool.clock import monotonic
+from abs_orm_app.pool.connector import Connector
+from abs_orm_app.pool.core import Core
+from abs_orm_app.pool.growth import RETRY_INTERVAL
+from abs_orm_app.pool.leaks import LeakWatch
+from abs_orm_app.pool.liveness import server_has_closed
+from abs_orm_app.pool.queue import copied
+from abs_orm_app.pool.returning import Cleaner
+from abs_orm_app.pool.waiting import prepare_timeouts
 
 LEAST = 0.05  # seconds between two visits to a pool without a call
-
-collector = Collector()
-
-
-def tend(pool: HardenedPool, now: float) -> float:
-    """Maintain the pool; return when to do it again (`monotonic`), in `LEAST` at the earliest."""
-    lost = close_lost(pool)
-    due = pool.cleaner.tend(now) if pool.cleaner else inf
-    if not pool.closed:
-        due = min(
-            due,
-            pool.connector.tend(now),
-            pool.time_limits.tend(now),
-            _serve_waiting(pool, now),
-            pool.leaks.tend(now),
-            _close_unused(pool, now),
-        )
-    for text in lost:
-        pool.say(text)
-    return max(due, now + LEAST)
+LEFT_INTERVAL = 0.5  # seconds between two looks for connections whose thread has ended
+LOOK_INTERVAL = 10.0  # seconds between two looks at the idle connections
 
 
-def close_lost(pool: HardenedPool) -> list[str]:
-    """Close connections that were garbage-collected before their return; return what to log."""
-    said = []
-    for entry in list(pool.entries):
-        if entry.weak() is None:
-            # A finalizer may still have it, but must not use it any more.
-            entry.pgconn.finish()
-            pool.in_use.discard(entry)
-            try:
-                pool.entries.remove(entry)
-            except KeyError:  # another thread closes the pool
-                continue
-            pool.statistics.leaked += 1
-            # Threads that end with the process return nothing, and that is no leak to report.
-            if not pool.closed and main_thread().is_alive():
-                said.append(messages.connection_lost(pool.name, entry.holder()))
-    return said
+class Upkeep:
+    """The work of one pool, and the parts that do it."""
 
+    def __init__(
+        self, core: Core, connector: Connector, cleaner: Cleaner, *, max_idle: float
+    ) -> None:
+        self.core, self.connector, self.cleaner = core, connector, cleaner
+        self.limits = cleaner.limits
+        self.leaks = LeakWatch(core)
+        self.story = Story(core)
+        self.max_idle = max_idle
+        self._looked_at = monotonic()
 
-def _serve_waiting(pool: HardenedPool, now: float) -> float:
-    """Do what can help the waiting requests; return when to look again."""
-    due = inf
-    if pool.queue.waiters:
-        pool.queue.wake_served()
-        pool.serve()
-        _reclaim_unused(pool)
-        due = min(now + RETRY_INTERVAL, prepare_timeouts(pool, now))
-    if (due < inf or pool.owes_collection) and _collect_garbage(pool, now):
-        return now
-    return due
+    def tend(self, now: float) -> float:
+        """Maintain the pool; return when to do it again, in `LEAST` seconds at the earliest."""
+        core = self.core
+        core.close_discarded()
+        lost = core.close_lost()
+        due = min(core.closer.tend(now), self.cleaner.tend(now), self.limits.tend(now))
+        soon = inf
+        if not core.closed:
+            served = min(self._take_back_left(now), self._serve_waiting(now))
+            opened, soon = self.connector.tend(now)
+            due = min(
+                due,
+                served,
+                opened,
+                self.leaks.tend(now),
+                self._close_unused(now),
+                self._look_at_idle(now),
+                self.story.tend(now),
+            )
+            if core.queue.waiters:  # it may have begun to wait just now, and not have called
+                due = min(due, now + RETRY_INTERVAL)
+        # Threads that end with the process return nothing, and that is no leak to report.
+        if not core.closed and main_thread().is_alive():
+            for entry in lost:
+                core.say(messages.connection_lost(core.name, core.holder_of(entry)))
+        return min(max(min(due, self.limits.due()), now + LEAST), soon)
 
-
-def _reclaim_unused(pool: HardenedPool) -> None:
-    """Take back connections that are checked out but not used, for the waiting requests."""
-    if pool.reclaim is None or pool.has_room():
-        return
-    missing = len(pool.queue.waiters)
-    for entry in sorted(pool.in_use, key=lambda entry: entry.taken_at):
-        if missing <= 0:
-            return
-        conn = entry.weak()
-        missing -= conn is not None and pool.reclaim(conn)
-
-
-def _collect_garbage(pool: HardenedPool, now: float) -> bool:
-    """Collect garbage that may hold connections; True if that was done.
-
-    Each thread that ended with a connection is a reason once. Otherwise a request must have waited
-    long. A collection that may not end before the next deadline is postponed until none waits.
-    """
-    if len(pool.entries) - len(pool.idle) < pool.max_size:
-        pool.owes_collection = False
-        return False
-    waiters = list(pool.queue.waiters)
-    orphans = [e for e in list(pool.in_use) if not e.examined and e.is_orphaned()]
-    if waiters and not orphans:
-        waits_long = now - waiters[0].began > COLLECT_AFTER
-        if not waits_long or now - pool.collected_at <= COLLECT_INTERVAL:
-            return False
-    if not collector.fits(min((waiter.deadline for waiter in waiters), default=inf)):
-        pool.owes_collection = True
-        return False
-    pool.owes_collection = False
-    for entry in orphans:
-        entry.examined = True
-    pool.collected_at = now
-    collector.collect()
-    return True
-
-
-def _close_unused(pool: HardenedPool, now: float) -> float:
-    """Close overflow that was idle for `max_idle` seconds; return when to look again."""
-    while len(pool.entries) > pool.min_size:
-        since = pool.idle.since()
-        if since is None:
-            return now + pool.max_idle
-        if since + pool.max_idle > now:
-            return since + pool.max_idle
-        if not pool.close_longest_idle(now - pool.max_idle):
+    def _serve_waiting(self, now: float) -> float:
+        """Do what can help the waiting requests; return when to look again."""
+        core, due = self.core, inf
+        if core.queue.waiters:
+            core.queue.wake_served()
+            core.serve()
+            self._reclaim()
+            ask_if_that_may_be_why(core, now)
+            due = min(now + RETRY_INTERVAL, prepare_timeouts(core, now))
+        if (due < inf or core.owes_collection) and self.leaks.collect_garbage(now):
             return now
-    return inf
+        return due
+
+    def _reclaim(self) -> None:
+        """If all are checked out, take back those that are not used, for the waiting requests."""
+        core = self.core
+        if core.has_room():
+            return
+        missing = len(core.queue.waiters)
+        in_use = [entry for each in (core, *core.elders()) for entry in each.in_use]
+        for entry in sorted(in_use, key=lambda entry: entry.taken_at):
+            if missing <= 0:
+                return
+            conn = entry.weak()
+            if conn is not None:
+                missing -= core.hooks.reclaim(conn)
+
+    def _take_back_left(self, now: float) -> float:
+        """Take back connections of threads that have ended; return when to look again."""
+        in_use = self.core.in_use
+        for entry in in_use:
+            if entry.is_orphaned() and (conn := entry.weak()) is not None:
+                self.core.hooks.reclaim(conn)
+        return now + LEFT_INTERVAL if in_use else inf
+
+    def _close_unused(self, now: float) -> float:
+        """Close overflow that was idle for `max_idle` seconds; return when to look again."""
+        core = self.core
+        while len(core.entries) > core.min_size:
+            try:
+                since: float = core.idle[0]._pool_entry.idle_since
+            except IndexError:
+                return now + self.max_idle
+            if since + self.max_idle > now:
+                return since + self.max_idle
+            if not core.close_longest_idle(now - self.max_idle):
+                return now
+        return inf
+
+    def _look_at_idle(self, now: float) -> float:
+        """Close idle connections that are expired or that the server has closed, without asking
+        it: nobody else looks at them while it is quiet.
+        """
+        if now - self._looked_at < LOOK_INTERVAL:
+            return self._looked_at + LOOK_INTERVAL
+        self._looked_at = now
+        core = self.core
+        if core.hooks.is_gone():
+            core.closed = True
+            core.close_idle()
+            return inf
+        # From the warm end: each is put back at the other one, so that their order stays.
+        for conn in reversed(copied(core.idle)):
+            entry = conn._pool_entry
+            if now - entry.idle_since < LOOK_INTERVAL or not core.take_idle(conn):
+                continue
+            ended = server_has_closed(conn, entry.poll)
+            core.statistics.stale += ended
+            if ended or entry.expires_at <= now:
+                core.discard(conn)
+            else:
+                core.idle.appendleft(conn)
+                core.look_again()
+        return now + LOOK_INTERVAL if core.entries else inf

@@ -1,92 +1,172 @@
-"""How a request waits for a connection, until it is served or until its deadline.
+"""How a request waits for a connection, until it is served or until its deadline, and the error
+that it gets then.
 
-It holds no lock, see `queue.py`.
+It holds no lock, see `queue.py`. A thousand requests may time out at once, so they share one
+description of the core. The housekeeping thread makes it just before the first deadline, because it
+takes system calls, and after each of them a thread that competes with a thousand others may have to
+wait long.
 """
 
 from __future__ import annotations
 
-from time import monotonic
-from typing import TYPE_CHECKING, Any
+from heapq import nsmallest
+from math import inf
+from operator import attrgetter
+from typing import Any
 
-from psycopg_pool import TooManyRequests
+from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from abs_orm_app.pool import messages
-from abs_orm_app.pool.constants import RETRY_INTERVAL
+from abs_orm_app.pool.causes import cause_of, held_by, why_waiting
+from abs_orm_app.pool.clock import monotonic
+from abs_orm_app.pool.core import Core
 from abs_orm_app.pool.entry import AnyConnection
-from abs_orm_app.pool.errors import AHEAD, closed_error, timeout_error
-from abs_orm_app.pool.faults import again
+from abs_orm_app.pool.growth import RETRY_INTERVAL
 from abs_orm_app.pool.housekeeping import housekeeping
-from abs_orm_app.pool.queue import GRACE, Waiter
+from abs_orm_app.pool.queue import GRACE, LEFT, Handover, Turn, Waiter, copied
+from abs_orm_app.pool.server_errors import again
+from abs_orm_app.pool.steps import Steps
 
-if TYPE_CHECKING:
-    from abs_orm_app.pool.pool import HardenedPool
+SHARED = 0.05  # seconds for which all requests that time out share one description
+OLDEST = 1.0  # seconds; up to this age it is also used while another thread makes a new one
+AHEAD = 2 * RETRY_INTERVAL  # seconds before the first deadline; housekeeping runs twice in that
+PATROL = 1.0  # seconds after which the first waiter looks whether housekeeping still runs
+LEADERS = 4  # requests that wake at the same time when many time out, see `queue.py`
+
+_taken_at = attrgetter("taken_at")
+_deadline = attrgetter("deadline")
 
 
 def wait_for_connection(
-    pool: HardenedPool, began: float, timeout: float, deadline: float
-) -> AnyConnection:
+    core: Core, began: float, timeout: float, deadline: float, make_waiter: type[Waiter]
+) -> Steps[AnyConnection]:
     """Wait in the queue for a connection, which is not checked yet; raise what `getconn` raises."""
-    _refuse_if_hopeless(pool, began, timeout, deadline)
-    waiter = Waiter(began, deadline)
+    _refuse_if_hopeless(core, began, timeout, deadline)
+    waiter = make_waiter(began, deadline)
     outcome: Any = None
     try:
-        pool.queue.waiters.append(waiter)
-        _refuse_if_too_many(pool, waiter)
-        pool.statistics.queued += 1
-        pool.serve()
-        if pool.closed:
-            pool.queue.tell_all(lambda: closed_error(pool))
+        core.queue.waiters.append(waiter)
+        _refuse_if_too_many(core, waiter)
+        core.statistics.queued += 1
+        core.serve()
+        if core.closed:
+            core.queue.tell_all(lambda: closed_error(core))
         while outcome is None and (now := monotonic()) < deadline:
-            if not _is_looked_after(pool, now):
-                outcome = waiter.wait(min(now + RETRY_INTERVAL, deadline))
+            looked_after = _is_looked_after(core, now)
+            if looked_after and not _is_first(core, waiter):
+                outcome = yield Turn(waiter, deadline, GRACE if deadline - now > AHEAD else 0.0)
             else:
-                outcome = waiter.wait(deadline, GRACE if deadline - now > AHEAD else 0.0)
+                step = PATROL if looked_after else RETRY_INTERVAL
+                outcome = yield Turn(waiter, min(now + step, deadline))
         if outcome is None:
-            outcome = waiter.settle(error := timeout_error(pool, timeout))
-            pool.statistics.timeouts += outcome is error
-        pool.statistics.waits.add(monotonic() - began)
+            outcome = waiter.settle(timeout_error(core, timeout))
+            core.statistics.timeouts += isinstance(outcome, PoolTimeout)
+        core.statistics.waits.add(monotonic() - began)
         if isinstance(outcome, BaseException):
             raise outcome
-        connection: AnyConnection = outcome
+        connection: AnyConnection = outcome.conn
         return connection  # noqa: TRY300 - an interruption here is handled, too
-    except BaseException as error:
-        _leave(pool, waiter, error)
+    except BaseException:
+        _leave(core, waiter)
+        del waiter, outcome  # they refer to the error, whose traceback refers to this frame
         raise
 
 
-def _leave(pool: HardenedPool, waiter: Waiter, error: BaseException) -> None:
+def _leave(core: Core, waiter: Waiter) -> None:
     """Stop waiting because of an error of the pool, or of KeyboardInterrupt, a task's time limit or
-    a cancelled greenlet. A connection that came in the meantime goes to the next request.
+    cancellation. A connection that came in the meantime goes to the next request.
     """
-    outcome = waiter.settle(error)
-    if not isinstance(outcome, BaseException):
-        pool.add(outcome)
-    pool.queue.leave(waiter)
-    if pool.owes_collection:
-        pool.call_housekeeping()
+    outcome = waiter.settle(LEFT)
+    if isinstance(outcome, Handover):
+        core.add(outcome.conn)
+    core.queue.leave(waiter)
+    if core.owes_collection:
+        core.call_housekeeping()
 
 
-def _is_looked_after(pool: HardenedPool, now: float) -> bool:
+def _is_looked_after(core: Core, now: float) -> bool:
     """Call housekeeping if it can help a waiting request; False if its thread cannot run."""
-    if pool.due - now <= RETRY_INTERVAL and not pool.has_room() and housekeeping.is_running():
+    if core.due - now <= RETRY_INTERVAL and not core.has_room() and housekeeping.is_running():
         return True  # all connections are in use, and it looks again soon
-    return housekeeping.call(pool)
+    return housekeeping.call(core)
 
 
-def _refuse_if_hopeless(pool: HardenedPool, now: float, timeout: float, deadline: float) -> None:
+def _is_first(core: Core, waiter: Waiter) -> bool:
+    """True for the one that has waited longest, which watches housekeeping for all others."""
+    try:
+        return core.queue.waiters[0] is waiter
+    except IndexError:
+        return True
+
+
+def _refuse_if_hopeless(core: Core, now: float, timeout: float, deadline: float) -> None:
     """Raise at once if waiting cannot help."""
-    if pool.closed:
-        raise closed_error(pool)
-    fault = pool.connector.recent_permanent_fault(RETRY_INTERVAL)
-    if fault and not pool.has_connections_in_use():
+    if core.closed:
+        raise closed_error(core)
+    fault = core.recent_permanent_fault()
+    if fault and not core.in_use:
         raise again(fault.error)
     if deadline <= now:
-        pool.statistics.timeouts += 1
-        raise timeout_error(pool, timeout)
+        core.statistics.timeouts += 1
+        raise timeout_error(core, timeout)
 
 
-def _refuse_if_too_many(pool: HardenedPool, waiter: Waiter) -> None:
+def _refuse_if_too_many(core: Core, waiter: Waiter) -> None:
     """Raise if `max_waiting` others wait before this one."""
-    waiters, limit = pool.queue.waiters, pool.max_waiting
-    if limit and len(waiters) > limit and waiter in list(waiters)[limit:]:
-        raise TooManyRequests(messages.too_many_requests(pool.name, limit))
+    waiters, limit = core.queue.waiters, core.max_waiting
+    if limit and len(waiters) > limit:
+        # One that was just served may not have left yet.
+        ahead = [each for each in copied(waiters) if each.outcome is None]
+        if waiter in ahead[limit:]:
+            raise TooManyRequests(messages.too_many_requests(core.name, limit))
+
+
+def timeout_error(core: Core, timeout: float) -> PoolTimeout:
+    at, text = core.described
+    now = monotonic()
+    if now - at > SHARED:
+        if now - at <= OLDEST:
+            core.described = (now, text)  # for the others, while this thread makes a new one
+        text = _describe(core)
+        core.described = (monotonic(), text)
+    error = PoolTimeout(messages.pool_timeout(timeout, text))
+    fault = core.fault or core.refusal
+    error.__cause__ = fault.error if fault else None
+    return error
+
+
+def prepare_timeouts(core: Core, now: float) -> float:
+    """If a deadline is near, describe the pool and let the first waiters lead.
+
+    For housekeeping. Returns when to do it again (`monotonic`).
+    """
+    first = nsmallest(LEADERS, copied(core.queue.waiters), key=_deadline)
+    if not first or first[0].deadline - now > AHEAD:
+        return inf
+    if now - core.described[0] > SHARED:
+        core.described = (monotonic(), _describe(core))
+    for waiter in first:
+        waiter.lead()
+    return max(first[0].deadline, now) + SHARED
+
+
+def _describe(core: Core) -> str:
+    in_use = core.in_use
+    longest = min(in_use, key=_taken_at, default=None)
+    return messages.why_nothing_came(
+        core.name,
+        cause_of(core) or why_waiting(core),
+        size=core.min_size,
+        limit=core.max_size,
+        in_use=len(in_use),
+        idle=len(core.idle),
+        opening=len(core.attempts),
+        waiting=len(core.queue.waiters),
+        longest=core.holder_of(longest) if longest else None,
+        held_by=held_by(core),
+    )
+
+
+def closed_error(core: Core) -> PoolClosed:
+    state = "already closed" if core.was_opened else "not open yet"
+    return PoolClosed(f"the pool {core.name!r} is {state}")

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg_pool import PoolTimeout
 
-from abs_orm_app.pool.constants import PING_AFTER
+from abs_orm_app.pool.pre_ping import PING_AFTER
 from tests.support.pools import (
     APP,
     LATE,
@@ -189,7 +189,7 @@ def test_an_expired_connection_is_not_kept_at_return(shared: Server) -> None:
     with opened(ours, shared.conninfo, min_size=1, max_lifetime=0.5) as pool:
         with pool.connection() as conn:
             sleep(0.6)
-        assert conn.closed
+        wait_until(lambda: conn.closed, "it to be closed")
         assert use(pool)
 
 

@@ -11,9 +11,9 @@ from time import monotonic, sleep
 import pytest
 from psycopg_pool import PoolTimeout
 
-from abs_orm_app.pool import errors
+from abs_orm_app.pool import threads, waiting
+from abs_orm_app.pool.core import Core
 from abs_orm_app.pool.housekeeping import THREAD
-from abs_orm_app.pool.pool import HardenedPool
 from tests.support.pools import LATE, opened, ours
 from tests.support.servers import Server, wait_until
 
@@ -24,13 +24,13 @@ TIMEOUT = 8.0
 POOLS = 50
 
 
-def wake_ups(threads: Iterable[threading.Thread], seconds: float) -> int:
+def wake_ups(native_ids: Iterable[int | None], seconds: float) -> int:
     """How often these threads wake up in `seconds`. Unlike their processor time, no other thread
     and no busy machine adds to it.
     """
 
     def count() -> int:
-        status = [Path(f"/proc/self/task/{thread.native_id}/status") for thread in threads]
+        status = [Path(f"/proc/self/task/{number}/status") for number in native_ids]
         return sum(
             int(re.findall(r"^voluntary_ctxt_.*?(\d+)$", path.read_text(), re.MULTILINE)[0])
             for path in status
@@ -55,14 +55,14 @@ def test_a_crowd_of_waiting_clients_sleeps_until_the_deadline(shared: Server) ->
     options = {"min_size": 30, "timeout": TIMEOUT, "leak_seconds": 60.0}
     with opened(ours, shared.conninfo, **options) as pool:
         held = [pool.getconn() for _ in range(30)]
-        threads = [threading.Thread(target=wait, daemon=True) for _ in range(CROWD)]
-        for thread in threads:
+        clients = [threading.Thread(target=wait, daemon=True) for _ in range(CROWD)]
+        for thread in clients:
             thread.start()
         wait_until(lambda: len(pool.queue.waiters) == CROWD, "all to wait")
 
-        woken = wake_ups(threads, 0.5)
+        woken = wake_ups([thread.native_id for thread in clients], 0.5)
 
-        for thread in threads:
+        for thread in clients:
             thread.join(TIMEOUT + LATE)
         for conn in held:
             pool.putconn(conn)
@@ -77,10 +77,12 @@ def test_idle_pools_are_left_alone(shared: Server) -> None:
         for pool in pools:
             pool.open(wait=True, timeout=20)
         sleep(0.5)
-        keepers = [thread for thread in threading.enumerate() if thread.name == THREAD]
+        keepers = threads.running(THREAD)
 
         assert len(keepers) == 1
-        assert wake_ups(keepers, 2.0) < POOLS, "it ticks once a second where somebody observes"
+        assert wake_ups([keeper.native_id for keeper in keepers], 2.0) < POOLS, (
+            "it ticks once a second where somebody observes"
+        )
     finally:
         for pool in pools:
             pool.close()
@@ -90,14 +92,14 @@ def test_a_crowd_that_times_out_shares_a_few_descriptions(
     shared: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each description takes system calls, after which its thread competes with all others."""
-    described: list[float] = []
+    described: list[Core] = []
 
-    def describe(pool: HardenedPool, waited: float) -> str:
-        described.append(waited)
-        return original(pool, waited)
+    def describe(core: Core) -> str:
+        described.append(core)
+        return original(core)
 
-    original = errors._describe
-    monkeypatch.setattr(errors, "_describe", describe)
+    original = waiting._describe
+    monkeypatch.setattr(waiting, "_describe", describe)
     told: list[str] = []
 
     def wait() -> None:

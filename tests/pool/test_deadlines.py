@@ -9,9 +9,9 @@ from threading import Event
 import pytest
 from psycopg_pool import PoolTimeout
 
-from abs_orm_app.pool.errors import AHEAD
 from abs_orm_app.pool.housekeeping import observers
 from abs_orm_app.pool.queue import Queue, Waiter
+from abs_orm_app.pool.waiting import AHEAD
 from tests.support.pools import LATE, AnyPool, Call, opened, ours
 from tests.support.servers import Server
 

@@ -12,8 +12,8 @@ import psycopg
 import pytest
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from abs_orm_app.pool.constants import RETRY_INTERVAL
-from abs_orm_app.pool.faults import again, is_permanent
+from abs_orm_app.pool.growth import RETRY_INTERVAL
+from abs_orm_app.pool.server_errors import again, is_permanent
 from tests.support.pools import (
     APP,
     LATE,
@@ -326,6 +326,29 @@ def test_a_fault_of_any_class_is_raised_to_every_client(shared: Server) -> None:
             assert caught.value.code == 403
     finally:
         pool.close()
+
+
+def test_an_error_of_the_parameters_is_temporary_once_a_connection_has_worked(
+    server: Server,
+) -> None:
+    down: list[bool] = []
+
+    def kwargs() -> dict[str, Any]:
+        if down:
+            raise PickyError("the vault says", code=503)
+        return {**psycopg.conninfo.conninfo_to_dict(server.conninfo), "autocommit": True}
+
+    pool = ours("", min_size=1, timeout=30)
+    pool.kwargs = kwargs
+    with opened(lambda _: pool, ""):
+        use(pool)
+        down.append(True)
+        server.terminate()
+        waiting = Call(use, pool)
+        with pytest.raises(PoolTimeout, match="the vault says 503"):
+            use(pool, timeout=1.0)
+        down.clear()
+        waiting.result(within=LATE)
 
 
 def test_an_exception_that_cannot_be_copied_is_raised_with_its_text() -> None:

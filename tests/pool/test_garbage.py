@@ -6,7 +6,7 @@ import gc
 from time import monotonic
 from typing import Any
 
-from abs_orm_app.pool.garbage import Collector
+from abs_orm_app.pool.leaks import Collector
 from tests.support.pools import AnyPool, opened, ours
 from tests.support.servers import Server
 

@@ -8,16 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abs_orm_app.pool.constants import RETRY_INTERVAL
 from abs_orm_app.pool.growth import (
     REFILL,
     REFILL_RETRY,
     REFILL_RETRY_MOST,
+    RETRY_INTERVAL,
     Situation,
     connections_to_open,
     refill_after,
 )
 
+# Many threads at a pool that was just opened, on two processors.
+BURST = {"size": 20, "limit": 30, "waiting": 60, "cores": 2}
 # A pool of 4 + 6, unless said otherwise.
 CASES: dict[str, tuple[dict[str, Any], int]] = {
     "a full pool that nobody waits for": ({"open": 4}, 0),
@@ -35,6 +37,12 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
     "at the limit with those being opened": ({"open": 7, "opening": 3, "waiting": 9}, 0),
     "over the limit, after a resize": ({"open": 12, "waiting": 9}, 0),
     "no more at a time than it may": ({"limit": 99, "waiting": 50, "parallel": 16}, 16),
+    "the first one, and the server may be near": ({**BURST, "ago": 0.001}, 4),
+    "the first one takes too long for that": ({**BURST, "opening": 4, "ago": 0.02}, 12),
+    "the server is near": ({**BURST, "open": 4, "opening": 3, "fastest": 0.004}, 1),
+    "the server is near, on many processors": ({**BURST, "cores": 8, "fastest": 0.004}, 16),
+    "the server is far away": ({**BURST, "opening": 4, "fastest": 0.045}, 12),
+    "the server is not that far away": ({**BURST, "opening": 2, "fastest": 0.02}, 6),
     "a fault just now": ({"waiting": 5, "failing": True, "ago": 0.1}, 0),
     "a fault, and the interval is over: one tries": ({"waiting": 5, "failing": True}, 1),
     "a fault, and nobody waits: not yet": ({"failing": True, "ago": 0.5, "after": 1.0}, 0),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abs_orm_app.pool.histogram import BOUNDS, Distribution, Histogram
+from abs_orm_app.pool.statistics import BOUNDS, Distribution, Histogram
 
 SECONDS = st.floats(0, 100) | st.sampled_from(BOUNDS)
 

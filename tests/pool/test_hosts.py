@@ -11,8 +11,18 @@ import psycopg
 import pytest
 
 from abs_orm_app.pool import hosts
-from abs_orm_app.pool.hosts import Hosts, Place, Try, allotted, answers, listed, ordered, resolved
-from tests.support.pools import LATE
+from abs_orm_app.pool.hosts import (
+    Address,
+    Hosts,
+    Place,
+    Try,
+    allotted,
+    answers,
+    listed,
+    ordered,
+    resolved,
+)
+from tests.support.pools import LATE, opened, ours
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
 
@@ -32,6 +42,8 @@ A, B, C = Place("a", "1", "127.0.0.1"), Place("b", "1", "127.0.0.2"), Place("c",
         ({}, {"PGHOST": "a,b", "PGPORT": "7"}, [Place("a", "7"), Place("b", "7")]),
         ({"host": "c"}, {"PGHOST": "a,b"}, [Place("c", "5432")]),
         ({}, {}, [Place("", "5432")]),
+        ({"service": "app"}, {"PGHOST": "a"}, []),  # only libpq knows what it names
+        ({}, {"PGSERVICE": "app"}, []),
         ({"host": "a,b", "port": "1,2,3"}, {}, []),  # libpq says what is wrong
     ],
 )
@@ -96,16 +108,48 @@ def connecting(server: Server, *, timeout: float = 2.0) -> Try[Any]:
     return Try(connect, lambda conn: conn.close(), lambda _: True, timeout, timeout)
 
 
+@pytest.mark.parametrize("given", ["socket", "environment", "service", "default"])
+def test_a_connection_leads_where_libpqs_own_leads(
+    server: Server, shared: Server, given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with a list that has no IP address, or no host at all, at some places."""
+    other = shared.port
+    params = {"user": "postgres", "dbname": "postgres"}
+    socket_first = {
+        "host": f"{server.socket_dir},localhost",
+        "hostaddr": ",127.0.0.1",
+        "port": f"{server.port},{other}",
+    }
+    match given:
+        case "socket":
+            params |= socket_first
+        case "environment":
+            for name, value in socket_first.items():
+                monkeypatch.setenv(f"PG{name.upper()}", value)
+        case "service":
+            file = tmp_path / "pg_service.conf"
+            file.write_text(f"[app]\nhost=127.0.0.1\nport={server.port}\n")
+            monkeypatch.setenv("PGSERVICEFILE", str(file))
+            monkeypatch.setenv("PGHOST", "localhost")
+            monkeypatch.setenv("PGPORT", str(other))
+            params["service"] = "app"
+        case "default":  # libpq's own directory, where this server is not
+            monkeypatch.setenv("PGHOST", str(shared.socket_dir))
+            params |= {"host": ",127.0.0.1", "port": f"{other},{server.port}"}
+    with opened(ours, "", min_size=1, kwargs=params) as pool, pool.connection() as conn:
+        assert conn.execute("SHOW port").fetchone() == (str(server.port),)
+
+
 def test_a_dead_host_costs_one_connection_its_time_and_the_next_none(server: Server) -> None:
     with Proxy(server.port) as dead, Proxy(server.port) as alive:
         dead.blackhole()
         params = {"host": "127.0.0.1,127.0.0.1", "port": f"{dead.port},{alive.port}"}
         pool = Hosts()
         how = connecting(server, timeout=LATE)
-        pool.connect(params, how).close()
+        pool.connect(Address(params), how).close()
         assert pool.connect_seconds < LATE, "the time of the dead one is not in it"
         began = monotonic()
-        conn = pool.connect(params, how)
+        conn = pool.connect(Address(params), how)
         assert monotonic() - began < LATE
         assert conn.info.port == alive.port
         conn.close()
@@ -115,12 +159,13 @@ def test_a_dead_host_that_answers_again_has_its_place_again(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hosts, "ASK_AGAIN", 0.0)
+    monkeypatch.setattr(hosts, "PROBATION", 0.0)
     with Proxy(server.port) as first, Proxy(server.port) as second:
         params = {"host": "127.0.0.1,127.0.0.1", "port": f"{first.port},{second.port}"}
         pool, how = Hosts(), connecting(server)
 
         def port() -> int:
-            with pool.connect(params, how) as conn:
+            with pool.connect(Address(params), how) as conn:
                 return int(conn.info.port)
 
         first.refuse()
@@ -140,7 +185,7 @@ def test_the_error_names_each_place(server: Server) -> None:
         second.refuse()
         params = {"host": "127.0.0.1,127.0.0.1", "port": ports}
         with pytest.raises(psycopg.OperationalError) as caught:
-            Hosts().connect(params, connecting(server))
+            Hosts().connect(Address(params), connecting(server))
     for proxy in (first, second):
         assert f"- host: '127.0.0.1', port: '{proxy.port}', hostaddr: '127.0.0.1': " in str(
             caught.value
@@ -164,7 +209,7 @@ def test_a_host_of_the_wrong_role_is_used_if_there_is_no_other(server: Server) -
                 2.0,
                 2.0,
             )
-            conn = Hosts().connect(params, how)
+            conn = Hosts().connect(Address(params), how)
             assert conn.info.port == expected
             assert conn not in closed
             for each in (conn, *closed):

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from time import monotonic, sleep
 
 import pytest
+from psycopg_pool import PoolClosed
 
-from abs_orm_app.pool import housekeeping as module
 from abs_orm_app.pool.housekeeping import housekeeping
-from abs_orm_app.pool.pool import HardenedPool
-from abs_orm_app.pool.upkeep import tend
+from abs_orm_app.pool.upkeep import Upkeep
 from tests.support.pools import LATE, AnyPool, Call, opened, ours, use
 from tests.support.servers import Server, wait_until
 
@@ -23,12 +22,14 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """Count how often the housekeeping thread looks after a pool."""
     count = 0
 
-    def counted(pool: HardenedPool, now: float) -> float:
+    tend = Upkeep.tend
+
+    def counted(upkeep: Upkeep, now: float) -> float:
         nonlocal count
         count += 1
-        return tend(pool, now)
+        return tend(upkeep, now)
 
-    monkeypatch.setattr(module, "tend", counted)
+    monkeypatch.setattr(Upkeep, "tend", counted)
     return lambda: count
 
 
@@ -59,6 +60,22 @@ def test_it_sleeps_although_a_limit_is_zero(
         conn = pool.getconn()
         assert in_a_second(looks) < FEW
         pool.putconn(conn)
+
+
+def test_a_pool_that_is_closed_during_its_first_attempt_is_looked_at_no_more(
+    looks: Callable[[], int],
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        port = mute.getsockname()[1]
+        pool = ours(f"host=127.0.0.1 port={port} connect_timeout=4", min_size=0, max_size=1)
+        pool.open()
+        call = Call(use, pool)
+        wait_until(lambda: pool.get_stats()["pool_opening"] == 1, "an attempt")
+        pool.close(timeout=0.0)
+        with pytest.raises(PoolClosed):
+            call.result(within=LATE)
+    wait_until(lambda: pool.core not in housekeeping.clients, "the pool to be forgotten")
+    assert in_a_second(looks) < FEW
 
 
 def test_a_pool_that_is_first_used_while_the_process_forks_is_looked_after(shared: Server) -> None:

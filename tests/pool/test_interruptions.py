@@ -7,20 +7,26 @@ raise at each bytecode of the pool's code in turn.
 from __future__ import annotations
 
 import gc
-import threading
 from collections.abc import Callable
 from itertools import count
 from time import monotonic
 from typing import Any
 
+import psycopg
 import pytest
 
-from tests.support.bytecodes import Interrupted, interruption
+from abs_orm_app.pool import pre_ping, threads
+from abs_orm_app.pool.liveness import Answer, ping_steps
+from abs_orm_app.pool.steps import Steps
+from tests.support.bytecodes import POOL, STRIDE, Interrupted, interruption, sweep, throw
 from tests.support.pools import APP, AnyPool, Call, opened, ours, use
 from tests.support.servers import Server, wait_until
 
 SOON = 5.0  # seconds, on a busy machine; a client that is affected waits until its timeout
 TIMEOUT = 8.0
+SIZE = 2  # of the pool: one for the work, one for what happens meanwhile
+
+pytestmark = pytest.mark.server(sql=["CREATE UNLOGGED TABLE rows (n int)"])
 
 
 def interrupted(function: Callable[[], object], at: int) -> bool:
@@ -54,42 +60,88 @@ def check_that_all_come_soon(pool: AnyPool, limit: int, at: int) -> None:
     assert stats["requests_waiting"] == 0, f"at bytecode {at}"
 
 
-def test_an_exception_in_a_checkout_or_return_affects_no_other_request(shared: Server) -> None:
-    def checkout_and_return() -> None:
-        conn = pool.getconn(timeout=TIMEOUT)
-        pool.putconn(conn)
-
-    with opened(ours, shared.conninfo, min_size=2, timeout=TIMEOUT) as pool:
-        checked = 0
-        for at in count():
-            if not interrupted(checkout_and_return, at):
-                break
-            check_that_all_come_soon(pool, 2, at)
-            checked = at
-        assert checked > 50
-        wait_until(lambda: shared.sessions(APP) <= 2, "the lost sessions to end")
+def checkout_and_return(pool: AnyPool) -> None:
+    conn = pool.getconn(timeout=TIMEOUT)
+    pool.putconn(conn)
 
 
-def test_an_exception_in_the_return_of_a_changed_session_costs_nobody_else(shared: Server) -> None:
+def change_and_return(pool: AnyPool) -> None:
     """Such a connection is cleaned by another thread, which the return may have to start."""
+    pool.cleaner.reset()  # its threads live on for a while
+    conn = pool.getconn(timeout=TIMEOUT)
+    conn._pool_entry.dirty = "changed"
+    pool.putconn(conn)
 
-    def change_and_return() -> None:
-        conn: Any = pool.getconn(timeout=TIMEOUT)
-        conn._pool_entry.dirty = "changed"
-        pool.putconn(conn)
 
-    def clean(_: object, dirty: str) -> bool:
-        return dirty == "changed"
+def return_in_a_transaction(pool: AnyPool) -> None:
+    conn = pool.getconn(timeout=TIMEOUT)
+    conn.execute("BEGIN")
+    pool.putconn(conn)
 
-    with opened(ours, shared.conninfo, min_size=1, timeout=TIMEOUT, clean=clean) as pool:
-        for at in count():
-            went_on = interrupted(change_and_return, at)
-            check_that_all_come_soon(pool, 1, at)
-            if not went_on:
-                break
-            # Its threads live on for a while; each return has to start one.
-            pool.cleaner.reset()
-        assert at > 50
+
+def insert_many(pool: AnyPool) -> None:
+    with pool.connection(TIMEOUT) as conn, conn.cursor() as cursor:
+        cursor.executemany("INSERT INTO rows VALUES (%s)", [[-1], [-1]])
+
+
+def pipeline(pool: AnyPool) -> None:
+    with pool.connection(TIMEOUT) as conn, conn.pipeline():
+        conn.execute("INSERT INTO rows VALUES (-1)")
+        conn.execute("INSERT INTO rows VALUES (-1)")
+
+
+def iterate(pool: AnyPool) -> None:
+    with pool.connection(TIMEOUT) as conn, conn.cursor("rows", withhold=True) as cursor:
+        cursor.itersize = 2
+        for _ in cursor.execute("SELECT generate_series(1, 5)"):
+            pass
+
+
+WORK = [
+    checkout_and_return, change_and_return, return_in_a_transaction, insert_many, pipeline, iterate
+]  # fmt: skip
+ACTS: dict[str, Callable[[AnyPool], object]] = {
+    "an exception": lambda _: throw(),
+    "a query": lambda pool: use(pool, timeout=TIMEOUT),
+    "a garbage collection": lambda _: gc.collect(0),  # of what `lose` has left
+}
+
+
+def lose(pool: AnyPool) -> None:
+    """Leave a connection that only the garbage collector finds."""
+    lost = [pool.getconn(timeout=TIMEOUT)]
+    lost.append(lost)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("what", ACTS)
+@pytest.mark.parametrize("work", WORK)
+def test_whatever_happens_at_a_bytecode_affects_no_other_request(
+    shared: Server, work: Callable[[AnyPool], None], what: str
+) -> None:
+    def do() -> None:
+        if what == "a garbage collection":
+            lose(pool)
+        work(pool)
+
+    def check(at: int) -> None:
+        gc.collect(0)  # the last time, nothing has happened
+        check_that_all_come_soon(pool, SIZE, at)
+        with pool.connection(TIMEOUT) as conn:
+            conn.execute("INSERT INTO rows VALUES (%s)", [at])
+        rows = other.execute("DELETE FROM rows RETURNING n").fetchall()
+        assert (at,) in rows, f"a row is lost after bytecode {at}"
+        assert rows.count((-1,)) in (0, 2), f"half of a batch is there after bytecode {at}"
+
+    cleans = {"clean": lambda *_: True} if work is change_and_return else {}
+    with (
+        opened(ours, shared.conninfo, min_size=SIZE, timeout=TIMEOUT, **cleans) as pool,
+        psycopg.connect(shared.conninfo, autocommit=True) as other,
+    ):
+        last = Call(sweep, do, lambda: ACTS[what](pool), POOL, check).result(within=600)
+        assert last > 50
+        wait_until(lambda: shared.sessions(APP) <= SIZE, "the lost sessions to end")
 
 
 def test_an_exception_in_a_return_does_not_delay_the_waiting_client(shared: Server) -> None:
@@ -134,18 +186,29 @@ def test_an_exception_in_a_wait_affects_no_other_request(shared: Server) -> None
         assert at > 100
 
 
-def test_a_suspect_is_still_one_after_an_exception_in_its_checkout(shared: Server) -> None:
+def test_a_suspect_is_still_one_after_an_exception_in_its_checkout(
+    shared: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinged: set[Any] = set()
+
+    def seen_ping(conn: Any, timeout: float) -> Steps[Answer]:
+        answer = yield from ping_steps(conn, timeout)
+        pinged.add(conn._pool_entry)
+        return answer
+
+    monkeypatch.setattr(pre_ping, "ping_steps", seen_ping)
     with opened(ours, shared.conninfo, min_size=1, timeout=TIMEOUT) as pool:
         seen = 0
         held: list[Any] = []
         for at in count():
             pool.putconn(pool.getconn())
             suspects = set(pool.entries)
+            pinged.clear()
             pool.placement.suspect_all()
             if not interrupted(lambda: held.append(pool.getconn()), at):
                 break
             idle = suspects & {conn._pool_entry for conn in tuple(pool.idle)}
-            assert all(entry.idle_since < 0 for entry in idle), f"at bytecode {at}"
+            assert all(entry.suspicion is not None for entry in idle - pinged), f"at bytecode {at}"
             seen += len(idle)
         pool.putconn(held.pop())
         assert seen > 20
@@ -154,7 +217,7 @@ def test_a_suspect_is_still_one_after_an_exception_in_its_checkout(shared: Serve
 def test_an_exception_in_the_first_use_of_a_pool_affects_no_other_request(shared: Server) -> None:
     """The first use starts threads."""
     gc.collect()
-    for at in count():
+    for at in count(0, STRIDE):
         pool = ours(shared.conninfo, min_size=1, max_size=2, timeout=TIMEOUT)
 
         def first_use(pool: AnyPool = pool) -> None:
@@ -170,8 +233,4 @@ def test_an_exception_in_the_first_use_of_a_pool_affects_no_other_request(shared
         if not went_on:
             break
     assert at > 100
-    wait_until(lambda: not connectors(), "the threads that connect to end")
-
-
-def connectors() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.endswith("connector")]
+    wait_until(lambda: not threads.running("-connector"), "the threads that connect to end")

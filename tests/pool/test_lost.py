@@ -15,6 +15,7 @@ from time import sleep
 
 import pytest
 
+from abs_orm_app.pool import threads
 from abs_orm_app.pool.entry import AnyConnection
 from abs_orm_app.pool.housekeeping import THREAD
 from abs_orm_app.pool.pool import HardenedPool
@@ -261,7 +262,7 @@ class Interrupted(BaseException):
     """Thrown into threads at any point, like the soft time limit of a task server."""
 
 
-def throw(error: type[BaseException], thread: threading.Thread) -> None:
+def throw(error: type[BaseException], thread: threading.Thread | threads.Running) -> None:
     assert thread.ident is not None
     ctypes.pythonapi.PyThreadState_SetAsyncExc(
         ctypes.c_ulong(thread.ident), ctypes.py_object(error)
@@ -301,8 +302,8 @@ def test_exceptions_thrown_into_a_checkout_leak_nothing(shared: Server) -> None:
         assert pool.get_stats()["requests_waiting"] == 0
 
 
-def housekeepers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == THREAD]
+def housekeepers() -> list[threads.Running]:
+    return threads.running(THREAD)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -314,8 +315,7 @@ def test_the_housekeeping_thread_is_started_again_when_it_has_died(
         throw(SystemExit, thread)
         with caplog.at_level(logging.WARNING, "abs_orm_app.pool"):
             conns = [pool.getconn() for _ in range(3)]
-            thread.join(20)
-        assert not thread.is_alive()
+            wait_until(lambda: thread not in housekeepers(), "the thread to end")
         for conn in conns:
             pool.putconn(conn)
         assert "housekeeping thread" in caplog.text
@@ -324,13 +324,12 @@ def test_the_housekeeping_thread_is_started_again_when_it_has_died(
 
 def test_idle_pools_share_one_thread(shared: Server) -> None:
     wait_until(lambda: not housekeepers(), "the thread of the pools before")
-    before = set(threading.enumerate())
     with (
         opened(ours, shared.conninfo, min_size=3) as pool,
         opened(ours, shared.conninfo, min_size=3) as other,
     ):
         use(pool)
         use(other)
-        wait_until(lambda: len(set(threading.enumerate()) - before) == 1, "the connectors to end")
-        assert housekeepers() == list(set(threading.enumerate()) - before)
+        wait_until(lambda: len(threads.running()) == 1, "the connectors to end")
+        assert housekeepers() == threads.running()
     wait_until(lambda: not housekeepers(), "the thread to end with the last pool")

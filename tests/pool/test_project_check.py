@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from time import monotonic, sleep
 from typing import Any
 
@@ -41,11 +42,15 @@ def test_a_connection_that_the_check_refuses_is_replaced(server: Server) -> None
         assert pool.get_stats()["connections_stale"] == 1
 
 
-def test_a_check_that_refuses_each_connection_ends_with_the_timeout(server: Server) -> None:
+@pytest.mark.parametrize("seconds", [0.0, 0.05])  # in which the pool has opened another one
+def test_a_check_that_refuses_each_connection_ends_with_the_timeout(
+    server: Server, seconds: float
+) -> None:
     def refuse(_: object) -> None:
+        sleep(seconds)
         raise ValueError("none")
 
-    with opened(ours, server.conninfo, min_size=1, check=refuse) as pool:
+    with opened(ours, server.conninfo, min_size=2, check=refuse) as pool:
         call = Call(use, pool, "SELECT 1", 1.0)
         with pytest.raises(PoolTimeout):
             call.result(within=10)
@@ -93,3 +98,86 @@ def test_a_connection_that_the_server_has_closed_never_reaches_the_check(server:
         server.terminate()
         use(pool)
         assert ended not in checked
+
+
+# A check that refuses every connection
+
+
+MISSING_GRANT = "permission denied for table of_the_check"
+
+
+class AlwaysRefuses:
+    """A check with a bug of its own; counts the connections that the pool opens meanwhile."""
+
+    def __init__(self, closes: bool = False) -> None:
+        self.closes = closes  # the connection, as a pooler does that has no server
+        self.opened = 0
+        self.refuses = True
+
+    def configure(self, _: psycopg.Connection[Any]) -> None:
+        self.opened += 1
+
+    def check(self, conn: psycopg.Connection[Any]) -> None:
+        if self.refuses:
+            if self.closes:
+                conn.close()
+            raise ValueError(MISSING_GRANT)
+
+
+@pytest.fixture(params=[False, True], ids=["open", "closed"])
+def refusing(
+    server: Server, request: pytest.FixtureRequest
+) -> Iterator[tuple[AlwaysRefuses, AnyPool]]:
+    check = AlwaysRefuses(request.param)
+    pool = opened(ours, server.conninfo, min_size=1, check=check.check, configure=check.configure)
+    with pool as made:
+        yield check, made
+
+
+def test_a_check_that_always_fails_opens_few_connections(
+    refusing: tuple[AlwaysRefuses, AnyPool],
+) -> None:
+    check, pool = refusing
+    with pytest.raises(PoolTimeout):
+        use(pool, timeout=4.0)
+    assert check.opened <= 20
+
+
+def test_the_error_says_that_the_check_refuses_and_why(
+    refusing: tuple[AlwaysRefuses, AnyPool],
+) -> None:
+    """The server and the network are well, so neither is blamed."""
+    _, pool = refusing
+    with pytest.raises(PoolTimeout, match="check") as caught:
+        use(pool, timeout=2.0)
+    assert MISSING_GRANT in str(caught.value)
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert "does not answer" not in str(caught.value)
+
+
+def test_a_check_that_always_fails_is_logged_once(
+    refusing: tuple[AlwaysRefuses, AnyPool], caplog: pytest.LogCaptureFixture
+) -> None:
+    _, pool = refusing
+    for _ in range(3):
+        with pytest.raises(PoolTimeout):
+            use(pool, timeout=0.5)
+    told = [each for each in caplog.records if MISSING_GRANT in each.getMessage()]
+    assert [each.levelname for each in told].count("WARNING") == 1
+
+
+def test_a_check_that_only_closes_connections_refuses_them(server: Server) -> None:
+    with opened(ours, server.conninfo, min_size=1, check=lambda conn: conn.close()) as pool:
+        with pytest.raises(PoolTimeout, match="it has closed the connection"):
+            use(pool, timeout=3.0)
+        assert pool.statistics.connects <= 20
+
+
+def test_a_check_that_accepts_again_lets_the_waiting_request_go_on(
+    refusing: tuple[AlwaysRefuses, AnyPool],
+) -> None:
+    check, pool = refusing
+    waiting = Call(use, pool, "SELECT 1", 30.0)
+    sleep(1.0)
+    check.refuses = False
+    waiting.result(within=LATE)

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from itertools import count
 from time import monotonic, sleep
@@ -75,7 +76,8 @@ def test_a_leaked_connection_is_counted_although_its_address_is_used_again(
             wait_until(lambda n=number: leaked(pool) == n, "the loss to be counted")  # type: ignore[misc]
             pool.putconn(other)
             wait_until(lambda: pool.get_stats()["pool_size"] == 1, "the slot to be free")
-        assert reused
+        # Without the GIL each thread has memory of its own, so an address may never come again.
+        assert reused or not getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 def leaked(pool: AnyPool) -> int:

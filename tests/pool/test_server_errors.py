@@ -15,6 +15,7 @@ from abs_orm_app.pool.server_errors import (
     REFUSED,
     SERVER_ERRORS,
     UNKNOWN,
+    UNREACHABLE,
     classify,
 )
 from tests.support.pools import opened, ours
@@ -33,11 +34,18 @@ pytestmark = pytest.mark.server(
 # One real text for each row of the table, in its order.
 TEXTS = (
     "DB_PASSWORD_FILE cannot be read: No such file or directory.",
+    "connection is bad: could not look up local user ID 0: Too many open files",
+    "can't start new thread",
+    "the configure function of pool 'default' failed: ValueError: no such table",
     'connection failed: FATAL:  password authentication failed for user "app"',
     "connection failed: fe_sendauth: no password supplied",
     'connection failed: FATAL:  invalid value for parameter "statement_timeout": "x"',
     "connection failed: FATAL:  unsupported startup parameter: options",
+    'connection is bad: weak sslmode "require" may not be used with sslrootcert=system',
+    "connection failed: channel binding required, but SSL not in use",
+    "connection failed: FATAL:  connection requires a valid client certificate",
     'connection to server on socket "/tmp/.s.PGSQL.1" failed: No such file or directory',
+    'connection failed: FATAL:  could not access file "x": No such file or directory',
     'connection to server at "127.0.0.1", port 1 failed: Connection refused',
     "failed to resolve host 'db': [Errno -2] Name or service not known",
     "failed to resolve host 'db': [Errno -3] Temporary failure in name resolution",
@@ -51,12 +59,14 @@ TEXTS = (
     "connection failed: received invalid response to SSL negotiation: H",
     "connection failed: server does not support SSL, but SSL was required",
     "server closed the connection unexpectedly",
-    "connection failed: SSL error: unsupported protocol",
+    "connection failed: SSL error: bad record type",
+    "connection failed: session is read-only",
     "connection failed: server is not in hot standby mode",
     "connection failed: FATAL:  the database system is starting up",
     "query_wait_timeout",
     "connection failed: FATAL:  server login has been failing, (server_login_retry)",
     "canceling statement due to lock timeout",
+    "127.0.0.1:5432 accepts connections, but does not answer",
     "connection timeout expired",
 )
 
@@ -142,3 +152,24 @@ def test_the_message_about_a_port_that_speaks_http_says_so() -> None:
         error = refused(f"host=127.0.0.1 port={port} user=x dbname=x")
         listener.shutdown(socket.SHUT_RDWR)
     assert "not PostgreSQL" in classify(error).hint
+
+
+def test_a_database_that_takes_no_connections_is_a_known_fault(server: Server) -> None:
+    """As while it is being dropped, or restored from a template."""
+    with server.admin() as admin:
+        admin.execute("CREATE DATABASE shop ALLOW_CONNECTIONS false")
+    error = refused(f"{server.conninfo} dbname=shop")
+    assert "not currently accepting connections" in str(error)
+    kind = classify(error)
+    assert kind is not UNKNOWN
+    assert kind.problem != UNREACHABLE
+
+
+def test_a_file_that_a_running_server_misses_does_not_ask_whether_it_runs(server: Server) -> None:
+    with server.admin() as admin:
+        admin.execute("ALTER ROLE app SET session_preload_libraries = 'no_such_library'")
+    error = refused(f"{server.conninfo} user=app")
+    assert "could not access file" in str(error)
+    kind = classify(error)
+    assert "running" not in kind.hint
+    assert kind.problem != UNREACHABLE

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from psycopg_pool import PoolTimeout
 
 from abs_orm_app.pool import waiting
-from abs_orm_app.pool.errors import timeout_error
-from abs_orm_app.pool.statistics import LEAKED, LOST, STALE, TIMEOUTS
+from abs_orm_app.pool.core import Core
+from abs_orm_app.pool.waiting import timeout_error
 from tests.support.pools import APP, opened, ours, use
 from tests.support.servers import Server, wait_until
 
@@ -20,15 +18,15 @@ def test_a_request_that_is_served_at_the_last_moment_is_no_timeout(
     with opened(ours, shared.conninfo, min_size=1) as pool:
         held = pool.getconn()
 
-        def return_first(pool: Any, timeout: float) -> PoolTimeout:
+        def return_first(core: Core, timeout: float) -> PoolTimeout:
             """The deadline is over, and the request has not decided to give up yet."""
             pool.putconn(held)
-            return timeout_error(pool, timeout)
+            return timeout_error(core, timeout)
 
         monkeypatch.setattr(waiting, "timeout_error", return_first)
         assert pool.getconn(timeout=0.05) is held
         stats = pool.get_stats()
-        assert (stats.get(TIMEOUTS, 0), stats.get("requests_errors", 0)) == (0, 0)
+        assert (stats.get("requests_timeouts", 0), stats.get("requests_errors", 0)) == (0, 0)
         pool.putconn(held)
 
 
@@ -37,7 +35,9 @@ def test_waiting_for_the_pool_to_be_filled_is_no_request() -> None:
     with pytest.raises(PoolTimeout):
         pool.open(wait=True, timeout=0.1)
     stats = pool.get_stats()
-    assert [stats.get(key, 0) for key in (TIMEOUTS, "requests_errors", "requests_num")] == [0, 0, 0]
+    assert [
+        stats.get(key, 0) for key in ("requests_timeouts", "requests_errors", "requests_num")
+    ] == [0, 0, 0]
 
 
 def test_stale_and_leaked_connections_are_counted_apart(shared: Server) -> None:
@@ -45,10 +45,16 @@ def test_stale_and_leaked_connections_are_counted_apart(shared: Server) -> None:
         shared.terminate(APP)
         pool.check()
         stats = pool.get_stats()
-        assert (stats[STALE], stats.get(LEAKED, 0), stats[LOST]) == (2, 0, 2)
+        assert (
+            stats["connections_stale"],
+            stats.get("connections_leaked", 0),
+            stats["connections_lost"],
+        ) == (2, 0, 2)
         wait_until(lambda: pool.get_stats()["pool_available"] == 2, "the new connections")
         pool.getconn()  # dropped: the leak
-        wait_until(lambda: pool.get_stats().get(LEAKED) == 1, "the leak to be counted")
+        wait_until(
+            lambda: pool.get_stats().get("connections_leaked") == 1, "the leak to be counted"
+        )
         use(pool)
         stats = pool.get_stats()
-        assert (stats[STALE], stats[LOST]) == (2, 3)
+        assert (stats["connections_stale"], stats["connections_lost"]) == (2, 3)

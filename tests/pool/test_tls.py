@@ -11,12 +11,19 @@ import psycopg
 import pytest
 
 from abs_orm_app.pool import liveness
-from tests.support.debian import DebianServer, make_certificate, needs_debian
-from tests.support.pools import APP, AnyPool, Call, opened, ours, pid, use
+from abs_orm_app.pool.liveness import Answer
+from tests.support.debian import (
+    DebianServer,
+    make_certificate,
+    make_client_certificate,
+    needs_debian,
+)
+from tests.support.pools import APP, LATE, AnyPool, Call, opened, ours, pid, use
 from tests.support.projects import manage
 from tests.support.servers import Server
+from tests.support.system import needs_openssl
 
-pytestmark = needs_debian
+pytestmark = [needs_debian, needs_openssl]
 
 AT_ONCE = 5.0  # seconds, of a timeout of 30
 
@@ -76,11 +83,11 @@ def test_an_idle_connection_is_pinged_and_kept(pool: AnyPool) -> None:
 
 def test_an_unanswered_ping_ends_in_time(pool: AnyPool, shared: Server) -> None:
     with pool.connection() as conn:
-        assert liveness.answers(conn, timeout=5)
+        assert liveness.ping(conn, timeout=5) is Answer.ALIVE
         shared.suspend_backend(pid(conn))
         began = monotonic()
         try:
-            assert not liveness.answers(conn, timeout=0.2)
+            assert liveness.ping(conn, timeout=0.2) is Answer.NONE
             assert monotonic() - began < AT_ONCE
         finally:
             shared.resume()
@@ -119,9 +126,125 @@ def test_a_server_with_the_wrong_certificate_is_refused_at_once(
         pool.close()
 
 
+# Faults that pass
+
+
+@pytest.fixture
+def own(certificates: Path) -> Iterator[DebianServer]:
+    """A server of the test's own."""
+    with DebianServer(certificate=certificates) as server:
+        yield server
+
+
+@pytest.fixture
+def open_pool(own: DebianServer, certificates: Path) -> Iterator[AnyPool]:
+    """A pool that has connected."""
+    root = certificates / "ca.crt"
+    conninfo = f"{own.tcp_conninfo} host=localhost sslmode=verify-full sslrootcert={root}"
+    with opened(ours, conninfo, min_size=1, max_size=1, timeout=30) as pool:
+        use(pool)
+        yield pool
+
+
+def is_served(pool: AnyPool) -> bool:
+    return isinstance(use(pool), int)
+
+
+def test_a_certificate_that_is_being_rotated_makes_requests_wait(
+    own: DebianServer, open_pool: AnyPool, certificates: Path, tmp_path: Path
+) -> None:
+    """The server has the new one before this machine trusts it, or the other way round."""
+    make_certificate(tmp_path, "localhost")
+    own.use_certificate(tmp_path)
+    own.restart()
+    waiting = Call(is_served, open_pool)
+    sleep(1.5)
+    assert not waiting.error
+    own.use_certificate(certificates)
+    own.reload()
+    assert waiting.result(within=30 + LATE)
+
+
+def test_a_server_that_starts_before_its_certificate_is_there_makes_requests_wait(
+    own: DebianServer, open_pool: AnyPool
+) -> None:
+    own.settings["ssl"] = "off"
+    own.restart()
+    waiting = Call(is_served, open_pool)
+    sleep(1.5)
+    assert not waiting.error
+    own.settings["ssl"] = "on"
+    own.restart()
+    assert waiting.result(within=30 + LATE)
+
+
+# Faults that last
+
+CERT = """
+local   all all trust
+hostssl all all all cert
+"""
+
+
+def refused_at_once(conninfo: str, words: str) -> None:
+    pool = ours(conninfo, min_size=1, timeout=12)
+    pool.open()
+    try:
+        call = Call(use, pool)
+        with pytest.raises(psycopg.OperationalError, match=words) as caught:
+            call.result(within=20)
+        assert call.seconds < AT_ONCE
+        assert "cannot be reached" not in str(caught.value)
+    finally:
+        pool.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("sslmode=require sslrootcert=system", "weak sslmode"),
+        (
+            "ssl_min_protocol_version=TLSv1.3 ssl_max_protocol_version=TLSv1.2",
+            "invalid SSL protocol version range",
+        ),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused_at_once(
+    conninfo: str, options: str, words: str
+) -> None:
+    refused_at_once(f"{conninfo} {options}", words)
+
+
+def test_a_missing_client_certificate_is_refused_at_once(
+    own: DebianServer, certificates: Path
+) -> None:
+    own.reload(CERT)
+    conninfo = f"{own.tcp_conninfo} host=localhost sslrootcert={certificates / 'ca.crt'}"
+    refused_at_once(f"{conninfo} sslmode=verify-full", "requires a valid client certificate")
+
+
+def test_an_expired_client_certificate_is_refused_at_once(
+    own: DebianServer, certificates: Path
+) -> None:
+    own.reload(CERT)
+    for days, works in ((2, True), (-1, False)):
+        make_client_certificate(certificates, "postgres", days=days)
+        conninfo = (
+            f"{own.tcp_conninfo} host=localhost sslmode=verify-full"
+            f" sslrootcert={certificates / 'ca.crt'} sslcert={certificates / 'client.crt'}"
+            f" sslkey={certificates / 'client.key'}"
+        )
+        if works:
+            psycopg.connect(conninfo).close()
+        else:
+            refused_at_once(conninfo, "certificate expired")
+
+
 def test_check_pool_shows_the_encryption(shared: Server, certificates: Path) -> None:
     root = quote(str(certificates / "ca.crt"))
     address = f"postgresql://postgres@localhost:{shared.port}/postgres"
-    done = manage("check_pool", DATABASE_URL=f"{address}?sslmode=verify-full&sslrootcert={root}")
+    done = manage(
+        "check_pool", "-v2", DATABASE_URL=f"{address}?sslmode=verify-full&sslrootcert={root}"
+    )
     assert "TLS        TLSv1.3" in done.stdout, done.stdout + done.stderr
     assert done.returncode == 0

@@ -1,0 +1,259 @@
+"""How connections end: at once, or, if the server is executing a statement, cancelled first.
+
+A server does not notice that a client is gone while it executes a statement: its session would go
+on, beyond the limit of the pool. So a thread of the pool has the statement cancelled, closes the
+connection and waits until the server has closed its side; only then the slot is free, or after
+`CLOSE_TIMEOUT` seconds if the server does not answer.
+
+Nobody frees a handle of libpq that a frame may still use. The pool only drops its own reference to
+the handle of a connection that was garbage-collected; if a frame still has it after a moment, its
+socket is shut down.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from math import inf
+from typing import Any
+from weakref import finalize, ref
+
+import psycopg
+from psycopg import pq
+from psycopg.pq import PollingStatus, TransactionStatus
+
+from abs_orm_app.pool import threads
+from abs_orm_app.pool.clock import monotonic
+from abs_orm_app.pool.entry import AnyConnection, Entry, shut_down
+from abs_orm_app.pool.liveness import ANSWERS, reach
+
+CLOSE_TIMEOUT = 10.0  # seconds after which a slot is free, even if the server does not answer
+CANCEL_TIMEOUT = 5.0  # seconds for the request to cancel; psycopg's own for Ctrl-C
+THREADS = 4  # that cancel at a time
+OVERDUE = 1.0  # seconds more, until housekeeping frees it in place of a thread that is stuck
+MOMENT = 0.5  # seconds in which a finalizer may still use the handle of a lost connection
+
+
+def spoil(conn: Any, entry: Entry) -> None:
+    """Close a connection that its holder has, because what happened on it makes it unfit.
+
+    The holder's next statement fails, and the pool cancels what the server may be executing.
+    """
+    entry.spoiled += 1
+    entry.cancel = cancel_handle(conn.pgconn)
+    if isinstance(conn, psycopg.AsyncConnection):
+        entry.shut_down()  # a task that waits must take its handle out of the loop first
+    else:
+        conn.pgconn.finish()
+
+
+class Closer:
+    """Ends the connections of one pool. `freed`: called with an entry whose slot is free."""
+
+    def __init__(self, name: str, freed: Callable[[Entry], object]) -> None:
+        self._name, self._freed = name, freed
+        self.reset()
+
+    def reset(self) -> None:
+        """In a forked child: forget the parent's connections and threads."""
+        # Lost ones whose handle a frame still has: since when, and the handle.
+        self._lost: dict[Entry, tuple[float, Callable[[], Any]]] = {}
+        # Those that a thread cancels, and until when. Who removes one from it frees the slot.
+        self._ending: dict[Entry, float] = {}
+        self._to_cancel: deque[tuple[Entry, AnyConnection | None]] = deque()
+        self._threads: list[threads.Handle] = []
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._ending or self._lost)
+
+    def end(self, conn: AnyConnection) -> bool:
+        """Close a connection that no other thread has; False if its slot is freed later."""
+        entry: Entry = conn._pool_entry  # type: ignore[attr-defined]
+        if conn.lock.locked():  # another thread uses its handle
+            return self.lose(entry)
+        if entry.cancel is None:
+            entry.cancel = cancel_handle(entry.pgconn)
+        if entry.cancel is None:
+            close(conn, entry)
+            return True
+        self._cancel_soon(entry, conn)
+        return False
+
+    def lose(self, entry: Entry) -> bool:
+        """End a connection whose handle a frame may still use, as that of a garbage-collected one;
+        False if its slot is freed later.
+        """
+        handle, entry.pgconn = entry.pgconn, CLOSED
+        if handle is CLOSED:
+            return False  # that is under way
+        entry.cancel = entry.cancel or cancel_handle(handle)
+        gone = ref(handle)
+        del handle
+        if gone() is not None:
+            self._lost[entry] = (monotonic(), gone)
+        elif entry.cancel is not None:
+            self._cancel_soon(entry, None)
+        else:
+            entry.twin.close()
+            return True
+        return False
+
+    def send(self, cancel: Any) -> None:
+        """Have a statement cancelled, in a thread, on a connection that stays with its owner."""
+        with suppress(RuntimeError, MemoryError):
+            threads.start(f"{self._name}-closer", _send, cancel, CANCEL_TIMEOUT)
+
+    def tend(self, now: float) -> float:
+        """Free slots whose time is over, and start threads; return when to do it again."""
+        due = inf
+        for entry, (began, gone) in list(self._lost.items()):
+            if gone() is not None and now < began + MOMENT:
+                due = min(due, began + MOMENT)
+            elif self._lost.pop(entry, None) is not None:
+                if gone() is not None:
+                    shut_down(entry.twin, socket.SHUT_WR)  # the server then closes its side
+                self._cancel_soon(entry, None)
+        for entry, until in list(self._ending.items()):
+            if now >= until + OVERDUE:
+                self._free(entry)
+            else:
+                due = min(due, until + OVERDUE)
+        if self._to_cancel:
+            self._start()
+        return due
+
+    def _cancel_soon(self, entry: Entry, conn: AnyConnection | None) -> None:
+        self._ending[entry] = monotonic() + CLOSE_TIMEOUT
+        self._to_cancel.append((entry, conn))
+        self._start()
+
+    def _start(self) -> None:
+        self._threads = [thread for thread in self._threads if thread.alive]
+        if len(self._threads) < min(THREADS, len(self._to_cancel)):
+            with suppress(RuntimeError, MemoryError):  # `tend` tries again
+                self._threads.append(threads.start(f"{self._name}-closer", self._run))
+
+    def _run(self) -> None:
+        while self._to_cancel:
+            try:
+                entry, conn = self._to_cancel.popleft()
+            except IndexError:
+                return
+            self._cancel(entry, conn)
+
+    def _cancel(self, entry: Entry, conn: AnyConnection | None) -> None:
+        until = self._ending.get(entry, -inf)
+        cancel, entry.cancel = entry.cancel, None
+        left = until - monotonic()
+        if cancel is not None and left > 0:
+            _send(cancel, min(CANCEL_TIMEOUT, left))
+        if conn is not None and not conn.lock.locked():
+            conn._pool = None
+            conn.close()
+        _wait_for_end(entry.twin, until)
+        self._free(entry)
+
+    def _free(self, entry: Entry) -> None:
+        if self._ending.pop(entry, None) is not None:
+            entry.shut_down()
+            entry.twin.close()
+            self._freed(entry)
+
+
+def close(conn: AnyConnection, entry: Entry) -> None:
+    """Close a connection that no other thread has."""
+    conn._pool = None
+    conn.close()
+    entry.twin.close()
+
+
+def _wait_for_end(twin: socket.socket, until: float) -> None:
+    """Wait until the server has closed its side, which it does when the session has ended."""
+    poller = select.poll()
+    with suppress(OSError, ValueError):  # it is closed
+        poller.register(twin, select.POLLIN)
+        while (left := until - monotonic()) > 0:
+            if poller.poll(left * 1000) and _is_at_end(twin):
+                return
+
+
+def _is_at_end(twin: socket.socket) -> bool:
+    try:
+        return not twin.recv(65536)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def cancel_handle(pgconn: Any) -> Any:
+    """What can cancel the statement that is being executed; None if there is none."""
+    if pgconn.transaction_status != TransactionStatus.ACTIVE:
+        return None
+    with suppress(psycopg.Error, OSError):
+        return (
+            pgconn.cancel_conn()
+            if psycopg.capabilities.has_cancel_safe()
+            else _BlockingCancel(pgconn)
+        )
+    return None
+
+
+class _BlockingCancel:
+    """How libpq cancels before version 17: it waits without a limit.
+
+    psycopg's C code keeps the interpreter's lock meanwhile, so that no thread of the process could
+    go on; ctypes does not. Only a server that has just answered is asked: another one would cancel
+    nothing, and keep the thread.
+    """
+
+    def __init__(self, pgconn: Any) -> None:
+        with socket.socket(fileno=os.dup(pgconn.socket)) as twin:
+            self._server = twin.getpeername()
+        if pq.__impl__ == "python":
+            self._cancel: Callable[[], object] = pgconn.get_cancel().cancel
+            return
+        libpq = ctypes.CDLL(sys.modules[type(pgconn).__module__].__file__)  # which is linked to it
+        libpq.PQgetCancel.restype = ctypes.c_void_p
+        handle = ctypes.c_void_p(libpq.PQgetCancel(ctypes.c_void_p(pgconn.pgconn_ptr)))
+        finalize(self, libpq.PQfreeCancel, handle).atexit = False  # a thread may still use it then
+        text = ctypes.create_string_buffer(256)
+        self._cancel = lambda: libpq.PQcancel(handle, text, len(text))
+
+    def send(self, timeout: float) -> None:
+        if reach(self._server, timeout) == ANSWERS:
+            self._cancel()
+
+
+def _send(cancel: Any, timeout: float) -> None:
+    with suppress(psycopg.Error):  # the session has ended, or nothing answers
+        if isinstance(cancel, _BlockingCancel):
+            cancel.send(timeout)
+        else:
+            _drive(cancel, monotonic() + timeout)
+
+
+def _drive(cancel: Any, deadline: float) -> None:
+    cancel.start()
+    while (status := cancel.poll()) in _WAITS:
+        poller = select.poll()
+        poller.register(cancel.socket, _WAITS[status])
+        if not poller.poll(max(0.0, deadline - monotonic()) * 1000):
+            return
+
+
+def _closed_handle() -> Any:
+    handle = pq.PGconn.connect_start(b"host=/nowhere")
+    handle.finish()
+    return handle
+
+
+_WAITS = {PollingStatus.READING: select.POLLIN, PollingStatus.WRITING: select.POLLOUT}
+CLOSED: Any = _closed_handle()

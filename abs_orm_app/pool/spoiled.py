@@ -1,0 +1,92 @@
+"""psycopg's connections, which tell the pool when a pipeline was interrupted.
+
+An exception that is not the server's, such as a time limit or Ctrl-C, may leave a pipeline at any
+step: the server is in a transaction that the client believes ended, or the next statement is only
+queued. The transaction status does not show it, so such a connection is closed at once.
+`executemany` is a pipeline, too, of whatever class its cursor is. Outside of one, the status tells
+the truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import psycopg
+from psycopg.pq import PipelineStatus, TransactionStatus
+
+from abs_orm_app.pool.closing import spoil
+from abs_orm_app.pool.entry import ENDED, ENTRY
+
+
+@contextmanager
+def judged(conn: Any, owner: Any = None) -> Iterator[None]:
+    """Close the connection if the block is left by an exception that is not the server's.
+
+    `owner`: the pool's connection, if `conn` is another one around its handle.
+    """
+    entry = getattr(owner or conn, ENTRY, None)
+    if entry is None:  # it is being opened
+        yield
+        return
+    checkout = entry.checkout
+    ended = checkout.get(ENDED)  # not None if the pool itself uses it
+    entry.spoiled += 1  # until it is known that nothing went wrong
+    try:
+        yield
+    except BaseException as error:
+        if entry.checkout is checkout and checkout.get(ENDED) is ended:
+            if _is_at_its_end(conn) and _is_of_psycopg(error):
+                entry.spoiled -= 1
+                entry.suspect()  # psycopg logs an interruption that comes during an error
+            else:
+                spoil(conn, entry)
+        raise
+    if entry.checkout is checkout and checkout.get(ENDED) is ended:
+        entry.spoiled -= 1
+
+
+def _is_at_its_end(conn: Any) -> bool:
+    """True if nothing is under way on the connection."""
+    pgconn = conn.pgconn
+    if pgconn.pipeline_status != PipelineStatus.OFF:
+        return False
+    return bool(pgconn.transaction_status != TransactionStatus.ACTIVE)
+
+
+def _is_of_psycopg(error: BaseException) -> bool:
+    """True if psycopg has raised it, or Django in its place, and nothing has interrupted that."""
+    cause: BaseException | None = error
+    while cause is not None:
+        translated = isinstance(cause.__cause__, psycopg.Error)
+        if not (isinstance(cause, psycopg.Error) or translated):
+            return False
+        cause = cause.__cause__ or cause.__context__
+    return True
+
+
+class _GuardedConnection:
+    @contextmanager
+    def pipeline(self) -> Iterator[Any]:
+        with judged(self), super().pipeline() as pipeline:  # type: ignore[misc]
+            yield pipeline
+
+    @contextmanager
+    def _pipeline_nolock(self) -> Iterator[Any]:
+        """`executemany` calls it; that of older releases calls `pipeline`."""
+        with judged(self), super()._pipeline_nolock() as pipeline:  # type: ignore[misc]
+            yield pipeline
+
+
+def guarded(connection_class: Any) -> Any:
+    """A subclass of psycopg's connection class whose pipelines are judged."""
+    return _guarded(connection_class)
+
+
+@cache
+def _guarded(base: type[Any]) -> type[Any]:
+    if issubclass(base, _GuardedConnection):
+        return base
+    return type(base.__name__, (_GuardedConnection, base), {"__module__": base.__module__})

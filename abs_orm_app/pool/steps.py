@@ -1,0 +1,135 @@
+"""Runs a checkout in a thread or in a task: a generator that yields each `Wait` of its own.
+
+What it does stands once; only how it waits differs. An exception that comes while it waits, such as
+a cancellation, is raised inside the generator, which then undoes what it has begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from contextvars import copy_context
+from typing import Any, Protocol, TypeVar
+
+from abs_orm_app.pool import threads
+from abs_orm_app.pool.clock import monotonic
+
+
+class Wait(Protocol):
+    """What a generator waits for; what either of these returns is sent back to it."""
+
+    def block(self) -> Any:
+        """Wait in this thread."""
+
+    async def task(self) -> Any:
+        """Wait in this task."""
+
+
+T = TypeVar("T")
+Steps = Generator[Wait, Any, T]
+
+
+def run(steps: Steps[T]) -> T:
+    """Run them in this thread."""
+    wait: Wait | None
+    try:
+        wait = next(steps)
+        while True:
+            wait = steps.send(wait.block())
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    except BaseException as error:
+        wait = None  # it may refer to the error, whose traceback refers to this frame
+        steps.throw(error)
+        raise
+
+
+async def run_in_task(steps: Steps[T]) -> T:
+    """Run them in this task, whose loop continues meanwhile."""
+    wait: Wait | None
+    try:
+        wait = next(steps)
+        while True:
+            wait = steps.send(await wait.task())
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    except BaseException as error:
+        wait = None
+        steps.throw(error)
+        raise
+
+
+class Readable:
+    """The server has sent something (True), or `until` has come (False).
+
+    `writes`: or it can be sent more.
+    """
+
+    def __init__(self, fd: int, until: float, *, writes: bool = False) -> None:
+        self._fd, self._until, self._writes = fd, until, writes
+
+    def block(self) -> bool:
+        poller = select.poll()
+        poller.register(self._fd, select.POLLIN | (select.POLLOUT if self._writes else 0))
+        return bool(poller.poll(max(0.0, self._until - monotonic()) * 1000))
+
+    async def task(self) -> bool:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[bool] = loop.create_future()
+        timer = loop.call_later(self._until - monotonic(), _resolve, future, False)
+        loop.add_reader(self._fd, _resolve, future, True)
+        if self._writes:
+            loop.add_writer(self._fd, _resolve, future, True)
+        try:
+            return await future
+        finally:
+            timer.cancel()
+            loop.remove_reader(self._fd)
+            if self._writes:
+                loop.remove_writer(self._fd)
+
+
+def _resolve(future: asyncio.Future[bool], result: bool) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+class Blocking:
+    """A function that blocks. A task has a thread call it.
+
+    It uses the connection, so a cancelled task waits for its end: it must have a time limit.
+    """
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function = function
+
+    def block(self) -> Any:
+        return self._function()
+
+    async def task(self) -> Any:
+        done: Future[Any] = Future()
+        threads.start("abs_orm_app-call", copy_context().run, self._call, done)
+        waiting = asyncio.wrap_future(done)
+        cancelled: asyncio.CancelledError | None = None
+        try:
+            while not done.done():
+                try:
+                    await asyncio.wait([waiting])
+                except asyncio.CancelledError as error:
+                    cancelled = error
+        except GeneratorExit:  # the loop is gone
+            done.exception()
+            raise
+        if cancelled is not None:
+            raise cancelled
+        return done.result()
+
+    def _call(self, done: Future[Any]) -> None:
+        try:
+            done.set_result(self._function())
+        except BaseException as error:
+            done.set_exception(error)

@@ -1,0 +1,103 @@
+"""Threads of the pool: nothing waits for one to start, and none outlives the process.
+
+`threading.Thread.start` waits until the new thread says that it runs. If memory is too short for
+that, it waits for ever, and an exception in the thread that waits leaves the start half done.
+"""
+
+from __future__ import annotations
+
+from _thread import get_ident, get_native_id, start_new_thread
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from weakref import ref
+
+from abs_orm_app.pool.clock import monotonic
+
+START_TIMEOUT = 1.0  # seconds; a thread that has not begun by then never will
+
+
+class _Token:
+    """Only its thread refers to it, so it is gone when the thread has ended, however it ended."""
+
+    __slots__ = ("__weakref__",)
+
+
+class Handle:
+    """Tells whether a thread runs, or is about to."""
+
+    __slots__ = ("_at", "_begun", "_ended", "_token")
+
+    def __init__(self) -> None:
+        self._at = monotonic()
+        self._begun = self._ended = False
+        self._token: Callable[[], object] = _Token
+
+    @property
+    def alive(self) -> bool:
+        if self._ended or self._token() is None:
+            return False
+        return self._begun or monotonic() - self._at < START_TIMEOUT
+
+    @property
+    def running(self) -> bool:
+        """True once it has begun, until it ends."""
+        return self._begun and self.alive
+
+    def end(self) -> None:
+        """The thread has done its work, or could not be started."""
+        self._ended = True
+
+
+@dataclass(frozen=True)
+class Running:
+    """A thread that runs now: its name, and its number for Python and for the system."""
+
+    name: str
+    ident: int
+    native_id: int
+
+
+_running: dict[int, Running] = {}
+
+
+def start(
+    name: str, function: Callable[..., object], *args: object, handle: Handle | None = None
+) -> Handle:
+    """Call `function` in a new thread, and return its handle, which may have been made before.
+
+    Raises `RuntimeError` or `MemoryError` if no thread can be started. A thread whose start fails
+    later, for lack of memory, is one that has ended.
+    """
+    handle = handle or Handle()
+    token = _Token()
+    handle._token = ref(token)
+    try:
+        start_new_thread(_run, (token, handle, name, function, args))
+    except BaseException:
+        handle.end()
+        raise
+    return handle
+
+
+def running(name: str = "") -> list[Running]:
+    """The pool's threads that run now and whose names end so."""
+    return [thread for thread in list(_running.values()) if thread.name.endswith(name)]
+
+
+def forget() -> None:
+    """In a forked child: the threads are the parent's."""
+    _running.clear()
+
+
+def _run(_token: Any, handle: Any, name: Any, function: Any, args: Any) -> None:
+    if not handle.alive:  # it begins too late: another thread has its work
+        return
+    handle._begun = True
+    ident = get_ident()
+    _running[ident] = Running(name, ident, get_native_id())
+    try:
+        function(*args)
+    finally:
+        _running.pop(ident, None)
+        handle.end()

@@ -1,0 +1,65 @@
+"""What a project that comes from psycopg_pool relies on."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import Any
+
+import psycopg
+import pytest
+
+from abs_orm_app.pool import HardenedPool
+from tests.support.pools import AnyPool, Call, MakePool, opened, ours, stock, use
+from tests.support.servers import Server, wait_until
+
+
+def test_the_class_takes_the_type_of_its_connections() -> None:
+    """As in an annotation that is evaluated, or in a subclass."""
+    assert HardenedPool[psycopg.Connection[Any]] is not None  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("make", [ours, stock])
+def test_an_error_of_configure_is_an_operational_error(server: Server, make: MakePool) -> None:
+    def configure(_: psycopg.Connection[Any]) -> None:
+        raise ValueError("a bug of the project")
+
+    pool = make(server.conninfo, min_size=1, configure=configure, timeout=2)
+    pool.open()
+    try:
+        call = Call(use, pool)
+        with pytest.raises(psycopg.OperationalError):
+            call.result(within=20)
+    finally:
+        pool.close()
+
+
+def test_the_error_names_what_configure_raised(server: Server) -> None:
+    def configure(_: psycopg.Connection[Any]) -> None:
+        raise ValueError("a bug of the project")
+
+    pool = ours(server.conninfo, min_size=1, configure=configure, timeout=2)
+    pool.open()
+    try:
+        with pytest.raises(psycopg.OperationalError, match="a bug of the project") as caught:
+            Call(use, pool).result(within=20)
+        assert isinstance(caught.value.__cause__, ValueError)
+    finally:
+        pool.close()
+
+
+def test_reconnect_failed_is_called_in_time_though_nobody_waits(server: Server) -> None:
+    """Attempts are rare by then; the call must not wait for the next one."""
+    called: list[float] = []
+
+    def tell(_: AnyPool) -> None:
+        called.append(monotonic())
+
+    options = {"min_size": 2, "reconnect_timeout": 5.0, "reconnect_failed": tell}
+    with opened(ours, server.conninfo, **options) as pool:
+        use(pool)
+        server.stop()
+        began = monotonic()
+        with pytest.raises(psycopg.OperationalError):  # which shows the pool that it is gone
+            use(pool, timeout=0.5)
+        wait_until(lambda: bool(called), "reconnect_failed to be called", 40.0)
+        assert called[0] - began <= 5.0 + 2.0

@@ -1,0 +1,195 @@
+"""A connection on which something was interrupted is closed, and never handed on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+import threading
+from collections.abc import Callable
+from time import monotonic, sleep
+from typing import Any
+
+import psycopg
+import pytest
+
+from abs_orm_app.pool import returning
+from tests.soak.interrupted import interrupted
+from tests.support.bytecodes import signals_leave_locks
+from tests.support.pools import APP, LATE, Call, opened, ours, pid, use
+from tests.support.processes import Watch, run
+from tests.support.servers import Server, wait_until
+from tests.support.sessions import POOL, Session, begun
+from tests.support.spoiling import (
+    TABLES,
+    executemany,
+    executemany_of_another_class,
+    pipeline,
+    seconds_of_ends,
+    sweep,
+    time_limit,
+)
+
+pytestmark = pytest.mark.server(sql=TABLES)
+
+
+@pytest.mark.parametrize("statement", [executemany, executemany_of_another_class, pipeline])
+def test_an_exception_within_psycopg_costs_nobody_else(
+    shared: Server, statement: Callable[[Session], None]
+) -> None:
+    with begun(shared, POOL, timeout=5) as (begin, _):
+        sweep(shared, begin, statement)
+
+
+@signals_leave_locks
+def test_signals_during_statements_cost_nobody_else() -> None:
+    interrupted(POOL)
+
+
+# Statements that run on at the server
+
+SIZE = 3
+MOMENT = 1.0  # seconds for a return, usually, on a busy machine
+SOON = 2.0  # seconds until a slot is free again
+DEADLINE = 10.0  # seconds until the slot of a statement that cannot be cancelled is free
+
+
+def test_interrupted_statements_never_exceed_the_limit_as_the_server_counts(
+    server: Server,
+) -> None:
+    with begun(server, POOL, max_size=SIZE, timeout=20) as (begin, pool), Watch(server) as watch:
+        taken = seconds_of_ends(begin, 5 * SIZE)
+        began = monotonic()
+        use(pool)
+        assert monotonic() - began < SOON + LATE
+    assert watch.most <= SIZE
+    assert statistics.median(taken) < MOMENT
+
+
+def test_an_interrupted_statement_of_a_suspended_server_keeps_its_slot_until_a_deadline(
+    server: Server,
+) -> None:
+    """The server has not ended its session; a new one would be one too many."""
+    with begun(server, POOL, max_size=1, timeout=60) as (begin, pool):
+        session = begin()
+        with time_limit(0.1), session.cursor() as cursor:
+            cursor.execute("SELECT pg_sleep(60)")
+        server.suspend()
+        try:
+            began = monotonic()
+            session.end()
+            assert monotonic() - began < MOMENT + LATE, "a return does not wait for the server"
+            waiting = Call(use, pool)
+            wait_until(lambda: pool.get_stats()["pool_opening"] > 0, "a new connection", 60)
+            assert DEADLINE / 2 < monotonic() - began < DEADLINE + LATE
+        finally:
+            server.resume()
+        waiting.result(within=20)
+
+
+def test_before_libpq_17_an_interrupted_statement_of_a_suspended_server_stops_no_other_thread(
+    server: Server,
+) -> None:
+    try:
+        result = run(server, interrupt_where_nobody_answers, server.conninfo, str(server.pid))
+    finally:
+        server.resume()
+    assert result.status == 0, result.errors
+
+
+def interrupt_where_nobody_answers(conninfo: str, postmaster: str) -> None:
+    vars(psycopg.capabilities)["has_cancel_safe"] = lambda: False
+    with opened(ours, conninfo, min_size=1) as pool:
+        conn = pool.getconn()
+        with time_limit(0.1):
+            conn.execute("SELECT pg_sleep(60)")
+        os.kill(int(postmaster), signal.SIGSTOP)
+        pool.putconn(conn)
+        for _ in range(100):
+            began = monotonic()
+            sleep(0.01)
+            assert monotonic() - began < LATE
+
+
+@pytest.mark.parametrize("what", ["check", "reset", "configure"])
+def test_a_function_of_the_project_that_is_ended_never_exceeds_the_limit_as_the_server_counts(
+    server: Server, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Its statement runs on at the server, which does not notice that the client is gone."""
+    monkeypatch.setattr(returning, "LEAST", 0.3)
+    slow = threading.Event()
+
+    def wait(conn: psycopg.Connection[Any]) -> None:
+        if slow.is_set():
+            conn.execute("SELECT pg_sleep(30)")
+
+    with opened(ours, server.conninfo, min_size=2, timeout=0.6, **{what: wait}) as pool:
+        slow.set()
+        if what == "configure":
+            pool.drain()
+        until = monotonic() + 2.5
+        most = ended = 0
+        while monotonic() < until:
+            try:
+                conn = pool.getconn()
+            except psycopg.OperationalError:
+                ended += 1
+            else:
+                began = monotonic()
+                pool.putconn(conn)
+                ended += monotonic() - began > 0.2
+            most = max(most, server.sessions(APP))
+        assert ended > 2
+        assert most <= 2
+
+
+def test_a_block_of_transaction_that_was_never_left_is_not_the_next_holders(
+    shared: Server,
+) -> None:
+    """psycopg counts the blocks of a connection: the next holder's would not commit."""
+    with opened(ours, shared.conninfo, min_size=1, timeout=20) as pool:
+        for end in ("ROLLBACK", "SELECT 1"):
+            conn = pool.getconn()
+            block = conn.transaction()
+            block.__enter__()
+            conn.execute(end)
+            pool.putconn(conn)
+            with pool.connection() as conn, conn.transaction():
+                assert conn.execute("SELECT 1").fetchone() == (1,)
+
+
+# Two threads on one connection
+
+
+def test_the_connection_that_another_thread_executes_on_is_neither_freed_nor_handed_out(
+    shared: Server,
+) -> None:
+    """It was returned meanwhile, by a garbage collection or a mistake. Its server does not answer
+    for a while, so the statement cannot be cancelled at once.
+    """
+    with opened(ours, shared.conninfo, min_size=2, timeout=20) as pool:
+        conn: Any = pool.getconn()
+        handle = conn.pgconn
+        other = Call(conn.execute, "SELECT pg_sleep(30)")
+        wait_until(lambda: is_executing(shared), "the other thread to execute")
+        shared.suspend_backend(pid(conn))
+        try:
+            pool.putconn(conn)
+            until = monotonic() + 1.0
+            while monotonic() < until:
+                was_freed = handle.pgconn_ptr is None
+                assert not (was_freed and conn.lock.locked()), "freed while it is in use"
+                with pool.connection() as another:
+                    assert another is not conn
+        finally:
+            shared.resume()
+        with pytest.raises(psycopg.Error):
+            other.result(within=LATE)
+        wait_until(lambda: pool.get_stats()["pool_available"] == 2, "a new connection")
+        assert conn not in list(pool.idle)
+
+
+def is_executing(server: Server) -> bool:
+    with server.admin() as admin:
+        query = "SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        return bool(admin.execute(query).fetchall())
