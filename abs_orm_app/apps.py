@@ -1,8 +1,10 @@
 """The Django app: it adds system checks, commands, and a page in the admin."""
 
+from contextlib import suppress
 from importlib import import_module
 
 from django.apps import AppConfig, apps
+from django.core.exceptions import ImproperlyConfigured
 
 
 class AbsOrmAppConfig(AppConfig):
@@ -19,6 +21,9 @@ class AbsOrmAppConfig(AppConfig):
         from abs_orm_app.checks.system_checks import register_checks
 
         register_checks()
+        # It follows the requests, and the first query may only import it within the first one.
+        with suppress(ImportError, ImproperlyConfigured):  # a project without psycopg
+            import_module("abs_orm_app.backends.leasing")
         if apps.is_installed("django.contrib.admin"):
             from django.contrib import admin
 
@@ -31,3 +36,7 @@ class AbsOrmAppConfig(AppConfig):
             from abs_orm_app.integrations import prometheus
 
             prometheus.register()
+        if apps.is_installed("django_async_backend"):
+            from abs_orm_app.integrations import async_backend
+
+            async_backend.register()

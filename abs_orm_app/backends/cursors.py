@@ -1,72 +1,79 @@
-"""psycopg's cursors, which tell their lease what they do."""
+"""psycopg's cursors, which tell their lease what they do, and the pool which errors they meet."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import cache, wraps
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
+from django.db.utils import DatabaseErrorWrapper
 from psycopg import sql
 
-from abs_orm_app.backends.lease import LEASE, Lease
-from abs_orm_app.backends.session_state import CURSOR, UNSEEN, Change, change_of
+from abs_orm_app.backends.lease import CURSOR_OPEN, LEASE, PORTAL_OPEN, Lease, User
+from abs_orm_app.backends.session_state import CURSOR, PREPARED, UNSEEN, Change, change_of
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _UNREADABLE = Change(UNSEEN, "a statement that is not text")
 _DROPPED = Change(CURSOR, "a server-side cursor that was not closed")
+INTERRUPTED = Change(PREPARED, "an interrupted statement")
 
 
-class LeasedCursorMixin:
-    """A cursor that is registered with its lease while it is open.
+class LeasedCursorMixin(User):
+    """A cursor that is a user of its lease while it is open.
 
     Django's cursors join their lease when they are made; one that the project makes from the
     handle joins at its first statement. On a connection without a lease (the pool's own, a bare
     one) it behaves as psycopg's.
     """
 
-    _lease: Lease | None = None
-    _portal = False  # it is a server-side cursor
-
-    def join(self, lease: Lease) -> None:
-        self._lease = lease
-        lease.users[id(self)] = self._portal
+    why = CURSOR_OPEN
 
     def close(self) -> None:
+        """As psycopg's, but a server-side cursor says no word to the server while a statement is
+        executed: a collection may close it within a statement of its own thread, which would wait
+        for itself. Nor after the lease has ended. The session is cleaned in place of it.
+        """
         lease = self._lease
-        if lease is None:
-            super().close()  # type: ignore[misc]
-            return
-        self._lease = None
         try:
-            if self._portal:
-                self._close_portal(lease)
+            if self.why is PORTAL_OPEN and _must_be_silent(self, lease):
+                psycopg.Cursor.close(self)  # type: ignore[arg-type]
             else:
                 super().close()  # type: ignore[misc]
+                if lease is not None and lease.portals:
+                    lease.portals.discard(getattr(self, "name", ""))
         finally:
-            lease.leave(id(self))
-
-    def _close_portal(self, lease: Lease) -> None:
-        if lease.done:  # the connection may have another holder
-            psycopg.Cursor.close(self)  # type: ignore[arg-type]
-        else:
-            super().close()  # type: ignore[misc]
+            if lease is not None:
+                self.leave()
 
     def __del__(self) -> None:
         lease = self._lease
-        if lease is not None:
-            self._lease = None
-            if self._portal:
-                lease.left = lease.left or _DROPPED
-            lease.drop(id(self))
-        if self._portal:
-            super().__del__()  # type: ignore[misc]
+        if self.why is PORTAL_OPEN:
+            if lease is not None:
+                lease.soil(_DROPPED)
+                self.leave()
+            super(User, self).__del__()  # type: ignore[misc]  # psycopg's warning
+            psycopg.Cursor.close(self)  # type: ignore[arg-type]  # its generator may close it next
+        elif lease is not None:
+            self.leave()
 
     def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
         _watch(self, query)
-        return super().execute(query, *args, **kwargs)  # type: ignore[misc]
+        if self.why is PORTAL_OPEN and (lease := self._lease) is not None:
+            lease.portals = {*(lease.portals or ()), self.name}  # type: ignore[attr-defined]
+        try:
+            return super().execute(query, *args, **kwargs)  # type: ignore[misc]
+        except psycopg.Error:
+            raise
+        except BaseException:
+            _note_interruption(self)
+            raise
 
     def executemany(self, query: Any, *args: Any, **kwargs: Any) -> None:
         _watch(self, query)
@@ -81,22 +88,35 @@ class LeasedCursorMixin:
         return super().copy(statement, *args, **kwargs)  # type: ignore[misc,no-any-return]
 
 
+def _must_be_silent(cursor: Any, lease: Lease | None) -> bool:
+    registration = cursor._registration
+    return (
+        cursor.closed
+        or cursor.connection.lock.locked()
+        or (lease is not None and lease.has_ended())
+        # A collection has cleared the reference: its thread must not wait for a server that hangs.
+        or (registration is not None and registration() is None)
+    )
+
+
 def _watch(cursor: Any, query: Any) -> None:
     """Before a statement: raise if the lease has ended, and record a change of the session."""
     lease: Lease | None = cursor._lease
     if lease is None:
         lease = getattr(cursor.connection, LEASE, None)
-        if lease is None or cursor.closed:
+        if lease is None or lease.checkout or cursor.closed:  # the pool has the connection
             return
-        cursor.join(lease)
-    _require_lease(lease)
-    change = change_of(query) if type(query) is str else _change_of_other(cursor, query)
+        if not cursor.join(lease):
+            raise _released()
+    elif lease.vote and lease.has_ended():
+        raise _released()
+    change = change_of(query) if type(query) is str else change_of_query(cursor, query)
     if change is not None:
         lease.note(change)
 
 
-def _change_of_other(cursor: Any, query: Any) -> Change | None:
-    """For the other types that psycopg accepts: bytes, its `sql` objects, template strings."""
+def change_of_query(cursor: Any, query: Any) -> Change | None:
+    """For each type that psycopg accepts: text, bytes, its `sql` objects, template strings."""
     if isinstance(query, sql.Composable):
         # With the cursor: a literal's type may be known to this connection only.
         return change_of(query.as_string(cursor))
@@ -105,9 +125,21 @@ def _change_of_other(cursor: Any, query: Any) -> Change | None:
     return change_of(query) if isinstance(query, str) else _UNREADABLE
 
 
+def _note_interruption(cursor: Any) -> None:
+    """psycopg's list of what it has prepared on the server may be wrong."""
+    lease: Lease | None = cursor._lease
+    connection = None if lease is None else lease.connection
+    if lease is not None and connection is not None and connection.prepare_threshold is not None:
+        lease.soil(INTERRUPTED)
+
+
+def _released() -> psycopg.InterfaceError:
+    return psycopg.InterfaceError("the connection of this cursor was released")
+
+
 def _require_lease(lease: Lease | None) -> None:
-    if lease is not None and lease.done:
-        raise psycopg.InterfaceError("the connection of this cursor was released")
+    if lease is not None and lease.has_ended():
+        raise _released()
 
 
 def _on_the_server(method: F) -> F:
@@ -139,7 +171,7 @@ def leased(cursor_class: type[Any]) -> type[Any]:
         return cursor_class
     names: dict[str, Any] = {"__module__": cursor_class.__module__}
     if issubclass(cursor_class, psycopg.ServerCursor):
-        names["_portal"] = True
+        names["why"] = PORTAL_OPEN
         for name in ("fetchone", "fetchmany", "fetchall", "scroll"):
             names[name] = _on_the_server(getattr(cursor_class, name))
         if hasattr(cursor_class, "__next__"):
@@ -147,3 +179,26 @@ def leased(cursor_class: type[Any]) -> type[Any]:
         else:
             names["__iter__"] = _rows_of_the_server(cursor_class.__iter__)
     return type(cursor_class.__name__, (LeasedCursorMixin, cursor_class), names)
+
+
+class SeenErrors(DatabaseErrorWrapper):
+    """Django's translation of errors, which wraps each statement and each fetch.
+
+    It tells the pool of an error, and costs nothing if there is none.
+    """
+
+    wrapper: BaseDatabaseWrapper
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is None:
+            return
+        connection = self.wrapper.connection
+        pool: Any = getattr(connection, "_pool", None)
+        if exc_value is not None and hasattr(pool, "saw_error"):
+            pool.saw_error(connection, exc_value)
+        super().__exit__(exc_type, exc_value, traceback)

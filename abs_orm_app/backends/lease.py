@@ -1,130 +1,186 @@
 """A lease: a connection that one wrapper holds, what needs its session, and what changed on it.
 
 A lease ends once. After that it does not touch the connection, which may have another holder.
-The wrapper ends it, or, if it is `early`, its last user does. That user can be a
-cursor that is garbage-collected: in another thread, or in this one between any two steps. So the
-right to end a lease is an object that one thread pops. Code that begins to use the connection first
-adds itself to `users`, and then looks whether the right is still there (`begin`).
+Anyone may end it at any point: its wrapper, a cursor that is garbage-collected in any thread, the
+pool for a waiting request. Nobody waits for anybody:
+
+- Its state is a *vote*, a dict: open while it is empty. Who wants to end an idle lease proposes it,
+  looks once more for users, and then decides. A new user registers first, and then looks: at a
+  proposal, it decides that the lease goes on, and opens the next vote. One of them decides, by
+  `dict.setdefault`; both see which.
+- An interrupted step leaves nothing behind: an open proposal costs the next user one step, and
+  whoever meets an ended lease returns its connection (`finish`), which the pool accepts once.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
-from time import sleep
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from psycopg.pq import TransactionStatus
 
 from abs_orm_app.backends.session_state import UNSEEN, Change
-from abs_orm_app.pool.entry import Frames, Pin, frames_of_caller
-from abs_orm_app.pool.pins import TRANSACTION, UNUSED
+from abs_orm_app.pool.entry import Frames
+from abs_orm_app.pool.holders import TRANSACTION, UNUSED, Pin, frames_of_caller
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Sized
 
     from psycopg import Connection
 
+PROPOSED, DECISION, NEXT = "proposed", "decision", "next"  # the keys of a vote
+GOES_ON, ENDED = "goes on", "ended"  # its decisions
+ALWAYS = (True,)  # `wanted` of a lease that ends as soon as nothing needs the session
+
+LEASE = "_lease"  # the attribute of a connection that is its lease, or the last one
+IN_TRANSACTION = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
+
 CURSOR_OPEN = Pin("cursor", "an open cursor")
 PORTAL_OPEN = Pin("cursor", "an open server-side cursor")
-AT_REST = frozenset({TransactionStatus.IDLE, TransactionStatus.UNKNOWN})
-LEASE = "_lease"  # the attribute of a leased connection that is its lease
-SPIN = 1000  # looks at a lease that another thread may be ending; each yields the processor
-
 HANDLE = Change("handle", "the connection's own handle")
+ASKED = Change("handle", "ensure_connection()")
+AUTOCOMMIT = Change("setting", "set_autocommit(True)")
 PINNED = Change(UNSEEN, "pinned()")
+_PORTAL_LEFT = Change("held cursor", "an open server-side cursor")
 
 
 class Lease:
     """What one wrapper knows about the connection that it has checked out.
 
-    `early`: it ends as soon as nothing needs the session, and not only with the request.
-    `users`: what needs the connection now: cursors by their `id`, and the wrapper's own steps. The
-    value is True for a server-side cursor.
-    `change`: the first change of the session that was found; it pins the lease.
-    `changed_at`: the stack that made the change, if tracing is on.
-    `left`: a change that does not pin the lease, but must be cleaned.
-    `asked`: the project asked for a connection, to take its handle (`ensure_connection()`).
-    `kept`: the number of `pinned()` blocks around it.
-    `in_request`: its thread is handling a request, at whose end the connection is returned.
-    `receiving`: `connection_created` is being sent. Its receivers are called for each lease, so
-    what they set does not pin the lease.
+    `connection`: None once it was returned. `checkout`: tells the pool which checkout that returns.
+    `leases`: those of its wrapper that were not returned yet: several, if a signal handler has
+    queried while one was begun.
+    `wanted`: the lease ends when nothing needs the session, if this is not empty then.
+    `users`: what needs the connection now: weak references to its `User`s.
+    `pinned`: why it lasts until its wrapper ends it, and `pinned_at` since where, if tracing is on.
+    `portals`: the names of server-side cursors that the server may have. (A collection clears the
+    weak references in `users` before it closes the cursors.)
+    `dirty`: what was changed on the session, and must be cleaned before the next holder.
     """
 
     __slots__ = (
-        "asked", "change", "changed_at", "connection", "done", "early", "in_request", "kept",
-        "left", "receiving", "right", "used_at", "users",
+        "checkout", "connection", "dirty", "leases", "pinned", "pinned_at", "pool", "portals",
+        "used_at", "users", "vote", "wanted",
     )  # fmt: skip
 
-    def __init__(
-        self, connection: Connection[Any], *, early: bool, kept: int, in_request: bool
-    ) -> None:
+    def __init__(self, connection: Any, wanted: Sized, leases: set[Lease]) -> None:
         self.connection: Connection[Any] | None = connection
-        self.early = early
-        self.users: dict[Hashable, bool] = {}
-        self.right = [True]
-        self.done = False
-        self.change: Change | None = None
-        self.changed_at: Frames | None = None
-        self.left: Change | None = None
-        self.asked = False
-        self.kept = kept
-        self.used_at: float = connection._pool_entry.taken_at  # type: ignore[attr-defined]
-        self.in_request = in_request
-        self.receiving = False
-        connection._lease = self  # type: ignore[attr-defined]
+        self.pool = connection._pool
+        entry = connection._pool_entry
+        self.checkout = entry.checkout
+        self.used_at: float = entry.taken_at  # when a statement began
+        self.wanted = wanted
+        self.users: set[ref[User]] = set()
+        self.vote: dict[str, Any] = {}  # the newest, or one before it: `NEXT` leads on
+        self.pinned: Change | None = None
+        self.pinned_at: Frames | None = None
+        self.portals: set[str] | None = None
+        self.dirty: Change | None = None
+        connection._lease = self
+        self.leases = leases
+        leases.add(self)
 
-    def begin(self, user: Hashable) -> bool:
-        """Record that `user` needs the connection; False if the lease has ended."""
-        self.users[user] = False
-        return bool(self.right) or self._goes_on(user)
+    # Its state
 
-    def _goes_on(self, user: Hashable) -> bool:
-        """Wait for the thread that took the right: it ends the lease, or puts the right back."""
-        for _ in range(SPIN):
-            if self.done:
-                break
-            if self.right:
+    def has_ended(self) -> bool:
+        vote: dict[str, Any] | None = self.vote
+        while vote:
+            if vote.get(DECISION) is ENDED:
                 return True
-            sleep(0)
-        self.users.pop(user, None)
+            vote = vote.get(NEXT)
         return False
 
-    def leave(self, user: Hashable) -> None:
-        """`user` does not need the connection any more."""
-        self.users.pop(user, None)
-        if self.early and not self.users:
-            self.end_if_idle()
+    def goes_on(self) -> bool:
+        """Decide for a registered user that the lease goes on; False if it has ended."""
+        vote = self.vote
+        while vote:
+            if vote.setdefault(DECISION, GOES_ON) is ENDED:
+                return False
+            vote = self.vote = vote.setdefault(NEXT, {})
+        return True
 
-    def drop(self, user: Hashable) -> None:
-        """`user` was garbage-collected, at any point of any thread."""
-        with suppress(ValueError):  # the connection is lost as well, or the parent's of a fork
-            self.leave(user)
+    def end_if_idle(self) -> bool:
+        """End the lease if nothing needs the session; True if this call returned the connection."""
+        vote = self.vote
+        while self._is_idle():
+            vote[PROPOSED] = True
+            if vote.setdefault(DECISION, ENDED if self._is_idle() else GOES_ON) is ENDED:
+                return self.finish()
+            vote = self.vote = vote.setdefault(NEXT, {})
+        return False
+
+    def end(self) -> None:
+        """End the lease, even if something needs the session."""
+        vote = self.vote
+        while vote.setdefault(DECISION, ENDED) is not ENDED:
+            vote = vote.setdefault(NEXT, {})
+        self.finish()
+
+    def finish(self) -> bool:
+        """Return the connection of an ended lease; True if this call did."""
+        connection = self.connection
+        if connection is None:
+            self.leases.discard(self)  # who returned it may have been interrupted
+            return False
+        if self.portals:
+            self.soil(_PORTAL_LEFT)
+        returned: bool = self.pool.end_checkout(connection, self.checkout, self.dirty)
+        self.connection = None
+        self.leases.discard(self)
+        return returned
+
+    def abandon(self) -> Connection[Any] | None:
+        """End the lease without returning the connection to the pool; return it to the caller."""
+        connection, self.connection = self.connection, None
+        self.leases.discard(self)
+        self.end()
+        return connection
+
+    def reclaim(self) -> bool:
+        """End the lease, for the pool, if its holder would not keep it; True if that returned it.
+
+        Also completes an end that was interrupted.
+        """
+        return self.finish_if_ended() or (bool(self.wanted) and self.end_if_idle())
+
+    def finish_if_ended(self) -> bool:
+        """Return the connection of a lease whose end was interrupted; True if this call did."""
+        return self.has_ended() and self.finish()
+
+    def _is_idle(self) -> bool:
+        # `users` first: who pins the lease is among them meanwhile.
+        if self.users or self.pinned is not None:
+            return False
+        connection = self.connection
+        # Without a user, a statement that is being executed was given up.
+        return connection is None or (
+            connection.autocommit and connection.pgconn.transaction_status not in IN_TRANSACTION
+        )
+
+    # What needs the session, and what changed on it
+
+    def note(self, change: Change) -> None:
+        """The session was changed, or is about to be: that pins the lease."""
+        self.soil(change)
+        if self.pinned is None or self.pinned is ASKED:
+            self.pin(change)
+
+    def soil(self, change: Change) -> None:
+        """Have the session cleaned before its next holder."""
+        if self.dirty is None or (change.lasts and not self.dirty.lasts):
+            self.dirty = change
+
+    def pin(self, why: Change) -> None:
+        """Keep the connection until the wrapper ends the lease. The caller is a user."""
+        self.pinned = why
+        if self.pool.leak_seconds is not None:
+            self.pinned_at = frames_of_caller()
 
     def has_portals(self) -> bool:
         """True while a server-side cursor is open."""
-        return True in self.users.values()
+        return any(user.why is PORTAL_OPEN for user in self._living_users())
 
-    def note(self, change: Change) -> None:
-        """The session was changed, or is about to be."""
-        if self.receiving:
-            if self.left is None or change.lasts:
-                self.left = change
-        elif self.change is None or (change.lasts and not self.change.lasts):
-            self.change = change
-            self.trace()
-
-    def ask(self) -> None:
-        """The project asked for a connection, and may keep its handle."""
-        self.asked = True
-        self.trace()
-
-    def trace(self) -> None:
-        """Record the stack above the caller, if tracing is on."""
-        pool = getattr(self.connection, "_pool", None)
-        if pool is not None and pool.leak_seconds is not None:
-            self.changed_at = frames_of_caller()
-
-    def pin(self) -> Pin | None:
+    def why_kept(self) -> Pin | None:
         """What needs the session; `UNUSED` if nothing does, but the lease continues.
 
         None while a statement is executed. Called by other threads, for reports.
@@ -132,71 +188,87 @@ class Lease:
         connection = self.connection
         if connection is None:
             return None
-        if (change := self.change) is not None:
-            return Pin(change.kind, change.what, self.changed_at)
-        if self.kept:
-            return Pin("pinned", PINNED.what, self.changed_at)
-        if self.asked:
-            return Pin(HANDLE.kind, "ensure_connection()", self.changed_at)
-        if connection.pgconn.transaction_status == TransactionStatus.ACTIVE:
+        if (pinned := self.pinned) is not None:
+            return Pin(pinned.kind, pinned.what, self.pinned_at)
+        users = self._living_users()
+        blocks = [user.why for user in users if isinstance(user, Block)]
+        if blocks:
+            return blocks[0]
+        status = connection.pgconn.transaction_status
+        if status == TransactionStatus.ACTIVE:
             return None
-        if not is_at_rest(connection):
+        if status in IN_TRANSACTION or not connection.autocommit:
             return TRANSACTION
-        if self.users:
-            return PORTAL_OPEN if self.has_portals() else CURSOR_OPEN
-        return None if self.early else UNUSED
+        reasons = [user.why for user in users if user.why is not None]
+        if reasons:
+            return PORTAL_OPEN if PORTAL_OPEN in reasons else reasons[0]
+        return None if users or self.wanted is ALWAYS else UNUSED
 
-    def end_if_idle(self) -> bool:
-        """End the lease if nothing needs the session; True if this call has ended it."""
-        if self._is_needed():
-            return False
-        try:
-            self.right.pop()
-        except IndexError:  # another thread is ending it
-            return False
-        connection = self.connection
-        if connection is None or self._is_needed() or not is_at_rest(connection):
-            self.right.append(True)
-            return False
-        self._give_back(connection)
-        return True
-
-    def _is_needed(self) -> bool:
-        # `users` first: who records a change or asks is in it meanwhile.
-        return bool(self.users or self.change is not None or self.kept or self.asked)
-
-    def end_if_unused(self, since: float) -> bool:
-        """End the lease for a waiting request, if it is outside of a request and unused `since`."""
-        return not self.in_request and self.used_at < since and self.end_if_idle()
-
-    def end(self) -> None:
-        """End the lease, even if something needs the session."""
-        try:
-            self.right.pop()
-        except IndexError:
-            return
-        connection = self.connection
-        if connection is not None:
-            if self.users and self.has_portals():
-                self.note(Change("held cursor", "an open server-side cursor"))
-            self._give_back(connection)
-
-    def _give_back(self, connection: Any) -> None:
-        # Drop the reference first: afterwards the connection may have another holder.
-        self.connection = connection._lease = None
-        self.done = True
-        if (change := self.change or self.left) is not None:
-            connection._pool_entry.dirty = change
-        connection._pool.putconn(connection)
-
-    def abandon(self) -> Connection[Any] | None:
-        """End the lease without returning the connection to the pool; return it to the caller."""
-        connection, self.connection = self.connection, None
-        self.done = True
-        self.right.clear()
-        return connection
+    def _living_users(self) -> list[User]:
+        users = [weak() for weak in list(self.users)]
+        return [user for user in users if user is not None]
 
 
-def is_at_rest(connection: Connection[Any]) -> bool:
-    """True between two transactions, in autocommit; also if the connection is broken there."""
-    return connection.autocommit and connection.pgconn.transaction_status in AT_REST
+class User:
+    """What needs the connection of a lease until it leaves, or is garbage-collected.
+
+    A built-in function ends its registration then: no exception can arrive in it, as it can in
+    `__del__` or in a `finally`. What can be lost is only that the lease ends at once.
+    """
+
+    why: Pin | None = None  # for reports
+    _lease: Lease | None = None
+    _registration: ref[User] | None = None
+
+    def join(self, lease: Lease) -> bool:
+        """Register; False if the lease has ended."""
+        users = lease.users
+        self._lease = lease
+        self._registration = mine = ref(self, users.discard)
+        users.add(mine)
+        if not lease.vote or lease.goes_on():
+            return True
+        self.quit()
+        lease.finish()
+        return False
+
+    def leave(self) -> None:
+        """Need the connection no more; the last user may end the lease."""
+        lease = self._lease
+        if lease is not None:
+            users = lease.users
+            users.discard(self._registration)
+            if not users and lease.wanted:
+                lease.end_if_idle()
+            self._lease = None  # last: interrupted before, `__del__` does it again
+
+    def quit(self) -> None:
+        """Leave, and let the lease continue in any case."""
+        lease = self._lease
+        if lease is not None:
+            lease.users.discard(self._registration)
+            self._lease = None
+
+    def __del__(self) -> None:
+        if self._lease is not None:
+            self.leave()
+
+
+class Step(User):
+    """A step of the wrapper, while its frame lives."""
+
+
+class Block(User):
+    """A `pinned()` block, or other threads that share the wrapper.
+
+    `change`: what it may change on the session, unseen.
+    """
+
+    def __init__(self, change: Change | None, frames: Frames | None = None) -> None:
+        self.change = change
+        self.why = Pin("pinned", PINNED.what, frames)
+
+    def join(self, lease: Lease) -> bool:
+        if self.change is not None:
+            lease.soil(self.change)
+        return super().join(lease)

@@ -7,40 +7,59 @@ it behaves as Django's own.
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 from _thread import get_ident
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from os import getpid
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import ref
 
+import psycopg
 from django.core.signals import request_finished, request_started
-from django.db import ProgrammingError
+from django.db import Error, InterfaceError, ProgrammingError, close_old_connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql.base import CursorDebugWrapper, ServerSideCursor
 from django.db.backends.postgresql.psycopg_any import register_tzloader
 from django.db.backends.signals import connection_created
 from django.db.backends.utils import CursorWrapper
-from django.db.transaction import TransactionManagementError
+from django.db.transaction import Atomic, TransactionManagementError
 from django.utils.asyncio import async_unsafe
+from django.utils.functional import cached_property
 from psycopg import OperationalError
 from psycopg.pq import TransactionStatus
 
+from abs_orm_app.backends.celery_fixup import FIXUP
 from abs_orm_app.backends.cursors import LeasedCursorMixin, leased
-from abs_orm_app.backends.lease import HANDLE, PINNED, Lease, is_at_rest
-from abs_orm_app.backends.receivers import unwatch, watch
+from abs_orm_app.backends.handle import Handle, asked_by_project
+from abs_orm_app.backends.lease import (
+    ALWAYS,
+    ASKED,
+    AUTOCOMMIT,
+    HANDLE,
+    IN_TRANSACTION,
+    LEASE,
+    PINNED,
+    Block,
+    Lease,
+    Step,
+    User,
+)
 from abs_orm_app.config.entry import app_options
-from abs_orm_app.pool.constants import ROUND_TRIP
-from abs_orm_app.pool.entry import frames_of_caller
-from abs_orm_app.pool.liveness import answers, has_ended
+from abs_orm_app.pool.entry import ENTRY
+from abs_orm_app.pool.holders import frames_of_caller
+from abs_orm_app.pool.liveness import ROUND_TRIP, Answer, ping, server_has_closed
 from abs_orm_app.pool.pre_ping import PING_TIMEOUT
-from abs_orm_app.pool.registry import notice_fork
+from abs_orm_app.pool.registry import notice_fork, pools
 
 if TYPE_CHECKING:
     from django.db.backends.postgresql.base import DatabaseWrapper
 
-    from abs_orm_app.pool.entry import AnyConnection, Frames
+    from abs_orm_app.backends.session_state import Change
+    from abs_orm_app.pool.entry import AnyConnection
     from abs_orm_app.pool.pool import HardenedPool
 
     class Base(DatabaseWrapper):  # what django-stubs leave out
@@ -54,41 +73,89 @@ if TYPE_CHECKING:
 else:
     Base = object
 
+logger = logging.getLogger("abs_orm_app.pool")
+
 AT_ONCE = 0.0  # `close_at` of a connection that is closed when the request ends
-CONNECT = "connect"  # the user of a lease that is being begun
 _ENSURE_CONNECTION = BaseDatabaseWrapper.ensure_connection
 
-# Their code asks for a handle and does not keep it. Other code may, so its lease is pinned.
-TRUSTED = frozenset({"abs_orm_app", "debug_toolbar", "django", "sentry_sdk"})
-_BETWEEN = frozenset({"django.utils.asyncio", "django.utils.connection"})  # the caller is outside
+LOST = frozenset({TransactionStatus.ACTIVE, TransactionStatus.UNKNOWN})  # no statement can run
+
+_ATOMIC_STEPS = (Atomic.__enter__.__code__, Atomic.__exit__.__code__)
 
 
-_thread = threading.local()
+class _Farewell:
+    """In the storage of a thread: at its end, it has what the thread has left behind taken back.
+
+    A web server may end a request in a way that Django does not see: gunicorn's asgi worker
+    cancels it a few seconds after its client has gone, and `request_finished` with it.
+    """
+
+    def __init__(self) -> None:
+        self._thread = threading.current_thread()
+        self._pid = getpid()
+
+    def __del__(self) -> None:
+        if self._pid == getpid():  # else a forked child frees its parent's threads
+            for pool in list(pools.values()):
+                if any(entry.thread is self._thread for entry in pool.core.in_use):
+                    pool.core.call_housekeeping()
 
 
-def _begin_request(**_: object) -> None:
+class _Thread(threading.local):
+    in_request = False
+
+    def __init__(self) -> None:
+        self._farewell = _Farewell()
+
+
+_thread = _Thread()
+# Of WSGI. Not empty: the web server has ended a request; it does not end its requests.
+_ending: list[bool] = []
+_unending: list[bool] = []
+
+
+def _begin_request(sender: Any = None, **_: object) -> None:
+    if _thread.in_request and not (_unending or _ending):
+        _notice_unending(sender)
     _thread.in_request = True
 
 
-def _end_request(**_: object) -> None:
+def _end_request(sender: Any = None, **_: object) -> None:
     _thread.in_request = False
+    if not _ending and _is_served(sender):
+        _ending.append(True)
+        _unending.clear()
+
+
+def _is_served(sender: Any) -> bool:
+    """False for a request of Django's test client, which is not by its handler for servers."""
+    from django.core.handlers.wsgi import WSGIHandler
+
+    return isinstance(sender, type) and issubclass(sender, WSGIHandler)
+
+
+def _notice_unending(sender: Any) -> None:
+    """A request begins in a thread whose last one has not ended, and none of this process has.
+
+    If any has, the server ends its requests, and this one was broken off: it is no sign.
+    """
+    if _is_served(sender):
+        _unending.append(True)
+        logger.warning(
+            "A request began in a thread whose last request has not ended: the web server does not"
+            " call close() on Django's responses, as WSGI demands (starlette's WSGIMiddleware does"
+            " not; a2wsgi's does). Connections are returned as soon as nothing needs them, as"
+            " DB_POOL_RELEASE=transaction does."
+        )
+        for pool in list(pools.values()):
+            for entry in pool.core.in_use:
+                lease: Lease | None = getattr(entry.weak(), LEASE, None)
+                if lease is not None and lease.wanted is _unending:
+                    lease.end_if_idle()  # of another thread, whose last request has not ended
 
 
 request_started.connect(_begin_request)
 request_finished.connect(_end_request)
-
-
-def asked_by_project() -> bool:
-    """True if the code that called the wrapper may keep the handle that it gets."""
-    frame: Any = sys._getframe(2)
-    while frame is not None and frame.f_globals is globals():  # the wrapper's own steps
-        frame = frame.f_back
-    while frame is not None:
-        name: str = frame.f_globals.get("__name__") or ""
-        if name not in _BETWEEN:
-            return name.partition(".")[0] not in TRUSTED
-        frame = frame.f_back
-    return False
 
 
 class LeasingMixin(Base):
@@ -100,11 +167,11 @@ class LeasingMixin(Base):
 
     _lease: Lease | None = None
     _bare: AnyConnection | None = None  # a connection of no pool
-    _kept = 0  # the number of `pinned()` blocks, and of threads that share this wrapper
-    _pinned_at: Frames | None = None  # the stack of the first of these blocks, if tracing is on
+    _sharing: Block | None = None  # the one of them for threads that share this wrapper
+    _step: ref[Step] | None = None  # a lease is being begun while this lives
     _early = False  # release = "transaction"
+    _is_manual = False  # the project has set autocommit off
     _familiar = False  # Django's `connect` has succeeded once with these settings
-    _connecting = False  # Django's `connect` is taking a connection from the pool
     _is_plain: ClassVar[bool] = True  # no subclass overrides how to connect
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -115,47 +182,86 @@ class LeasingMixin(Base):
             for name in ("connect", "get_new_connection", "init_connection_state", "check_settings")
         )
 
+    # Cached properties, because the pool's copies of a wrapper do not share those.
+
+    @cached_property
+    def _leases(self) -> set[Lease]:
+        """Those that were not returned yet."""
+        return set()
+
+    @cached_property
+    def _blocks(self) -> set[ref[Block]]:
+        """What keeps any connection that is leased meanwhile."""
+        return set()
+
     # The handle
 
     @property
     def connection(self) -> AnyConnection | None:
-        """psycopg's connection; None without a lease. A project that asks for it pins the lease."""
+        """psycopg's connection; None before the first query and after `close()`.
+
+        A project gets a `Handle`, which keeps the lease, and begins one if there is none.
+        """
         lease = self._lease
         if lease is None:
             return self._bare
-        if lease.change is None and not lease.receiving and not lease.done and asked_by_project():
-            if not lease.begin(HANDLE):  # another thread has ended it just now
-                return None
-            lease.note(HANDLE)
-            lease.users.pop(HANDLE, None)
-        return lease.connection
+        if asked_by_project() and not self._connecting:
+            handle: AnyConnection | None = self._handle()
+            return handle
+        return None if lease.has_ended() else lease.connection
 
     @connection.setter
-    def connection(self, connection: AnyConnection | None) -> None:
+    def connection(self, connection: Any) -> None:
         lease, self._lease, self._bare = self._lease, None, None
+        if type(connection) is Handle:
+            connection = connection._lease and connection._lease.connection
         if lease is not None and lease.connection is not connection:
             lease.abandon()
-        if hasattr(connection, "_pool_entry"):
-            self._lease = getattr(connection, "_lease", None) or self._new_lease(connection)
+        if hasattr(connection, ENTRY):
+            last = getattr(connection, LEASE, None)
+            is_its = last is not None and last.connection is connection and not last.has_ended()
+            self._lease = last if is_its else self._new_lease(connection)
         else:
             self._bare = connection
 
+    def _handle(self) -> Any:
+        """The connection for a project; it leases one if the last lease has ended by itself."""
+        lease = self._held()
+        for weak in list(lease.users) if lease is not None else ():
+            if type(user := weak()) is Handle:
+                return user  # or `connection.connection is connection.connection` would be False
+        if self.closed_in_transaction:
+            return None
+        handle = Handle()
+        with self.wrap_database_errors:
+            self._claim(handle, checked=False)
+        return handle
+
     def _new_lease(self, connection: Any) -> Lease:
-        lease = Lease(
-            connection,
-            early=self._early,
-            kept=self._kept,
-            in_request=getattr(_thread, "in_request", False),
-        )
-        lease.changed_at = self._pinned_at
-        if self._connecting:
-            _begin_to_connect(lease)
+        if self._early:
+            wanted: Any = ALWAYS
+        elif _thread.in_request:
+            wanted = _unending
+        else:
+            wanted = connection._pool.queue.waiters
+        lease = Lease(connection, wanted, self._leases)
+        if self._blocks:
+            for weak in list(self._blocks):
+                if (block := weak()) is not None:
+                    block.join(lease)
+        if self._step is not None and (step := self._step()) is not None:
+            step.join(lease)
         return lease
 
     def _held(self) -> Lease | None:
         """The lease, if it has not ended."""
         lease = self._lease
-        return None if lease is None or lease.done else lease
+        return None if lease is None or (lease.vote and lease.has_ended()) else lease
+
+    @property
+    def _connecting(self) -> bool:
+        """True while a lease is being begun, and `connection_created` is sent."""
+        return self._step is not None and self._step() is not None
 
     # Leasing
 
@@ -167,16 +273,25 @@ class LeasingMixin(Base):
         self._note_who_asks()
 
     def _ensure_lease(self) -> None:
-        if self._bare is not None or self._held() is not None:
-            return
+        if self._bare is None and self._held() is None:
+            self._begin_lease()
+
+    def _begin_lease(self) -> Lease | None:
+        """Lease a connection; None without a pool."""
+        last = self._lease
         # Test tools replace either, to forbid queries.
         if BaseDatabaseWrapper.ensure_connection is not _ENSURE_CONNECTION or not self._familiar:
             super().ensure_connection()
-            return
-        if self.in_atomic_block and self.closed_in_transaction:
+        elif self.in_atomic_block and self.closed_in_transaction:
             raise ProgrammingError("Cannot open a new connection in an atomic block.")
-        connect = self.__dict__.get("connect")
-        connect() if connect is not None else self._connect()
+        elif (connect := self.__dict__.get("connect")) is not None:
+            connect()
+        else:
+            self._connect()
+        lease = self._lease
+        if lease is not None and lease is last and lease.has_ended():
+            raise InterfaceError("connection already closed")  # by a replacement of `connect`
+        return lease
 
     @async_unsafe
     def connect(self) -> None:
@@ -187,57 +302,87 @@ class LeasingMixin(Base):
 
     def _note_who_asks(self) -> None:
         lease = self._held()
-        if lease is None or lease.asked or not asked_by_project():
+        if lease is None or lease.pinned is not None or self._connecting or not asked_by_project():
             return
-        while not lease.begin(HANDLE):  # another thread has ended it just now
+        self._pin(ASKED)
+
+    def _pin(self, why: Change) -> None:
+        step = Step()
+        try:
             with self.wrap_database_errors:
-                self._ensure_lease()
-            lease = self._held() or lease
-        lease.ask()
-        lease.users.pop(HANDLE, None)
+                lease = self._claim(step, checked=False) if self._bare is None else None
+            if lease is not None:
+                lease.pin(why)
+        finally:
+            step.leave()
 
     def _connect(self) -> None:
+        if self._leases:
+            for lease in list(self._leases):
+                lease.finish_if_ended()  # who ended it was interrupted
         pool = self._find_pool()
         if pool is not None and self._familiar:
             self._take(pool)
             return
         release = app_options(self.settings_dict).get("release")
         self._early = pool is not None and release == "transaction"
-        self._connecting = pool is not None
+        step, last = Step(), self._lease
         try:
+            if pool is not None:
+                self._step = ref(step)
             super().connect()
-        finally:
-            self._connecting = False
-            if (lease := self._lease) is not None:
-                _end_to_connect(lease)
-        self._familiar = pool is not None and self._is_plain
+        except BaseException:
+            if self._lease is not None and self._lease is not last:
+                self._lease.end()
+            raise
         if pool is not None:
             self._set_age()
+            self._end_to_connect(step)
+        self._familiar = pool is not None and self._is_plain
 
     def _take(self, pool: HardenedPool) -> None:
         """What remains of Django's `connect` for a connection that the pool has configured."""
-        self.in_atomic_block = False
-        self.savepoint_ids = []
-        self.atomic_blocks = []
-        self.needs_rollback = False
-        self.closed_in_transaction = False
+        self._forget_blocks()
         self.errors_occurred = False
         self._set_age()
         if pool.closed:
             pool.open()
         connection: Any = pool.getconn()
-        lease = self._lease = self._new_lease(connection)
-        autocommit = self.settings_dict["AUTOCOMMIT"]
-        if connection.autocommit is not autocommit:
-            connection.autocommit = autocommit
-        self.autocommit = autocommit
-        if connection_created.receivers:
-            _begin_to_connect(lease)
-            try:
+        lease: Lease | None = None
+        try:
+            lease = self._lease = self._new_lease(connection)
+            autocommit = self.settings_dict["AUTOCOMMIT"]
+            if connection.autocommit is not autocommit:
+                connection.autocommit = autocommit
+            self.autocommit = autocommit
+            if connection_created.receivers:
+                step = Step()
+                self._step = ref(step)
+                step.join(lease)
                 connection_created.send(sender=self.__class__, connection=self)
-            finally:
-                _end_to_connect(lease)
+                self._end_to_connect(step)
+        except BaseException:
+            if lease is not None:
+                lease.end()  # the receivers have not done everything for it
+            else:
+                pool.end_checkout(connection, connection._pool_entry.checkout)
+            raise
         self.run_on_commit = []
+
+    def _forget_blocks(self) -> None:
+        self.in_atomic_block = False
+        self.savepoint_ids = []
+        self.atomic_blocks = []
+        self.needs_rollback = False
+        self.closed_in_transaction = False
+
+    def _end_to_connect(self, step: Step) -> None:
+        """Receivers are called for each lease: what they set does not pin it."""
+        self._step = None
+        lease = step._lease
+        if lease is not None:
+            lease.pinned = None
+            step.quit()
 
     def _set_age(self) -> None:
         """Set `close_at` from CONN_MAX_AGE, which is 0 with a pool. Tests may patch it to None."""
@@ -246,32 +391,28 @@ class LeasingMixin(Base):
             AT_ONCE if max_age == 0 else None if max_age is None else monotonic() + max_age
         )
 
-    def _claim(self, user: object) -> Lease | None:
-        """Return a lease that does not end before `user` leaves it; None without a pool."""
+    def _claim(self, user: User, *, checked: bool = True) -> Lease | None:
+        """Return a lease that does not end before `user` leaves it; None without a pool.
+
+        `checked`: replace a connection that broke while nothing needed its session.
+        """
         notice_fork()
         while True:
-            lease = self._lease
-            if lease is None or lease.done:
-                self._ensure_lease()
-                lease = self._lease
-                if lease is None:
-                    return None
-                if lease.begin(user):
+            lease = self._held()
+            is_new = lease is None
+            if lease is None and (lease := self._begin_lease()) is None:
+                return None
+            if user.join(lease):
+                if is_new or not checked or self._is_fit(lease):
                     return lease
-            elif lease.begin(user):  # first: no other thread ends it while it is looked at
-                try:
-                    if self._is_fit(lease):
-                        return lease
-                except BaseException:
-                    lease.leave(user)
-                    raise
                 lease.end()
 
     def _is_fit(self, lease: Lease) -> bool:
         """False for a connection that broke while nothing needed its session.
 
-        It is checked before each statement, because afterwards nothing can tell whether a
-        statement has run: libpq reports a send that failed as one that worked.
+        Also for one that still executes a statement that was given up. It is checked before each
+        statement, because afterwards nothing can tell whether a statement has run: libpq reports a
+        send that failed as one that worked.
 
         Raises `OperationalError` where something needs the session: what was set on it is gone.
         """
@@ -281,61 +422,156 @@ class LeasingMixin(Base):
         now = monotonic()
         unused = now - lease.used_at
         lease.used_at = now
-        if not connection.closed and (unused < ROUND_TRIP or not connection._pool_entry.poll(0)):
-            return True  # the server has sent nothing
-        at_rest = is_at_rest(connection)
-        in_use = not at_rest or len(lease.users) > 1  # one is the caller
-        if not connection.closed and (in_use or _still_answers(connection)):
+        status = connection.pgconn.transaction_status
+        try:
+            if status not in LOST and (unused < ROUND_TRIP or not connection._pool_entry.poll(0)):
+                return True  # the server has sent nothing
+        except RuntimeError:  # a signal handler queries while its thread looks
             return True
-        if lease.change is not None or lease.kept:
-            what = lease.change.what if lease.change else "pinned()"
+        is_alone = len(lease.users) <= 1  # the caller, if at all
+        if status == TransactionStatus.ACTIVE:
+            return not (is_alone and connection.autocommit and lease.pinned is None)
+        at_rest = connection.autocommit and status not in IN_TRANSACTION
+        is_broken = status in LOST
+        if not is_broken and (not at_rest or not is_alone or _still_answers(connection)):
+            return True
+        pinned = lease.pinned
+        if (pinned is not None and pinned is not ASKED) or self._blocks:
             raise OperationalError(
                 "the server has closed the connection, and what its session had is gone"
-                f" ({what}); close or release() it, and begin again"
+                f" ({(pinned or PINNED).what}); close or release() it, and begin again"
             )
         return not at_rest
 
+    def _leave_interrupted_block(self, frame: Any) -> None:
+        """An exception between two steps of `atomic` has ended a block: what comes next is not in
+        it. Or it would be written into a transaction that nobody commits.
+
+        `frame`: the caller's. It may be a signal handler's between two such steps: then the block
+        goes on.
+        """
+        lease = self._held()
+        if lease is None or lease.pinned is HANDLE or not self.settings_dict["AUTOCOMMIT"]:
+            return
+        while (frame := frame.f_back) is not None:
+            if frame.f_code in _ATOMIC_STEPS:
+                return
+        connection: Any = lease.connection
+        if connection.pgconn.transaction_status not in LOST:
+            connection.rollback()
+            connection.autocommit = self.autocommit = True
+        self._forget_blocks()
+        self.run_on_commit = []
+
+    def set_autocommit(
+        self, autocommit: bool, force_begin_transaction_with_broken_autocommit: bool = False
+    ) -> None:
+        """As Django's. Only `atomic` gives the second argument.
+
+        Without a connection it is only a flag: the next one that is leased is in autocommit, and
+        `atomic` would wait for one here before its error arrives.
+        """
+        if autocommit and self.settings_dict["AUTOCOMMIT"] and self._waits_for_lease():
+            self.validate_no_atomic_block()
+            self.autocommit, self._is_manual = True, False
+            if self.run_commit_hooks_on_set_autocommit_on:
+                self.run_and_clear_commit_hooks()
+                self.run_commit_hooks_on_set_autocommit_on = False
+            return
+        if autocommit and not self.settings_dict["AUTOCOMMIT"]:
+            self._pin(AUTOCOMMIT)  # the next lease would not have it
+        super().set_autocommit(autocommit, force_begin_transaction_with_broken_autocommit)
+        self._is_manual = not (autocommit or force_begin_transaction_with_broken_autocommit)
+
+    def _waits_for_lease(self) -> bool:
+        """True if there is a pool, and this wrapper has no connection of it now."""
+        return self._bare is None and self._held() is None and self._find_pool() is not None
+
     def get_autocommit(self) -> bool:
         """As Django's; in `transaction` mode it needs no connection for the answer."""
-        if self._early and self._held() is None:
-            autocommit: bool = self.settings_dict["AUTOCOMMIT"]
-            return autocommit
+        if self._early and self.settings_dict["AUTOCOMMIT"] and self._held() is None:
+            return True
+        if not (self.autocommit or self.atomic_blocks or self._is_manual):
+            self._leave_interrupted_block(sys._getframe(1))
         return super().get_autocommit()
 
     def _set_autocommit(self, autocommit: bool) -> None:
-        user = object()
-        with self.wrap_database_errors:
-            lease = self._claim(user) if self._bare is None else None
-            if lease is None:
-                super()._set_autocommit(autocommit)
-                return
-            try:
-                lease.connection.autocommit = autocommit  # type: ignore[union-attr]
-            finally:
-                lease.leave(user)
+        step = Step()
+        try:
+            with self.wrap_database_errors:
+                lease = self._claim(step) if self._bare is None else None
+                if lease is None:
+                    super()._set_autocommit(autocommit)
+                else:
+                    lease.connection.autocommit = autocommit  # type: ignore[union-attr]
+        finally:
+            step.leave()
+
+    def _commit(self) -> None:
+        self._finish(super()._commit)  # type: ignore[misc]
+
+    def _rollback(self) -> None:
+        self._finish(super()._rollback)  # type: ignore[misc]
+
+    def _finish(self, end: Callable[[], None]) -> None:
+        """Commit or roll back; nothing if the lease has ended, as there is no transaction then."""
+        lease, step = self._lease, Step()
+        try:
+            if lease is None or step.join(lease):
+                end()
+        finally:
+            step.leave()
 
     # Cursors
 
     def _cursor(self, name: str | None = None) -> CursorWrapper:
         if self._bare is not None:
             return super()._cursor(name)
-        user = object()
         with self.wrap_database_errors:
-            lease = self._claim(user)
-            if lease is None:
-                return super()._cursor(name)
+            notice_fork()
             try:
-                return self._prepare_cursor(self.create_cursor(name))
-            finally:
-                lease.users.pop(user, None)
-                if not lease.users:
-                    lease.leave(user)
+                cursor = self._leased_cursor(name)
+            except BaseException:
+                if (lease := self._lease) is not None:
+                    lease.reclaim()
+                raise
+            return super()._cursor(name) if cursor is None else self._prepare_cursor(cursor)
+
+    def _leased_cursor(self, name: str | None) -> Any:
+        """A cursor that is a user of its lease; None without a pool."""
+        while True:
+            lease = self._lease
+            is_new = lease is None or (lease.vote and lease.has_ended())
+            if is_new:
+                lease = self._begin_lease()
+            if lease is None:
+                return None
+            try:
+                cursor = self.create_cursor(name)
+            except OperationalError:  # it is closed
+                if is_new or self._is_fit(lease):
+                    raise
+                lease.end()
+                continue
+            if cursor is None:
+                continue
+            if is_new:
+                return cursor
+            if self._is_fit(lease):
+                off = not cursor.connection.autocommit
+                if off and not (self.atomic_blocks or self._is_manual):
+                    self._leave_interrupted_block(sys._getframe())
+                return cursor
+            lease.end()
 
     def create_cursor(self, name: str | None = None) -> Any:
+        """As Django's; None if the lease has ended meanwhile."""
         lease = self._lease
         if lease is None:
             return super().create_cursor(name)
         connection: Any = lease.connection
+        if connection is None:
+            return None
         if not name:
             cursor = connection.cursor()
         elif self.settings_dict["OPTIONS"].get("server_side_binding") is True:
@@ -344,8 +580,10 @@ class LeasingMixin(Base):
             cursor = leased(ServerSideCursor)(
                 connection, name=name, scrollable=False, withhold=connection.autocommit
             )
-        if isinstance(cursor, LeasedCursorMixin):  # else of a factory that the project has set
-            cursor.join(lease)
+        # Else it is of a factory that the project has set.
+        if isinstance(cursor, LeasedCursorMixin) and not cursor.join(lease):
+            psycopg.Cursor.close(cursor)  # type: ignore[arg-type]  # no word to the server: it has another holder
+            return None
         if self.timezone != connection._pristine.time_zone:
             register_tzloader(self.timezone, cursor)
         return cursor
@@ -368,35 +606,52 @@ class LeasingMixin(Base):
             super().close_if_health_check_failed()
 
     def is_usable(self) -> bool:
-        lease, user = self._held(), object()
-        if lease is None:
+        """As Django's. It leases a connection if the last lease has ended by itself."""
+        if self._lease is None:
             return super().is_usable()
+        step = Step()
         try:
-            return lease.begin(user) and super().is_usable()
+            return self._claim(step, checked=False) is not None and super().is_usable()
+        except (Error, psycopg.Error):
+            return False
         finally:
-            lease.leave(user)
+            step.leave()
 
     def close_if_unusable_or_obsolete(self) -> None:
         """At the beginning and the end of a request: return the pool's connection."""
-        if self._lease is None or self.close_at != AT_ONCE:
+        if self.in_atomic_block:
+            self._forget_left_blocks()
+        if self.close_at != AT_ONCE or self._bare is not None:
             super().close_if_unusable_or_obsolete()
-        elif not self._lease.done:
+        elif self._leases or (self._lease is not None and self.in_atomic_block):
             self.close()
+        else:
+            self._lease = None  # it has ended by itself
+
+    def _forget_left_blocks(self) -> None:
+        """Between two requests, no block is open: an exception within `atomic` has left it."""
+        blocks: list[Any] = self.atomic_blocks
+        is_tests = any(block._from_testcase for block in blocks)
+        if self._bare is None and not is_tests and _is_between_requests(sys._getframe()):
+            self._forget_blocks()
 
     @async_unsafe
     def close(self) -> None:
+        if self.in_atomic_block:
+            self._forget_left_blocks()
         lease = self._lease
-        if lease is None:
+        if lease is None and not self._leases:
             super().close()
             return
         self.validate_thread_sharing()
         self.run_on_commit = []
-        if self.closed_in_transaction or lease.done:
+        if self.closed_in_transaction:
             return
         notice_fork()  # which ends the lease, without a word to the pool
         try:
             with self.wrap_database_errors:
-                lease.end()
+                for lease in list(self._leases):
+                    lease.end()
         finally:
             if self.in_atomic_block:
                 self.closed_in_transaction = True
@@ -428,7 +683,7 @@ class LeasingMixin(Base):
             self.close()  # a subclass may forget there what it has set on the session
 
     def _why_not_released(self, lease: Lease | None) -> str | None:
-        if self._kept:
+        if self._blocks:
             return "it is in a pinned() block"
         connection = lease.connection if lease is not None else None
         if lease is None or connection is None:
@@ -453,40 +708,39 @@ class LeasingMixin(Base):
     def pinned(self) -> Iterator[None]:
         """Keep the connection for the block; see `abs_orm_app.backends.pinned`."""
         self.validate_thread_sharing()
-        if not self._kept and (pool := self.pool) is not None and pool.leak_seconds is not None:
-            self._pinned_at = frames_of_caller()
-        self._keep()
+        pool = self.pool
+        traces = pool is not None and pool.leak_seconds is not None
+        block = Block(PINNED, frames_of_caller() if traces else None)
         try:
+            self._keep(block)
             yield
         finally:
-            self._let_go(PINNED)
-            if not self._kept:
-                self._pinned_at = None
+            self._let_go(block)
 
     def inc_thread_sharing(self) -> None:
         """Keep the connection: one thread must not return it while another one uses it."""
         super().inc_thread_sharing()
-        self._keep()
+        if self._sharing is None:
+            self._sharing = Block(None)
+            self._keep(self._sharing)
 
     def dec_thread_sharing(self) -> None:
         super().dec_thread_sharing()
-        self._let_go(None)
+        if (block := self._sharing) is not None and not self.allow_thread_sharing:
+            self._sharing = None
+            self._let_go(block)
 
-    def _keep(self) -> None:
-        self._kept += 1
+    def _keep(self, block: Block) -> None:
+        blocks = self._blocks
+        blocks.add(ref(block, blocks.discard))
         if (lease := self._held()) is not None:
-            lease.kept += 1
-            lease.changed_at = lease.changed_at or self._pinned_at
-            if not lease.begin(self):  # it ended just now
-                return
-            lease.users.pop(self, None)
+            block.join(lease)
 
-    def _let_go(self, change: Any) -> None:
-        self._kept -= 1
-        if (lease := self._held()) is not None:
-            lease.kept -= 1
-            lease.left = lease.left or change
-            lease.leave(self)
+    def _let_go(self, block: Block) -> None:
+        for weak in list(self._blocks):
+            if weak() is block:
+                self._blocks.discard(weak)
+        block.leave()
 
     def validate_thread_sharing(self) -> None:
         if self._thread_ident != get_ident():
@@ -507,38 +761,39 @@ class LeasingMixin(Base):
             self.run_on_commit = []
 
 
+def _is_between_requests(frame: Any) -> bool:
+    """True if a signal of Django calls, or Celery before and after a task: no block is open then.
+
+    A project may call `close_old_connections` in a block; that is not the end of it.
+    """
+    while (frame := frame.f_back) is not None:
+        if frame.f_code is close_old_connections.__code__:
+            return "signal" in frame.f_locals["kwargs"]
+        if frame.f_globals.get("__name__") == FIXUP:
+            return True
+    return False
+
+
 def _still_answers(connection: Any) -> bool:
     """Check an idle connection that has something to read. May take `PING_TIMEOUT` seconds."""
     # The server may have sent its last message without having closed the socket yet.
-    return not has_ended(connection, connection._pool_entry.poll) and answers(
-        connection, PING_TIMEOUT
+    return (
+        not server_has_closed(connection, connection._pool_entry.poll)
+        and ping(connection, PING_TIMEOUT) is Answer.ALIVE
     )
 
 
-def _begin_to_connect(lease: Lease) -> None:
-    """From here to `_end_to_connect`, changes do not pin: they are made again for each lease."""
-    lease.users[CONNECT] = False
-    lease.receiving = True
-    watch(lease)
-
-
-def _end_to_connect(lease: Lease) -> None:
-    lease.receiving = False
-    unwatch(lease.connection)
-    lease.users.pop(CONNECT, None)
-
-
 class _HandleMixin:
-    """A cursor of Django that pins the lease when the project asks it for the handle."""
+    """A cursor of Django; a project that asks it for the connection gets a `Handle`."""
 
     cursor: Any
+    db: Any
 
     @property
     def connection(self) -> AnyConnection:
-        lease: Lease | None = getattr(self.cursor, "_lease", None)
-        if lease is not None and lease.change is None and asked_by_project():
-            lease.note(HANDLE)
-        connection: AnyConnection = self.cursor.connection
+        wrapper = self.db
+        asked = wrapper._lease is not None and not wrapper._connecting and asked_by_project()
+        connection: AnyConnection = wrapper._handle() if asked else self.cursor.connection
         return connection
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Collection
 from copy import deepcopy
-from functools import partial
-from time import monotonic
+from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
+from weakref import ref
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
@@ -16,29 +18,26 @@ from django.utils.functional import cached_property
 from abs_orm_app.backends.celery_fixup import keeps_the_pool
 from abs_orm_app.backends.cleaning import clean, prepare, statements
 from abs_orm_app.backends.client import Client
-from abs_orm_app.backends.cursors import leased
+from abs_orm_app.backends.cursors import SeenErrors, leased
 from abs_orm_app.backends.installed import warn_if_not_installed
 from abs_orm_app.backends.leasing import LeasingMixin
 from abs_orm_app.backends.routing import only_reads
-from abs_orm_app.backends.seen_errors import SeenErrors
+from abs_orm_app.backends.serving import requests_of
 from abs_orm_app.config.application_name import process_name
 from abs_orm_app.config.credentials import current_password, is_rotating
-from abs_orm_app.config.entry import Release, Reset, app_options
+from abs_orm_app.config.entry import AppOptions, Release, Reset, app_options
 from abs_orm_app.config.parameters import Parameters
 from abs_orm_app.pool import registry
-from abs_orm_app.pool.ending import close_orphans
-from abs_orm_app.pool.faults import without_frames
+from abs_orm_app.pool.core import Hooks
 from abs_orm_app.pool.registry import notice_fork, pools, register_child_exit_hook
+from abs_orm_app.pool.server_errors import without_frames
 
 if TYPE_CHECKING:
     from abs_orm_app.backends.lease import Lease
     from abs_orm_app.backends.session_state import Change
-    from abs_orm_app.pool.entry import AnyConnection, Pin
+    from abs_orm_app.pool.entry import AnyConnection
+    from abs_orm_app.pool.holders import Pin
     from abs_orm_app.pool.pool import HardenedPool
-
-
-# Seconds unused, after which a waiting request may take a connection of a thread outside a request.
-UNUSED = 1.0
 
 
 class PooledMixin(LeasingMixin):
@@ -48,6 +47,13 @@ class PooledMixin(LeasingMixin):
     """
 
     client_class = Client
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if asyncio._get_running_loop() is None:
+            mine = id(self)
+            _wrappers[mine] = ref(self, lambda _: _wrappers.pop(mine, None))
+
     _connection_pools: ClassVar[dict[str, HardenedPool]] = pools
 
     @property
@@ -67,15 +73,31 @@ class PooledMixin(LeasingMixin):
             return None
         if registry.comes_after_the_end():
             return None
-        database = self.settings_dict["NAME"]
-        while (pool := self._connection_pools.get(self.alias)) is None or pool.database != database:
+        while True:
+            pool = self._connection_pools.get(self.alias)
+            if pool is not None and pool.origin == origin(self.settings_dict):
+                return pool
             if pool is not None:
-                # Django's test runner changes the database of an alias that may have a pool.
-                self.close_pool()
+                self._replace(pool)
             pool = self._build_pool({} if options is True else options)
             register_child_exit_hook()
-            self._connection_pools.setdefault(self.alias, pool)
-        return pool
+            pool = self._connection_pools.setdefault(self.alias, pool)
+            if (elder := _elders.pop(self.alias, None)) is not None:
+                pool.succeed(elder)
+
+    def _replace(self, pool: HardenedPool) -> None:
+        """The entry of the alias was changed at run time: close the pool of the old one.
+
+        Django's test runner does so, and projects with an alias for each tenant.
+        """
+        current = connections.databases.get(self.alias)
+        if self.settings_dict is not current and current and pool.origin == origin(current):
+            raise ImproperlyConfigured(
+                f"DATABASES[{self.alias!r}] was changed after this connection was made from it:"
+                f" close it and `del connections[{self.alias!r}]` in this thread, then query again."
+            )
+        if self._connection_pools.get(self.alias) is pool:
+            self.close_pool()
 
     def _build_pool(self, options: dict[str, Any]) -> HardenedPool:
         from abs_orm_app.pool.pool import HardenedPool
@@ -92,23 +114,26 @@ class PooledMixin(LeasingMixin):
                     f"DATABASES[{self.alias!r}]['ABS_ORM_APP'][{key!r}] is {given!r}; it may be"
                     f" {' or '.join(map(repr, values))}."
                 )
-        return HardenedPool(
-            kwargs=template._params_for_pool,
-            name=self.alias,
-            open=False,
-            configure=template._configure_for_pool,
-            pre_ping=self.settings_dict["CONN_HEALTH_CHECKS"],
-            leak_seconds=extra.get("leak_seconds"),
-            rotating=is_rotating(extra),
-            reads_only=only_reads(self.alias, self.settings_dict),
-            database=self.settings_dict["NAME"],
-            successor=partial(_current_pool, self.alias),
-            clean=None if extra.get("reset") == "never" else template._clean_for_pool,
-            clean_always=extra.get("reset") == "always",
-            reclaim=_reclaim,
-            pin_of=_pin_of,
-            **template._with_own_reset(options),
-        )
+        parameters = {
+            "kwargs": template._params_for_pool,
+            "name": self.alias,
+            "open": False,
+            "configure": template._configure_for_pool,
+            "pre_ping": self.settings_dict["CONN_HEALTH_CHECKS"],
+            "leak_seconds": extra.get("leak_seconds"),
+            "origin": kept(origin(self.settings_dict)),
+            "hooks": EngineHooks(template, extra),
+        }
+        known = set(signature(HardenedPool).parameters) - parameters.keys() - {"conninfo"}
+        self._refuse_unknown(options, known)
+        return HardenedPool(**parameters, **template._with_own_reset(options))
+
+    def _refuse_unknown(self, options: dict[str, Any], known: set[str]) -> None:
+        if unknown := sorted(options.keys() - known):
+            raise ImproperlyConfigured(
+                f"DATABASES[{self.alias!r}]['OPTIONS']['pool'] cannot have"
+                f" {', '.join(map(repr, unknown))}; it may have {', '.join(sorted(known))}."
+            )
 
     def _with_own_reset(self, options: dict[str, Any]) -> dict[str, Any]:
         """Set again, after the project's own `reset`, what the alias sets at connect."""
@@ -171,6 +196,17 @@ class PooledMixin(LeasingMixin):
         except Exception as error:
             raise without_frames(error) from error.__cause__
 
+    def connect_apart(self) -> AnyConnection:
+        """A new connection of no pool, set up as one of the alias's own. It may block."""
+        template = self._bare_copy(self.settings_dict)
+        connection = template.get_new_connection(template._params_for_pool())
+        try:
+            template._configure_for_pool(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection  # type: ignore[no-any-return]
+
     def for_new_connection(self, params: dict[str, Any]) -> dict[str, Any]:
         """Add the password that is valid now, and the name of this process, which may be a fork."""
         extra = app_options(self.settings_dict)
@@ -226,28 +262,93 @@ class PooledMixin(LeasingMixin):
         if keeps_the_pool():
             return
         if pool := self._connection_pools.pop(self.alias, None):
+            _elders[self.alias] = pool
             pool.close()
-            close_orphans(pool)
+            pool.close_orphans()
 
 
-def _current_pool(alias: str) -> HardenedPool | None:
-    """The pool that the alias has now, in the thread that asks; None if the alias is gone."""
-    if registry.has_ended() or alias not in connections.databases:
-        return None
-    pool: HardenedPool | None = getattr(connections[alias], "pool", None)
-    return pool
+# The wrappers that were made outside of async code.
+_wrappers: dict[int, ref[PooledMixin]] = {}
 
 
-def _reclaim(connection: Any) -> bool:
-    """Return a connection that a thread outside of a request does not use; False if it is used."""
-    lease: Lease | None = getattr(connection, "_lease", None)
-    return lease is not None and lease.end_if_unused(monotonic() - UNUSED)
+def threads_in_atomic_block(alias: str) -> set[int]:
+    """The threads that are in `atomic()` of the alias. Async code may call it, too."""
+    found = set()
+    for weak in list(_wrappers.values()):
+        wrapper = weak()
+        if wrapper is not None and wrapper.in_atomic_block and wrapper.alias == alias:
+            found.add(wrapper._thread_ident)
+    return found
 
 
-def _pin_of(connection: Any) -> Pin | None:
-    """What needs the session of a connection that a wrapper holds."""
-    lease: Lease | None = getattr(connection, "_lease", None)
-    return lease.pin() if lease is not None else None
+# Pools that were closed, by alias: their connections in use count until they are returned.
+_elders: dict[str, HardenedPool] = {}
+
+
+def origin(entry: dict[str, Any]) -> tuple[Any, ...]:
+    """Everything of an entry of DATABASES that decides where its connections lead, and as whom."""
+    return (
+        entry["NAME"],
+        entry["HOST"],
+        entry["PORT"],
+        entry["USER"],
+        entry["PASSWORD"],
+        entry["OPTIONS"],
+    )
+
+
+def kept(value: Any) -> Any:
+    """A copy that does not change with the entry; what is no dict or tuple is the same object."""
+    if isinstance(value, dict):
+        return {key: kept(each) for key, each in value.items()}
+    return tuple(map(kept, value)) if isinstance(value, tuple) else value
+
+
+class EngineHooks(Hooks):
+    """What the engine answers its pool. `template`: a wrapper of the alias without a connection."""
+
+    def __init__(self, template: PooledMixin, extra: AppOptions) -> None:
+        self._template = template
+        self.rotating = is_rotating(extra)
+        self.reads_only = only_reads(template.alias, template.settings_dict)
+        self.cleans = extra.get("reset") != "never"
+        self.cleans_all = extra.get("reset") == "always"
+
+    def clean(self, conn: AnyConnection, dirty: Change | None) -> bool:
+        return self._template._clean_for_pool(conn, dirty)
+
+    def reclaim(self, conn: Any) -> bool:
+        lease: Lease | None = getattr(conn, "_lease", None)
+        if lease is None:
+            return False
+        if conn._pool_entry.is_orphaned() and not lease.users:
+            lease.end()  # as at the end of a request
+            return True
+        if lease.pool.closed and lease.wanted is lease.pool.queue.waiters:  # outside of a request
+            return lease.end_if_idle()
+        return lease.reclaim()
+
+    def pin_of(self, conn: Any) -> Pin | None:
+        lease: Lease | None = getattr(conn, "_lease", None)
+        return lease.why_kept() if lease is not None else None
+
+    def served_by(self, threads: Collection[str]) -> dict[str, str]:
+        return {name: request.label for name, request in requests_of(threads).items()}
+
+    def is_gone(self) -> bool:
+        alias = self._template.alias
+        if alias in connections.databases:
+            return False
+        pools.pop(alias, None)
+        return True
+
+    def successor(self) -> HardenedPool | None:
+        """The pool that the alias has now; None if the alias is gone."""
+        alias = self._template.alias
+        if registry.pools_are_closed() or alias not in connections.databases:
+            return None
+        pool: HardenedPool | None = getattr(connections[alias], "pool", None)
+        return pool
 
 
 def _hang_up() -> None:

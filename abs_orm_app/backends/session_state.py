@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from abs_orm_app.config.printable import printable
+from abs_orm_app.config.texts import printable
 
 # The kinds of state that PostgreSQL keeps for a session: the reason of a pin, a label of a metric.
 SETTING = "setting"  # SET, set_config(..., false), SET ROLE, SET SESSION AUTHORIZATION, RESET
@@ -94,12 +94,11 @@ def change_of(text: str) -> Change | None:
 
 def _examine(text: str) -> Change | None:
     lower = text.lower()
-    if lower.startswith("/*"):  # some tools put a trace in a comment before each statement
-        before, _, lower = lower.partition("*/")
-        lower = lower.lstrip() if "/*" not in before[2:] else ""
-    if lower.startswith(_OFTEN) and not any(word in lower for word in _SUSPECT):
-        return None
     try:
+        if lower.startswith("/*"):  # some tools put a trace in a comment before each statement
+            lower = lower[_end_of_comment(lower, 2) :].lstrip()
+        if lower.startswith(_OFTEN) and not any(word in lower for word in _SUSPECT):
+            return None
         statements = _statements(text)
     except _UnreadableError:
         return Change(UNSEEN, "a statement that cannot be read")
@@ -149,7 +148,7 @@ def _statements(text: str) -> list[list[str]]:
 
 
 def _tokens(text: str) -> Iterator[str]:
-    """Yield words in lower case, `'` for a string, `"` before a quoted name, and signs."""
+    """Yield words in lower case, `'` before a string, `"` before a quoted name, and signs."""
     position, end = 0, len(text)
     while position < end:
         match = _TOKEN.match(text, position)
@@ -160,7 +159,7 @@ def _tokens(text: str) -> Iterator[str]:
             case "comment":
                 position = _end_of_comment(text, position)
             case "string":
-                yield "'"
+                yield "'" + match["string"].lower()
             case "quoted":
                 yield '"' + match["quoted"]
             case "word":
@@ -212,10 +211,21 @@ _BY_FIRST_WORD = {
 }
 
 
+# What is created then is temporary, and outlives the setting.
+_PG_TEMP = Change(TEMPORARY, "search_path = pg_temp")
+
+
+def _names_pg_temp(words: Sequence[str]) -> bool:
+    """True if a name or a string, such as a list of schemas, has pg_temp in it."""
+    return any("pg_temp" in word for word in words)
+
+
 def _set(statement: Sequence[str]) -> Change | None:
     """SET name = value; None for a SET that ends with the transaction."""
     words = list(statement[1:])
-    if words[:1] in (["local"], ["transaction"], ["constraints"]):
+    if words[:1] == ["local"]:
+        return _PG_TEMP if _names_pg_temp(words) else None
+    if words[:1] in (["transaction"], ["constraints"]):
         return None
     if words[:2] == ["session", "characteristics"]:
         return Change(SETTING, "SET SESSION CHARACTERISTICS")
@@ -237,8 +247,10 @@ def _called(statement: Sequence[str]) -> Change | None:
             continue
         name = statement[number - 1].removeprefix('"')
         change = FUNCTIONS.get(name)
-        if name == "set_config" and not _is_local(statement, number + 1):
-            change = Change(SETTING, "set_config")
+        if name == "set_config":
+            is_local = _is_local(statement, number + 1)
+            local = _PG_TEMP if _names_pg_temp(statement) else None
+            change = local if is_local else Change(SETTING, "set_config")
         if change and (found is None or change.lasts):
             found = change
     return found

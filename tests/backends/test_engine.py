@@ -203,10 +203,16 @@ def test_close_pool_closes_the_connections_of_threads_that_have_ended(
 ) -> None:
     """As a test run's threads leave them; then the test database cannot be dropped."""
     wrapper = database()
+    together = threading.Barrier(3)
+
+    def connect() -> None:
+        connections[ALIAS].ensure_connection()
+        together.wait(20)
+
     gc.disable()
     try:
-        for _ in range(3):
-            Call(lambda: connections[ALIAS].ensure_connection()).result(within=20)
+        for call in [Call(connect) for _ in range(3)]:
+            call.result(within=20)
         assert shared.sessions(APP) >= 3
         wrapper.close()
         wrapper.close_pool()
@@ -334,6 +340,16 @@ def test_wrong_settings_fail_at_once(database: Database) -> None:
     with pytest.raises(ImproperlyConfigured, match="NAME"):
         ask(wrapper)
     connections.databases[ALIAS]["NAME"] = wrapper.settings_dict["NAME"] = "postgres"
+
+
+@pytest.mark.parametrize("name", ["conninfo", "leak_seconds", "hooks", "min_sise"])
+def test_a_parameter_that_the_project_cannot_give_is_refused(database: Database, name: str) -> None:
+    wrapper = database()
+    options = wrapper.settings_dict["OPTIONS"]["pool"]
+    options[name] = None
+    with pytest.raises(ImproperlyConfigured, match=rf"cannot have '{name}'; it may have"):
+        ask(wrapper)
+    del options[name]
 
 
 def test_djangos_parallel_test_runner_works_on_the_pool(server: Server) -> None:

@@ -14,7 +14,7 @@ from contextlib import suppress
 import pytest
 from django.db import OperationalError, connection, transaction
 
-from abs_orm_app.facts.pools import snapshots
+from abs_orm_app.facts.active import snapshots
 from abs_orm_app.pool import registry
 from abs_orm_app.pool.housekeeping import observers
 from abs_orm_app.pool.pool import HardenedPool
@@ -30,6 +30,7 @@ from tests.support.processes import (
 )
 from tests.support.proxy import Proxy
 from tests.support.servers import Server, wait_until
+from tests.support.system import needs_gevent
 
 pytestmark = pytest.mark.server({"log_min_messages": "debug1"})
 
@@ -254,14 +255,14 @@ def test_a_server_that_hangs_delays_the_end_by_a_few_seconds_at_most(server: Ser
     check_that_it_ended_well(result)
 
 
-def test_gunicorn_closes_every_connection_at_sigterm(server: Server) -> None:
-    for worker in ("gthread", "gevent"):
-        with web_server(GUNICORN, server, f"--worker-class={worker}", "--log-level=error") as web:
-            web.get(["/slow/"] * 40)
-            result = web.program.stop()
-        assert not result.errors, result.errors
-        assert result.status == 0
-        wait_until(lambda: not states(server), "the sessions to end")
+@pytest.mark.parametrize("worker", ["gthread", pytest.param("gevent", marks=needs_gevent)])
+def test_gunicorn_closes_every_connection_at_sigterm(server: Server, worker: str) -> None:
+    with web_server(GUNICORN, server, f"--worker-class={worker}", "--log-level=error") as web:
+        web.get(["/slow/"] * 40)
+        result = web.program.stop()
+    assert not result.errors, result.errors
+    assert result.status == 0
+    wait_until(lambda: not states(server), "the sessions to end")
     assert NOT_CLOSED not in server.log
 
 

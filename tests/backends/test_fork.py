@@ -12,13 +12,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
+import psutil
 import pytest
 from django.db import connection, connections, transaction
 
 from abs_orm_app.backends.postgresql.base import DatabaseWrapper
 from abs_orm_app.config.application_name import process_name
+from abs_orm_app.pool import threads
 from abs_orm_app.pool.housekeeping import THREAD
 from abs_orm_app.pool.pool import HardenedPool
 from tests.support.processes import backend, run
@@ -60,8 +62,10 @@ ENDS = [end_at_once, end_as_a_program, end_after_collecting_garbage]
 def fork(kind: str, child: Callable[[], None], end: Callable[[], None] = end_at_once) -> None:
     """Run `child`, then `end`, in a fork; fail if it does not end with exit code 0."""
     if kind == "fork_in_c":
-        # Python does not reset its locks then, and a lock held by another thread stays locked.
+        # Nobody resets the locks of other threads then: those of OpenSSL, which a thread takes as
+        # it ends, those of `threading`.
         wait_until(lambda: not threads_that_connect(), "the pool to be filled")
+        wait_until(lambda: not threads_that_end(), "the pool's threads to have ended")
     pid = FORKS[kind]()
     if pid == 0:
         try:
@@ -83,7 +87,14 @@ def fork(kind: str, child: Callable[[], None], end: Callable[[], None] = end_at_
 
 
 def thread_names() -> list[str]:
-    return [thread.name for thread in threading.enumerate()]
+    return [thread.name for thread in threads.running()]
+
+
+def threads_that_end() -> set[int]:
+    """What the system still counts, and nobody in Python does."""
+    known = {thread.native_id for thread in threads.running()}
+    known |= {thread.native_id or 0 for thread in threading.enumerate()}
+    return {thread.id for thread in psutil.Process().threads()} - known
 
 
 def threads_that_connect() -> list[str]:
@@ -219,7 +230,6 @@ def forks_and_closes_the_pool(kind: str) -> None:
 def forks_with_a_connection_of_a_closed_pool(kind: str) -> None:
     mine = backend()
     the_wrapper().close_pool()
-    # A thread that ends holds a lock of `threading`, which a fork in C would copy as locked.
     wait_until(lambda: THREAD not in thread_names(), "the housekeeping thread to end")
 
     def child() -> None:
@@ -288,13 +298,14 @@ def be_a_worker(_: int) -> int:
 
 def check(server: Server, function: Callable[..., None], *arguments: str, **environ: str) -> None:
     """Run the function in a process; fail if it or one of its children fails."""
+    # No overflow: where connecting takes long, two attempts may succeed instead of one.
+    pool: Any = {"DB_POOL_SIZE": str(SIZE), "DB_MAX_OVERFLOW": "0", "DB_POOL_TIMEOUT": "15"}
     result = run(
         server,
         function,
         *arguments,
         options=["-W", "ignore::DeprecationWarning"],  # of a fork beside threads: 3.12 and later
-        # No overflow: where connecting takes long, two attempts may succeed instead of one.
-        **{"DB_POOL_SIZE": str(SIZE), "DB_MAX_OVERFLOW": "0", "DB_POOL_TIMEOUT": "15"} | environ,
+        **(pool | environ),
     )
     assert not result.errors, result.errors
     assert result.status == 0

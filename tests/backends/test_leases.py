@@ -128,6 +128,40 @@ def test_an_alias_without_autocommit_keeps_it_until_the_request_ends(database: D
     assert held(wrapper) == 0
 
 
+def test_where_the_alias_has_no_autocommit_the_project_may_turn_it_on_and_atomic_is_kept(
+    database: Database,
+) -> None:
+    """What is written is there, in either mode of DB_POOL_RELEASE."""
+    wrapper = database(AUTOCOMMIT=False)
+    ask(wrapper, "DROP TABLE IF EXISTS written; CREATE UNLOGGED TABLE written (n int)")
+    transaction.commit(using=ALIAS)
+    end_request()
+
+    def write(n: int) -> None:
+        ask(wrapper, f"INSERT INTO written VALUES ({n}) RETURNING n")
+
+    transaction.set_autocommit(True, using=ALIAS)
+    assert transaction.get_autocommit(using=ALIAS)
+    write(1)
+    assert transaction.get_autocommit(using=ALIAS)
+    write(2)
+    with transaction.atomic(using=ALIAS):
+        write(3)
+    end_request()
+    assert not transaction.get_autocommit(using=ALIAS)
+    end_request()
+    for n in (4, 5):
+        with transaction.atomic(using=ALIAS), transaction.atomic(using=ALIAS):
+            write(n)
+        transaction.commit(using=ALIAS)
+        end_request()
+    with transaction.atomic(using=ALIAS):
+        write(6)  # and nobody commits
+    end_request()
+    assert ask(wrapper, "SELECT sum(n) FROM written") == 1 + 2 + 3 + 4 + 5
+    transaction.rollback(using=ALIAS)
+
+
 def test_a_transaction_begun_in_sql_keeps_it_until_it_ends(
     database: Database, release: str
 ) -> None:
@@ -1049,7 +1083,8 @@ def test_a_handle_is_never_that_of_a_lease_that_another_thread_is_ending(
         assert not asks or handle is not None
         if handle is not None:
             assert held(wrapper) == 1, at
-            assert wrapper._held().connection is handle, at
+            assert handle._lease is wrapper._held(), at
+            assert handle.info.backend_pid == ask(wrapper), at
             kept += not other.value
         wrapper.close()
     assert kept > 2

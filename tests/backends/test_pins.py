@@ -14,8 +14,8 @@ from django.db import OperationalError, connections, transaction
 from psycopg.pq import TransactionStatus
 
 from abs_orm_app.backends import pinned, release
-from abs_orm_app.pool.entry import Holder
-from abs_orm_app.pool.snapshot import snapshot
+from abs_orm_app.facts.snapshot import snapshot
+from abs_orm_app.pool.holders import Holder
 from tests.support.databases import ALIAS, Database, ask
 from tests.support.pools import Call
 from tests.support.servers import wait_until

@@ -10,6 +10,7 @@ from django.apps.registry import Apps
 from django.db import connections
 from pytest_django.plugin import DjangoDbBlocker
 
+from abs_orm_app.facts.databases import configured_databases
 from abs_orm_app.pool.pool import HardenedPool
 from tests.support.debian import DebianServer, needs_postgis
 from tests.support.pools import Call
@@ -105,3 +106,4 @@ def test_a_connection_that_replaces_a_stale_one_knows_the_types(
 def test_the_pool_is_ours(places: str) -> None:
     wrapper: Any = connections[places]
     assert type(wrapper.pool) is HardenedPool
+    assert configured_databases([places])[0].hardened

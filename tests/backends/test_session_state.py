@@ -52,6 +52,10 @@ CLEAN = [
     "UNLISTEN *",
     "BEGIN; LOCK TABLE numbers; COMMIT",
     "BEGIN; SET LOCAL work_mem = '1MB'; COMMIT",
+    "BEGIN; SET LOCAL search_path = 'public'; COMMIT",
+    "BEGIN; SELECT set_config('search_path', 'pg_catalog, public', true); COMMIT",
+    "SELECT 'pg_temp'",
+    "/*/ SET work_mem = '1MB' */ SELECT 1",
     "BEGIN; SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; SELECT 1; COMMIT",
     "BEGIN; SET CONSTRAINTS ALL DEFERRED; COMMIT",
     "SET CONSTRAINTS ALL IMMEDIATE",
@@ -73,6 +77,7 @@ CLEAN = [
     " ; -- nothing",
 ]
 
+PG_TEMP = (TEMPORARY, "search_path = pg_temp")
 CHANGES = {
     "SET work_mem = '1MB'": (SETTING, "SET work_mem"),
     "set search_path to public, pg_catalog": (SETTING, "SET search_path"),
@@ -87,6 +92,11 @@ CHANGES = {
     ),
     "-- why\n/* not */ SET work_mem = '1MB'": (SETTING, "SET work_mem"),
     "/* ; */ SET work_mem = '1MB'": (SETTING, "SET work_mem"),
+    "/*/ select 1 */ SET work_mem = '1MB'": (SETTING, "SET work_mem"),
+    "/*/ select 1 /* */ select 1 */ SET work_mem = '1MB'": (SETTING, "SET work_mem"),
+    "/* /*/ */ select 1 */ SET work_mem = '1MB'": (SETTING, "SET work_mem"),
+    "/**/ SET work_mem = '1MB'": (SETTING, "SET work_mem"),
+    "/* select 1 */ -- select 1\nSET work_mem = '1MB'": (SETTING, "SET work_mem"),
     "SELECT 1; SET work_mem = '1MB'": (SETTING, "SET work_mem"),
     "SELECT 'it''s; '; SET work_mem = '1MB'": (SETTING, "SET work_mem"),
     "SELECT set_config('app.tenant', '7', false)": (SETTING, "set_config"),
@@ -108,6 +118,15 @@ CHANGES = {
     "CREATE TABLE pg_temp.t (n int)": (TEMPORARY, "pg_temp"),
     "SELECT 1 AS n INTO TEMP t": (TEMPORARY, "CREATE TEMPORARY"),
     "EXPLAIN ANALYZE CREATE TEMP TABLE t AS SELECT 1": (TEMPORARY, "CREATE TEMPORARY"),
+    "BEGIN; SET LOCAL search_path = pg_temp; CREATE TABLE t (n int); COMMIT": PG_TEMP,
+    'BEGIN; SET LOCAL search_path TO "pg_temp", public; CREATE TABLE t (n int); COMMIT': PG_TEMP,
+    "BEGIN; SET LOCAL SCHEMA 'pg_temp'; SELECT 1 AS n INTO t; COMMIT": PG_TEMP,
+    "BEGIN; SELECT set_config('search_path', 'PG_TEMP', true); CREATE TABLE t (n int); COMMIT": (
+        PG_TEMP
+    ),
+    "BEGIN; SELECT set_config('search_path', $$pg_temp$$, true); SELECT 1 AS n INTO t; COMMIT": (
+        PG_TEMP
+    ),
     "PREPARE p AS SELECT 1": (PREPARED, "PREPARE"),
     "DEALLOCATE ALL": (PREPARED, "DEALLOCATE"),
     "LISTEN channel": (LISTENING, "LISTEN"),
@@ -236,6 +255,7 @@ def leaves(server: Server, statement: str) -> set[Any] | None:
             if not connection.closed:
                 connection.execute("ROLLBACK")
                 return state_of(connection) ^ before or None
+        connection.execute("COMMIT")  # the statement may have left a transaction open
         return state_of(connection) ^ before
 
 
@@ -270,6 +290,8 @@ SHAPES = [
     "WITH w AS ({}) SELECT * FROM w",
     "DO $do$ BEGIN {}; END $do$",
     "-- {}\nSELECT 1",
+    "/*/ SELECT 1 */ {}",
+    "/* /*/ SELECT 1 */ SELECT 1 */ {}",
 ]
 
 

@@ -15,6 +15,7 @@ from tests.support.pools import Call
 from tests.support.processes import DEADLINE, GUNICORN, UVICORN, Watch, Web, states, web_server
 from tests.support.proxy import Proxy
 from tests.support.servers import Server, wait_until
+from tests.support.system import needs_gevent
 
 LIMIT = 30  # the default: 20 and an overflow of 10
 REQUESTS = 200
@@ -35,6 +36,18 @@ def pre_fork(server, worker):
 """
 # Where Django is loaded before the fork, gevent must patch before that.
 PRELOAD_GEVENT = "from gevent import monkey; monkey.patch_all()" + PRELOAD
+
+# Says what is in use, in a worker that serves nobody.
+REPORT = """
+import threading, time
+def post_worker_init(worker):
+    from django.db import connection
+    def report():
+        while True:
+            print(len(connection.pool.holders()), flush=True)
+            time.sleep(0.1)
+    threading.Thread(target=report, daemon=True).start()
+"""
 
 
 def url_through(proxy: Proxy, server: Server) -> str:
@@ -60,7 +73,10 @@ def check_that_the_connections_serve(web: Web, server: Server, view: str = "slow
     assert len(held.result(DEADLINE)) == LIMIT + 5
 
 
-@pytest.mark.parametrize("worker", [GTHREAD, GEVENT], ids=["gthread", "gevent"])
+@pytest.mark.parametrize(
+    "worker",
+    [pytest.param(GTHREAD, id="gthread"), pytest.param(GEVENT, id="gevent", marks=needs_gevent)],
+)
 def test_under_gunicorn_30_connections_serve_200_requests(
     server: Server, worker: tuple[str, ...]
 ) -> None:
@@ -84,10 +100,29 @@ def test_under_uvicorn_clients_that_hang_up_leak_no_connection(server: Server) -
         check_that_the_connections_serve(web, server)
 
 
+def test_under_gunicorns_asgi_worker_clients_that_hang_up_leave_nothing_in_use(
+    server: Server, tmp_path: Path
+) -> None:
+    """It cancels such a request after a grace period, and Django's request_finished with it."""
+    file = tmp_path / "gunicorn.conf.py"
+    file.write_text(REPORT)
+    command = (*GUNICORN[:-1], "abs_project.asgi:application")
+    options = ("--worker-class=asgi", "--asgi-disconnect-grace-period=1", f"--config={file}")
+    with web_server(command, server, *options, DB_POOL_SIZE="4", DB_MAX_OVERFLOW="0") as web:
+        web.hang_up_on(["/slow/?ms=2000"] * 4, after=0.5)
+        wait_until(lambda: web.program.output.splitlines()[-1] == "4", "the queries")
+        wait_until(lambda: "active" not in states(server), "the queries to end")
+        began = time.monotonic()
+        wait_until(lambda: web.program.output.splitlines()[-1] == "0", "the connections", 20)
+        assert time.monotonic() - began < 5.0  # about half a second
+
+
 @pytest.mark.parametrize(
     ("worker", "config"),
-    [(GTHREAD, PRELOAD), (GEVENT, PRELOAD_GEVENT)],
-    ids=["gthread", "gevent"],
+    [
+        pytest.param(GTHREAD, PRELOAD, id="gthread"),
+        pytest.param(GEVENT, PRELOAD_GEVENT, id="gevent", marks=needs_gevent),
+    ],
 )
 def test_under_gunicorn_workers_do_not_use_a_pool_opened_before_the_fork(
     server: Server, tmp_path: Path, worker: tuple[str, ...], config: str
@@ -128,6 +163,7 @@ def check_that_others_are_served(web: Web) -> None:
     assert time.monotonic() - began < 20  # the requests that wait give up after 30 s
 
 
+@needs_gevent
 def test_under_gevent_a_waiting_checkout_does_not_block_other_requests(
     server: Server, release: str
 ) -> None:

@@ -1,0 +1,109 @@
+"""psycopg's connection as a project sees it: reading a status keeps nothing, using it does."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from psycopg import ConnectionInfo, InterfaceError
+
+from abs_orm_app.backends.lease import HANDLE, User
+from abs_orm_app.pool.holders import Pin
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from psycopg import Connection
+
+# What a project may read: values that lead nowhere, and `info`, which only reads.
+_VALUES = (type(None), bool, int, float, str, bytes, Enum, ConnectionInfo)
+_OWN = frozenset({"_lease", "_registration"})
+
+TRUSTED = frozenset({"abs_orm_app", "django"})  # they ask for the connection, and do not keep it
+_BETWEEN = frozenset({"django.utils.asyncio", "django.utils.connection"})  # the caller is outside
+
+
+def asked_by_project() -> bool:
+    """True if the project's code, or a package's, asked the caller for the connection."""
+    frame: Any = sys._getframe(2)
+    own = sys._getframe(1).f_globals
+    while frame is not None and frame.f_globals is own:
+        frame = frame.f_back
+    while frame is not None:
+        name: str = frame.f_globals.get("__name__") or ""
+        if name not in _BETWEEN:
+            return name.partition(".")[0] not in TRUSTED
+        frame = frame.f_back
+    return False
+
+
+class Handle(User):
+    """The connection of a lease, which does not end while the project keeps this.
+
+    Reading a value leaves nothing behind: `closed`, `autocommit`, a status or the server's process
+    in `info`. Everything else may change the session, or lead to the connection itself: that pins
+    the lease, and the session is cleaned. After the lease has ended, the connection may have
+    another holder: then this raises `InterfaceError`.
+    """
+
+    why = Pin(HANDLE.kind, HANDLE.what)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """psycopg's class, for `isinstance`."""
+        return type(self._connection())
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "closed" and self._is_gone():
+            return True
+        connection = self._connection()
+        value = getattr(connection, name)
+        if value is connection:  # its property `connection`
+            return self
+        if not isinstance(value, _VALUES):
+            self._use()
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _OWN:
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self._use(), name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self._use(), name)
+
+    def __repr__(self) -> str:
+        return repr(None if self._is_gone() else self._connection())
+
+    def __enter__(self) -> Any:
+        self._use().__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._use().__exit__(kind, error, trace)
+
+    def _is_gone(self) -> bool:
+        lease = self._lease
+        return lease is None or lease.has_ended()
+
+    def _connection(self) -> Connection[Any]:
+        lease = self._lease
+        connection = None if lease is None or lease.has_ended() else lease.connection
+        if connection is None:
+            raise InterfaceError("the connection was released")
+        return connection
+
+    def _use(self) -> Connection[Any]:
+        connection = self._connection()
+        lease = self._lease
+        if lease is not None and lease.pinned is not HANDLE:
+            lease.soil(HANDLE)
+            lease.pin(HANDLE)
+        return connection

@@ -1,0 +1,118 @@
+"""An alias that changes at run time never answers from its old server, database or role."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
+
+from abs_orm_app.pool import upkeep
+from abs_orm_app.pool.registry import pools
+from tests.support.databases import ALIAS, MODES, Database, ask, entry
+from tests.support.pools import APP, Call
+from tests.support.servers import Server, wait_until
+
+SMALL = {"pool": {"min_size": 1, "max_size": 2, "timeout": 10}}
+
+pytestmark = pytest.mark.server(roles=["tenant_a LOGIN", "tenant_b LOGIN"])
+
+
+@pytest.fixture(params=MODES)
+def database(request: pytest.FixtureRequest, shared: Server, unblocked: None) -> Iterator[Database]:
+    database = Database(shared, release=request.param)
+    yield database
+    database.remove()
+
+
+def role(alias: str = ALIAS) -> Any:
+    return ask(connections[alias], "SELECT current_user")
+
+
+CHANGES: dict[str, Any] = {
+    "USER": {"USER": "tenant_b"},
+    "OPTIONS": {"OPTIONS": {**SMALL, "assume_role": "tenant_b"}},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_new_entry_of_an_alias_gets_a_pool_of_its_own(
+    database: Database, change: dict[str, Any]
+) -> None:
+    database(USER="postgres", OPTIONS=SMALL)
+    assert role() == "postgres"
+    del connections[ALIAS]
+    database(**{"OPTIONS": SMALL, **change})
+    assert role() == "tenant_b"
+
+
+def test_an_entry_that_is_changed_in_place_gets_a_pool_of_its_own(database: Database) -> None:
+    database(USER="tenant_a", OPTIONS=SMALL)
+    assert role() == "tenant_a"
+    connections[ALIAS].close()
+    connections.databases[ALIAS]["USER"] = "tenant_b"
+    assert role() == "tenant_b"
+
+
+def test_an_option_that_is_changed_in_place_gets_a_pool_of_its_own(database: Database) -> None:
+    database(OPTIONS={**SMALL})
+    assert role() == "postgres"
+    connections[ALIAS].close()
+    connections.databases[ALIAS]["OPTIONS"]["assume_role"] = "tenant_a"
+    assert role() == "tenant_a"
+
+
+def test_a_thread_that_has_the_old_entry_is_refused_with_what_to_do(database: Database) -> None:
+    database(USER="tenant_a", OPTIONS=SMALL)
+    changed, asked = threading.Event(), threading.Event()
+
+    def query_twice() -> Any:
+        before = role()
+        connections[ALIAS].close()
+        asked.set()
+        changed.wait(20)
+        try:
+            return before, role()
+        finally:
+            del connections[ALIAS]
+
+    call = Call(query_twice)
+    assert asked.wait(20)
+    del connections[ALIAS]
+    database(USER="tenant_b", OPTIONS=SMALL)
+    assert role() == "tenant_b"
+    changed.set()
+    with pytest.raises(ImproperlyConfigured, match=r"was changed .*del connections"):
+        call.result(within=20)
+
+
+def test_an_option_that_no_copy_is_equal_to_keeps_its_pool(database: Database) -> None:
+    reset = partial(isinstance, object)
+    database(OPTIONS={"pool": {**SMALL["pool"], "reset": reset}})
+    wrapper: Any = connections[ALIAS]
+    first = wrapper.pool
+    ask(wrapper)
+    wrapper.close()
+    assert wrapper.pool is first
+
+
+def test_the_pool_of_an_alias_that_is_gone_ends(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "LOOK_INTERVAL", 0.2)
+    for number in range(5):
+        alias = f"tenant_{number}"
+        connections.databases[alias] = entry(
+            database.server, ABS_ORM_APP={"release": database.release}, OPTIONS=SMALL
+        )
+        connections.configure_settings(connections.databases)
+        assert role(alias) == "postgres"
+        connections[alias].close()
+        del connections[alias]
+        del connections.databases[alias]
+    wait_until(lambda: not any(alias.startswith("tenant_") for alias in pools), "the pools to end")
+    wait_until(lambda: database.server.sessions(APP) == 0, "their sessions to end")

@@ -1,0 +1,269 @@
+"""Threads outside of a request, and servers whose requests never end."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from time import monotonic, sleep
+from typing import Any
+
+import pytest
+from django.core.handlers.wsgi import WSGIHandler
+from django.core.signals import request_started
+from django.db import Error, OperationalError, connections, transaction
+from django.http import HttpRequest, HttpResponse
+from django.test import RequestFactory, override_settings
+from django.urls import path
+
+from abs_orm_app.backends import leasing
+from tests.support.databases import ALIAS, Database, ask, entry, held
+from tests.support.pools import Call
+from tests.support.servers import Server, wait_until
+
+JOBS, THREADS = 240, 12
+ELSEWHERE = 0.1  # seconds of a job, beside its query
+
+
+def test_busy_threads_do_not_starve_others(database: Database, release: str) -> None:
+    """As those of FastAPI, APScheduler, an executor: each job queries, and works elsewhere."""
+    if release == "transaction":
+        pytest.skip("they hold nothing between two queries")
+    wrapper = database(OPTIONS={"pool": {"min_size": 4, "max_size": 4, "timeout": 10}})
+    wrapper.pool.open(wait=True)
+    waited: list[float] = []
+    failed: list[Error] = []
+
+    def job(_: int) -> None:
+        began = monotonic()
+        try:
+            ask(connections[ALIAS])
+        except Error as error:
+            failed.append(error)
+        waited.append(monotonic() - began)
+        sleep(ELSEWHERE)
+
+    with ThreadPoolExecutor(THREADS) as executor:
+        list(executor.map(job, range(JOBS)))
+    assert failed == []
+    assert len(waited) == JOBS
+    # A third of a second by turns. A starved one waits until four have done all jobs: six seconds.
+    assert max(waited) < 4.0
+
+
+def test_an_idle_thread_gives_its_connection_to_who_waits(database: Database) -> None:
+    wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 20}})
+    done, stay = threading.Event(), threading.Event()
+
+    def live_on() -> None:
+        ask(connections[ALIAS])
+        done.set()
+        stay.wait(60)
+
+    thread = Call(live_on)
+    assert done.wait(20)
+    began = monotonic()
+    assert ask(wrapper)
+    assert monotonic() - began < 5.0
+    stay.set()
+    thread.result(within=20)
+
+
+def test_the_error_outside_of_a_request_says_nothing_of_one(database: Database) -> None:
+    wrapper = database(OPTIONS={"pool": {"min_size": 2, "max_size": 2, "timeout": 1}})
+    done, stay = threading.Barrier(3), threading.Event()
+
+    def work() -> None:
+        with transaction.atomic(ALIAS):
+            ask(connections[ALIAS])
+            done.wait(20)
+            stay.wait(60)
+
+    threads = [Call(work), Call(work)]
+    done.wait(20)
+    with pytest.raises(OperationalError, match="all 2 connections are in use") as caught:
+        ask(wrapper)
+    stay.set()
+    assert "pinned by a transaction" in str(caught.value)
+    assert "request ends" not in str(caught.value)
+    for thread in threads:
+        thread.result(within=20)
+
+
+LEFT = {
+    "query": "SELECT 1",
+    "setting": "SET app.tenant = '7'",
+    "lock": "SELECT pg_advisory_lock(7)",
+    "transaction": "BEGIN",
+}
+
+
+@pytest.mark.parametrize("statement", LEFT.values(), ids=LEFT)
+def test_what_a_thread_leaves_behind_comes_back_at_its_end_and_clean(
+    database: Database, release: str, statement: str
+) -> None:
+    """As where a web server cancels a request, and `request_finished` with it."""
+    wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 20}})
+    left: list[Any] = []
+
+    def work() -> None:
+        request_started.send(sender=None)
+        own: Any = connections[ALIAS]
+        left.append(own)  # asgiref keeps it, too
+        ask(own, statement)
+
+    Call(work).result(within=20)
+    wait_until(lambda: held(wrapper) == 0, "the connection", 5)
+    assert ask(wrapper, "SELECT current_setting('app.tenant', true)") in (None, "")
+    assert ask(wrapper, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
+    assert wrapper.pool.statistics.connects == 1
+
+
+FIRST = """
+import sys, django
+from concurrent.futures import ThreadPoolExecutor
+from django.conf import settings
+from django.core.signals import request_started
+settings.configure(DATABASES={"default": %r}, INSTALLED_APPS=["abs_orm_app"])
+django.setup()
+from django.db import connection
+request_started.send(None)
+connection.cursor().execute("SELECT 1")
+with ThreadPoolExecutor(1) as executor:
+    error = executor.submit(lambda: connection.cursor().execute("SELECT 1")).exception()
+sys.exit("couldn't get a connection" not in str(error))
+"""
+
+
+def test_the_first_request_of_a_process_keeps_its_connection(shared: Server) -> None:
+    pool = {"min_size": 1, "max_size": 1, "timeout": 0.5}
+    script = FIRST % entry(shared, OPTIONS={"pool": pool})
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+# Requests that never end
+
+
+def view(_request: HttpRequest) -> HttpResponse:
+    return HttpResponse(str(ask(connections[ALIAS])))
+
+
+urlpatterns = [path("", view)]
+
+
+@pytest.fixture
+def _ends_again() -> Iterator[None]:
+    """A process whose server has not served yet."""
+    _forget()
+    yield
+    _forget()
+
+
+def _forget() -> None:
+    leasing._ending.clear()
+    leasing._unending.clear()
+    leasing._thread.in_request = False
+
+
+def request(*, closes: bool, start: Callable[..., None] = lambda *_: None) -> None:
+    """As a WSGI server does it; starlette's WSGIMiddleware does not close the response."""
+    environ = RequestFactory(SERVER_NAME="localhost").get("/").environ
+    environ["wsgi.input"] = BytesIO()
+    handler: Any = WSGIHandler()
+    response = handler(environ, start)
+    assert int(b"".join(response)) > 0
+    if closes:
+        response.close()
+
+
+@pytest.fixture
+def mounted(database: Database) -> Iterator[Any]:
+    wrapper = database(OPTIONS={"pool": {"min_size": 4, "max_size": 4, "timeout": 20}})
+    with override_settings(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], MIDDLEWARE=[]):
+        yield wrapper
+
+
+@pytest.mark.usefixtures("_ends_again")
+def test_requests_that_never_end_are_said_once_and_starve_nobody(
+    mounted: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    failed = []
+
+    def one(_: int) -> None:
+        try:
+            request(closes=False)
+        except OperationalError as error:
+            failed.append(error)
+
+    with caplog.at_level(logging.WARNING, "abs_orm_app.pool"):
+        executor = ThreadPoolExecutor(THREADS)
+        list(executor.map(one, range(100)))
+    assert failed == []
+    assert caplog.text.count("does not call close() on Django's responses") == 1
+    assert held(mounted) <= 4
+    # The threads live on, and a request that ends has a connection at once.
+    assert Call(lambda: ask(connections[ALIAS])).result(within=30)
+    executor.shutdown()
+
+
+@pytest.mark.usefixtures("_ends_again")
+def test_threads_whose_requests_never_end_hold_nothing_at_rest(mounted: Any) -> None:
+    begun, stay = threading.Event(), threading.Event()
+
+    def one() -> None:
+        request(closes=False)
+        begun.set()
+        stay.wait(60)
+
+    def two() -> int:
+        request(closes=False)
+        request(closes=False)
+        return held(mounted)
+
+    other = Call(one)
+    assert begun.wait(20)
+    assert Call(two).result(within=30) == 0
+    stay.set()
+    other.result(within=20)
+
+
+@pytest.mark.usefixtures("_ends_again")
+@pytest.mark.parametrize("first", [True, False])
+def test_a_response_that_never_starts_is_no_sign_of_requests_that_never_end(
+    mounted: Any, caplog: pytest.LogCaptureFixture, first: bool
+) -> None:
+    """As gunicorn refuses a wrong header; or a time limit ends a view."""
+
+    def refuse(*_: object) -> None:
+        raise ValueError("an invalid header")
+
+    def work() -> None:
+        if not first:
+            request(closes=True)
+        with pytest.raises(ValueError, match="header"):
+            request(closes=True, start=refuse)
+        for _ in range(2):
+            request(closes=True)
+
+    Call(work).result(within=30)
+    assert not leasing._unending
+    assert ("close()" in caplog.text) == first
+    assert held(mounted) == 0
+
+
+@pytest.mark.usefixtures("_ends_again")
+def test_requests_that_end_are_not_taken_for_others(
+    mounted: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def work() -> None:
+        for _ in range(3):
+            request(closes=True)
+
+    Call(work).result(within=30)
+    assert "close()" not in caplog.text
+    assert held(mounted) == 0
+    assert not leasing._unending

@@ -1,0 +1,24 @@
+"""`OPTIONS["pool"]` as a project writes it for Django's own engine."""
+
+from __future__ import annotations
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+
+from tests.support.databases import Database, ask
+
+
+def test_a_name_is_that_of_the_pool_or_refused_in_a_sentence(database: Database) -> None:
+    """Django's own engine takes it."""
+    wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 2, "name": "mine"}})
+    refusal = ""
+    try:
+        ask(wrapper)
+    except ImproperlyConfigured as refused:
+        refusal = str(refused)
+    assert "name" in refusal if refusal else wrapper.pool.name == "mine"
+
+
+def test_an_unknown_option_is_refused_in_a_sentence(database: Database) -> None:
+    with pytest.raises(ImproperlyConfigured, match="min_sise"):
+        ask(database(OPTIONS={"pool": {"min_sise": 1}}))
