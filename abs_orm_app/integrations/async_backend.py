@@ -1,0 +1,65 @@
+"""django-async-backend on the pool of the alias: experimental.
+
+It looks for `AsyncDatabaseWrapper` in the engine's module, which has it if `django_async_backend`
+is in INSTALLED_APPS. Its ORM then shares the pool, and its limit, with the rest of the project.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from django.db import connections
+from django.db.utils import load_backend
+from django_async_backend.db.backends.postgresql.async_base import (
+    AsyncDatabaseWrapper as ItsWrapper,
+)
+from psycopg import IsolationLevel
+
+from abs_orm_app.aio import check_out
+from abs_orm_app.backends.async_connection import HELD, PluggedConnection
+from abs_orm_app.config.address import POSTGIS, POSTGRESQL
+from abs_orm_app.pool.holders import task_of
+
+
+def register() -> None:
+    """Add the wrapper to those of this package's engines that the project uses."""
+    engines = {settings["ENGINE"] for settings in connections.settings.values()}
+    for engine in engines & {POSTGRESQL, POSTGIS}:
+        load_backend(engine).AsyncDatabaseWrapper = AsyncDatabaseWrapper
+
+
+class AsyncDatabaseWrapper(ItsWrapper):  # type: ignore[misc]
+    """Its wrapper on a connection of the alias's pool; without a `pool` option, unchanged."""
+
+    connection: Any
+    pool = None  # it has none of its own
+
+    def _is_pooled(self) -> bool:
+        return bool(self.settings_dict["OPTIONS"].get("pool"))
+
+    async def get_new_connection(self, params: dict[str, Any]) -> Any:
+        if not self._is_pooled():
+            return await super().get_new_connection(params)
+        level = self.settings_dict["OPTIONS"].get("isolation_level")
+        self.isolation_level = IsolationLevel(level or IsolationLevel.READ_COMMITTED)
+        holder = task_of(sys._getframe(1))
+        self.connection = await check_out(self.alias, None, holder)
+        return self.connection
+
+    async def _configure_connection(self, connection: Any) -> bool:
+        if isinstance(connection, PluggedConnection):
+            return False  # the pool has done it
+        return bool(await super()._configure_connection(connection))
+
+    async def _close(self) -> None:
+        if isinstance(self.connection, PluggedConnection):
+            connection, self.connection = self.connection, None
+            connection.unplug()
+        else:
+            await super()._close()
+
+    def create_cursor(self, name: str | None = None) -> Any:
+        if name and isinstance(self.connection, PluggedConnection):
+            self.connection.soil(HELD)  # it may outlive its transaction
+        return super().create_cursor(name)
