@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -24,18 +24,22 @@ from abs_orm_app.config.address import (
 from abs_orm_app.config.entry import KEY, AppOptions, Mode, Release, Reset
 from abs_orm_app.config.unread import unread_variables
 from abs_orm_app.config.variables import (
+    Listed,
     Reader,
     SettingsError,
     Variable,
     one_of,
     read_env_file,
     seconds,
+    setting,
     true_or_false,
     whole_number,
 )
 
 __all__ = [
+    "NEVER",
     "PLACEHOLDER_PASSWORDS",
+    "SETTINGS",
     "VARIABLES",
     "Mode",
     "PoolSettings",
@@ -48,101 +52,116 @@ __all__ = [
 
 MOST_CONNECTIONS = 262143  # PostgreSQL's own upper bound of max_connections
 DAY = 86400.0  # seconds
+NEVER = -1  # recycle
 PLACEHOLDER_PASSWORDS = frozenset({"change-me"})  # in .env.example
 
 
-def _mode(text: str) -> Mode:
-    return cast(Mode, one_of(*get_args(Mode))(text))
-
-
-def _release(text: str) -> Release:
-    return cast(Release, one_of(*get_args(Release))(text))
-
-
-def _reset(text: str) -> Reset:
-    return cast(Reset, one_of(*get_args(Reset))(text))
-
-
 def _recycle(text: str) -> int:
-    if text.strip() == "-1":
-        return -1
+    if text.strip() == str(NEVER):
+        return NEVER
     try:
         return whole_number(1, 2**31 - 1)(text)
     except ValueError:
         raise ValueError("is not a whole number of seconds, 1 or more, or -1 for never") from None
 
 
-DB_POOL_MODE = Variable[Mode](name="DB_POOL_MODE", parse=_mode, default="pool")
-DB_POOL_SIZE = Variable(
-    name="DB_POOL_SIZE",
-    parse=whole_number(1, MOST_CONNECTIONS),
-    default=20,
-    refused={
-        "0": "to SQLAlchemy it means no limit; set 1 or more, or DB_POOL_MODE=null for no pool"
-    },
-)
-DB_MAX_OVERFLOW = Variable(
-    name="DB_MAX_OVERFLOW",
-    parse=whole_number(0, MOST_CONNECTIONS),
-    default=10,
-    refused={
-        "-1": "without a limit (SQLAlchemy's meaning), one burst takes every connection of the"
-        " server, also from other applications; set how many the server can spare"
-    },
-)
-DB_POOL_PRE_PING = Variable(name="DB_POOL_PRE_PING", parse=true_or_false, default=True)
-DB_POOL_RECYCLE = Variable(
-    name="DB_POOL_RECYCLE",
-    parse=_recycle,
-    default=3600,
-    refused={"0": "no connection would be used twice; for that, set DB_POOL_MODE=null"},
-)
-DB_POOL_TIMEOUT = Variable(name="DB_POOL_TIMEOUT", parse=seconds(DAY), default=30.0)
-DB_POOL_RELEASE = Variable[Release](name="DB_POOL_RELEASE", parse=_release, default="request")
-DB_POOL_RESET = Variable[Reset](name="DB_POOL_RESET", parse=_reset, default="dirty")
-DB_POOL_LEAK_SECONDS = Variable[float | None](
-    name="DB_POOL_LEAK_SECONDS", parse=seconds(DAY), default=None
-)
 DB_POOL_PROCESSES = Variable[int | None](
     name="DB_POOL_PROCESSES",
     parse=whole_number(1, MOST_CONNECTIONS),
     default=None,
     prefixed=False,
 )
-DB_DISABLE_SERVER_SIDE_CURSORS = Variable[bool | None](
-    name="DB_DISABLE_SERVER_SIDE_CURSORS", parse=true_or_false, default=None
-)
-
-_ALL: tuple[Variable[Any], ...] = (
-    DATABASE_URL,
-    *PARTS.values(),
-    DB_PASSWORD_PROVIDER,
-    DB_POOL_MODE,
-    DB_POOL_SIZE,
-    DB_MAX_OVERFLOW,
-    DB_POOL_PRE_PING,
-    DB_POOL_RECYCLE,
-    DB_POOL_TIMEOUT,
-    DB_POOL_RELEASE,
-    DB_POOL_RESET,
-    DB_POOL_LEAK_SECONDS,
-    DB_POOL_PROCESSES,
-    DB_DISABLE_SERVER_SIDE_CURSORS,
-)
-VARIABLES = {variable.name: variable for variable in _ALL}
-NAMES = (*VARIABLES, *(f"{variable.name}_FILE" for variable in _ALL if variable.secret))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolSettings:
-    """The five settings and the mode, with the defaults of the variables."""
+    """The settings of one database's pool, each with its variable and default."""
 
-    mode: Mode = DB_POOL_MODE.default
-    size: int = DB_POOL_SIZE.default  # connections kept open, 1 or more
-    overflow: int = DB_MAX_OVERFLOW.default  # connections beyond the size, 0 or more
-    pre_ping: bool = DB_POOL_PRE_PING.default  # check a connection before it is handed out
-    recycle: int = DB_POOL_RECYCLE.default  # maximum age of a connection in seconds; -1: none
-    timeout: float = DB_POOL_TIMEOUT.default  # maximum wait for a connection in seconds
+    mode: Mode = setting(
+        "DB_POOL_MODE",
+        one_of(*get_args(Mode)),
+        "pool",
+        options={
+            "pool": "OPTIONS['pool']",
+            "persistent": "CONN_MAX_AGE",
+            "pgbouncer": "DISABLE_SERVER_SIDE_CURSORS",
+            "null": "CONN_MAX_AGE",
+        },
+    )
+    size: int = setting(  # connections kept open
+        "DB_POOL_SIZE",
+        whole_number(1, MOST_CONNECTIONS),
+        20,
+        options={"pool": "pool.min_size"},
+        label="pool size",
+        refused={
+            "0": "to SQLAlchemy it means no limit; set 1 or more, or DB_POOL_MODE=null for no pool"
+        },
+    )
+    overflow: int = setting(  # connections beyond the size
+        "DB_MAX_OVERFLOW",
+        whole_number(0, MOST_CONNECTIONS),
+        10,
+        options={"pool": "pool.max_size, size + overflow"},
+        label="overflow",
+        refused={
+            "-1": "without a limit (SQLAlchemy's meaning), one burst takes every connection of the"
+            " server, also from other applications; set how many the server can spare"
+        },
+    )
+    pre_ping: bool = setting(  # check a connection before it is handed out
+        "DB_POOL_PRE_PING",
+        true_or_false,
+        True,
+        options={"pool": "CONN_HEALTH_CHECKS", "persistent": "CONN_HEALTH_CHECKS"},
+        label="pre-ping",
+    )
+    recycle: int = setting(  # maximum age of a connection; NEVER: none
+        "DB_POOL_RECYCLE",
+        _recycle,
+        3600,
+        options={"pool": "pool.max_lifetime", "persistent": "CONN_MAX_AGE"},
+        label="recycle",
+        unit="s",
+        refused={"0": "no connection would be used twice; for that, set DB_POOL_MODE=null"},
+    )
+    timeout: float = setting(  # maximum wait for a connection
+        "DB_POOL_TIMEOUT",
+        seconds(DAY),
+        30.0,
+        options={"pool": "pool.timeout"},
+        label="timeout",
+        unit="s",
+    )
+    release: Release = setting(  # when a connection goes back to the pool
+        "DB_POOL_RELEASE",
+        one_of(*get_args(Release)),
+        "request",
+        options={"pool": KEY},
+        shown="our pool",
+    )
+    reset: Reset = setting(  # which connections are cleaned before the next holder has them
+        "DB_POOL_RESET",
+        one_of(*get_args(Reset)),
+        "dirty",
+        options={"pool": KEY},
+        shown="our pool",
+    )
+    leak_seconds: float | None = setting(
+        "DB_POOL_LEAK_SECONDS",
+        seconds(DAY),
+        None,
+        options={"pool": KEY},
+        shown="if set",
+        unit="s",
+    )
+    no_cursors: bool | None = setting(  # None: by the mode
+        "DB_DISABLE_SERVER_SIDE_CURSORS",
+        true_or_false,
+        None,
+        options=dict.fromkeys(get_args(Mode), "DISABLE_SERVER_SIDE_CURSORS"),
+        shown="if set",
+    )
 
     @classmethod
     def from_env(cls, prefix: str = "", environ: Mapping[str, str] | None = None) -> PoolSettings:
@@ -155,29 +174,39 @@ class PoolSettings:
     @classmethod
     def read(cls, reader: Reader) -> PoolSettings:
         """Read the settings. The reader notes each mistake; the setting then has its default."""
-        return cls(
-            mode=reader.read(DB_POOL_MODE),
-            size=reader.read(DB_POOL_SIZE),
-            overflow=reader.read(DB_MAX_OVERFLOW),
-            pre_ping=reader.read(DB_POOL_PRE_PING),
-            recycle=reader.read(DB_POOL_RECYCLE),
-            timeout=reader.read(DB_POOL_TIMEOUT),
-        )
+        return cls(**{name: reader.read(listed.variable) for name, listed in SETTINGS.items()})
 
     def pool_options(self) -> dict[str, Any]:
         """Return OPTIONS["pool"] of a DATABASES entry: parameters of psycopg_pool."""
         return {
             "min_size": self.size,
             "max_size": self.size + self.overflow,
-            "max_lifetime": float("inf") if self.recycle == -1 else float(self.recycle),
+            "max_lifetime": float("inf") if self.recycle == NEVER else float(self.recycle),
             "timeout": self.timeout,
         }
+
+    def own_options(self) -> AppOptions:
+        """Return what Django has no key for, by the name of the field."""
+        names = (name for name, listed in SETTINGS.items() if KEY in listed.options.values())
+        return cast(AppOptions, {name: getattr(self, name) for name in names})
 
     def conn_max_age(self) -> int | None:
         """Return CONN_MAX_AGE of a DATABASES entry; only `persistent` mode lets Django use it."""
         if self.mode != "persistent":
             return 0
-        return None if self.recycle == -1 else self.recycle
+        return None if self.recycle == NEVER else self.recycle
+
+
+SETTINGS: dict[str, Listed] = {each.name: each.metadata["listed"] for each in fields(PoolSettings)}
+_ALL: tuple[Variable[Any], ...] = (
+    DATABASE_URL,
+    *PARTS.values(),
+    DB_PASSWORD_PROVIDER,
+    *(listed.variable for listed in SETTINGS.values()),
+    DB_POOL_PROCESSES,
+)
+VARIABLES = {variable.name: variable for variable in _ALL}
+NAMES = (*VARIABLES, *(f"{variable.name}_FILE" for variable in _ALL if variable.secret))
 
 
 def database_from_env(
@@ -203,9 +232,6 @@ def database_from_env(
     """
     reader = Reader(environ, prefix)
     settings = PoolSettings.read(reader)
-    release, reset = reader.read(DB_POOL_RELEASE), reader.read(DB_POOL_RESET)
-    leak_seconds = reader.read(DB_POOL_LEAK_SECONDS)
-    no_cursors = reader.read(DB_DISABLE_SERVER_SIDE_CURSORS)
     reader.read(DB_POOL_PROCESSES)
     given = read_address(reader, default)
     reader.stop_if_wrong()
@@ -225,7 +251,7 @@ def database_from_env(
         "CONN_MAX_AGE": settings.conn_max_age(),
         "CONN_HEALTH_CHECKS": settings.pre_ping,
         "DISABLE_SERVER_SIDE_CURSORS": (
-            settings.mode == "pgbouncer" if no_cursors is None else no_cursors
+            settings.mode == "pgbouncer" if settings.no_cursors is None else settings.no_cursors
         ),
         "OPTIONS": options,
         KEY: AppOptions(
@@ -233,9 +259,7 @@ def database_from_env(
             prefix=prefix,
             sources=reader.sources,
             variables=reader.variables,
-            release=release,
-            reset=reset,
-            leak_seconds=leak_seconds,
+            **settings.own_options(),
             project=_project(address.options, options, settings.mode),
             embedded=given.embedded,
             url_file=reader.secret_file("DATABASE_URL"),

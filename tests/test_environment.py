@@ -275,7 +275,7 @@ def test_the_password_provider_is_passed_on() -> None:
 
 
 def test_a_server_that_is_gone_without_a_word_is_found_within_20_seconds() -> None:
-    """`tests/pool/test_silence.py` cuts a network; here the numbers are added up."""
+    """`tests/pool/test_causes.py` cuts a network; here the numbers are added up."""
     options = {name: int(DEFAULTS[name]) for name in DEFAULTS if name != "application_name"}
     waiting = options["keepalives_interval"] * options["keepalives_count"]
     assert options["keepalives_idle"] + waiting < 20

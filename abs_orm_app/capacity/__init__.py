@@ -1,1 +1,1 @@
-"""Sums: the budget of connections, queueing, and advice on sizes."""
+"""Sums: the budget of connections, and the pool for a load."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from abs_orm_app.config.texts import counted
 from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.server import ServerFacts
 
@@ -63,8 +65,41 @@ class Budget:
         """As in "2 processes x (20 + 10) for 'default' = 60 connections"."""
         parts = [f"({d.size} + {d.overflow}) for {d.alias!r}" for d in self.demands]
         total = parts[0] if len(parts) == 1 else f"({' + '.join(parts)})"
-        noun = "process" if self.processes == 1 else "processes"
-        return f"{self.processes} {noun} x {total} = {self.at_peak} connections"
+        return f"{counted(self.processes, 'process')} x {total} = {self.at_peak} connections"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """The requests of all processes, and the pool that each process needs for its share."""
+
+    rps: float
+    hold_ms: float  # for which a request holds its connection
+    busy: float  # connections in use on average, in all processes together
+    processes: int
+    size: int
+    overflow: int  # for twice the load
+    fitting: int | None  # processes for which the server has room; None: it was not asked
+
+    @classmethod
+    def of(cls, rps: float, hold_ms: float, processes: int, server: ServerFacts | None) -> Load:
+        """By the square root rule: twice the root of what is busy is room for chance."""
+        busy = rps * hold_ms / 1000
+
+        def needed(times: int) -> int:
+            share = times * busy / processes
+            return max(math.ceil(share + 2 * math.sqrt(share)), 1)
+
+        demand = Demand(alias="", size=needed(1), overflow=needed(2) - needed(1))
+        rooms = [budget.room for budget in budgets([(demand, server)], 1)] if server else []
+        return cls(
+            rps=rps,
+            hold_ms=hold_ms,
+            busy=busy,
+            processes=processes,
+            size=demand.size,
+            overflow=demand.overflow,
+            fitting=min(rooms) // needed(2) if rooms else None,
+        )
 
 
 def largest_that_fit(budget: Budget) -> tuple[Demand, ...]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from abs_orm_app.checks.finding import Finding, new_finding
-from abs_orm_app.checks.fixes import set_mode, written_by_hand
+from abs_orm_app.checks.fixes import set_mode
+from abs_orm_app.environment import SETTINGS
 from abs_orm_app.facts.databases import Configured
 
 OUR_ENGINES = {
@@ -22,9 +23,15 @@ def adoption_findings(databases: Sequence[Configured]) -> list[Finding]:
     for database in databases:
         if database.engine in OUR_ENGINES:
             found.append(djangos_engine(database))
-        elif database.hardened and database.mode == "null" and written_by_hand(database):
+        elif has_unused_pool(database):
             found.append(no_pool(database))
     return found
+
+
+def has_unused_pool(database: Configured) -> bool:
+    """True for this app's engine without a pool, where nobody said that this is meant."""
+    meant = database.mode == "pgbouncer" or database.mode_was_chosen
+    return database.hardened and not (database.pools or meant)
 
 
 def databases_empty() -> Finding:
@@ -48,11 +55,33 @@ def djangos_engine(database: Configured) -> Finding:
 
 
 def no_pool(database: Configured) -> Finding:
+    does = (
+        f"CONN_MAX_AGE={database.conn_max_age} keeps a connection for each thread"
+        if database.mode == "persistent"
+        else "each request opens a connection and closes it"
+    )
     return new_finding(
-        "I002",
-        "The engine can pool, but OPTIONS['pool'] is not set: each request opens a connection and"
-        " closes it.",
-        "To turn the pool on, set:",
+        "W006",
+        f"No pool is in use: the engine is this app's, but OPTIONS['pool'] is not set, so {does}.",
+        "Turn the pool on below DATABASES, or say in the entry that it is meant so:"
+        f" 'ABS_ORM_APP': {{'mode': {database.mode!r}}}. To turn it on:",
         database.alias,
         fix=set_mode(database, "pool"),
     )
+
+
+def unread_settings(databases: Sequence[Configured], environ: Collection[str]) -> list[Finding]:
+    """A finding on pool settings in the environment, for DATABASES that is not made from them."""
+    given = [each.variable.name for each in SETTINGS.values() if each.variable.name in environ]
+    aliases = [database.alias for database in databases if database.vendor == "postgresql"]
+    if not (given and aliases):
+        return []
+    entry = f"DATABASES[{aliases[0]!r}]"
+    unread = new_finding(
+        "W007",
+        f"Nothing reads {', '.join(given)}: {entry} is not made from variables.",
+        "Unset them, or make it from them, with `from abs_orm_app.environment import"
+        " database_from_env` (it reads DATABASE_URL, or DB_HOST and DB_NAME):",
+        fix=f"{entry} = database_from_env()",
+    )
+    return [unread]

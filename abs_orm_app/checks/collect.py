@@ -11,12 +11,12 @@ from abs_orm_app.capacity.budget import Answers, budgets, demands
 from abs_orm_app.checks.budget_rules import budget_findings
 from abs_orm_app.checks.finding import Finding
 from abs_orm_app.checks.lease_rules import lease_findings
-from abs_orm_app.checks.pooler_rules import PooledAlias, no_pooler, pooler_findings
+from abs_orm_app.checks.pooler_rules import no_pooler, pooler_findings
 from abs_orm_app.checks.server_rules import server_not_asked, session_findings
 from abs_orm_app.checks.without_server import deployment_findings, settings_findings
 from abs_orm_app.environment import SettingsError, pool_processes
 from abs_orm_app.facts.connection_test import probe
-from abs_orm_app.facts.databases import Configured, pool_settings
+from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.failure import Failure
 from abs_orm_app.facts.report import Report
 from abs_orm_app.facts.server import ServerFacts
@@ -33,7 +33,7 @@ def ask_servers(databases: Iterable[Configured]) -> list[Finding]:
     unanswered = []
     for database in databases:
         if database.pools or database.mode == "pgbouncer":
-            server, test = probe(database, TIMEOUT)
+            server, test, _ = probe(database, TIMEOUT)
             failure = server if isinstance(server, Failure) else test.failure
             if isinstance(server, ServerFacts):
                 answers.append((database, server))
@@ -86,24 +86,10 @@ def _budget_findings(answers: Answers, processes: int | None) -> list[Finding]:
 
 
 def _pooler_findings(answers: Answers) -> list[Finding]:
-    pooled, found = [], []
+    found = []
     for database, server in answers:
         if server.pooler:
-            pooled.append(
-                PooledAlias(
-                    database=database,
-                    pooler=server.pooler,
-                    server=server,
-                    timeout=_timeout(database),
-                )
-            )
+            found += pooler_findings(database, server.pooler)
         elif database.mode == "pgbouncer":
             found.append(no_pooler(database))
-    return [*found, *pooler_findings(pooled)]
-
-
-def _timeout(database: Configured) -> float | None:
-    try:
-        return pool_settings(database).timeout
-    except (SettingsError, ValueError):
-        return None
+    return found

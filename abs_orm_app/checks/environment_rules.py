@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from abs_orm_app.checks.finding import Finding, new_finding
-from abs_orm_app.config.explain import explain
+from abs_orm_app.config.texts import explain
 
 
 def unknown_variables(names: Mapping[str, str | None]) -> list[Finding]:

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 
 from django.core.checks import ERROR, INFO, WARNING
 
-from abs_orm_app.config.explain import explain
-from abs_orm_app.config.printable import printable
-
-GUIDE = "docs/checks.md"
+from abs_orm_app.config.texts import explain, printable
+from abs_orm_app.facts.wording import LEVELS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +32,9 @@ class Finding:
         return self.id.rpartition(".")[2]
 
     @property
-    def guide(self) -> str:
-        """The entry of the docs."""
-        return f"{GUIDE}#{self.number}"
+    def title(self) -> str:
+        """As in "WARNING W011 default"."""
+        return " ".join(filter(None, (LEVELS[self.level], self.number, self.alias)))
 
     @property
     def explained_by(self) -> str:

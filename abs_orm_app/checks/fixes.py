@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-from abs_orm_app.environment import DB_POOL_RELEASE
 from abs_orm_app.facts.databases import Configured, Value
 
 _OPTIONS_BY_HAND = {
@@ -42,18 +41,20 @@ def set_mode(database: Configured, mode: str) -> str:
         return f"{variable(database, 'mode')}={mode}"
     if mode == "pgbouncer":
         return '"CONN_MAX_AGE": 0, "DISABLE_SERVER_SIDE_CURSORS": True'
-    return '"CONN_MAX_AGE": 0, "OPTIONS": {"pool": {"min_size": 4, "max_size": 10}}'
+    entry = f'DATABASES["{database.alias}"]'  # whatever has made it
+    pool = '{"min_size": 4, "max_size": 10}'
+    return f'{entry}["CONN_MAX_AGE"] = 0; {entry}.setdefault("OPTIONS", {{}})["pool"] = {pool}'
 
 
 def set_release(database: Configured, release: str) -> str:
     """Set when a connection goes back to the pool."""
     if written_by_hand(database):
         return f'"ABS_ORM_APP": {{"release": "{release}"}}'
-    return f"{variable(database, DB_POOL_RELEASE.name)}={release}"
+    return f"{variable(database, 'release')}={release}"
 
 
 def variable(database: Configured, field: str) -> str:
-    """The variable that sets one of FIELDS for this alias."""
+    """The variable that sets a field of PoolSettings for this alias."""
     return next(setting.name for setting in database.settings if setting.field == field)
 
 

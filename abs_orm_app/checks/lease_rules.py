@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from abs_orm_app.checks.finding import Finding, new_finding
 from abs_orm_app.checks.fixes import set_release
-from abs_orm_app.environment import DB_POOL_RELEASE
+from abs_orm_app.config.texts import counted
 from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.report import Report
 from abs_orm_app.facts.server import ServerFacts
@@ -21,7 +21,7 @@ def static_lease_findings(databases: Iterable[Configured]) -> list[Finding]:
 
 def lease_findings(reports: Iterable[Report]) -> list[Finding]:
     """Findings on what was seen of each alias with a pool of this app."""
-    rules = (receivers_query, idle_while_others_wait, server_side_cursors_off)
+    rules = (idle_while_others_wait, server_side_cursors_off)
     return [
         finding
         for report in reports
@@ -43,26 +43,6 @@ def atomic_requests(database: Configured) -> Iterator[Finding]:
         )
 
 
-def receivers_query(report: Report) -> Iterator[Finding]:
-    if not report.receivers:
-        return
-    database = report.configured
-    one = len(report.receivers) == 1
-    when = (
-        "each time that a request takes a connection again, which is after each transaction"
-        if _release(database) == "transaction"
-        else "each time that a request takes a connection"
-    )
-    yield new_finding(
-        "W004",
-        f"{', '.join(report.receivers)} {'queries' if one else 'query'} in a receiver of"
-        f" connection_created: a round trip to the server {when}.",
-        "Set it once for each connection, in OPTIONS, or do it where it is needed:",
-        database.alias,
-        fix='"OPTIONS": {"options": "-c statement_timeout=5000"}',
-    )
-
-
 def idle_while_others_wait(report: Report) -> Iterator[Finding]:
     database, usage = report.configured, report.usage
     if usage is None or _release(database) != "request":
@@ -70,9 +50,10 @@ def idle_while_others_wait(report: Report) -> Iterator[Finding]:
     if usage.waited and usage.unused > MOSTLY * usage.in_use:
         yield new_finding(
             "W005",
-            f"{_requests(usage.waited)} waited for a connection in the last {usage.seconds:.0f} s,"
-            f" while {usage.unused:.1f} of the {usage.in_use:.1f} connections in use (in the mean)"
-            " were idle in no transaction: their requests did something else.",
+            f"{counted(usage.waited, 'request')} waited for a connection in the last"
+            f" {usage.seconds:.0f} s, while {usage.unused:.1f} of the {usage.in_use:.1f}"
+            " connections in use (in the mean) were idle in no transaction: their requests did"
+            " something else.",
             "Return each connection after the query or transaction that needs it:",
             database.alias,
             fix=set_release(database, "transaction"),
@@ -94,8 +75,4 @@ def server_side_cursors_off(report: Report) -> Iterator[Finding]:
 
 
 def _release(database: Configured) -> object:
-    return database.value_of(DB_POOL_RELEASE.name)
-
-
-def _requests(count: int) -> str:
-    return "1 request" if count == 1 else f"{count:,} requests"
+    return database.value("release")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from abs_orm_app.checks.adoption_rules import has_unused_pool
 from abs_orm_app.checks.finding import Finding, new_finding
 from abs_orm_app.checks.fixes import set_mode, set_one
-from abs_orm_app.environment import PLACEHOLDER_PASSWORDS
-from abs_orm_app.facts.databases import NEVER, Configured, is_local
+from abs_orm_app.environment import NEVER, PLACEHOLDER_PASSWORDS
+from abs_orm_app.facts.databases import Configured, is_local
 
 LONGEST_RECYCLE = 3600  # seconds
 
@@ -34,7 +35,7 @@ def deploy_findings(databases: Iterable[Configured]) -> list[Finding]:
 
 
 def pooling_off(database: Configured) -> Iterator[Finding]:
-    if database.mode == "null":
+    if database.mode == "null" and not has_unused_pool(database):  # which is W006
         yield new_finding(
             "W011",
             "There is no pool: every request opens a connection and closes it.",

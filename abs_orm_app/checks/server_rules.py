@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from abs_orm_app.checks.finding import Finding, new_finding
 from abs_orm_app.checks.fixes import alter_role, set_one, variable, written_by_hand
-from abs_orm_app.facts.databases import NEVER, Configured, is_local
+from abs_orm_app.environment import NEVER
+from abs_orm_app.facts.databases import Configured, is_local
 from abs_orm_app.facts.failure import Failure
 from abs_orm_app.facts.server import ServerFacts
 from abs_orm_app.facts.server_role import wanted_role

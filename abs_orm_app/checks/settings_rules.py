@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from abs_orm_app.checks.finding import Finding, new_finding
-from abs_orm_app.config.variables import did_you_mean
+from abs_orm_app.config.texts import did_you_mean
 from abs_orm_app.facts.databases import Configured
 
 LEAST_PSYCOPG = (3, 2)

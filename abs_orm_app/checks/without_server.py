@@ -1,7 +1,8 @@
-"""Collects the findings that need no server: on settings, environment and web server."""
+"""Collects the findings that need no server: on settings and environment."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from abs_orm_app.checks import (
 )
 from abs_orm_app.checks.finding import Finding
 from abs_orm_app.environment import SettingsError, pool_processes, unknown_variables
-from abs_orm_app.facts.databases import Configured, pool_parameters
+from abs_orm_app.facts.databases import Configured, pool_parameters, variables_are_read
 
 
 def settings_findings(databases: Sequence[Configured]) -> list[Finding]:
@@ -29,6 +30,8 @@ def settings_findings(databases: Sequence[Configured]) -> list[Finding]:
         found += settings_rules.static_findings(databases, _installed())
     found += lease_rules.static_lease_findings(databases)
     found += adoption_rules.adoption_findings(databases)
+    if not variables_are_read():
+        found += adoption_rules.unread_settings(databases, os.environ)
     found += package_rules.package_findings(databases, settings.INSTALLED_APPS, _project_settings())
     try:
         pool_processes()
@@ -39,12 +42,10 @@ def settings_findings(databases: Sequence[Configured]) -> list[Finding]:
 
 def deployment_findings(databases: Sequence[Configured]) -> list[Finding]:
     """Findings on what works, but should not be used in production."""
-    # Imported here because they take time, and the other checks run before every command.
+    # Imported here because it takes time, and the other checks run before every command.
     from abs_orm_app.checks.production_rules import deploy_findings
-    from abs_orm_app.checks.web_server_rules import web_findings
-    from abs_orm_app.facts.web_server import web_server
 
-    return [*deploy_findings(databases), *web_findings(databases, web_server())]
+    return deploy_findings(databases)
 
 
 def _project_settings() -> dict[str, Any]:

@@ -12,8 +12,9 @@ from urllib.parse import quote, unquote
 import dj_database_url
 from django.core.exceptions import ImproperlyConfigured
 
+from abs_orm_app.config.texts import did_you_mean
 from abs_orm_app.config.unread import did_you_mean_these
-from abs_orm_app.config.variables import Reader, Variable, did_you_mean, refuse, whole_number
+from abs_orm_app.config.variables import Reader, Variable, refuse, whole_number
 
 POSTGRESQL = "abs_orm_app.backends.postgresql"
 POSTGIS = "abs_orm_app.backends.postgis"

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from typing import TypeGuard
 
-from abs_orm_app.config.printable import printable
+from abs_orm_app.config.texts import printable
 
 # Names that other frameworks, images and platforms give to parts of an address.
 SYNONYMS = {

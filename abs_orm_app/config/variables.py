@@ -8,16 +8,16 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Generic, NoReturn, TypeVar
+from typing import Any, Generic, Literal, NoReturn, TypeVar
 
 import environ  # type: ignore[import-untyped]
 from django.core.exceptions import ImproperlyConfigured
 
 from abs_orm_app.config.broken_settings import verdict_on
+from abs_orm_app.config.texts import did_you_mean
 
 T = TypeVar("T")
 
@@ -84,6 +84,24 @@ class Variable(Generic[T]):
     def named(self, prefix: str) -> str:
         """Return its name for the database with this prefix."""
         return prefix + self.name if self.prefixed else self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """What everybody knows of a setting: its variable, what it becomes, where it is shown."""
+
+    variable: Variable[Any]
+    options: Mapping[str, str]  # by mode: the option of Django or psycopg_pool; else it is not used
+    shown: Literal["always", "our pool", "if set"] = "always"
+    label: str = ""  # where the settings in effect are shown
+    unit: str = ""
+
+
+def setting(name: str, parse: Callable[[str], Any], default: Any, **more: Any) -> Any:
+    """A field of PoolSettings: the parser and default of its variable, and what `Listed` has."""
+    refused = more.pop("refused", {})
+    variable = Variable[Any](name=name, parse=parse, default=default, refused=refused)
+    return field(default=default, metadata={"listed": Listed(variable=variable, **more)})
 
 
 class Reader:
@@ -275,9 +293,3 @@ def true_or_false(text: str) -> bool:
     if (word := text.strip().lower()) in (*TRUE, *FALSE):
         return word in TRUE
     raise ValueError(f"is not true or false{did_you_mean(word, ('true', 'false'))}")
-
-
-def did_you_mean(given: str, known: tuple[str, ...]) -> str:
-    """Return ` (did you mean 'x'?)` if a known word resembles the one that was given, or ""."""
-    close = get_close_matches(given, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

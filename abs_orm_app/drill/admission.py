@@ -17,7 +17,7 @@ from abs_orm_app.checks.fixes import set_mode
 from abs_orm_app.drill.stage import AnyConnection, Control
 from abs_orm_app.facts.connecting import MARGIN, errors_of, parameters_of, seconds_to_connect
 from abs_orm_app.facts.databases import Configured
-from abs_orm_app.facts.failure import Failure, explain
+from abs_orm_app.facts.failure import Failure, failure_of
 from abs_orm_app.facts.isolated_wrapper import isolated_wrapper
 from abs_orm_app.facts.pooler import is_pooled
 from abs_orm_app.facts.server import ServerFacts, read_server
@@ -82,7 +82,7 @@ def control_connection(configured: Configured, take_most: bool) -> Iterator[Cont
                 seconds, lambda: _connections_left(control, size, limit, take_most)
             )
         except errors_of(connections[configured.alias]) as error:
-            raise Refused(explain(error, configured)) from error
+            raise Refused(failure_of(error, configured)) from error
         yield Control(
             connection=control, application_name=name, connect_seconds=connect_seconds, free=free
         )
@@ -111,7 +111,7 @@ def _connections_left(control: AnyConnection, size: int, limit: int, take_most: 
     except psycopg.Error as error:
         if take_most:
             return None
-        cause = f"The server does not say how many connections are free: {explain(error).cause}"
+        cause = f"The server does not say how many connections are free: {failure_of(error).cause}"
         raise Refused(Failure(cause=cause, hint=_ANYWAY)) from error
     free, why = min(_free(limit, server) for limit in limits(server))
     needed = limit + CONTROL_CONNECTIONS

@@ -1,8 +1,8 @@
-"""Proves on a live database what the pool of an alias promises. docs/drill.md describes it.
+"""Proves on a live database what the pool of an alias promises. docs/check_pool.md describes it.
 
     with closing(drill(configured)) as outcomes:
         for outcome in outcomes:
-            print(outcome.verdict, outcome.promise, outcome.seen)
+            print(outcome.result, outcome.promise, outcome.seen)
 
 The drill uses its own pools, which the alias's engine builds from the alias's settings. It touches
 only their sessions, which it recognises by their application_name.
@@ -23,10 +23,10 @@ import psycopg
 from psycopg.errors import InsufficientPrivilege
 
 from abs_orm_app.drill.admission import control_connection, drill_wrapper, refuse_without_pool
-from abs_orm_app.drill.stage import Control, Promise, Seen, Stage, Verdict
+from abs_orm_app.drill.stage import Control, Promise, Result, Seen, Stage
 from abs_orm_app.drill.steps import AT_THE_END, IN_CONFIGURED_POOL, IN_POOL_OF_ONE
 from abs_orm_app.facts.databases import Configured
-from abs_orm_app.facts.failure import Failure, explain
+from abs_orm_app.facts.failure import Failure, failure_of
 from abs_orm_app.facts.secrets import scrub
 from abs_orm_app.facts.timeout import run_with_timeout
 
@@ -37,7 +37,7 @@ class Outcome:
 
     name: str
     promise: str
-    verdict: Verdict
+    result: Result
     seen: str
     seconds: float
 
@@ -56,7 +56,7 @@ class Drilled:
         """True if no promise was broken; None for an alias without a pool."""
         if not self.has_pool:
             return None
-        return not self.refused and all(o.verdict != "broken" for o in self.outcomes)
+        return not self.refused and all(o.result != "broken" for o in self.outcomes)
 
 
 class _ServerLost(Exception):  # noqa: N818 - it ends the drill
@@ -97,16 +97,16 @@ def _test(
         lost = False
         began = perf_counter()
         try:
-            seen = run_with_timeout(3 * stage.patience, partial(promise.test, stage))
+            seen = run_with_timeout(3 * stage.step_timeout, partial(promise.test, stage))
         except InsufficientPrivilege as error:
-            seen = Seen("skipped", f"this role may not do it: {explain(error).cause}")
+            seen = Seen("skipped", f"this role may not do it: {failure_of(error).cause}")
         except (psycopg.Error, OSError) as error:
-            seen = Seen("broken", explain(error).cause)
+            seen = Seen("broken", failure_of(error).cause)
             lost = isinstance(error, TimeoutError) or stage.control.connection.closed
         yield Outcome(
             name=promise.name,
             promise=promise.text,
-            verdict=seen.verdict,
+            result=seen.result,
             seen=scrub(seen.what),
             seconds=perf_counter() - began,
         )

@@ -20,9 +20,9 @@ from abs_orm_app.pool.pool import HardenedPool
 
 AnyPool = HardenedPool | ConnectionPool[Any]
 AnyConnection = Connection[Any]
-Verdict = Literal["kept", "broken", "skipped"]
+Result = Literal["kept", "broken", "skipped"]
 
-PATIENCE = 5.0  # seconds to wait for what should come immediately
+STEP_TIMEOUT = 5.0  # seconds to wait for what should come immediately
 THREAD = "drill"  # the threads that check out are "drill 1", "drill 2" ...
 
 
@@ -30,7 +30,7 @@ THREAD = "drill"  # the threads that check out are "drill 1", "drill 2" ...
 class Seen:
     """Whether a promise was kept, and what shows it."""
 
-    verdict: Verdict
+    result: Result
     what: str
 
 
@@ -101,9 +101,9 @@ class Stage:
     held: list[AnyConnection] = field(default_factory=list)  # checked out
 
     @property
-    def patience(self) -> float:
+    def step_timeout(self) -> float:
         """Seconds to wait for what should come immediately, even for all connections."""
-        return PATIENCE + self.pool.max_size * self.control.connect_seconds
+        return STEP_TIMEOUT + self.pool.max_size * self.control.connect_seconds
 
     @property
     def pings(self) -> bool:
@@ -111,8 +111,8 @@ class Stage:
         return self.configured.health_checks or (isinstance(given, dict) and "check" in given)
 
     def wait_for_sessions(self, condition: Callable[[int], bool]) -> int:
-        """Wait, up to `patience`, until their number meets the condition; return the number."""
-        deadline = monotonic() + self.patience
+        """Wait, up to `step_timeout`, until their number meets the condition; return the number."""
+        deadline = monotonic() + self.step_timeout
         while not condition(count := self.control.sessions()) and monotonic() < deadline:
             sleep(0.01)
         return count
@@ -125,8 +125,8 @@ class Stage:
 
     def first(self) -> AnyConnection:
         """Open the pool and check out a connection."""
-        self.pool.open(wait=True, timeout=self.patience)
-        conn: AnyConnection = self.pool.getconn(self.patience)
+        self.pool.open(wait=True, timeout=self.step_timeout)
+        conn: AnyConnection = self.pool.getconn(self.step_timeout)
         return conn
 
     def check_out(self, timeout: float) -> Checkout:
@@ -151,7 +151,7 @@ class Stage:
         done: SimpleQueue[Checkout] = SimpleQueue()
 
         def check_out() -> None:
-            done.put(self.check_out(self.patience))
+            done.put(self.check_out(self.step_timeout))
             self.over.wait()  # a thread that has ended is no longer named as the holder
 
         for number in range(count):

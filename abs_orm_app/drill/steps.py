@@ -21,10 +21,10 @@ from abs_orm_app.drill.stage import (
     judged,
     shortened,
 )
-from abs_orm_app.facts.databases import NEVER
+from abs_orm_app.environment import NEVER
 from abs_orm_app.facts.timeout import run_with_timeout
-from abs_orm_app.pool.constants import PING_AFTER
 from abs_orm_app.pool.pool import HardenedPool
+from abs_orm_app.pool.pre_ping import PING_AFTER
 from abs_orm_app.pool.roles import MISPLACED_LIFE
 
 # Seconds. A configured time that is longer is shortened to these.
@@ -93,7 +93,7 @@ def names_holder(stage: Stage) -> Seen:
             traced = ", where it was taken is recorded" if holder.frames else ""
             return Seen(
                 "kept",
-                f"thread {holder.thread!r}, for {in_words(holder.seconds)}"
+                f"{holder.who}, for {in_words(holder.seconds)}"
                 f" (server process {holder.pid}{traced})",
             )
     return Seen("broken", f"it only says: {error}")
@@ -138,7 +138,7 @@ def replaces_expired(stage: Stage) -> Seen:
     old = stage.first()
     stage.put_back(old)
     sleep(recycle)
-    checkout = stage.check_out(stage.patience)
+    checkout = stage.check_out(stage.step_timeout)
     age = f"idle past its recycle time of {shortened(recycle, configured)}"
     if checkout.conn is old:
         return Seen("broken", f"a connection that was {age} was handed out")
@@ -175,9 +175,9 @@ def reclaims_leaked(stage: Stage) -> Seen:
     thread = Thread(target=_leak_one, args=[stage.pool], name=f"{THREAD} leaking", daemon=True)
     thread.start()
     thread.join()
-    checkout = stage.check_out(stage.patience)
+    checkout = stage.check_out(stage.step_timeout)
     if checkout.error:  # a collection of garbage that may last beyond a deadline comes after it
-        checkout = stage.check_out(stage.patience)
+        checkout = stage.check_out(stage.step_timeout)
     return judged(not checkout.error, f"a thread leaked the only one; the next checkout {checkout}")
 
 
@@ -185,7 +185,7 @@ def reclaims_leaked(stage: Stage) -> Seen:
 
 
 def releases(stage: Stage) -> Seen:
-    if stage.configured.value_of("DB_POOL_RELEASE") != "transaction":
+    if stage.configured.value("release") != "transaction":
         return Seen("skipped", "DB_POOL_RELEASE=request: it is returned when the request ends")
     wrapper = _opened(stage)
     with closing(wrapper):
@@ -213,7 +213,7 @@ def keeps_changed_session(stage: Stage) -> Seen:
 
 
 def cleans_session(stage: Stage) -> Seen:
-    if stage.configured.value_of("DB_POOL_RESET") == "never":
+    if stage.configured.value("reset") == "never":
         return Seen("skipped", "DB_POOL_RESET=never")
     wrapper = _opened(stage)
     found = []
@@ -261,7 +261,7 @@ def leaves_read_only(stage: Stage) -> Seen:
     conn.execute("SET default_transaction_read_only = on")
     stage.put_back(conn)
     sleep(MISPLACED_LIFE)
-    checkout = stage.check_out(stage.patience)
+    checkout = stage.check_out(stage.step_timeout)
     if checkout.conn and _is_read_only(checkout.conn) == "on":
         return Seen("broken", "a connection that had become read-only was handed out again")
     return judged(

@@ -1,13 +1,23 @@
-"""Reads the pool object of this process: the settings in effect, and its connections."""
+"""Reads the pools of this process: the settings in effect, and their connections."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from django.db import connections
+
+from abs_orm_app.environment import NEVER
 from abs_orm_app.facts.connecting import errors_of, wrapper_of
-from abs_orm_app.facts.databases import NEVER, Configured
-from abs_orm_app.facts.failure import Failure, explain
+from abs_orm_app.facts.databases import Configured, Value
+from abs_orm_app.facts.failure import Failure, failure_of
+from abs_orm_app.facts.snapshot import Snapshot, snapshot
+from abs_orm_app.pool.registry import notice_fork, pools
+
+if TYPE_CHECKING:
+    from abs_orm_app.pool import HardenedPool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,20 +25,18 @@ class Active:
     """The pool object of this process."""
 
     pool_class: str
-    size: int
-    overflow: int
-    pre_ping: bool
-    recycle: float  # seconds; -1: never
-    timeout: float  # seconds
+    settings: Mapping[str, Value]  # in effect, by the field of PoolSettings
     opened: bool  # False: this process has not used it yet
     connections: int
     idle: int
     waiting: int
+    trouble: str = ""  # why requests wait or fail now, as the pool's messages say it
 
     def differs(self, configured: Configured) -> tuple[str, ...]:
         """Return the fields whose value is not the configured one."""
-        fields = ("size", "overflow", "pre_ping", "recycle", "timeout")
-        return tuple(name for name in fields if getattr(self, name) != configured.value(name))
+        return tuple(
+            field for field, value in self.settings.items() if value != configured.value(field)
+        )
 
 
 def active(configured: Configured) -> Active | Failure | None:
@@ -39,18 +47,42 @@ def active(configured: Configured) -> Active | Failure | None:
     try:
         pool = wrapper.pool
     except errors_of(wrapper) as error:
-        return explain(error, configured)
+        return failure_of(error, configured)
     stats = {} if pool.closed else pool.get_stats()
     return Active(
         pool_class=f"{type(pool).__module__}.{type(pool).__qualname__}",
-        size=pool.min_size,
-        overflow=pool.max_size - pool.min_size,
-        # psycopg_pool does not tell whether it checks; Django makes it check where this is set.
-        pre_ping=getattr(pool, "pre_ping", configured.health_checks),
-        recycle=NEVER if pool.max_lifetime == math.inf else pool.max_lifetime,
-        timeout=pool.timeout,
+        settings={
+            "size": pool.min_size,
+            "overflow": pool.max_size - pool.min_size,
+            # psycopg_pool does not tell whether it checks; Django makes it check if this is set.
+            "pre_ping": getattr(pool, "pre_ping", configured.health_checks),
+            "recycle": NEVER if pool.max_lifetime == math.inf else pool.max_lifetime,
+            "timeout": pool.timeout,
+        },
         opened=not pool.closed,
         connections=stats.get("pool_size", 0),
         idle=stats.get("pool_available", 0),
         waiting=stats.get("requests_waiting", 0),
+        trouble=_trouble(pool),
     )
+
+
+def _trouble(pool: Any) -> str:
+    if (core := getattr(pool, "core", None)) is None or pool.closed:
+        return ""
+    from abs_orm_app.pool.causes import cause_of
+
+    cause = cause_of(core)
+    return cause.text if cause else ""
+
+
+def current_pools() -> dict[str, HardenedPool]:
+    """The pools that this process has for aliases of DATABASES, by alias."""
+    notice_fork()
+    mine = pools.copy()
+    return {alias: mine[alias] for alias in connections if alias in mine}
+
+
+def snapshots() -> list[Snapshot]:
+    """Every pool that this process has for an alias of DATABASES."""
+    return [snapshot(pool) for pool in current_pools().values()]

@@ -8,9 +8,12 @@ from zoneinfo import ZoneInfoNotFoundError
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DjangoError
 from django.db import connections
+from psycopg.errors import ConnectionTimeout
 
 from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.secrets import remember
+from abs_orm_app.pool.causes import located
+from abs_orm_app.pool.hosts import listed
 
 MARGIN = 5.0  # seconds for everything after connecting
 CONNECT_TIMEOUT = 10.0  # seconds, if the settings have none
@@ -35,6 +38,16 @@ def seconds_to_connect(configured: Configured) -> float:
     hosts = max(str(given).count(",") + 1 for given in (configured.host, options.get("hostaddr")))
     rounds = 2 if options.get("target_session_attrs") == "prefer-standby" else 1
     return rounds * hosts * (configured.connect_timeout or CONNECT_TIMEOUT)
+
+
+def explained(error: BaseException, configured: Configured) -> BaseException:
+    """Say of a timeout whether something accepts connections there; other errors as they are."""
+    timeouts = (TimeoutError, ConnectionTimeout)
+    if not isinstance(error, timeouts) and not isinstance(error.__cause__, timeouts):
+        return error
+    given = wrapper_of(configured).settings_dict
+    options = given["OPTIONS"] or {}
+    return located(error, listed({"host": given["HOST"], "port": given["PORT"], **options}))
 
 
 def errors_of(wrapper: Any) -> tuple[type[Exception], ...]:

@@ -9,12 +9,20 @@ from time import perf_counter, sleep
 from typing import Any
 
 from abs_orm_app.config.address import session_options
-from abs_orm_app.facts.connecting import errors_of, parameters_of, seconds_to_connect, wrapper_of
+from abs_orm_app.facts.borrowed import ask_borrowed, is_full
+from abs_orm_app.facts.connecting import (
+    errors_of,
+    explained,
+    parameters_of,
+    seconds_to_connect,
+    wrapper_of,
+)
 from abs_orm_app.facts.databases import Configured
-from abs_orm_app.facts.failure import Failure, explain
+from abs_orm_app.facts.failure import Failure, failure_of
 from abs_orm_app.facts.isolated_wrapper import isolated_wrapper
 from abs_orm_app.facts.pooler import PoolerFacts, read_pooler
 from abs_orm_app.facts.server import ServerFacts, read_server
+from abs_orm_app.facts.sessions import Fleet, read_fleet
 from abs_orm_app.facts.timeout import run_with_timeout
 
 NOTICE = 0.5  # seconds that a server takes to notice the end of a session
@@ -32,13 +40,22 @@ class ConnectionTest:
 
 def probe(
     configured: Configured, seconds: float
-) -> tuple[ServerFacts | Failure | None, ConnectionTest]:
-    """Connect, ask the server about itself, and time a query, within so many seconds."""
+) -> tuple[ServerFacts | Failure | None, ConnectionTest, Fleet | None]:
+    """Connect, ask the server about itself, and time a query, within so many seconds.
+
+    Where it refuses another connection, ask over an idle one of this process's pool.
+    """
     try:
-        server, connect_ms, query_ms = run_with_timeout(seconds, lambda: _ask(configured))
+        server, now, connect_ms, query_ms = run_with_timeout(seconds, lambda: _ask(configured))
     except errors_of(wrapper_of(configured)) as error:
-        return None, ConnectionTest(failure=explain(error, configured))
-    return server, ConnectionTest(connect_ms=connect_ms, query_ms=query_ms)
+        asked = ask_borrowed(configured.alias, read_both) if is_full(error) else None
+        test = ConnectionTest(failure=failure_of(explained(error, configured), configured))
+        return asked and asked[0], test, asked and asked[1]
+    return server, ConnectionTest(connect_ms=connect_ms, query_ms=query_ms), now
+
+
+def read_both(connection: Any) -> tuple[ServerFacts, Fleet]:
+    return read_server(connection), read_fleet(connection)
 
 
 def try_setup(configured: Configured, seconds: float, test: ConnectionTest) -> ConnectionTest:
@@ -49,12 +66,12 @@ def try_setup(configured: Configured, seconds: float, test: ConnectionTest) -> C
     try:
         checkout_ms = run_with_timeout(seconds, lambda: _connect_as_django(configured, seconds))
     except errors_of(wrapper_of(configured)) as error:
-        return replace(test, failure=explain(error, configured))
+        return replace(test, failure=failure_of(explained(error, configured), configured))
     return replace(test, checkout_ms=checkout_ms)
 
 
-def _ask(configured: Configured) -> tuple[ServerFacts | Failure, float, float]:
-    """The server's facts, and how many ms connecting and a query took."""
+def _ask(configured: Configured) -> tuple[ServerFacts | Failure, Fleet | None, float, float]:
+    """The server's facts, its sessions, and how many ms connecting and a query took."""
     wrapper = wrapper_of(configured)
     parameters = parameters_of(wrapper)
     began = perf_counter()
@@ -63,12 +80,13 @@ def _ask(configured: Configured) -> tuple[ServerFacts | Failure, float, float]:
         connect_ms = _ms_since(began)
         connection.autocommit = True
         server: ServerFacts | Failure
+        now = None
         try:
-            server = read_server(connection)
+            server, now = read_both(connection)
         except wrapper.Database.Error as error:
             if connection.closed:
                 raise  # later errors only say that it is closed
-            server = explain(error, configured)
+            server = failure_of(error, configured)
         began = perf_counter()
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
@@ -76,7 +94,7 @@ def _ask(configured: Configured) -> tuple[ServerFacts | Failure, float, float]:
         query_ms = _ms_since(began)
         if isinstance(server, ServerFacts):
             server = replace(server, pooler=pooler_of(wrapper, connection, parameters))
-        return server, connect_ms, query_ms
+        return server, now, connect_ms, query_ms
     finally:
         connection.close()
 
@@ -88,8 +106,8 @@ def pooler_of(wrapper: Any, connection: Any, parameters: Mapping[str, Any]) -> P
     address = ("host", "hostaddr", "port")
     here = {name: getattr(connection.info, name) for name in address if name in parameters}
 
-    def connect(**changes: Any) -> Any:
-        return wrapper.Database.connect(**{**parameters, **here, **changes})
+    def connect() -> Any:
+        return wrapper.Database.connect(**{**parameters, **here})
 
     wanted: dict[str, str] = {}
     with suppress(ValueError):  # in a form that only the server can read

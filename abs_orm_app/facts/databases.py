@@ -18,40 +18,12 @@ from django.db import connections
 from abs_orm_app.backends.routing import is_written
 from abs_orm_app.config.address import POSTGIS, POSTGRESQL
 from abs_orm_app.config.entry import KEY, AppOptions, app_options
-from abs_orm_app.config.printable import printable
-from abs_orm_app.environment import DB_POOL_RELEASE, DB_POOL_RESET, PoolSettings
+from abs_orm_app.config.texts import printable
+from abs_orm_app.environment import NEVER, SETTINGS, PoolSettings
 from abs_orm_app.facts.secrets import scrub
 
 Value = int | float | str | bool | None
 
-# The settings that reports and profiles show: fields of PoolSettings, and their variables.
-FIELDS = {
-    "mode": "DB_POOL_MODE",
-    "size": "DB_POOL_SIZE",
-    "overflow": "DB_MAX_OVERFLOW",
-    "pre_ping": "DB_POOL_PRE_PING",
-    "recycle": "DB_POOL_RECYCLE",
-    "timeout": "DB_POOL_TIMEOUT",
-}
-# The option of Django or psycopg_pool that each setting sets; a missing one is not used.
-OPTIONS = {
-    "pool": {
-        "mode": "OPTIONS['pool']",
-        "size": "pool.min_size",
-        "overflow": "pool.max_size",
-        "pre_ping": "CONN_HEALTH_CHECKS",
-        "recycle": "pool.max_lifetime",
-        "timeout": "pool.timeout",
-    },
-    "persistent": {
-        "mode": "CONN_MAX_AGE",
-        "pre_ping": "CONN_HEALTH_CHECKS",
-        "recycle": "CONN_MAX_AGE",
-    },
-    "pgbouncer": {"mode": "DISABLE_SERVER_SIDE_CURSORS"},
-    "null": {"mode": "CONN_MAX_AGE"},
-}
-NEVER = -1  # recycle
 # What an ENGINE with a typo is compared with.
 ENGINES = (
     POSTGRESQL,
@@ -66,7 +38,7 @@ class Setting:
     """One setting: its value, its source, and the option that it sets."""
 
     name: str  # of the variable, with its prefix
-    field: str  # one of FIELDS, or the same as `option`
+    field: str  # of PoolSettings, or the same as `option`
     value: Value  # None: not used in this mode
     source: str  # "environment", ".env", "default"; "settings" for an entry written by hand
     option: str | None  # None: not used in this mode
@@ -84,6 +56,7 @@ class Configured:
     error: str  # why the engine cannot be loaded, or ""
 
     mode: str  # "pool", "persistent", "pgbouncer" or "null"
+    mode_was_chosen: bool  # the entry says it: ABS_ORM_APP["mode"], as DB_POOL_MODE does
     pool: Any = field(repr=False)  # OPTIONS["pool"], unchanged
     conn_max_age: float | None  # seconds; None: no limit
     health_checks: bool
@@ -117,13 +90,14 @@ class Configured:
         """True if the alias has a PostgreSQL pool in this process, opened or not."""
         return self.mode == "pool" and self.vendor == "postgresql"
 
-    def value_of(self, variable: str) -> Value:
-        """The value of a setting that is no field of PoolSettings; None if it is not used."""
-        return next((s.value for s in self.settings if s.field == variable), None)
+    def value(self, field: str) -> Value:
+        """The value of a field of PoolSettings; None if it is not used, or not shown."""
+        return next((s.value for s in self.settings if s.field == field), None)
 
-    def value(self, name: str) -> Value:
-        """The value of one of FIELDS."""
-        return next(s.value for s in self.settings if s.field == name)
+
+def variables_are_read() -> bool:
+    """True if `database_from_env` has made an entry of DATABASES."""
+    return any("sources" in app_options(connections.settings[alias]) for alias in connections)
 
 
 def configured_databases(aliases: Iterable[str] | None = None) -> list[Configured]:
@@ -156,6 +130,7 @@ def configured(alias: str) -> Configured:
         hardened=hardened,
         error=error,
         mode=mode,
+        mode_was_chosen="mode" in extra,
         pool=pool,
         conn_max_age=entry["CONN_MAX_AGE"],
         health_checks=bool(entry["CONN_HEALTH_CHECKS"]),
@@ -191,7 +166,8 @@ def pool_settings(database: Configured) -> PoolSettings:
     """
     if database.mode != "pool":
         return PoolSettings.from_env(database.prefix)
-    values = {name: database.value(name) for name in FIELDS}
+    names = [name for name, listed in SETTINGS.items() if listed.shown == "always"]
+    values = {name: database.value(name) for name in names}
     if not all(isinstance(value, int | float) for name, value in values.items() if name != "mode"):
         raise ValueError(
             f"The pool of DATABASES[{database.alias!r}] is not one: see `manage.py check`."
@@ -275,7 +251,44 @@ def _mode(entry: Mapping[str, Any], extra: AppOptions) -> str:
 def _settings(
     entry: Mapping[str, Any], extra: AppOptions, mode: str, *, hardened: bool
 ) -> tuple[Setting, ...]:
-    values: dict[str, Value] = {"mode": mode}
+    values = _values(entry, extra, mode)
+    by_hand = "sources" not in extra
+    sources, variables = extra.get("sources", {}), extra.get("variables", {})
+
+    rows = []
+    for field_name, listed in SETTINGS.items():
+        name = listed.variable.name
+        source = "settings" if by_hand else sources.get(name, "default")
+        shown = {
+            "always": True,
+            "our pool": mode == "pool" and hardened,
+            "if set": source not in ("settings", "default"),
+        }
+        if shown[listed.shown]:
+            rows.append(
+                Setting(
+                    name=variables.get(name, extra.get("prefix", "") + name),
+                    field=field_name,
+                    value=values.get(field_name),
+                    source=source,
+                    option=listed.options.get(mode),
+                )
+            )
+    return (*rows, *_other_pool_options(entry["OPTIONS"].get("pool")))
+
+
+def _values(entry: Mapping[str, Any], extra: AppOptions, mode: str) -> dict[str, Value]:
+    """What an entry of DATABASES says, by the fields of PoolSettings."""
+    ours = {
+        name: extra.get(name, listed.variable.default)
+        for name, listed in SETTINGS.items()
+        if KEY in listed.options.values()
+    }
+    values: dict[str, Value] = {
+        **ours,  # type: ignore[dict-item]
+        "mode": mode,
+        "no_cursors": bool(entry.get("DISABLE_SERVER_SIDE_CURSORS")),
+    }
     if mode == "pool":
         values |= _pool_values(entry)
     elif mode == "persistent":
@@ -284,59 +297,7 @@ def _settings(
             "pre_ping": bool(entry["CONN_HEALTH_CHECKS"]),
             "recycle": NEVER if age is None else age,
         }
-    by_hand = "sources" not in extra
-    sources, variables = extra.get("sources", {}), extra.get("variables", {})
-    rows = [
-        Setting(
-            name=variables.get(name, extra.get("prefix", "") + name),
-            field=key,
-            value=values.get(key),
-            source="settings" if by_hand else sources.get(name, "default"),
-            option=OPTIONS[mode].get(key),
-        )
-        for key, name in FIELDS.items()
-    ]
-    others = _lease_settings(extra) if mode == "pool" and hardened else []
-    if not by_hand:
-        others += _rare_settings(entry, sources, variables)
-    return (*rows, *others, *_other_pool_options(entry["OPTIONS"].get("pool")))
-
-
-def _lease_settings(extra: AppOptions) -> list[Setting]:
-    """When a connection goes back to the pool, and what is done to it then."""
-    sources, variables = extra.get("sources", {}), extra.get("variables", {})
-    return [
-        Setting(
-            name=variables.get(name, extra.get("prefix", "") + name),
-            field=name,
-            value=value,
-            source=sources.get(name, "default" if sources else "settings"),
-            option=KEY,
-        )
-        for name, value in (
-            (DB_POOL_RELEASE.name, extra.get("release", DB_POOL_RELEASE.default)),
-            (DB_POOL_RESET.name, extra.get("reset", DB_POOL_RESET.default)),
-        )
-    ]
-
-
-def _rare_settings(
-    entry: Mapping[str, Any], sources: Mapping[str, str], variables: Mapping[str, str]
-) -> list[Setting]:
-    """Return the settings that are shown only if somebody has set them."""
-    rare = (
-        ("DB_POOL_LEAK_SECONDS", app_options(entry).get("leak_seconds"), KEY),
-        (
-            "DB_DISABLE_SERVER_SIDE_CURSORS",
-            entry["DISABLE_SERVER_SIDE_CURSORS"],
-            "DISABLE_SERVER_SIDE_CURSORS",
-        ),
-    )
-    return [
-        Setting(name=variables[name], field=name, value=value, source=sources[name], option=option)
-        for name, value, option in rare
-        if sources.get(name, "default") != "default"
-    ]
+    return values
 
 
 def pool_parameters() -> dict[str, Any]:

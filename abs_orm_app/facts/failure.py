@@ -7,15 +7,17 @@ from dataclasses import dataclass
 
 from django.core.exceptions import ImproperlyConfigured
 
-from abs_orm_app.config.printable import printable
+from abs_orm_app.config.texts import printable
 from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.secrets import scrub
 from abs_orm_app.pool.server_errors import (
     AUTHENTICATION_FAILED,
+    IMPOSSIBLE,
     NO_PASSWORD,
     NO_SOCKET,
     UNKNOWN,
     WRONG_SETTINGS,
+    ServerError,
     classify,
 )
 
@@ -28,26 +30,25 @@ class Failure:
 
     cause: str
     hint: str
+    problem: str = IMPOSSIBLE  # what it means, in the words of the pool's messages
 
 
-def explain(error: BaseException, database: Configured | None = None) -> Failure:
+def failure_of(error: BaseException, database: Configured | None = None) -> Failure:
     """Put an error into one sentence, without any secret of DATABASES, and add what to do.
 
     database: the alias that failed, so that the hint can say where its settings come from.
     """
     # Secrets first: what follows may change their spelling, or cut one in two.
     cause = one_line(scrub(str(error)) or type(error).__name__)
-    return Failure(cause=cause, hint=_hint(error, cause, database))
+    return Failure(
+        cause=cause, hint=_hint(error, cause, database), problem=_kind(error, cause).problem
+    )
 
 
 def _hint(error: BaseException, cause: str, database: Configured | None) -> str:
     if "psycopg_pool" in cause and isinstance(error, ImproperlyConfigured | ImportError):
         return INSTALL_POOL
-    kind = classify(cause)
-    if kind is UNKNOWN and isinstance(
-        error, ImproperlyConfigured | LookupError | TypeError | ValueError
-    ):
-        kind = WRONG_SETTINGS
+    kind = _kind(error, cause)
     if database and kind in (AUTHENTICATION_FAILED, NO_PASSWORD):
         return (
             f"{kind.hint} The user comes from {database.user_source}, the password from"
@@ -59,6 +60,12 @@ def _hint(error: BaseException, cause: str, database: Configured | None) -> str:
             " (postgresql://USER@HOST/NAME, or DB_HOST), or start PostgreSQL here."
         )
     return kind.hint
+
+
+def _kind(error: BaseException, cause: str) -> ServerError:
+    kind = classify(cause)
+    wrong = isinstance(error, ImproperlyConfigured | LookupError | TypeError | ValueError)
+    return WRONG_SETTINGS if kind is UNKNOWN and wrong else kind
 
 
 def one_line(text: str) -> str:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from abs_orm_app.backends.receivers import receivers_that_query
 from abs_orm_app.facts.active import Active, active
 from abs_orm_app.facts.connecting import MARGIN, seconds_to_connect
 from abs_orm_app.facts.connection_test import ConnectionTest, probe, try_setup
 from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.failure import Failure
 from abs_orm_app.facts.server import ServerFacts
-from abs_orm_app.facts.usage import Usage
+from abs_orm_app.facts.sessions import Fleet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What the connections of a pool were used for. They are means over the time that was seen."""
+
+    seconds: float
+    in_use: float
+    unused: float  # of those in use: nothing needed them, and they were kept for their request
+    waited: int  # requests that found no idle connection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +31,8 @@ class Report:
     active: Active | Failure | None
     server: ServerFacts | Failure | None
     test: ConnectionTest | None
-    receivers: tuple[str, ...] = ()  # of connection_created, that query
     usage: Usage | None = None  # None: it was not observed long enough
+    now: Fleet | None = None  # the sessions, as the server sees them; None: it was not asked
 
     @property
     def failed(self) -> bool:
@@ -37,16 +46,10 @@ def report(configured: Configured) -> Report:
 
     It uses one connection at a time, or two to a pooler, and none of the project's own pool.
     """
-    pool, server, test = active(configured), None, None
+    pool, server, test, now = active(configured), None, None, None
     if configured.vendor == "postgresql":
         seconds = seconds_to_connect(configured) + MARGIN
-        server, test = probe(configured, seconds)
+        server, test, now = probe(configured, seconds)
         if not (test.failure or isinstance(pool, Failure)):
             test = try_setup(configured, seconds, test)
-    return Report(
-        configured=configured,
-        active=pool,
-        server=server,
-        test=test,
-        receivers=receivers_that_query(configured.alias),
-    )
+    return Report(configured=configured, active=pool, server=server, test=test, now=now)

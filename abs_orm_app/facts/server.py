@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from abs_orm_app.config.application_name import OF_PROCESS
-from abs_orm_app.config.printable import printable
+from abs_orm_app.config.texts import printable
 from abs_orm_app.facts.pooler import PoolerFacts
 
 # One round trip, and only what a role without privileges may read. Such a role sees the sessions of

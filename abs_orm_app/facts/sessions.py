@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from abs_orm_app.config.application_name import Name, parse_name
-from abs_orm_app.config.printable import printable
+from abs_orm_app.config.texts import printable
 
 STATES = ("active", "idle", "idle in transaction")
 
@@ -24,6 +24,7 @@ WITH waits AS MATERIALIZED (
 )
 SELECT coalesce(json_agg(json_build_object(
     'pid', pid,
+    'here', datname = current_database(),
     'application_name', coalesce(application_name, ''),
     'address', host(client_addr),
     'state', state,
@@ -34,50 +35,45 @@ SELECT coalesce(json_agg(json_build_object(
     'blockers', CASE wait_event_type WHEN 'Lock' THEN pg_blocking_pids(pid) ELSE '{}' END
 )), '[]')::text
 FROM pg_stat_activity activity
-WHERE datname = current_database() AND usesysid IS NOT NULL AND pid <> pg_backend_pid()
+WHERE datname IS NOT NULL AND usesysid IS NOT NULL AND pid <> pg_backend_pid()
   AND coalesce(backend_type, 'client backend') = 'client backend'
 """
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
-    """The sessions of one application on one host."""
-
-    application: str  # "" if they have no name
-    host: str  # from the name of the process, else the address; "" for a Unix socket, or hidden
-    processes: int | None  # None: their names do not tell
+class Sessions:
+    """How many sessions are in each state."""
 
     active: int
     idle: int
     in_transaction: int  # idle in it
     unknown: int  # whose state this role may not see
 
-    # Seconds that the oldest of each state has been in it; None: there is none.
-    oldest_active: float | None
-    oldest_idle: float | None
-    oldest_in_transaction: float | None
-
     @property
     def sessions(self) -> int:
         return self.active + self.idle + self.in_transaction + self.unknown
 
 
 @dataclass(frozen=True, kw_only=True)
-class Process:
+class Application(Sessions):
+    """The sessions of one application on one host."""
+
+    application: str  # "" if they have no name
+    host: str  # from the name of the process, else the address; "" for a Unix socket, or hidden
+    processes: int | None  # None: their names do not tell
+
+    # Seconds that the oldest of each state has been in it; None: there is none.
+    oldest_active: float | None
+    oldest_in_transaction: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process(Sessions):
     """The sessions of one process that names itself PROJECT@HOST:PID."""
 
     application: str
     host: str
     pid: int  # on that host
-
-    active: int
-    idle: int
-    in_transaction: int  # idle in it
-    unknown: int  # of which this role may not see the state
-
-    @property
-    def sessions(self) -> int:
-        return self.active + self.idle + self.in_transaction + self.unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +100,13 @@ class Blocked:
 class Fleet:
     """All sessions of one database, without this one."""
 
-    groups: tuple[Group, ...]  # the largest first
+    groups: tuple[Application, ...]  # the largest first
     blocked: tuple[Blocked, ...]  # the longest wait first
     processes: tuple[Process, ...] = ()  # that name themselves, by application, host and pid
+    roots: tuple[tuple[Session, int], ...] = ()  # who blocks, not blocked, and how many in all
+    longest: Session | None = None  # the statement that has run longest, and waits for no lock
+    forgotten: Session | None = None  # the one that has been idle in transaction for longest
+    everywhere: tuple[tuple[str, str, int], ...] = ()  # application, host, sessions: of the server
 
     @property
     def sessions(self) -> int:
@@ -125,7 +125,8 @@ def read_fleet(connection: Any) -> Fleet:
 
 def fleet(rows: Iterable[Mapping[str, Any]]) -> Fleet:
     """Group the sessions."""
-    rows = list(rows)
+    everywhere = list(rows)
+    rows = [row for row in everywhere if row.get("here", True)]
     members: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
         session = _session(row)
@@ -143,11 +144,46 @@ def fleet(rows: Iterable[Mapping[str, Any]]) -> Fleet:
         if row["blockers"]
     ]
     groups = [_group(*key, sessions) for key, sessions in members.items()]
+    waiting = {row["pid"] for row in rows if row["blockers"]}
+    running = [each for each in by_pid.values() if each.pid not in waiting]
     return Fleet(
+        roots=tuple(_roots(blocked)),
+        longest=_oldest(running, "active"),
+        forgotten=_oldest(running, "idle in transaction"),
+        everywhere=tuple(_everywhere(everywhere)),
         groups=tuple(sorted(groups, key=lambda g: (-g.sessions, g.application, g.host))),
         blocked=tuple(sorted(blocked, key=_longest_first)),
         processes=tuple(_processes(rows)),
     )
+
+
+def _oldest(sessions: Iterable[Session], state: str) -> Session | None:
+    found = [session for session in sessions if session.state == state]
+    return max(found, key=lambda session: session.seconds or 0.0, default=None)
+
+
+def _roots(blocked: Iterable[Blocked]) -> list[tuple[Session, int]]:
+    """Who blocks others and waits for nobody, with how many wait for it, also through others."""
+    chains = {each.session.pid: each.blockers for each in blocked}
+    counts: Counter[Session] = Counter()
+    for pid in chains:
+        seen: set[int] = set()
+        ahead = list(chains[pid])
+        while ahead:
+            one = ahead.pop()
+            if one.pid in seen:
+                continue
+            seen.add(one.pid)
+            if one.pid in chains:
+                ahead += chains[one.pid]
+            else:
+                counts[one] += 1
+    return counts.most_common()
+
+
+def _everywhere(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, int]]:
+    counts = Counter((each.application, each.host) for each in map(_session, rows))
+    return [(application, host, count) for (application, host), count in counts.most_common()]
 
 
 def _processes(rows: Iterable[Mapping[str, Any]]) -> list[Process]:
@@ -171,14 +207,14 @@ def _processes(rows: Iterable[Mapping[str, Any]]) -> list[Process]:
     ]
 
 
-def _group(application: str, host: str, rows: Iterable[Mapping[str, Any]]) -> Group:
+def _group(application: str, host: str, rows: Iterable[Mapping[str, Any]]) -> Application:
     seconds: dict[str, list[float]] = {state: [] for state in (*STATES, "unknown")}
     pids = set()
     for row in rows:
         seconds[_state(row) or "unknown"].append(row["seconds"] or 0.0)
         pids.add(_name(row).pid)
     active, idle, in_transaction, unknown = seconds.values()
-    return Group(
+    return Application(
         application=application,
         host=host,
         processes=None if None in pids else len(pids),
@@ -187,7 +223,6 @@ def _group(application: str, host: str, rows: Iterable[Mapping[str, Any]]) -> Gr
         in_transaction=len(in_transaction),
         unknown=len(unknown),
         oldest_active=max(active, default=None),
-        oldest_idle=max(idle, default=None),
         oldest_in_transaction=max(in_transaction, default=None),
     )
 

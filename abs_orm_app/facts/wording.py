@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from abs_orm_app.facts.databases import NEVER, Setting, Value
+from django.conf import settings
+
+from abs_orm_app.config.texts import counted
+from abs_orm_app.environment import NEVER, SETTINGS
+from abs_orm_app.facts.databases import Configured, Setting, Value
+from abs_orm_app.facts.server import ServerFacts
+from abs_orm_app.facts.server_role import wanted_role
+from abs_orm_app.facts.sessions import Fleet, Session
 
 LEVELS = {10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
 
@@ -11,8 +18,6 @@ def option_in_words(setting: Setting, mode: str) -> str:
     """The option of Django or psycopg_pool that a setting became."""
     if setting.option is None:
         return f"not used in {mode} mode"
-    if setting.field == "overflow":
-        return f"{setting.option}, size + overflow"
     return setting.option
 
 
@@ -31,6 +36,69 @@ def format_value(field: str, value: Value) -> str:
         return "true" if value else "false"
     if field == "recycle" and value == NEVER:
         return "never"
-    if field in ("recycle", "timeout", "DB_POOL_LEAK_SECONDS") and not isinstance(value, str):
-        return f"{value:g} s"
+    if field in SETTINGS and SETTINGS[field].unit and not isinstance(value, str):
+        return f"{value:g} {SETTINGS[field].unit}"
     return str(value)
+
+
+LONG = 5.0  # seconds from which on a statement, or an idle transaction, is worth a look
+MOST = 4  # applications that are named
+
+
+def sessions_in_trouble(fleet: Fleet) -> tuple[str, str] | None:
+    """What the sessions of a database wait for: a sentence, and a line of SQL that ends it."""
+    if fleet.blocked:
+        text = f"{counted(len(fleet.blocked), 'session')} wait for a lock"
+        text = text.replace("1 session wait ", "1 session waits ")
+        if (seconds := fleet.blocked[0].seconds) is not None:
+            text += f", the longest for {seconds:.0f} s"
+        if not fleet.roots:
+            return f"{text}.", ""
+        root, _ = fleet.roots[0]
+        if not root.pid:
+            return f"{text}; a prepared transaction blocks them (pg_prepared_xacts).", ""
+        doing = f", {root.state} for {root.seconds:.0f} s" if root.state and root.seconds else ""
+        return f"{text}; {who(root)}{doing}, blocks them.", end_of(root)
+    if fleet.longest and (fleet.longest.seconds or 0) >= LONG:
+        return (
+            f"slow statements: the longest has run for {fleet.longest.seconds:.0f} s,"
+            f" {who(fleet.longest)}.",
+            end_of(fleet.longest),
+        )
+    if fleet.forgotten and (fleet.forgotten.seconds or 0) >= LONG:
+        return (
+            f"idle in a transaction: the longest for {fleet.forgotten.seconds:.0f} s,"
+            f" {who(fleet.forgotten)}.",
+            end_of(fleet.forgotten),
+        )
+    return None
+
+
+def end_of(session: Session) -> str:
+    return f"SELECT pg_terminate_backend({session.pid});"
+
+
+def who(session: Session) -> str:
+    """As in "server process 4711 (web on host)"."""
+    of = " on ".join(filter(None, (session.application, session.host)))
+    return f"server process {session.pid}" + (f" ({of})" if of else "")
+
+
+def who_is_connected(fleet: Fleet) -> str:
+    """As in "web on host 30, nightly-report 10", of the whole server."""
+    names = [
+        f"{' on '.join(filter(None, (application, host))) or 'without a name'} {count}"
+        for application, host, count in fleet.everywhere
+    ]
+    more = sum(count for *_, count in fleet.everywhere[MOST:])
+    return ", ".join(names[:MOST] + ([f"{more} more"] if more else [])) or "no other"
+
+
+def writes_fail(database: Configured, server: ServerFacts) -> str:
+    """Say so if an alias that the project writes to is on a server that accepts no writes."""
+    if wanted_role(database) != "primary" or not (server.in_recovery or server.read_only):
+        return ""
+    if "abs_orm_app.W024" in settings.SILENCED_SYSTEM_CHECKS:
+        return ""
+    what = "a standby" if server.in_recovery else "read-only"
+    return f"the server is {what}, so writes fail: {server.address} does not accept them."

@@ -6,9 +6,8 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
-from abs_orm_app.config.explain import explain
-from abs_orm_app.environment import PoolSettings
-from abs_orm_app.facts.databases import NEVER
+from abs_orm_app.config.texts import counted, explain
+from abs_orm_app.environment import NEVER, PoolSettings
 from abs_orm_app.pgbouncer.clients import (
     LOOPBACK,
     THIS_MACHINE,
@@ -17,7 +16,8 @@ from abs_orm_app.pgbouncer.clients import (
 )
 from abs_orm_app.pgbouncer.target import PARAMETERS, Plan, Target, is_private
 from abs_orm_app.pgbouncer.userlist import FILE, passwords, quoted
-from abs_orm_app.pool.constants import PING_AFTER, RETRY_INTERVAL
+from abs_orm_app.pool.growth import RETRY_INTERVAL
+from abs_orm_app.pool.pre_ping import PING_AFTER
 
 CLIENTS_PER_PROCESS = 100  # a waiting client costs PgBouncer a few kB, a refused one is an error
 FOR_EVER = 315_360_000  # seconds, ten years: to PgBouncer, a lifetime of 0 means "use once"
@@ -46,7 +46,7 @@ def pgbouncer_ini(targets: Sequence[Target], plan: Plan) -> str:
         *_servers(_shared(first)),
         *_operation(plan),
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, ""])
 
 
 def _check_target(each: Target, plan: Plan) -> None:
@@ -160,9 +160,9 @@ def _clients(targets: Sequence[Target], plan: Plan, private: bool) -> Iterator[s
     clients = plan.processes * CLIENTS_PER_PROCESS * len(targets)
     servers = sum(each.settings.size + each.settings.overflow for each in targets)
     yield from _block(
-        f"{CLIENTS_PER_PROCESS} threads in each of {_counted(plan.processes)}, with room to spare:"
-        " a waiting client costs little, a refused one is an error. The limit of open files"
-        f" (ulimit -n) has to be above {clients + servers}.",
+        f"{CLIENTS_PER_PROCESS} threads in each of {counted(plan.processes, 'process')}, with room"
+        " to spare: a waiting client costs little, a refused one is an error. The limit of open"
+        f" files (ulimit -n) has to be above {clients + servers}.",
         max_client_conn=clients,
     )
     yield from _block(
@@ -240,10 +240,6 @@ def _operation(plan: Plan) -> Iterator[str]:
     yield ";pidfile = pgbouncer.pid"
     yield from _block("The account that it changes to if root starts it; it does not run as root.")
     yield f"user = {plan.account}" if plan.account else ";user = pgbouncer"
-
-
-def _counted(processes: int) -> str:
-    return "1 process" if processes == 1 else f"{processes} processes"
 
 
 def _block(comment: str, /, **settings: object) -> Iterator[str]:

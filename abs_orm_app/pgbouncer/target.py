@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,18 @@ PARAMETERS = {
     "sslkey": "server_tls_key_file",
 }
 
+# Parameters of libpq that PgBouncer has no setting for, and the values that ask for nothing.
+UNKEPT = {
+    "load_balance_hosts": ("disable",),
+    "channel_binding": ("prefer", "disable"),
+    "require_auth": (),
+    "sslcrl": (),
+    "sslcrldir": (),
+    "sslnegotiation": ("postgres",),
+    "gssencmode": ("prefer", "disable"),
+    "requirepeer": (),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
@@ -48,6 +60,7 @@ class Target:
     role: str  # Django's assume_role, or ""
     prepares: bool  # psycopg prepares statements
     settings: PoolSettings
+    unkept: Sequence[str] = ()  # what PgBouncer cannot keep, a sentence each
 
     @property
     def is_private(self) -> bool:
@@ -115,6 +128,7 @@ def target(database: Configured, entry: Mapping[str, Any], environ: Mapping[str,
         role=str(given.get("assume_role") or ""),
         prepares=database.prepares,
         settings=pool_settings(database),
+        unkept=list(_unkept(where, known)),
     )
 
 
@@ -141,6 +155,20 @@ def _check_parameters(where: str, known: Mapping[str, Any]) -> None:
             " finds: set their file in sslrootcert"
             " (the system's are in /etc/ssl/certs/ca-certificates.crt on Debian)."
         )
+
+
+def _unkept(where: str, known: Mapping[str, str]) -> Iterator[str]:
+    wanted = known.get("target_session_attrs", "any")
+    if wanted != "any":
+        yield (
+            f"{where} sets target_session_attrs={wanted}, which PgBouncer does not check: it uses"
+            " whatever server the host leads to, and keeps such a connection for up to"
+            " server_lifetime. Let the host lead only to servers that this alias needs, and run"
+            " RECONNECT on PgBouncer's console when it moves."
+        )
+    for name, defaults in UNKEPT.items():
+        if name in known and known[name] not in defaults:
+            yield f"{where} sets {name}={known[name]}, which PgBouncer has no setting for."
 
 
 def _host(where: str, host: str, known: Mapping[str, str]) -> str:

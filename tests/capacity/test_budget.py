@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from abs_orm_app.capacity.budget import (
     Budget,
     Demand,
     Limit,
+    Load,
     allowance,
     budgets,
     largest_that_fit,
@@ -145,3 +148,24 @@ def test_several_aliases_share_all_connections_in_proportion() -> None:
 
 def test_pools_that_fit_are_not_changed() -> None:
     assert fitted(100, (20, 10), (5, 5), processes=2) == [(20, 10), (5, 5)]
+
+
+# The pool for a load
+
+
+@pytest.mark.parametrize(
+    ("rps", "processes", "expected"),
+    [(50, 1, (5, 3)), (400, 1, (14, 10)), (400, 4, (5, 3)), (1e-6, 7, (1, 0))],
+)
+def test_a_load_needs_what_it_keeps_busy_and_two_roots_of_that(
+    rps: float, processes: int, expected: tuple[int, int]
+) -> None:
+    found = Load.of(rps, 20 if rps > 50 else 40, processes, server_facts())
+    assert (found.size, found.overflow) == expected
+
+
+def test_the_server_has_room_for_so_many_processes_beside_the_others() -> None:
+    assert Load.of(400, 20, 1, server_facts()).fitting == 97 // 24
+    assert Load.of(400, 20, 1, server_facts(used=50)).fitting == 47 // 24
+    assert Load.of(400, 20, 1, server_facts(role_limit=10)).fitting == 0
+    assert Load.of(400, 20, 1, None).fitting is None

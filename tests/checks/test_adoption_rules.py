@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from abs_orm_app.checks.adoption_rules import adoption_findings
+from abs_orm_app.checks.adoption_rules import adoption_findings, unread_settings
 from tests.support.aliases import facts, from_env, ids
 from tests.support.projects import OURS, SQLITE, STOCK, Ran, database, entry, manage
 
@@ -17,10 +19,15 @@ def test_djangos_engine_is_found_with_the_line_to_change(options: dict[str, obje
     assert ("has a pool of Django's own" in finding.message) == bool(options)
 
 
-def test_our_engine_without_a_pool_is_found_where_nobody_chose_a_mode() -> None:
-    [finding] = adoption_findings([facts(OURS)])
-    assert finding.number == "I002"
-    assert '"pool": ' in finding.fix
+@pytest.mark.parametrize("age", [0, 60, None])
+def test_our_engine_without_a_pool_is_a_warning_whose_lines_turn_it_on(age: int | None) -> None:
+    """As by dj_database_url.config(conn_max_age=600, engine=...), or cookiecutter's settings."""
+    mine: dict[str, Any] = {"ENGINE": OURS, "NAME": "x", "CONN_MAX_AGE": age}
+    [finding] = adoption_findings([facts(**mine)])
+    assert finding.number == "W006"
+    databases = {"other": mine}
+    exec(finding.fix, {"DATABASES": databases})  # noqa: S102
+    assert adoption_findings([facts(**databases["other"])]) == []
 
 
 @pytest.mark.parametrize("mode", ["pool", "persistent", "pgbouncer", "null"])
@@ -28,8 +35,26 @@ def test_a_mode_that_was_chosen_is_no_finding(mode: str) -> None:
     assert adoption_findings([from_env(DB_POOL_MODE=mode)]) == []
 
 
-def test_persistent_connections_by_hand_are_a_choice_too() -> None:
-    assert adoption_findings([facts(OURS, CONN_MAX_AGE=60)]) == []
+def test_a_mode_that_the_entry_names_is_a_choice_too() -> None:
+    chosen = {"mode": "persistent"}
+    assert adoption_findings([facts(OURS, CONN_MAX_AGE=60, ABS_ORM_APP=chosen)]) == []
+
+
+def test_pool_settings_beside_an_entry_that_was_not_made_from_them_are_named() -> None:
+    given = ["DB_POOL_SIZE", "DB_MAX_OVERFLOW", "HOME"]
+    [finding] = unread_settings([facts(OURS, OPTIONS={"pool": True})], given)
+    assert finding.number == "W007"
+    assert "DB_POOL_SIZE, DB_MAX_OVERFLOW" in finding.message
+    assert unread_settings([facts(OURS)], ["HOME"]) == []
+    assert unread_settings([facts(**SQLITE)], given) == []
+
+
+def test_check_names_them_in_a_project_whose_entry_is_written_by_hand() -> None:
+    by_hand = "--settings=tests.project.by_hand_settings"
+    done = manage("check", by_hand, DB_POOL_SIZE="5")
+    assert "(abs_orm_app.W007) Nothing reads DB_POOL_SIZE: DATABASES['default']" in done.stderr
+    assert "abs_orm_app.W006" in done.stderr
+    assert "W007" not in manage("check", DB_POOL_SIZE="5", DATABASE_URL="postgresql:///x").stderr
 
 
 def test_another_vendor_is_no_finding() -> None:

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import psycopg
 import pytest
-from django.db import connections
-from django.db.backends.signals import connection_created
 
-from abs_orm_app.backends.receivers import receivers_that_query
 from abs_orm_app.checks.finding import Finding
 from abs_orm_app.checks.lease_rules import lease_findings
 from abs_orm_app.checks.without_server import settings_findings
 from abs_orm_app.facts.databases import configured
-from abs_orm_app.facts.report import Report, report
-from abs_orm_app.facts.usage import Usage
+from abs_orm_app.facts.report import Report, Usage, report
 from tests.support.aliases import facts, from_env, ids, pool
-from tests.support.databases import ask
 from tests.support.facts import server_facts
 from tests.support.projects import OURS, STOCK, database, entry
 from tests.support.servers import Server
@@ -48,70 +40,9 @@ def test_atomic_requests_leave_nothing_to_gain(
     assert [n for n in ids(settings_findings([alias])) if n == "I003"] == expected
 
 
-# Receivers that query. Each receiver is of this module, so that it can be named.
-
-
-def set_timeout(connection: Any, **_: object) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute("SET statement_timeout = 5000")
-
-
-def look_up_a_type(connection: Any, **_: object) -> None:
-    """Past the handle's own cursors, as pgvector's `register_vector` does it."""
-    psycopg.types.TypeInfo.fetch(connection.connection, "text")
-
-
-def only_log(connection: Any, **_: object) -> None:
-    assert connection.connection is not None
-
-
-@contextmanager
-def received_by(receiver: Callable[..., None]) -> Iterator[None]:
-    connection_created.connect(receiver)
-    try:
-        yield
-    finally:
-        connection_created.disconnect(receiver)
-
-
 def findings_of(server: Server, alias: str, **more: Any) -> list[Finding]:
     with database(entry(server.conninfo, OPTIONS=SMALL, **more), alias):
         return lease_findings([report(configured(alias))])
-
-
-@pytest.mark.parametrize("receiver", [set_timeout, look_up_a_type])
-@pytest.mark.parametrize(
-    ("release", "when"),
-    [("request", "takes a connection."), ("transaction", "after each transaction.")],
-)
-def test_a_receiver_that_queries_is_named(
-    server: Server, receiver: Callable[..., None], release: str, when: str
-) -> None:
-    alias = f"{receiver.__name__} {release}"
-    with received_by(receiver):
-        [finding] = findings_of(server, alias, ABS_ORM_APP={"release": release})
-    assert finding.id == "abs_orm_app.W004"
-    assert finding.message.startswith(f"{__name__}.{receiver.__name__} queries in a receiver")
-    assert finding.message.endswith(when)
-
-
-def test_receivers_that_query_nothing_and_queries_of_others_are_not_named(
-    server: Server, unblocked: None
-) -> None:
-    with received_by(only_log):
-        assert findings_of(server, "logs") == []
-    with database(entry(server.conninfo, OPTIONS=SMALL), "asks") as alias:
-        ask(connections[alias])
-        assert receivers_that_query(alias) == ()
-
-
-def test_a_receiver_is_also_found_at_a_later_lease(server: Server, unblocked: None) -> None:
-    given = entry(server.conninfo, OPTIONS=SMALL, ABS_ORM_APP={"release": "transaction"})
-    with database(given, "later") as alias:
-        ask(connections[alias])
-        with received_by(set_timeout):
-            ask(connections[alias])
-        assert receivers_that_query(alias) == (f"{__name__}.set_timeout",)
 
 
 # Idle connections

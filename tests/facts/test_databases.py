@@ -126,5 +126,5 @@ def test_settings_of_leases_are_shown_only_where_the_engine_has_them() -> None:
         given = {"ENGINE": engine, "NAME": "x", "OPTIONS": {"pool": True}}
         with database({**given, "ABS_ORM_APP": {"release": "transaction"}}) as alias:
             facts = configured(alias)
-        shown = [facts.value_of(name) for name in ("DB_POOL_RELEASE", "DB_POOL_RESET")]
+        shown = [facts.value("release"), facts.value("reset")]
         assert shown == expected

@@ -10,9 +10,9 @@ from django.core.exceptions import ImproperlyConfigured
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from abs_orm_app.facts.failure import explain
+from abs_orm_app.facts.failure import failure_of
 from abs_orm_app.facts.secrets import hide
-from tests.support.projects import manage
+from tests.support.projects import of_environment
 from tests.support.servers import Server
 
 LOADING = "Error loading psycopg_pool module.\nDid you install psycopg[pool]?"  # Django's
@@ -33,7 +33,7 @@ def refusal(conninfo: str) -> Exception:
 
 
 def test_a_refused_connection_has_a_cause_and_a_hint() -> None:
-    failure = explain(refusal("host=127.0.0.1 port=1 user=app"))
+    failure = failure_of(refusal("host=127.0.0.1 port=1 user=app"))
     assert failure.cause == (
         'connection to server at "127.0.0.1", port 1 failed: Connection refused.'
     )
@@ -60,7 +60,7 @@ def test_a_refused_connection_has_a_cause_and_a_hint() -> None:
     ],
 )
 def test_a_refused_login_has_a_hint(shared: Server, conninfo: str, cause: str, hint: str) -> None:
-    failure = explain(refusal(f"{shared.tcp_conninfo} {conninfo}"))
+    failure = failure_of(refusal(f"{shared.tcp_conninfo} {conninfo}"))
     assert cause in failure.cause
     assert hint in failure.hint
 
@@ -79,7 +79,7 @@ def test_a_refused_statement_has_a_hint(shared: Server, query: str, cause: str, 
         pytest.raises(psycopg.Error) as raised,
     ):
         connection.execute(query)
-    failure = explain(raised.value)
+    failure = failure_of(raised.value)
     assert cause in failure.cause
     assert hint in failure.hint
 
@@ -87,7 +87,7 @@ def test_a_refused_statement_has_a_hint(shared: Server, query: str, cause: str, 
 def test_too_many_clients_has_a_hint_about_the_pool(shared: Server) -> None:
     held = [psycopg.connect(shared.conninfo) for _ in range(8)]
     try:
-        failure = explain(refusal(shared.conninfo))
+        failure = failure_of(refusal(shared.conninfo))
     finally:
         for connection in held:
             connection.close()
@@ -95,35 +95,39 @@ def test_too_many_clients_has_a_hint_about_the_pool(shared: Server) -> None:
     assert "DB_POOL_SIZE" in failure.hint
 
 
+@pytest.mark.usefixtures("unblocked")
 def test_a_wrong_password_is_told_where_user_and_password_came_from(shared: Server) -> None:
     url = f"postgresql://app@127.0.0.1:{shared.port}/postgres"
-    done = manage("check_pool", DATABASE_URL=url, DB_PASSWORD="wrong")
-    text = " ".join(done.stdout.split())
-    assert done.returncode == 1
+    ran = of_environment(DATABASE_URL=url, DB_PASSWORD="wrong")
+    text = " ".join(ran.out.split())
+    assert ran.code == 1
     assert (
         "The user comes from DATABASE_URL (environment), the password from DB_PASSWORD"
         " (environment)."
     ) in text
 
 
-def test_a_url_without_a_host_is_told_that_a_socket_was_tried() -> None:
-    done = manage("check_pool", DATABASE_URL="postgresql://app@/shop", PGPORT="1")
-    text = " ".join(done.stdout.split())
+@pytest.mark.usefixtures("unblocked")
+def test_a_url_without_a_host_is_told_that_a_socket_was_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PGPORT", "1")
+    text = " ".join(of_environment(DATABASE_URL="postgresql://app@/shop").out.split())
     assert "No host is set, so a Unix socket of this machine is tried" in text
 
 
 def test_a_missing_psycopg_pool_is_answered_with_what_to_install() -> None:
     for error in (ImportError("No module named 'psycopg_pool'"), ImproperlyConfigured(LOADING)):
-        assert "pip install 'psycopg[binary,pool]'" in explain(error).hint
+        assert "pip install 'psycopg[binary,pool]'" in failure_of(error).hint
 
 
 def test_control_characters_in_a_name_are_not_printed(shared: Server) -> None:
-    failure = explain(refusal(f"{shared.conninfo} user='a\x1b[31m\nb'"))
+    failure = failure_of(refusal(f"{shared.conninfo} user='a\x1b[31m\nb'"))
     assert failure.cause.isprintable()
 
 
 def test_an_error_of_several_lines_is_one_sentence() -> None:
-    assert explain(ValueError("first\n\tsecond\nthird")).cause == "first."
+    assert failure_of(ValueError("first\n\tsecond\nthird")).cause == "first."
 
 
 @pytest.mark.parametrize(
@@ -131,7 +135,7 @@ def test_an_error_of_several_lines_is_one_sentence() -> None:
     [(TypeError("what?"), "the settings"), (psycopg.OperationalError("what?"), "the server's log")],
 )
 def test_the_hint_of_an_unknown_error_depends_on_who_raised_it(error: Exception, hint: str) -> None:
-    assert hint in explain(error).hint
+    assert hint in failure_of(error).hint
 
 
 @given(st.text(min_size=1), st.sampled_from([str, quote, quote_plus, repr]))

@@ -16,7 +16,7 @@ from abs_orm_app.facts.databases import configured
 from abs_orm_app.facts.report import report
 from abs_orm_app.facts.server import ServerFacts
 from tests.support.pgbouncers import PgBouncer, needs_pgbouncer
-from tests.support.projects import OURS, STOCK, database, entry, manage
+from tests.support.projects import OURS, STOCK, database, entry, of_environment
 from tests.support.servers import ONE_CONNECTION, Server, wait_until
 
 pytestmark = [
@@ -37,10 +37,9 @@ def looked_at(given: dict[str, Any]) -> ConnectionTest:
 @pytest.mark.parametrize("mode", ["pool", "persistent", "pgbouncer", "null"])
 def test_a_role_that_cannot_be_assumed_is_a_failure(shared: Server, mode: str) -> None:
     url = f"{shared.url}?assume_role=nosuch"
-    done = manage("check_pool", DATABASE_URL=url, DB_POOL_MODE=mode)
-    assert done.returncode == 1
-    assert 'Failed: role "nosuch" does not exist.' in done.stdout
-    assert "Traceback" not in done.stderr
+    ran = of_environment(DATABASE_URL=url, DB_POOL_MODE=mode)
+    assert ran.code == 1
+    assert 'other: the server refuses the connection: role "nosuch" does not exist.' in ran.out
 
 
 @pytest.mark.parametrize("options", [{}, POOL], ids=["bare", "pool"])
@@ -151,7 +150,7 @@ def test_a_host_that_does_not_answer_leaves_time_for_the_others(
 
 @needs_pgbouncer
 def test_the_pooler_of_the_host_that_answered_is_examined(shared: Server, server: Server) -> None:
-    with PgBouncer(shared, open_console=False, pool_mode="transaction") as pooler:
+    with PgBouncer(shared, pool_mode="transaction") as pooler:
         server.suspend()
         hosts = {"HOST": f"{server.socket_dir},{shared.socket_dir}"}
         hosts["PORT"] = f"{server.port},{pooler.port}"
@@ -161,4 +160,4 @@ def test_the_pooler_of_the_host_that_answered_is_examined(shared: Server, server
         server.resume()
     assert isinstance(found, ServerFacts)
     assert found.pooler
-    assert (found.pooler.software, found.pooler.pool_mode) == ("PgBouncer", "transaction")
+    assert found.pooler.pool_mode == "transaction"

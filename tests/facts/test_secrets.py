@@ -11,7 +11,7 @@ from django.db import connections
 
 from abs_orm_app.facts.connecting import parameters_of
 from abs_orm_app.facts.databases import configured
-from abs_orm_app.facts.failure import explain
+from abs_orm_app.facts.failure import failure_of
 from abs_orm_app.facts.secrets import scrub
 from tests.support.projects import OURS, database
 
@@ -22,7 +22,7 @@ def test_an_error_loses_the_secrets_of_all_aliases() -> None:
     with ExitStack() as stack:
         stack.enter_context(database({**HERE, "PASSWORD": "f1rst"}, "one"))
         stack.enter_context(database({**HERE, "PASSWORD": "s3cond"}, "two"))
-        text = explain(ValueError("f1rst and s3cond"), configured("one")).cause
+        text = failure_of(ValueError("f1rst and s3cond"), configured("one")).cause
     assert text == "*** and ***."
 
 
@@ -54,4 +54,4 @@ def test_a_password_that_was_read_for_a_connection_is_hidden(tmp_path: Path) -> 
     "text", ["a\x1b[31mb", "a\rb", "a\x07b", "a\u202eb", "a\x9b2Jb"], ids=ascii
 )
 def test_an_error_that_would_command_the_terminal_is_harmless(text: str) -> None:
-    assert explain(ValueError(text)).cause.isprintable()
+    assert failure_of(ValueError(text)).cause.isprintable()

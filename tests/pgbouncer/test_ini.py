@@ -296,6 +296,26 @@ def test_a_port_that_other_machines_reach_without_tls_is_warned_about(
     assert ("client_tls_sslmode" in err.getvalue()) is warned
 
 
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        ("target_session_attrs=read-write", "sets target_session_attrs=read-write, which"),
+        ("target_session_attrs=prefer-standby", "RECONNECT"),
+        ("channel_binding=require", "sets channel_binding=require, which PgBouncer has no"),
+        ("target_session_attrs=any&channel_binding=prefer&sslmode=require", None),
+    ],
+)
+def test_what_pgbouncer_cannot_keep_is_warned_about(query: str, sentence: str | None) -> None:
+    errors = StringIO()
+    with database(entry(f"{URL}?{query}"), "shop"):
+        call_command("pgbouncer_ini", "--database", "shop", stdout=StringIO(), stderr=errors)
+    if sentence is None:
+        assert "Warning" not in errors.getvalue()
+    else:
+        assert "Warning: DATABASES['shop']" in errors.getvalue()
+        assert sentence in errors.getvalue()
+
+
 def test_a_name_with_a_comma_makes_no_other_role_an_observer() -> None:
     settings = ini(shop=entry("postgresql://a%2Cpostgres:x@db/shop"), stock=entry())
     assert settings["stats_users"] == "app"
@@ -338,10 +358,12 @@ def test_the_file_starts_unchanged_and_serves_the_sample_project(server: Server)
         assert checked.returncode == 0, checked.stdout
         assert "PgBouncer" in checked.stdout
         assert "transaction pooling" in checked.stdout
-        assert manage("migrate", **through).returncode == 0
-        ask = "from django.test import Client; print(Client().get('/', HTTP_HOST='localhost'))"
+        ask = (
+            "from django.core.management import call_command; call_command('migrate');"
+            " from django.test import Client; print(Client().get('/', HTTP_HOST='localhost'))"
+        )
         served = manage("shell", "-c", ask, **through)
-        assert 'status_code=200, "application/json"' in served.stdout
+        assert 'status_code=200, "application/json"' in served.stdout, served.stderr
         assert "WARNING" not in pooler.log
 
 

@@ -19,7 +19,7 @@ from django.db.models import Count
 from pytest_django.plugin import DjangoDbBlocker
 
 from abs_orm_app.environment import database_from_env
-from abs_orm_app.facts.failure import explain
+from abs_orm_app.facts.failure import failure_of
 from tests.support.pgbouncers import PgBouncer, needs_pgbouncer
 from tests.support.processes import Watch
 from tests.support.projects import OURS, STOCK, database
@@ -278,7 +278,7 @@ def test_a_client_that_waits_too_long_gets_an_error(migrated: Server) -> None:
             assert 1 < time.monotonic() - began < 20
         connections[other].close_if_unusable_or_obsolete()  # as after each request
         assert value("SELECT 42", other) == 42
-    assert "default_pool_size" in explain(caught.value).hint
+    assert "default_pool_size" in failure_of(caught.value).hint
 
 
 def test_clients_are_served_as_soon_as_the_server_is_back(server: Server) -> None:

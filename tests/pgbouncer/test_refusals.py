@@ -155,7 +155,6 @@ def test_a_directory_that_cannot_be_written_to_is_a_sentence(tmp_path: Path) -> 
 
 
 def test_bad_arguments_exit_with_2() -> None:
-    assert manage("pgbouncer_ini", "--processes", "0").returncode == 2
     unknown = manage("pgbouncer_ini", "--database", "defautl")
     assert unknown.returncode == 2
     assert "no alias 'defautl' (did you mean 'default'?); it has default." in unknown.stderr

@@ -11,76 +11,101 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from abs_orm_app.config.texts import did_you_mean, printable
+from abs_orm_app.pool.server_errors import UNKNOWN, classify
+
 # By name; where two pages have an entry of the same name, the first page is meant.
-_NAMES = ("checks", "troubleshooting", "settings", "sizing", "pgbouncer", "best-practices")
+_NAMES = ("checks", "troubleshooting", "settings", "sizing", "pgbouncer")
 PAGES = {name: Path(__file__).with_name(f"{name}.md") for name in _NAMES}
 
-_HEADING = re.compile(r"(?P<marks>#+) (?:<a id=\"(?P<anchor>[^\"]+)\"></a>)?(?P<title>.+)")
+_HEADING = re.compile(r"(?P<marks>##+) (?:<a id=\"(?P<anchor>[^\"]+)\"></a>)?(?P<title>.+)")
 _FENCE = "```"
+_MESSAGES = re.compile(r"^\| (.+) \| .*\(#([\w-]+)\).* \|$", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class GuideEntry:
     """One heading of a page and the text below it, up to the next heading of that level."""
 
     topic: str  # "E021", "pool-exhausted"; the name of the page for a whole page
-    page: str
     title: str
-    lines: tuple[str, ...]  # Markdown
+    text: str  # Markdown
 
 
 @cache
-def entries() -> dict[str, Entry]:
+def entries() -> dict[str, GuideEntry]:
     """All entries by topic: the headings of the pages in their order, then the whole pages."""
-    found: dict[str, Entry] = {}
+    found: dict[str, GuideEntry] = {}
     for entry in _read_pages():
         found.setdefault(entry.topic, entry)
     return found
 
 
-def find_entry(topic: str) -> Entry:
-    """Find an entry by its topic, in any case, with or without what stands before it.
+def find_entry(topic: str) -> GuideEntry:
+    """Find an entry by its topic, in any case, with or without what stands before it; or by a
+    message of the pool or of the server that was pasted.
 
-    Raises LookupError if there is none.
+    Raises LookupError, one sentence, if there is none.
     """
     plain = topic.strip().rpartition("#")[2].removeprefix("abs_orm_app.").casefold()
     for known, entry in entries().items():
         if known.casefold() == plain.replace(" ", "-"):
             return entry
-    raise LookupError(topic)
+    if found := _of_message(topic):
+        return found
+    raise LookupError(
+        f"The guide has no topic {topic!r}{did_you_mean(topic, tuple(entries()))};"
+        " `manage.py check_pool --explain` lists them."
+    )
 
 
-def _read_pages() -> Iterator[Entry]:
-    for name, path in PAGES.items():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        yield from _sections(name, lines)
-    for name, path in PAGES.items():
-        first, *rest = path.read_text(encoding="utf-8").splitlines()
-        yield Entry(topic=name, page=name, title=first.removeprefix("# "), lines=tuple(rest))
+def _of_message(text: str) -> GuideEntry | None:
+    """The entry that a message names, or that the table of messages has for it, or its kind."""
+    text = printable(text)
+    if named := re.search(r"--explain ([\w-]+)", text):
+        return entries().get(named[1])
+    page = PAGES["troubleshooting"].read_text(encoding="utf-8")
+    for messages, anchor in _MESSAGES.findall(page):
+        for message in re.findall(r"`([^`]+)`", messages):
+            parts = [part.strip() for part in re.split(r"…|\d[\d.]*", message)]
+            if re.search(".*".join(map(re.escape, parts)), text, re.IGNORECASE):
+                return entries().get(anchor)
+    kind = classify(text)
+    return None if kind is UNKNOWN else entries().get(kind.entry)
 
 
-def _sections(page: str, lines: list[str]) -> Iterator[Entry]:
+def _read_pages() -> Iterator[GuideEntry]:
+    pages = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
+    for page in pages.values():
+        yield from _sections(page.splitlines())
+    for name, page in pages.items():
+        title, _, text = page.partition("\n")
+        yield _entry(name, title.removeprefix("# "), text)
+
+
+def _sections(lines: list[str]) -> Iterator[GuideEntry]:
     headings = list(_headings(lines))
-    for index, (start, level, anchor, title) in enumerate(headings):
-        later = (line for line, other, *_ in headings[index + 1 :] if other <= level)
-        end = next(later, len(lines))
-        yield Entry(
-            topic=anchor or _slug(title),
-            page=page,
-            title=title,
-            lines=tuple(lines[start + 1 : end]),
-        )
+    for index, (start, heading) in enumerate(headings):
+        level = len(heading["marks"])
+        later = (at for at, other in headings[index + 1 :] if len(other["marks"]) <= level)
+        text = "\n".join(lines[start + 1 : next(later, len(lines))])
+        title = heading["title"]
+        yield _entry(heading["anchor"] or _slug(title), title, text)
 
 
-def _headings(lines: list[str]) -> Iterator[tuple[int, int, str | None, str]]:
-    """The line, level, anchor and title of each heading below the page's title."""
+def _headings(lines: list[str]) -> Iterator[tuple[int, re.Match[str]]]:
+    """The headings below the page's title, with the numbers of their lines."""
     in_code = False
     for number, line in enumerate(lines):
-        if line.startswith(_FENCE):
-            in_code = not in_code
-        found = None if in_code else _HEADING.fullmatch(line)
-        if found and len(found["marks"]) > 1:
-            yield number, len(found["marks"]), found["anchor"], found["title"]
+        in_code ^= line.startswith(_FENCE)
+        if not in_code and (heading := _HEADING.fullmatch(line)):
+            yield number, heading
+
+
+def _entry(topic: str, title: str, text: str) -> GuideEntry:
+    """Markdown as it is, without what only a browser needs."""
+    text = re.sub(r'<a id="[^"]+"></a>', "", text).replace("\\_", "_")
+    return GuideEntry(topic=topic, title=title.replace("`", ""), text=text.strip("\n"))
 
 
 def _slug(title: str) -> str:

@@ -1,0 +1,30 @@
+"""What messages are made with: safe text, the name that was meant, numbers of things."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+
+def printable(text: str) -> str:
+    """Replace what cannot be printed, such as escape sequences, by single spaces.
+
+    Text from a server goes through here: names, versions, errors. It cannot command a terminal.
+    """
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+
+
+def did_you_mean(given: str, known: tuple[str, ...]) -> str:
+    """Return ` (did you mean 'x'?)` if a known word resembles the one that was given, or ""."""
+    close = get_close_matches(given, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def counted(number: int, noun: str) -> str:
+    """As in "1 request", "8 requests", "2 processes"."""
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
+def explain(topic: str) -> str:
+    """Give the command for a finding's number ("E021") or an entry of the guide ("server-down")."""
+    return f"manage.py check_pool --explain {topic}"
