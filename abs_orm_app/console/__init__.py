@@ -1,1 +1,1 @@
-"""Findings and facts as text and JSON, and the live view of --watch."""
+"""Findings and facts as text and JSON."""

@@ -15,7 +15,7 @@ from typing import TypeVar
 from django.core.management.base import CommandError, DjangoHelpFormatter
 from django.db import connections
 
-from abs_orm_app.config.variables import did_you_mean
+from abs_orm_app.config.texts import did_you_mean
 
 T = TypeVar("T")
 
@@ -71,20 +71,13 @@ def argument(parse: Callable[[str], T]) -> Callable[[str], T]:
     return parsed
 
 
-def number(least: float, *, exclusive: bool = False) -> Callable[[str], float]:
-    """A parser of finite numbers: `least` or more; with `exclusive`, more than `least`."""
-    accepted = f"is not a number {'above' if exclusive else 'from'} {least:g}"
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            raise ValueError(accepted) from None
-        if not math.isfinite(value) or value < least or (exclusive and value == least):
-            raise ValueError(accepted)
-        return value
-
-    return argument(parse)
-
-
-above_zero = number(0, exclusive=True)
+@argument
+def above_zero(text: str) -> float:
+    """A finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError("is not a number above 0")
+    return value

@@ -69,11 +69,11 @@ def _show(progress: Stream, text: str) -> None:
 
 def _outcome(outcome: Outcome, layout: Layout) -> list[str]:
     """The promise, and below it what was seen."""
-    style, mark = layout.style, _marks(layout)[outcome.verdict]
+    style, mark = layout.style, _marks(layout)[outcome.result]
     paint = {"kept": style.SUCCESS, "broken": style.ERROR, "skipped": style.WARNING}
     promise = layout.pairs([(f"{mark} {outcome.name}", outcome.promise)], NAME_WIDTH)
     seen = layout.pairs([("", outcome.seen)], NAME_WIDTH)
-    return [*map(paint[outcome.verdict], promise), *seen]
+    return [*map(paint[outcome.result], promise), *seen]
 
 
 def _marks(layout: Layout) -> dict[str, str]:
@@ -93,7 +93,7 @@ def _verdict(drilled: Drilled, layout: Layout) -> list[str]:
     """How many promises were kept, and the names of the others."""
     names: dict[str, list[str]] = {verdict: [] for verdict in _marks(layout)}
     for outcome in drilled.outcomes:
-        names[outcome.verdict].append(outcome.name)
+        names[outcome.result].append(outcome.name)
     parts = [f"{len(names['kept'])} of {len(drilled.outcomes)} promises were kept"]
     parts += [
         f"{verdict}: {', '.join(names[verdict])}"

@@ -10,13 +10,22 @@ from abs_orm_app.checks.finding import Finding
 from abs_orm_app.console.layout import INDENT, Layout
 from abs_orm_app.facts.report import Report
 from abs_orm_app.facts.server import ServerFacts
-from abs_orm_app.facts.wording import LEVELS
 
 
 def findings_section(
-    findings: Sequence[Finding], not_checked: Sequence[str], layout: Layout
+    findings: Sequence[Finding],
+    not_checked: Sequence[str],
+    layout: Layout,
+    *,
+    everything: bool = True,
 ) -> str:
-    """All findings, the most severe first, with an empty line between them."""
+    """All findings, the most severe first, with an empty line between them.
+
+    everything: also why rules were not applied.
+    """
+    if not findings and not everything:
+        some = " by the rules that were applied" if not_checked else ""
+        return f"Findings: none{some}."
     worst = max((finding.level for finding in findings), default=0)
     signs = layout.signs
     mark = signs.bad if worst >= ERROR else signs.warning if worst >= WARNING else signs.good
@@ -27,7 +36,7 @@ def findings_section(
     ]
     if not findings:
         blocks.append([f"{INDENT}No rule found a problem."])
-    if not_checked:
+    if not_checked and everything:
         blocks.append([line for why in not_checked for line in layout.wrap(f"Not checked: {why}")])
     heading = layout.heading("Findings", mark)
     return f"{heading}\n" + "\n\n".join("\n".join(block) for block in blocks)
@@ -36,9 +45,8 @@ def findings_section(
 def _finding(finding: Finding, layout: Layout) -> list[str]:
     style = layout.style
     paint = {ERROR: style.ERROR, WARNING: style.WARNING}.get(finding.level, style.NOTICE)
-    alias = f" {finding.alias}" if finding.alias else ""
     return [
-        INDENT + paint(f"{LEVELS[finding.level]} {finding.number}{alias}"),
+        INDENT + paint(finding.title),
         *layout.wrap(finding.message, 2),
         *layout.fix(finding.remedy, finding.fix, 2),
         INDENT * 2 + finding.explained_by,

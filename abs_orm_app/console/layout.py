@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +61,19 @@ class Layout:
     def wrap(self, text: str, depth: int = 1, first: str | None = None) -> list[str]:
         """The text as indented lines; `first` begins the first one."""
         indent = INDENT * depth
-        start = indent if first is None else f"{indent}{first} "
+        return self._wrapped(text, indent if first is None else f"{indent}{first} ")
+
+    def pairs(self, rows: Sequence[tuple[str, str]], width: int = 0) -> list[str]:
+        """Names and values as lines; a long value continues below itself."""
+        width = max(width, *(len(name) for name, _ in rows))
+        starts = (f"{INDENT}{name.ljust(width)}{INDENT}" for name, _ in rows)
+        return [
+            line
+            for start, (_, value) in zip(starts, rows, strict=True)
+            for line in self._wrapped(value, start) or [start.rstrip()]
+        ]
+
+    def _wrapped(self, text: str, start: str) -> list[str]:
         return textwrap.wrap(
             text,
             self.width,
@@ -70,22 +82,6 @@ class Layout:
             break_long_words=False,
             break_on_hyphens=False,
         )
-
-    def pairs(self, rows: Sequence[tuple[str, str]], width: int = 0) -> list[str]:
-        """Names and values as lines; a long value continues below itself."""
-        width = max(width, *(len(name) for name, _ in rows))
-        return [line for name, value in rows for line in self._pair(name.ljust(width), value)]
-
-    def _pair(self, name: str, value: str) -> Iterator[str]:
-        margin = f"{INDENT}{name}{INDENT}"
-        yield from textwrap.wrap(
-            value,
-            self.width,
-            initial_indent=margin,
-            subsequent_indent=" " * len(margin),
-            break_long_words=False,
-            break_on_hyphens=False,
-        ) or [margin.rstrip()]
 
     def table(self, rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
         """Rows as lines, each column as wide as its widest cell; `right`: columns flush right.

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
-from abs_orm_app.config.variables import Reader, did_you_mean
-from abs_orm_app.environment import VARIABLES
-from abs_orm_app.facts.databases import FIELDS, Configured, Value
+from abs_orm_app.config.texts import did_you_mean
+from abs_orm_app.config.variables import Reader
+from abs_orm_app.environment import SETTINGS
+from abs_orm_app.facts.databases import Configured, Value
 
 Profile = Mapping[str, Value]  # by variable; a profile may leave some out
 
 SETTING = "ABS_ORM_APP_PROFILES"  # of a project: {name: {variable: value}}
+
+_FIELDS = {field: listed for field, listed in SETTINGS.items() if listed.shown == "always"}
 
 PROFILES: dict[str, Profile] = {
     # The pool settings of fullon_orm's SQLAlchemy engine; our defaults are the same.
@@ -74,7 +77,8 @@ def profiles() -> dict[str, Profile]:
 
 def _parsed(name: str, values: object) -> Profile:
     where = f"{SETTING}[{name!r}]"
-    known = tuple(FIELDS.values())
+    variables = {listed.variable.name: listed.variable for listed in _FIELDS.values()}
+    known = tuple(variables)
     if not isinstance(values, Mapping) or not values:
         raise ImproperlyConfigured(f"{where} must be a dict such as {{'DB_POOL_SIZE': 20}}.")
     for key in values:
@@ -82,7 +86,7 @@ def _parsed(name: str, values: object) -> Profile:
             hint = did_you_mean(str(key), known) or f"; it has {', '.join(known)}"
             raise ImproperlyConfigured(f"{where} has no setting {key!r}{hint}.")
     reader = Reader({key: str(value) for key, value in values.items()})
-    parsed: Profile = {key: reader.read(VARIABLES[key]) for key in values}
+    parsed: Profile = {key: reader.read(variables[key]) for key in values}
     if reader.problems:
         raise ImproperlyConfigured(f"{where}: {' '.join(reader.problems)}")
     return parsed
@@ -103,10 +107,10 @@ def _rows(database: Configured, profile: Profile) -> list[Compared]:
         Compared(
             alias=database.alias,
             field=field,
-            name=name,
+            name=listed.variable.name,
             here=database.value(field),
-            wanted=profile[name],
+            wanted=profile[listed.variable.name],
         )
-        for field, name in FIELDS.items()
-        if name in profile
+        for field, listed in _FIELDS.items()
+        if listed.variable.name in profile
     ]

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from abs_orm_app.capacity.budget import allowance, in_use
 from abs_orm_app.console.layout import Layout
+from abs_orm_app.environment import SETTINGS
 from abs_orm_app.facts.active import Active
 from abs_orm_app.facts.connection_test import ConnectionTest
 from abs_orm_app.facts.databases import Configured
@@ -14,19 +15,26 @@ from abs_orm_app.facts.pooler import PoolerFacts
 from abs_orm_app.facts.report import Report
 from abs_orm_app.facts.server import ServerFacts
 from abs_orm_app.facts.server_role import role_in_words
-from abs_orm_app.facts.wording import WITHOUT_POOL, format_value, option_in_words
+from abs_orm_app.facts.wording import (
+    WITHOUT_POOL,
+    format_value,
+    option_in_words,
+    sessions_in_trouble,
+    who,
+    who_is_connected,
+    writes_fail,
+)
 
 FEW_LEFT = 0.9  # of the limit in use, from which the server section gets a warning
 
 
-def settings_section(database: Configured, layout: Layout) -> str:
-    """The address of an alias, and what is configured."""
+def settings_section(database: Configured, layout: Layout, *, everything: bool = False) -> str:
+    """The address of an alias, and what is configured: all of it, or in one line."""
     style = layout.style
-    head = [
-        style.MIGRATE_HEADING(f"{database.alias}: {database.address}"),
-        *layout.wrap(f"Engine:  {database.engine}"),
-        *layout.wrap(f"Address: {_source(database.address_source)}"),
-    ]
+    head = [style.MIGRATE_HEADING(f"{database.alias}: {database.address}")]
+    if everything:
+        head += layout.wrap(f"Engine:  {database.engine}")
+        head += layout.wrap(f"Address: {_source(database.address_source)}")
     if database.error:
         why = f"The engine cannot be loaded: {database.error}"
         return _lines([*head, *map(style.ERROR, layout.wrap(why))])
@@ -35,6 +43,9 @@ def settings_section(database: Configured, layout: Layout) -> str:
         return _lines([head[0], *map(style.ERROR, layout.wrap(why))])
     if database.vendor != "postgresql":
         return _lines([*head, *layout.wrap("This is not PostgreSQL: there is nothing to check.")])
+    without_pool = [*layout.wrap(WITHOUT_POOL.get(database.mode, ""))]
+    if not everything:
+        return _lines([*head, *(without_pool or layout.wrap(_pool_in_words(database)))])
     rows = [
         ("setting", "value", "from", "becomes"),
         *(
@@ -47,16 +58,19 @@ def settings_section(database: Configured, layout: Layout) -> str:
             for row in database.settings
         ),
     ]
-    without_pool = WITHOUT_POOL.get(database.mode)
-    return _lines(
-        [
-            *head,
-            "",
-            layout.heading("Settings"),
-            *layout.table(rows),
-            *(layout.wrap(without_pool) if without_pool else ()),
-        ]
+    return _lines([*head, "", layout.heading("Settings"), *layout.table(rows), *without_pool])
+
+
+def _pool_in_words(database: Configured) -> str:
+    """As in "20 + 10 connections a process, timeout 30 s, recycle 3600 s, pre-ping"."""
+    size, overflow, timeout, recycle = (
+        format_value(field, database.value(field))
+        for field in ("size", "overflow", "timeout", "recycle")
     )
+    ping = ", pre-ping" if database.value("pre_ping") else ", no pre-ping"
+    own = "" if database.hardened else ", Django's own pool"
+    sizes = f"{size} + {overflow} connections a process"
+    return f"{sizes}, timeout {timeout}, recycle {recycle}{ping}{own}"
 
 
 def _source(source: str) -> str:
@@ -68,14 +82,59 @@ def _source(source: str) -> str:
 def answer_sections(report: Report, layout: Layout, *, everything: bool = False) -> str:
     """The pool of this process where there is something to say, the server, and the test.
 
-    everything: show the pool of this process also where it only repeats the settings.
+    everything: each fact; show the pool of this process also where it only repeats the settings.
     """
+    database, test = report.configured, report.test or ConnectionTest()
+    if everything:
+        server = [
+            _server_section(report.server, database, layout),
+            _test_section(test, database, layout),
+        ]
+    else:
+        server = [_short_server_section(report.server, test, database, layout)]
     sections = [
-        _pool_section(report.active, report.configured, layout, everything),
-        _server_section(report.server, report.configured, layout),
-        _test_section(report.test or ConnectionTest(), report.configured, layout),
+        _pool_section(report.active, database, layout, everything),
+        *server,
+        _now_section(report, layout),
     ]
     return "\n\n".join(filter(None, sections))
+
+
+def _short_server_section(
+    server: ServerFacts | Failure | None,
+    test: ConnectionTest,
+    database: Configured,
+    layout: Layout,
+) -> str:
+    if isinstance(server, Failure):
+        return _server_section(server, database, layout)
+    rows = []
+    mark = layout.signs.bad if test.failure else layout.signs.good
+    if server:
+        role = role_in_words(database, server).removesuffix(", as this alias needs")
+        what = f"PostgreSQL {server.version}, {role}"
+        rows = [("version", what), *_pooler(server.pooler), ("in use", _in_use(server, layout))]
+        mark = _mark(server, database, layout) if mark == layout.signs.good else mark
+    times = (("connect", test.connect_ms), ("checkout", test.checkout_ms), ("query", test.query_ms))
+    timed = [f"{name} {ms:.3f} ms" for name, ms in times if ms is not None]
+    if timed:
+        rows.append(("test", ", ".join(timed)))
+    return _lines([layout.heading("Server", mark), *layout.pairs(rows)]) if rows else ""
+
+
+def _in_use(server: ServerFacts, layout: Layout) -> str:
+    limit = allowance(server)
+    used = in_use(limit, server)
+    share = used / max(limit.connections, 1)
+    return f"{used} of {limit.connections} {layout.bar(share)} {share:.0%}"
+
+
+def _mark(server: ServerFacts, database: Configured, layout: Layout) -> str:
+    if writes_fail(database, server):
+        return layout.signs.bad
+    limit = allowance(server)
+    few_left = in_use(limit, server) / max(limit.connections, 1) >= FEW_LEFT
+    return layout.signs.warning if few_left else layout.signs.good
 
 
 def _pool_section(
@@ -91,16 +150,16 @@ def _pool_section(
         return ""
     rows = [
         (
-            name,
-            format_value(field, getattr(active, field)),
+            SETTINGS[field].label,
+            format_value(field, value),
             f"differs: configured is {format_value(field, database.value(field))}"
             * (field in differs),
         )
-        for field, name in _NAMES.items()
+        for field, value in active.settings.items()
     ]
     lines = [
         layout.style.WARNING(line) if field in differs else line
-        for field, line in zip(_NAMES, layout.table(rows), strict=True)
+        for field, line in zip(active.settings, layout.table(rows), strict=True)
     ]
     now = (
         f"{active.connections} open, {active.idle} idle, {active.waiting} waiting"
@@ -113,15 +172,6 @@ def _pool_section(
     return _lines([layout.heading(title, mark), *about, *lines])
 
 
-_NAMES = {
-    "size": "pool size",
-    "overflow": "overflow",
-    "pre_ping": "pre-ping",
-    "recycle": "recycle",
-    "timeout": "timeout",
-}
-
-
 def _server_section(
     server: ServerFacts | Failure | None, database: Configured, layout: Layout
 ) -> str:
@@ -131,9 +181,6 @@ def _server_section(
         return _lines([layout.heading("Server", layout.signs.warning), *_failure(server, layout)])
     tls = f"{server.tls_version or 'on'} {server.tls_cipher or ''}" if server.tls else "off"
     role = f"{server.role} (superuser)" if server.superuser else server.role
-    limit = allowance(server)
-    used = in_use(limit, server)
-    share = used / max(limit.connections, 1)
     rows = [
         ("version", f"PostgreSQL {server.version}"),
         ("address", server.address),
@@ -142,8 +189,8 @@ def _server_section(
         ("state", role_in_words(database, server)),
         ("TLS", tls.strip()),
         *_pooler(server.pooler),
-        ("limit", limit.why),
-        ("in use", f"{used} of {limit.connections} {layout.bar(share)} {share:.0%}"),
+        ("limit", allowance(server).why),
+        ("in use", _in_use(server, layout)),
         (
             "sessions",
             f"{server.used} now: {server.used_by_role} of this role, "
@@ -152,29 +199,16 @@ def _server_section(
         ("timeouts", _timeouts(server)),
         ("keepalive", _keepalive(server)),
     ]
-    mark = layout.signs.warning if share >= FEW_LEFT else layout.signs.good
+    mark = _mark(server, database, layout)
     return _lines([layout.heading("Server", mark), *layout.pairs(rows)])
 
 
 def _pooler(pooler: PoolerFacts | None) -> list[tuple[str, str]]:
     if pooler is None:
         return []
-    console = pooler.console
-    version = f" {console.version}" if console else ""
-    mode = f"{pooler.pool_mode} pooling" if pooler.pool_mode else "pool mode unknown"
-    rows = [("pooler", f"{pooler.software}{version}, {mode}")]
-    if console:
-        wait = f", for {console.longest_wait:.3g} s" if console.clients_waiting else ""
-        rows += [
-            (
-                "its pool",
-                f"{console.servers_active} server connections in use, {console.servers_idle} idle, "
-                f"up to {console.pool_size} + {console.reserve_pool}; clients: "
-                f"{console.clients_active} active, {console.clients_waiting} waiting{wait}",
-            ),
-            ("its config", ", ".join(f"{name} {text}" for name, text in console.config.items())),
-        ]
-    return rows
+    return [
+        ("pooler", f"{pooler.pool_mode} pooling" if pooler.pool_mode else "its mode is unknown")
+    ]
 
 
 def _timeouts(server: ServerFacts) -> str:
@@ -206,6 +240,7 @@ def _seconds_or_off(seconds: float) -> str:
 
 
 def _test_section(test: ConnectionTest, database: Configured, layout: Layout) -> str:
+    """How long each step took; why one failed is said once, at the end."""
     rows = [("connect", test.connect_ms, "a new connection")]
     if database.pools:
         rows.append(("checkout", test.checkout_ms, "from a pool like this one, of one connection"))
@@ -213,8 +248,29 @@ def _test_section(test: ConnectionTest, database: Configured, layout: Layout) ->
     timed = [(name, f"{ms:.3f} ms", what) for name, ms, what in rows if ms is not None]
     lines = layout.table(timed, right=(1,)) if timed else []
     mark = layout.signs.bad if test.failure else layout.signs.good
-    failed = _failure(test.failure, layout) if test.failure else []
-    return _lines([layout.heading("Connection test", mark), *lines, *failed])
+    return _lines([layout.heading("Connection test", mark), *lines])
+
+
+def _now_section(report: Report, layout: Layout) -> str:
+    """Who does what on the server now, as far as this role may see it."""
+    if (fleet := report.now) is None:
+        return ""
+    rows = []
+    for name, session in (
+        ("longest query", fleet.longest),
+        ("idle in transaction", fleet.forgotten),
+    ):
+        if session:
+            rows.append((name, f"{session.seconds or 0.0:.1f} s, {who(session)}"))
+    rows.append(("sessions", who_is_connected(fleet)))
+    lines = layout.pairs(rows)
+    if seen := sessions_in_trouble(fleet):
+        text, line = seen
+        lines += map(layout.style.WARNING, layout.wrap(f"{text[0].upper()}{text[1:]}"))
+        lines += layout.fix("End that session:", line) if line else []
+    lines += layout.wrap("The pools of other processes cannot be seen from here.")
+    mark = layout.signs.warning if seen else layout.signs.good
+    return _lines([layout.heading("Now", mark), *lines])
 
 
 def _failure(failure: Failure, layout: Layout) -> list[str]:

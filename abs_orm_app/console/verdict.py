@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 
 from abs_orm_app.checks.adoption_rules import OUR_ENGINES
 from abs_orm_app.checks.finding import Finding
+from abs_orm_app.config.texts import counted
 from abs_orm_app.console.layout import Layout
 from abs_orm_app.console.profiles import Compared, Comparison
+from abs_orm_app.facts.active import Active
 from abs_orm_app.facts.failure import Failure
 from abs_orm_app.facts.report import Report
-from abs_orm_app.facts.wording import LEVELS, format_value
+from abs_orm_app.facts.server import ServerFacts
+from abs_orm_app.facts.wording import LEVELS, format_value, sessions_in_trouble, writes_fail
 
 if TYPE_CHECKING:
     from abs_orm_app.drill.runner import Drilled
@@ -58,13 +61,18 @@ def judge(
     unproven = [] if drills is None else list(_unproven(drills, engines))
     problems = (*unusable, *severe, *differing, *unproven)
     if not problems:
-        return Verdict(summary=f"OK: {_usable(reports)}{_below(findings)}.")
+        but = [trouble for report in reports if (trouble := _trouble(report))]
+        summary = f"OK: {_usable(reports)}{_below(findings)}."
+        if but:
+            more = f" (+{len(but) - 1})" if len(but) > 1 else ""
+            summary = f"{summary[:-1]}, but requests may be waiting: {but[0].rstrip('.')}{more}."
+        return Verdict(summary=summary)
     parts = []
     if unusable:
         cannot = "cannot be used"
-        parts.append(f"{len(unusable)} of {_count(len(reports), 'database')} {cannot}")
+        parts.append(f"{len(unusable)} of {counted(len(reports), 'database')} {cannot}")
     if severe:
-        parts.append(f"{_count(len(severe), 'finding')} of level {LEVELS[fail_level]} or above")
+        parts.append(f"{counted(len(severe), 'finding')} of level {LEVELS[fail_level]} or above")
     if differing:
         parts.append(f"the settings differ from {comparison and comparison.profile}")
     if unproven:
@@ -89,16 +97,32 @@ def _unusable(report: Report) -> Iterator[Problem]:
             fix='DATABASES = {"default": database_from_env()}',
         )
         return
+    if isinstance(report.server, ServerFacts) and (why := writes_fail(database, report.server)):
+        yield Problem(
+            where=database.alias,
+            cause=f"{why[0].upper()}{why[1:]}",
+            remedy="Promote a standby, or correct the address; with several hosts, add:",
+            fix="?target_session_attrs=read-write",
+        )
+        return
     test = report.test.failure if report.test else None
     failure = report.active if isinstance(report.active, Failure) else test
     if failure:
-        yield Problem(where=database.alias, cause=failure.cause, remedy=failure.hint)
+        cause = f"{failure.problem}: {failure.cause}" if failure is test else failure.cause
+        yield Problem(where=database.alias, cause=cause, remedy=failure.hint)
+
+
+def _trouble(report: Report) -> str:
+    """What may keep requests waiting, although the database can be used."""
+    if isinstance(report.active, Active) and report.active.trouble:
+        return report.active.trouble
+    seen = sessions_in_trouble(report.now) if report.now else None
+    return seen[0] if seen else ""
 
 
 def _severe(finding: Finding) -> Problem:
-    alias = f" {finding.alias}" if finding.alias else ""
     return Problem(
-        where=f"{LEVELS[finding.level]} {finding.number}{alias}",
+        where=finding.title,
         cause="" if finding.fix else finding.message,
         remedy=finding.remedy,
         fix=finding.fix,
@@ -135,11 +159,11 @@ def _unproven(drills: Sequence[Drilled], engines: Mapping[str, str]) -> Iterator
                 remedy=drilled.refused.hint,
             )
         elif drilled.ok is False:
-            broken = [o.name for o in drilled.outcomes if o.verdict == "broken"]
+            broken = [o.name for o in drilled.outcomes if o.result == "broken"]
             ours = OUR_ENGINES.get(engines.get(drilled.alias, ""))
             yield Problem(
                 where=drilled.alias,
-                cause=f"{_count(len(broken), 'promise')} broken: {', '.join(broken)}.",
+                cause=f"{counted(len(broken), 'promise')} broken: {', '.join(broken)}.",
                 remedy="Use the engine of this app:" if ours else "Read what the broken rows saw.",
                 fix=f'"ENGINE": "{ours}"' if ours else "",
             )
@@ -155,21 +179,20 @@ def _usable(reports: Sequence[Report]) -> str:
     aliases = [r.configured.alias for r in reports if r.configured.vendor == "postgresql"]
     if not aliases:
         return "nothing to check, no database here is PostgreSQL"
+    bare = [r.configured.alias for r in reports if r.configured.mode in ("null", "persistent")]
+    bare = [alias for alias in bare if alias in aliases]
+    without = f", but no pool is in use for {', '.join(bare)}" if bare else ""
     if len(aliases) == 1:
-        return f"{aliases[0]} can be used"
-    return f"{len(aliases)} databases can be used"
+        return f"{aliases[0]} can be used{without.partition(' for ')[0]}"
+    return f"{len(aliases)} databases can be used{without}"
 
 
 def _below(findings: Sequence[Finding]) -> str:
     """As in "; 1 warning", of findings that are below the fail level."""
     words = {"ERROR": "error", "WARNING": "warning"}
     levels = [words[LEVELS[f.level]] for f in findings if LEVELS[f.level] in words]
-    counted = [_count(levels.count(word), word) for word in words.values() if word in levels]
-    return "".join(f"; {text}" for text in counted)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    found = [counted(levels.count(word), word) for word in words.values() if word in levels]
+    return "".join(f"; {text}" for text in found)
 
 
 def verdict_section(verdict: Verdict, layout: Layout) -> str:

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from io import StringIO
 from typing import Any
 
@@ -29,6 +28,7 @@ from tests.support.projects import (
     entry,
     line,
     manage,
+    of_environment,
 )
 from tests.support.replication import Standby
 from tests.support.servers import ONE_CONNECTION, Server, wait_until
@@ -42,7 +42,7 @@ SECTIONS = ["Settings", "✓ Server", "✓ Connection test", "Findings"]
 
 
 def test_the_sections_are_shown_for_a_database_from_the_environment(shared: Server) -> None:
-    done = manage("check_pool", DATABASE_URL=shared.url, DB_MAX_OVERFLOW="5")
+    done = manage("check_pool", "-v2", DATABASE_URL=shared.url, DB_MAX_OVERFLOW="5")
     assert done.returncode == 0, done.stdout + done.stderr
     assert [row for row in done.stdout.splitlines() if row in SECTIONS] == SECTIONS
     assert line(done.stdout, "DB_POOL_SIZE").split() == [
@@ -78,7 +78,7 @@ def test_long_names_of_variables_make_no_line_wider_than_a_terminal(shared: Serv
 def test_a_setting_from_the_env_file_names_the_file(tmp_path: Any, shared: Server) -> None:
     file = tmp_path / "env"
     file.write_text(f"DATABASE_URL={shared.url}\nDB_POOL_SIZE=7\n")
-    done = manage("check_pool", ENV_FILE=str(file))
+    done = manage("check_pool", "-v2", ENV_FILE=str(file))
     assert line(done.stdout, "DB_POOL_SIZE").split()[:3] == ["DB_POOL_SIZE", "7", ".env"]
     assert line(done.stdout, "Address:").split(maxsplit=1)[1] == "DATABASE_URL (.env)"
 
@@ -119,13 +119,14 @@ def test_a_live_pool_is_shown_with_its_differences(shared: Server) -> None:
     assert "differs: configured is 10" in line(text.out, "overflow")
     assert "differs" not in line(text.out, "timeout")
     [reported] = document.json["databases"]
-    assert reported["active"]["differs"] == ["size", "overflow"]
+    in_effect = reported["active"]["settings"]
+    assert (in_effect["size"], in_effect["overflow"]) == (5, 25)
     assert reported["active"]["opened"] is True
 
 
 def test_check_pool_does_not_open_a_closed_pool(shared: Server) -> None:
     with database(entry(shared.conninfo, OPTIONS=POOL)) as alias:
-        ran, verbose = Ran(database=[alias]), Ran(database=[alias], verbosity=2)
+        ran, verbose = Ran(database=[alias], verbosity=1), Ran(database=[alias])
         pool: Any = connections[alias].pool  # type: ignore[attr-defined]
         assert pool.closed
         wait_until(lambda: shared.sessions() == 0, "the sessions to end")
@@ -143,11 +144,11 @@ def test_check_pool_does_not_open_a_closed_pool(shared: Server) -> None:
     ],
 )
 def test_an_alias_without_a_pool_says_so(shared: Server, mode: str, said: str) -> None:
-    done = manage("check_pool", DATABASE_URL=shared.url, DB_POOL_MODE=mode)
-    assert done.returncode == 0
-    assert said in done.stdout
-    assert f"not used in {mode} mode" in line(done.stdout, "DB_POOL_SIZE")
-    assert "checkout" not in done.stdout
+    ran = of_environment(DATABASE_URL=shared.url, DB_POOL_MODE=mode)
+    assert ran.code == 0
+    assert said in ran.out
+    assert f"not used in {mode} mode" in line(ran.out, "DB_POOL_SIZE")
+    assert "checkout" not in ran.out
 
 
 def test_another_database_is_named_in_one_line_and_not_tested() -> None:
@@ -161,22 +162,17 @@ def test_another_database_is_named_in_one_line_and_not_tested() -> None:
 
 def test_it_says_whether_a_server_has_the_role_that_its_alias_needs() -> None:
     with Server() as primary, Standby(primary) as standby:
-        shown = {
-            server: " ".join(_said(server.url, "state").split()[1:])
-            for server in (primary, standby)
-        }
-        assert shown == {
-            primary: "primary, accepts writes, as this alias needs",
-            standby: "standby, read only, but this alias needs a primary",
-        }
-        reads = f"{standby.url}?target_session_attrs=prefer-standby"
-        assert "standby, read only, as this alias needs" in _said(reads, "state")
-        reads = f"{primary.url}?target_session_attrs=prefer-standby"
-        assert "but this alias needs a standby" in _said(reads, "state")
 
+        def said(server: Server | Standby, wanted: str) -> str:
+            url = f"{server.url}?target_session_attrs={wanted}"
+            return line(of_environment(DATABASE_URL=url).out, "state")
 
-def _said(url: str, label: str) -> str:
-    return line(manage("check_pool", DATABASE_URL=url).stdout, label)
+        assert "primary, accepts writes, as this alias needs" in said(primary, "primary")
+        assert "standby, read only, as this alias needs" in said(standby, "prefer-standby")
+        assert "but this alias needs a standby" in said(primary, "prefer-standby")
+        # The default alias needs a primary.
+        shown = manage("check_pool", "-v2", DATABASE_URL=standby.url).stdout
+        assert "standby, read only, but this alias needs a primary" in line(shown, "state")
 
 
 def test_several_aliases_are_shown_one_after_the_other(shared: Server) -> None:
@@ -218,7 +214,7 @@ def test_the_findings_are_those_of_the_checks(
 
 
 def test_production_findings_are_there_when_debug_is_off(shared: Server) -> None:
-    with database(entry(shared.conninfo)) as alias:
+    with database(entry(shared.conninfo, STOCK)) as alias:
         with override_settings(DEBUG=True):
             assert "W011" not in Ran(database=[alias]).out
         with override_settings(DEBUG=False):
@@ -253,41 +249,33 @@ def test_the_json_is_one_document_as_documented(shared: Server) -> None:
     document = json.loads(ran.out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert (document["schema"], document["exit_code"], ran.code) == (1, 1, 1)
     [reported] = document["databases"]
-    assert {s["field"]: s["value"] for s in reported["configured"]} == {
+    assert {s["field"]: s["value"] for s in reported["configured"]["settings"]} == {
         "mode": "pool", "size": 20, "overflow": 10, "pre_ping": True, "recycle": -1,
         "timeout": 30.0, "pool.reconnect_timeout": None,
-        "DB_POOL_RELEASE": "request", "DB_POOL_RESET": "dirty",
+        "release": "request", "reset": "dirty",
     }  # fmt: skip
-    assert reported["active"]["recycle"] == -1
-    assert reported["server"]["allowed"] == 50
-    assert reported["connection_test"]["ok"] is True
-    assert all(reported["connection_test"][f"{step}_ms"] > 0 for step in ("connect", "query"))
-    assert reported["failures"] == document["findings"] == []
-    assert document["comparison"]["profile"] == "fullon_orm"
-    assert [r["name"] for r in document["comparison"]["rows"] if not r["matches"]] == [
+    assert reported["active"]["settings"]["recycle"] == -1
+    assert reported["allowed"] == 50
+    assert reported["test"]["failure"] is None
+    assert all(reported["test"][f"{step}_ms"] > 0 for step in ("connect", "query"))
+    assert document["findings"] == []
+    comparison = document["comparison"]
+    assert (comparison["profile"], comparison["matches"]) == ("fullon_orm", False)
+    assert [r["name"] for r in comparison["rows"] if r["here"] != r["wanted"]] == [
         "DB_POOL_RECYCLE"
     ]
 
 
-def test_each_key_of_the_json_is_documented(shared: Server) -> None:
-    page = (ROOT / "docs" / "check_pool_json.md").read_text()
-
-    def keys(value: Any) -> Iterator[str]:
-        for key, item in value.items() if isinstance(value, dict) else ():
-            yield key
-            if key != "settings":  # of the server: PostgreSQL's own names
-                yield from keys(item)
-        for item in value if isinstance(value, list) else ():
-            yield from keys(item)
-
+def test_the_keys_of_the_json_are_documented(shared: Server) -> None:
+    page = (ROOT / "docs" / "check_pool.md").read_text()
     with (
         database(entry(shared.conninfo, OPTIONS=POOL)) as one,
         database(entry("host=127.0.0.1 port=1 user=x dbname=x"), alias="down") as two,
         override_settings(DEBUG=False),
     ):
         document = Ran("--database", one, two, "--format", "json", "--compare", "fullon_orm").json
-    assert document["findings"]
-    assert [key for key in keys(document) if f"`{key}`" not in page] == []
+    keys = {*document, *document["databases"][0], *document["findings"][0]}
+    assert [key for key in keys if f"`{key}`" not in page] == []
 
 
 # Bad arguments
@@ -303,21 +291,29 @@ def test_an_unknown_alias_is_a_sentence_with_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "said"),
     [
-        ("--database", "nobody"),
-        ("--compare", "nothing"),
-        ("--format", "xml"),
-        ("--fail-level", "NEVER"),
-        ("--database",),
-        ("--no-such-option",),
+        (("--compare", "nothing"), "there is fullon_orm"),
+        (("--fail-level", "waring"), "(did you mean 'warning'?)"),
+        (("--database",), "expected at least one argument"),
+        (("--rps", "many"), "'many' is not a number above 0"),
+        (("--no-such-option",), "unrecognized arguments: --no-such-option"),
     ],
 )
+def test_bad_arguments_are_one_sentence(arguments: tuple[str, ...], said: str) -> None:
+    with pytest.raises(CommandError) as raised:
+        call_command("check_pool", *arguments)
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("arguments", [("--database", "nobody"), ("--format", "xml")])
 def test_bad_arguments_exit_with_2(arguments: tuple[str, ...]) -> None:
+    """Those that the parser refuses, and those that the command does."""
     done = manage("check_pool", *arguments, DATABASE_URL="postgresql://127.0.0.1:1/x")
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert arguments[1] in done.stderr
 
 
 def test_wrong_settings_are_all_named_without_a_traceback() -> None:
@@ -342,11 +338,10 @@ def test_settings_that_match_the_profile_exit_with_0(shared: Server) -> None:
 
 
 def test_a_setting_that_differs_exits_with_1(shared: Server) -> None:
-    done = manage(
-        "check_pool", "--compare", "fullon_orm", DATABASE_URL=shared.url, DB_POOL_SIZE="5"
-    )
-    assert done.returncode == 1
-    assert "default differs from fullon_orm in DB_POOL_SIZE." in done.stdout
+    environ = {"DATABASE_URL": shared.url, "DB_POOL_SIZE": "5"}
+    ran = of_environment("--compare", "fullon_orm", **environ)
+    assert ran.code == 1
+    assert "other differs from fullon_orm in DB_POOL_SIZE." in ran.out
 
 
 def test_nothing_to_compare_is_no_match() -> None:

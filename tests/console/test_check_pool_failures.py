@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from time import monotonic
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from time import monotonic, sleep
 from typing import Any
 from urllib.parse import quote
 
 import psycopg
 import pytest
 from django.db import connections
+from psycopg.pq import TransactionStatus
 
+from abs_orm_app.facts import wording
+from tests.support.pools import Call
 from tests.support.projects import OURS, POOL, STOCK, Ran, database, entry, line, manage
-from tests.support.servers import PASSWORD_OVER_TCP, Server
+from tests.support.servers import PASSWORD_OVER_TCP, Server, wait_until
 
 pytestmark = [
     pytest.mark.usefixtures("unblocked"),
@@ -34,11 +38,14 @@ NASTY = [
 
 
 def test_a_server_that_is_down_is_one_sentence_and_the_settings_are_shown() -> None:
-    done = manage("check_pool", DATABASE_URL="postgresql+asyncpg://u:s3cret@127.0.0.1:1/x")
+    address = "postgresql+asyncpg://u:s3cret@127.0.0.1:1/x"
+    done = manage("check_pool", "-v2", DATABASE_URL=address)
     assert done.returncode == 1
     assert line(done.stdout, "DB_POOL_SIZE")
     said = " ".join(done.stdout.split())
-    assert 'Failed: connection to server at "127.0.0.1", port 1 failed: Connection refused.' in said
+    cause = 'connection to server at "127.0.0.1", port 1 failed: Connection refused.'
+    assert f"default: the server cannot be reached: {cause} Fix: " in said
+    assert said.count(cause) == 1
     assert "Start it, or correct the host and port." in said
     assert "s3cret" not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -50,10 +57,7 @@ def test_a_failure_is_in_the_json_too() -> None:
     [reported] = ran.json["databases"]
     assert (ran.code, ran.json["exit_code"]) == (1, 1)
     assert reported["server"] is None
-    assert reported["connection_test"]["ok"] is False
-    [failure] = reported["failures"]
-    assert failure["section"] == "connection_test"
-    assert "Connection refused" in failure["cause"]
+    assert "Connection refused" in reported["test"]["failure"]["cause"]
 
 
 def test_a_server_that_hangs_ends_in_a_failure(server: Server) -> None:
@@ -64,7 +68,7 @@ def test_a_server_that_hangs_ends_in_a_failure(server: Server) -> None:
         assert monotonic() - began < 7 + 10
         server.resume()
     assert ran.code == 1
-    assert "Failed: " in ran.out
+    assert "other: the server does not answer: " in ran.out
 
 
 @pytest.mark.server({"max_connections": "5"})
@@ -103,7 +107,7 @@ def test_an_engine_that_cannot_be_loaded_is_a_failure() -> None:
     assert "The engine cannot be loaded: There is no 'no.such.engine'" in said
     assert "Not checked: the rules on gone, whose engine cannot be loaded." in said
     assert "✓" not in said
-    assert document.json["databases"][0]["failures"][0]["section"] == "configured"
+    assert "no.such.engine" in document.json["databases"][0]["configured"]["error"]
 
 
 @pytest.mark.parametrize("password", NASTY)
@@ -137,11 +141,105 @@ def password_of_app(_: Mapping[str, Any]) -> str:
     return "right"
 
 
-@pytest.mark.parametrize("drill", [False, True])
-def test_the_password_of_a_provider_is_used(shared: Server, drill: bool) -> None:
+def test_the_password_of_a_provider_is_used_also_by_the_drill(shared: Server) -> None:
     extra = {"password_provider": f"{__name__}.password_of_app"}
     options = {"pool": {**POOL["pool"], "min_size": 2, "max_size": 3}}
     given = entry(f"{shared.tcp_conninfo} user=app", OPTIONS=options, ABS_ORM_APP=extra)
     with database(given) as alias:
-        ran = Ran(database=[alias], drill=drill)
+        ran = Ran(database=[alias], drill=True)
     assert ran.code == 0, ran.out
+
+
+# What happens now
+
+
+@contextmanager
+def queue_for_a_lock(server: Server) -> Iterator[int]:
+    """A blocker, one that it blocks, and two that this one blocks; gives the blocker's pid."""
+    with server.admin() as admin, ExitStack() as stack:
+        admin.execute("CREATE TABLE lot (); CREATE TABLE other_lot ()")
+        blocker, second, *others = (
+            stack.enter_context(closing(psycopg.connect(server.conninfo, application_name=name)))
+            for name in ("migration", "second", "web", "web")
+        )
+        blocker.execute("LOCK TABLE lot")
+        second.execute("LOCK TABLE other_lot")
+        calls = [Call(second.execute, "LOCK TABLE lot")]
+        calls += [Call(other.execute, "LOCK TABLE other_lot") for other in others]
+        waits = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+        wait_until(lambda: admin.execute(waits).fetchone() == (3,), "the locks")
+        try:
+            yield blocker.info.backend_pid
+        finally:
+            server.terminate()
+            for call in calls:
+                call.join(20)
+
+
+def test_a_lock_queue_is_told_with_the_root_and_the_line_that_ends_it(server: Server) -> None:
+    with (
+        database(entry(server.conninfo, OPTIONS=POOL)) as alias,
+        queue_for_a_lock(server) as root,
+    ):
+        ran = Ran(database=[alias], verbosity=1)
+        json = Ran(database=[alias], format="json").json
+    said = " ".join(ran.out.split())
+    assert "! Now" in ran.out
+    assert "3 sessions wait for a lock, the longest for " in said
+    assert f"; server process {root} (migration), idle in transaction for " in said
+    assert f"\n      SELECT pg_terminate_backend({root});\n" in ran.out
+    assert ran.last.startswith("OK: other can be used")
+    assert "but requests may be waiting: 3 sessions wait for a lock" in ran.last
+    assert ran.code == 0
+    [(session, waiting)] = json["databases"][0]["now"]["roots"]
+    assert (session["pid"], waiting) == (root, 3)
+
+
+def test_a_forgotten_transaction_and_a_long_query_are_told(
+    shared: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wording, "LONG", 0.1)
+    with (
+        database(entry(shared.conninfo, OPTIONS=POOL)) as alias,
+        psycopg.connect(shared.conninfo, application_name="importer") as importer,
+    ):
+        importer.execute("SELECT 1")
+        pid = importer.info.backend_pid
+        sleep(0.2)
+        idle = " ".join(Ran(database=[alias], verbosity=1).out.split())
+        query = Call(importer.execute, "SELECT pg_sleep(60)")
+        wait_until(lambda: importer.pgconn.transaction_status == TransactionStatus.ACTIVE, "it")
+        sleep(0.2)
+        slow = " ".join(Ran(database=[alias], verbosity=1).out.split())
+        importer.cancel()
+        query.join(20)
+    assert f"Idle in a transaction: the longest for 0 s, server process {pid} (importer)." in idle
+    assert "but requests may be waiting: idle in a transaction" in idle
+    assert f"Slow statements: the longest has run for 0 s, server process {pid} (importer)." in slow
+    assert "sessions importer 1" in slow
+
+
+@pytest.mark.server({"max_connections": "5", "superuser_reserved_connections": "1"},
+                    roles=["app LOGIN", "report LOGIN"])  # fmt: skip
+def test_a_full_server_is_asked_over_an_idle_connection_of_the_pool(server: Server) -> None:
+    one = {"pool": {"min_size": 1, "max_size": 2, "timeout": 5.0}}
+    report = f"{server.conninfo} user=report application_name=nightly-report"
+    with database(entry(f"{server.conninfo} user=app", OPTIONS=one)) as alias, ExitStack() as stack:
+        pool = connections[alias].pool  # type: ignore[attr-defined]
+        pool.open(wait=True)
+        for _ in range(3):
+            stack.enter_context(psycopg.connect(report))
+        ran = Ran(database=[alias], verbosity=1)
+        assert len(pool.idle) == 1
+    said = " ".join(ran.out.split())
+    assert "sessions nightly-report 3" in said
+    assert "in use " in said
+    assert "other: the server accepts no more connections: connection to server" in said
+    assert ran.code == 1
+
+
+def test_a_healthy_database_is_sixteen_lines_at_most(shared: Server) -> None:
+    done = manage("check_pool", DATABASE_URL=shared.url)
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) <= 16
+    assert done.stdout.splitlines()[-1] == "OK: default can be used."

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from django.db import connections
 
-from abs_orm_app.facts.failure import explain
+from abs_orm_app.facts.failure import failure_of
 from tests.console.test_no_secret_in_output import printed
 from tests.support.hostile import HOSTILE, Hostile, hostile_server
 from tests.support.projects import OURS, database
@@ -22,7 +22,7 @@ COMMANDS = (
     ("check_pool", "--database", ALIAS, "-v", "2"),
     ("check_pool", "--database", ALIAS, "--format", "json"),
     ("check_pool", "--database", ALIAS, "--drill"),
-    ("check_pool", "--database", ALIAS, "--advise", "--requests", "10", "--hold", "0.1"),
+    ("check_pool", "--database", ALIAS, "--rps", "10", "--hold-ms", "0.1"),
     ("check", "--database", ALIAS, "--deploy"),
     ("pgbouncer_ini", "--database", ALIAS),
 )
@@ -77,7 +77,7 @@ def test_no_line_of_the_log_and_no_timeout_has_it(
 ) -> None:
     with caplog.at_level(logging.DEBUG, "abs_orm_app.pool"), pytest.raises(Exception) as error:  # noqa: PT011
         connections[ALIAS].cursor().execute("select 1")
-    assert commands(explain(error.value).cause) == []
+    assert commands(failure_of(error.value).cause) == []
     if type(error.value.__cause__).__name__ == "PoolTimeout":
         assert commands(str(error.value)) == []
     if not hostile.accepts:

@@ -48,7 +48,7 @@ def test_a_database_that_works_is_ok(shared: Server) -> None:
 
 def test_warnings_are_counted_where_all_is_well(shared: Server) -> None:
     with database(entry(shared.conninfo)) as alias, override_settings(DEBUG=False):
-        assert both(database=[alias]) == "OK: other can be used; 1 warning."
+        assert both(database=[alias]) == "OK: other can be used, but no pool is in use; 1 warning."
 
 
 def test_databases_that_cannot_be_used_are_counted_and_named_with_a_fix(shared: Server) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import SUPPRESS
 from collections.abc import Sequence
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
@@ -16,17 +15,16 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from abs_orm_app.checks.collect import all_findings
 from abs_orm_app.config.variables import one_of
-from abs_orm_app.console import capacity_options, capacity_text, json_output
+from abs_orm_app.console import json_output
 from abs_orm_app.console.arguments import (
     BAD_ARGUMENTS,
     HelpFormatter,
-    above_zero,
     add_database,
     argument,
     chosen_aliases,
     refuse_unknown,
 )
-from abs_orm_app.console.capacity_options import Question
+from abs_orm_app.console.budget import add_arguments, budget_section, plan, refuse_half_a_load
 from abs_orm_app.console.comparison_text import comparison_section
 from abs_orm_app.console.findings_text import findings_section, not_checked
 from abs_orm_app.console.layout import Layout, signs_for, terminal_width
@@ -39,25 +37,14 @@ from abs_orm_app.facts.report import Report, report
 if TYPE_CHECKING:
     from abs_orm_app.drill.runner import Drilled
 
-INTERVAL = 2.0  # seconds between two looks of --watch
 FAIL_LEVEL = "ERROR"
 LEVELS = ("CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG")
-NOT_WITH_WATCH = (
-    "drill",
-    "yes",
-    "compare",
-    "advise",
-    "processes",
-    "rps",
-    "query_ms",
-    "target_wait_ms",
-    "fail_level",
-)
 EXAMPLES = """\
 examples:
-  manage.py check_pool                                     what is configured, and does it work?
+  manage.py check_pool                                     does it work, and what happens now?
+  manage.py check_pool -v 2                                with all settings and facts
   manage.py check_pool --explain E021                      what does this finding mean?
-  manage.py check_pool --watch                             who is connected right now?
+  manage.py check_pool --rps 50 --hold-ms 40               how large should the pool be?
   manage.py check_pool --format json --fail-level warning  in a pipeline
 
 exit codes:
@@ -76,27 +63,21 @@ class Command(BaseCommand):
     requires_system_checks = ()  # this command shows their findings itself
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
-        # Without `usage`, a wrong value is one sentence and not nine lines.
-        return super().create_parser(
+        parser = super().create_parser(
             prog_name,
             subcommand,
-            usage=SUPPRESS,
+            usage=f"manage.py {subcommand} [--database ALIAS ...] [-v 2] [options]",
             epilog=EXAMPLES,
             formatter_class=HelpFormatter,
             **kwargs,
         )
+        # A wrong value is one sentence, without the usage above it.
+        parser.print_usage = _print_no_usage  # type: ignore[method-assign]
+        return parser
 
     def add_arguments(self, parser: CommandParser) -> None:
         scope = parser.add_argument_group("what to look at")
         add_database(scope, without="all")
-        scope.add_argument(
-            "--watch",
-            nargs="?",
-            const=INTERVAL,
-            type=above_zero,
-            metavar="SECONDS",
-            help="Instead, show who is connected, again and again, until q or Ctrl-C.",
-        )
         scope.add_argument(
             "--explain",
             nargs="?",
@@ -119,7 +100,7 @@ class Command(BaseCommand):
             action="store_true",
             help="Let the drill use more than half of the connections that are free.",
         )
-        capacity_options.add_arguments(parser.add_argument_group("how large the pools should be"))
+        add_arguments(parser.add_argument_group("how large the pools should be"))
         output = parser.add_argument_group("output and exit code")
         output.add_argument(
             "--format",
@@ -157,8 +138,6 @@ class Command(BaseCommand):
         if options["explain"] is not None:
             return self._explain(options["explain"])
         databases = configured_databases(chosen_aliases(options["database"]))
-        if options["watch"] is not None:
-            return self._watch(databases, options)
         return self._check(databases, options)
 
     def _layout(self) -> Layout:
@@ -166,19 +145,28 @@ class Command(BaseCommand):
         return Layout(style=self.style, signs=signs, width=terminal_width())
 
     def _explain(self, topic: str) -> int:
-        from abs_orm_app.console.guide_text import explanation
+        from abs_orm_app.checks.guide import entries, find_entry
 
+        layout = self._layout()
+        if not topic:
+            rows = [(entry.topic, entry.title) for entry in entries().values()]
+            self.stdout.write("\n".join([layout.heading("Topics"), *layout.pairs(rows)]))
+            return 0
         try:
-            self.stdout.write(explanation(topic, self._layout()))
+            entry = find_entry(topic)
         except LookupError as error:
-            raise CommandError(str(error.args[0]), returncode=BAD_ARGUMENTS) from None
+            raise CommandError(str(error), returncode=BAD_ARGUMENTS) from None
+        self.stdout.write(f"{self.style.MIGRATE_HEADING(entry.title)}\n\n{entry.text}")
         return 0
 
     def _check(self, databases: Sequence[Configured], options: dict[str, Any]) -> int:
         if options["yes"] and not options["drill"]:
             raise CommandError("--yes needs --drill.", returncode=BAD_ARGUMENTS)
         profile = _profile(options["compare"])
-        question = _question(options, databases)
+        try:
+            refuse_half_a_load(options, databases)
+        except ValueError as error:
+            raise CommandError(str(error), returncode=BAD_ARGUMENTS) from None
         in_text = options["format"] == "text"
         layout = self._layout()
         reports: list[Report] = []
@@ -187,16 +175,20 @@ class Command(BaseCommand):
             reports.append(self._report(database, layout, options))
             if drills is not None:
                 drills.append(self._drill(reports[-1], layout, options))
-        findings = all_findings(reports, question.processes)
-        planned = capacity_options.answer(question, reports)
+        findings = all_findings(reports, options["processes"])
+        planned = plan(options, reports)
         comparison = None if profile is None else compare(databases, options["compare"], profile)
         level = getattr(checks, (options["fail_level"] or FAIL_LEVEL).upper())
         verdict = judge(reports, findings, comparison, drills, level)
         if in_text:
             unchecked = not_checked(reports, debug=settings.DEBUG)
+            everything = options["verbosity"] > 1
+            # W024 is among the problems, with the same words.
+            shown = [finding for finding in findings if not finding.id.endswith(".W024")]
+            found = findings_section(shown, unchecked, layout, everything=everything)
             blocks = [
-                *capacity_text.sections(planned, layout),
-                findings_section(findings, unchecked, layout),
+                *([] if planned.budgets is None else [budget_section(planned, layout)]),
+                *([found] if shown or everything or not verdict.problems else []),
                 *([comparison_section(comparison, layout)] if comparison else []),
                 verdict_section(verdict, layout),
             ]
@@ -208,37 +200,16 @@ class Command(BaseCommand):
         return verdict.exit_code
 
     def _report(self, database: Configured, layout: Layout, options: dict[str, Any]) -> Report:
-        in_text = options["format"] == "text"
+        in_text, everything = options["format"] == "text", options["verbosity"] > 1
         if in_text:  # before the server is asked: one that is down takes its time
-            self.stdout.write(settings_section(database, layout) + "\n\n")
+            self.stdout.write(settings_section(database, layout, everything=everything) + "\n\n")
             self.stdout.flush()
         gathered = report(database)
         if in_text and database.vendor == "postgresql":
-            everything = options["verbosity"] > 1
             sections = answer_sections(gathered, layout, everything=everything)
-            self.stdout.write(sections + "\n\n")
+            if sections:
+                self.stdout.write(sections + "\n\n")
         return gathered
-
-    def _watch(self, databases: Sequence[Configured], options: dict[str, Any]) -> int:
-        if any(options[name] is not None and options[name] is not False for name in NOT_WITH_WATCH):
-            raise CommandError("--watch needs no option but --database.", returncode=BAD_ARGUMENTS)
-        if options["format"] == "json":
-            raise CommandError("--watch has no JSON output.", returncode=BAD_ARGUMENTS)
-        try:
-            database = capacity_options.one_alias(databases, "--watch")
-        except ValueError as error:
-            raise CommandError(str(error), returncode=BAD_ARGUMENTS) from None
-        try:
-            from abs_orm_app.console import watch_view
-        except ImportError as error:
-            wanted = "pip install 'abs-orm-app[watch]'"
-            raise CommandError(f"--watch needs a package: {error}. {wanted}") from error
-        if self.stdout.isatty():
-            watch_view.live(database, options["watch"], no_color=options["no_color"])
-            return 0
-        picture, answered = watch_view.once(database, getattr(self.stdout, "encoding", None))
-        self.stdout.write(picture)
-        return 0 if answered else 1
 
     def _drill(self, gathered: Report, layout: Layout, options: dict[str, Any]) -> Drilled:
         try:
@@ -257,6 +228,10 @@ class Command(BaseCommand):
         if in_text:
             self.stdout.write("\n")
         return drilled
+
+
+def _print_no_usage(file: Any = None) -> None:
+    """In place of `ArgumentParser.print_usage`."""
 
 
 def _is_interrupt(error: BaseException) -> bool:
@@ -281,10 +256,3 @@ def _profile(name: str | None) -> Profile | None:
         raise CommandError(str(error), returncode=BAD_ARGUMENTS) from None
     refuse_unknown(name, tuple(known), "There is no profile", "there is")
     return known[name]
-
-
-def _question(options: dict[str, Any], databases: Sequence[Configured]) -> Question:
-    try:
-        return capacity_options.read_question(options, databases)
-    except ValueError as error:
-        raise CommandError(str(error), returncode=BAD_ARGUMENTS) from None

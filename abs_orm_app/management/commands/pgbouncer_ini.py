@@ -106,8 +106,8 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from None
         if not options["userlist"]:
             self._report(["Through this PgBouncer:", *client_settings(targets, plan)])
-            if is_exposed(plan):
-                self._report([EXPOSED])
+            for warning in _warnings(targets, plan, options["output"]):
+                self._report([warning])
 
     def _report(self, lines: Sequence[str]) -> None:
         """Print messages for the person who runs the command, not for the file."""
@@ -146,20 +146,34 @@ def _plan(targets: Sequence[Target], options: dict[str, Any]) -> Plan:
         listen_addr=options["listen_addr"],
         listen_port=options["listen_port"],
         processes=options["processes"] or pool_processes(),
-        account=_account(targets) if os.geteuid() == 0 else None,
+        account=_account(targets, options["output"]) if os.geteuid() == 0 else None,
         with_password=options["with_password"],
     )
 
 
-def _account(targets: Sequence[Target]) -> str | None:
-    """Who root's PgBouncer should be: one who can reach the server's socket, and not root.
+def _account(targets: Sequence[Target], output: Path | None) -> str | None:
+    """Who root's PgBouncer should be: one who can read the files or reach the server, and not root.
 
     None: it is known, but has no name here, as in a container.
     """
-    for each in targets:
-        if os.path.isdir(each.host) and (owner := os.stat(each.host).st_uid):
+    for directory in [output, *(each.host for each in targets)]:
+        if directory and os.path.isdir(directory) and (owner := os.stat(directory).st_uid):
             try:
                 return pwd.getpwuid(owner).pw_name
             except KeyError:
                 return None
     return "nobody"
+
+
+def _warnings(targets: Sequence[Target], plan: Plan, output: Path | None) -> list[str]:
+    """Return what PgBouncer cannot do with these files, a sentence each."""
+    found = [f"Warning: {sentence}" for each in targets for sentence in each.unkept]
+    if output and os.geteuid() == 0 and output.stat().st_uid == 0:
+        found.append(
+            f"Warning: {output} belongs to root, as which PgBouncer does not run; as another"
+            " account, it cannot reload these files. Give the directory to PgBouncer's account with"
+            f" `chown pgbouncer {output}`, and run this again."
+        )
+    if is_exposed(plan):
+        found.append(EXPOSED)
+    return found
