@@ -5,7 +5,7 @@
 
 It takes a connection as a request would, asks the server for an answer, and is back in time,
 whatever hangs. While a pool has none to give, it asks on a connection of its own: a burst does not
-take the process out of the load balancer. `docs/metrics.md` says more.
+take the process out of the load balancer. `docs/monitoring.md` says more.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf
-from threading import Lock, Thread
+from threading import Thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
@@ -28,26 +28,37 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
 from abs_orm_app.backends.pooled import PooledMixin
+from abs_orm_app.facts.active import current_pools
+from abs_orm_app.facts.databases import configured
+from abs_orm_app.facts.server_role import wanted_role
+from abs_orm_app.integrations.unpooled import Latest, run_unpooled
 from abs_orm_app.integrations.views import outside_transactions
-from abs_orm_app.pool.liveness import answers
+from abs_orm_app.pool.causes import ask, cause_of, why_waiting
+from abs_orm_app.pool.liveness import Answer, ping
+from abs_orm_app.pool.roles import Role
 from abs_orm_app.pool.server_errors import FULL, classify
 
 if TYPE_CHECKING:
     from abs_orm_app.pool.pool import HardenedPool
 
-State = Literal["ok", "degraded", "failed"]
+Serving = Literal["ok", "degraded", "failed"]
 
 SECONDS = 2.0  # that a check takes at most
-FRESH = 1.0  # seconds for which an answer beside a full pool is given again
+LATELY = 1.0  # seconds for which a request that got a connection shows that the server answers
 PING = 0.5  # seconds that a server gets at least, even if no caller waits for the answer any more
+
+
+class NotServedError(OperationalError):
+    """All connections are in use, and none comes back."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Health:
     """How an alias fares: `degraded` serves, but requests wait; `failed` does not serve in time."""
 
-    state: State
+    state: Serving
     waiting: int = 0  # requests, before the check asked
+    reason: str = ""  # why it is not ok, in one of a few words: "exhausted", "read-only", "hung"
     error: BaseException | None = None  # why it failed; not for everybody's eyes
 
 
@@ -59,7 +70,7 @@ def check(aliases: Iterable[str], seconds: float = SECONDS) -> dict[str, Health]
     deadline = monotonic() + seconds
     asked = [_known(alias) for alias in ([aliases] if isinstance(aliases, str) else aliases)]
     probes = {alias: _start(alias, seconds) for alias in asked}
-    return {alias: _health(probe, deadline) for alias, probe in probes.items()}
+    return {alias: _health(alias, probe, deadline) for alias, probe in probes.items()}
 
 
 def _known(alias: str) -> str:
@@ -80,22 +91,53 @@ def view(
 ) -> JsonResponse:
     """Answer 200 if all these aliases (or all of DATABASES) serve, with or without waiting, or 503.
 
-    `{"status": "ok", "databases": {"default": "ok"}}`; no more, so that everybody may see it.
+    `{"status": "ok", "databases": {"default": "ok"}, "reasons": {}}`; no more, so that everybody
+    may see it. The reasons are those of the metric `django_db_pool_trouble`.
     """
     found = check(connections if aliases is None else aliases, seconds)
     states = {health.state for health in found.values()}
     worst = next((state for state in ("failed", "degraded") if state in states), "ok")
     databases = {alias: health.state for alias, health in found.items()}
-    body = {"status": worst, "databases": databases}
+    reasons = {alias: health.reason for alias, health in found.items() if health.reason}
+    body = {"status": worst, "databases": databases, "reasons": reasons}
     return JsonResponse(body, status=503 if worst == "failed" else 200)
 
 
-def _health(probe: Future[int], deadline: float) -> Health:
+def _health(alias: str, probe: Future[int], deadline: float) -> Health:
     try:
         waiting = probe.result(max(0.0, deadline - monotonic()))
     except Exception as error:  # whatever the driver, the settings or a provider of passwords raise
-        return Health(state="failed", error=error)
-    return Health(state="degraded" if waiting else "ok", waiting=waiting)
+        return Health(state="failed", reason=_reason(alias, error), error=error)
+    if (wants_primary := _writes_fail(alias)) is not None:
+        # Of an alias that was never written to, a replica may be what it should have.
+        state: Serving = "failed" if wants_primary else "degraded"
+        return Health(state=state, reason="read-only", waiting=waiting)
+    if waiting:
+        return Health(state="degraded", reason=_reason(alias), waiting=waiting)
+    return Health(state="ok")
+
+
+def _reason(alias: str, error: BaseException | None = None) -> str:
+    """The pool's cause, if it has one; else that of the error."""
+    pool = current_pools().get(alias)
+    if pool is not None and (cause := cause_of(pool.core)):
+        return cause.name
+    if error is None or isinstance(error, NotServedError):
+        return why_waiting(pool.core).name if pool is not None else "exhausted"
+    return "no answer" if isinstance(error, TimeoutError) else classify(error).name
+
+
+def _writes_fail(alias: str) -> bool | None:
+    """Whether the pool has had a primary, if all its connections are to servers that refuse the
+    alias's writes; None if they do not.
+    """
+    pool = current_pools().get(alias)
+    roles = {entry.role for entry in list(pool.entries)} if pool is not None else set()
+    if pool is None or not roles or not roles <= {Role.STANDBY, Role.READ_ONLY}:
+        return None
+    if pool.placement.expectation.wants_primary:
+        return True
+    return False if wanted_role(configured(alias)) == "primary" else None
 
 
 # A probe returns how many requests waited. Without a pool of ours it may hang; then all callers
@@ -182,7 +224,7 @@ def _ask_through(pool: HardenedPool, seconds: float) -> None:
             continue
         try:
             # A connection that came late is not closed for having had no time to answer.
-            if answers(conn, max(deadline - monotonic(), PING)):
+            if ping(conn, max(deadline - monotonic(), PING)) is Answer.ALIVE:
                 return
             conn.close()  # its next query would get this answer
         finally:
@@ -194,43 +236,27 @@ def _is_full(pool: HardenedPool) -> bool:
     return len(pool.entries) >= pool.max_size and not pool.idle
 
 
-@dataclass
-class _Beside:
-    """When the server of a full pool last answered. Who holds the lock asks; the others wait."""
-
-    answered_at: float = -inf
-    lock: Lock = field(default_factory=Lock)
-
-
-_beside: WeakKeyDictionary[HardenedPool, _Beside] = WeakKeyDictionary()
+# The server of a full pool, as a check found it beside the pool.
+_latest: WeakKeyDictionary[HardenedPool, Latest[None]] = WeakKeyDictionary()
 
 
 def _ask_beside(pool: HardenedPool, seconds: float) -> None:
     """Return if requests get connections of a full pool within its timeout, and the server answers.
 
     The check does not queue: it would take a connection from a request, and could wait for longer
-    than a load balancer does. Everybody may ask, so an answer is good for all who ask in a second.
+    than a load balancer does. While connections come back, it need not ask.
     """
-    from psycopg_pool import PoolTimeout
-
     began = monotonic()
     served_at = max((entry.taken_at for entry in tuple(pool.in_use)), default=inf)
     if began - served_at > pool.timeout:
-        raise PoolTimeout(f"no request got a connection for {pool.timeout:g} s")
-    latest = _beside.setdefault(pool, _Beside())
-    if not latest.lock.acquire(timeout=seconds):
-        raise PoolTimeout("another check is still waiting for the server")
-    try:
-        if monotonic() - latest.answered_at > FRESH:
-            _select_beside(pool.name, began + seconds - monotonic())
-            latest.answered_at = monotonic()
-    finally:
-        latest.lock.release()
+        ask(pool.core)
+        raise NotServedError(f"no request got a connection for {pool.timeout:g} s")
+    if began - served_at > LATELY:
+        latest = _latest.setdefault(pool, Latest())
+        latest.get(lambda: _select_beside(pool.name, began + seconds - monotonic()), seconds)
 
 
 def _select_beside(alias: str, seconds: float) -> None:
-    from abs_orm_app.integrations.unpooled import run_unpooled
-
     try:
         run_unpooled(
             lambda: _select(connections[alias]), purpose="health", seconds=max(seconds, 0.0)

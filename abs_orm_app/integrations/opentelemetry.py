@@ -4,7 +4,7 @@
 
     opentelemetry.instrument()
 
-Once per process, where the project sets its MeterProvider. `docs/metrics.md` says more.
+Once per process, where the project sets its MeterProvider. `docs/monitoring.md` says more.
 """
 
 from __future__ import annotations
@@ -24,50 +24,21 @@ from opentelemetry.metrics import (
     get_meter,
 )
 
-from abs_orm_app.facts.pools import current_pools, snapshots
-from abs_orm_app.pool.histogram import BOUNDS
+from abs_orm_app.facts.active import current_pools, snapshots
+from abs_orm_app.facts.snapshot import COUNTERS, GAUGES, HISTOGRAMS, REASONS
 from abs_orm_app.pool.housekeeping import observers
 from abs_orm_app.pool.pool import HardenedPool, every_pool, new_pool_hooks
+from abs_orm_app.pool.statistics import BOUNDS
 
 Observe = Callable[[CallbackOptions], Iterable[Observation]]
 
 KEPT = 10_000  # durations of each kind between two ticks of a pool; of more, the last ones count
 POOL_NAME = "db.client.connection.pool.name"
 STATE = "db.client.connection.state"
-PIN_REASON = "abs_orm_app.pin.reason"
+REASON_OF = {"pinned": "abs_orm_app.pin.reason", "trouble": "abs_orm_app.trouble.reason"}
 EVICTION_REASON = "abs_orm_app.eviction.reason"
 
-# What is measured of a snapshot: its field, the instrument, its unit, what it means.
-NUMBERS = (
-    ("size", "idle.min", "{connection}", "The minimum number of idle open connections allowed."),
-    ("limit", "idle.max", "{connection}", "The maximum number of idle open connections allowed."),
-    ("limit", "max", "{connection}", "The maximum number of open connections allowed."),
-    (
-        "waiting",
-        "pending_requests",
-        "{request}",
-        "The number of current pending requests for an open connection.",
-    ),
-)
-DURATIONS = (
-    (
-        "wait_times",
-        "wait_time",
-        "The time it took to obtain an open connection from the pool.",
-    ),
-    (
-        "use_times",
-        "use_time",
-        "The time between borrowing a connection and returning it to the pool.",
-    ),
-    (
-        "create_times",
-        "create_time",
-        "The time it took to create a new connection.",
-    ),
-)
-
-_histograms: dict[str, Histogram] = {}  # by the field of the pool
+_histograms: dict[str, Histogram] = {}  # by the field of a snapshot
 _kept: WeakKeyDictionary[HardenedPool, dict[str, deque[float]]] = WeakKeyDictionary()
 
 
@@ -79,13 +50,11 @@ def instrument(meter_provider: MeterProvider | None = None) -> None:
     if _histograms:
         return
     meter = get_meter("abs_orm_app", meter_provider=meter_provider)
-    for field, name, text in DURATIONS:
-        _histograms[field] = meter.create_histogram(
-            f"db.client.connection.{name}",
-            unit="s",
-            description=text,
-            explicit_bucket_boundaries_advisory=BOUNDS,
-        )
+    for field, metric in HISTOGRAMS.items():
+        for name in metric.otel:
+            _histograms[field] = meter.create_histogram(
+                name, metric.unit, metric.text, explicit_bucket_boundaries_advisory=BOUNDS
+            )
     _make_observables(meter)
     new_pool_hooks.append(keep_durations)
     for pool in every_pool():
@@ -98,7 +67,7 @@ def keep_durations(pool: HardenedPool) -> None:
     kept = _kept.setdefault(pool, {})
     for field in _histograms:
         durations = kept.setdefault(field, deque(maxlen=KEPT))
-        getattr(pool, field).record = durations.append
+        getattr(pool.statistics, field).record = durations.append
 
 
 def pass_on(pool: HardenedPool) -> None:
@@ -119,35 +88,24 @@ def _make_observables(meter: Meter) -> None:
         "{connection}",
         "The number of connections that are currently in the state described by the attribute.",
     )
-    # What the conventions have no name for.
-    meter.create_observable_up_down_counter(
-        "abs_orm_app.connection.pinned",
-        [_observe_pins],
-        "{connection}",
-        "The number of used connections whose session is needed, by the reason.",
-    )
-    meter.create_observable_up_down_counter(
-        "abs_orm_app.connection.unused",
-        [_observer_of("unused")],
-        "{connection}",
-        "The number of used connections that nothing needs: kept until the request ends.",
-    )
+    for field, metric in REASONS.items():
+        for name in metric.otel:
+            meter.create_observable_up_down_counter(
+                name, [_reasons_of(field)], metric.unit, metric.text
+            )
     meter.create_observable_counter(
         "abs_orm_app.connection.evicted",
         [_observe_evictions],
         "{connection}",
         "The number of connections that the pool has replaced, by the reason.",
     )
-    for field, name, unit, text in NUMBERS:
-        meter.create_observable_up_down_counter(
-            f"db.client.connection.{name}", [_observer_of(field)], unit, text
-        )
-    meter.create_observable_counter(
-        "db.client.connection.timeouts",
-        [_observer_of("timeouts")],
-        "{timeout}",
-        "The number of connection timeouts that have occurred trying to obtain a connection.",
-    )
+    for make, metrics in (
+        (meter.create_observable_up_down_counter, GAUGES),
+        (meter.create_observable_counter, COUNTERS),
+    ):
+        for field, metric in metrics.items():
+            for name in metric.otel:
+                make(name, [_observer_of(field)], metric.unit, metric.text)
 
 
 def _observe_states(_: CallbackOptions) -> Iterator[Observation]:
@@ -159,10 +117,13 @@ def _observe_states(_: CallbackOptions) -> Iterator[Observation]:
         yield Observation(now.in_use, {POOL_NAME: now.alias, STATE: "used"})
 
 
-def _observe_pins(_: CallbackOptions) -> Iterator[Observation]:
-    for now in snapshots():
-        for reason, count in now.pinned.items():
-            yield Observation(count, {POOL_NAME: now.alias, PIN_REASON: reason})
+def _reasons_of(field: str) -> Observe:
+    def observe(_: CallbackOptions) -> Iterator[Observation]:
+        for now in snapshots():
+            for reason, count in getattr(now, field).items():
+                yield Observation(count, {POOL_NAME: now.alias, REASON_OF[field]: reason})
+
+    return observe
 
 
 def _observe_evictions(_: CallbackOptions) -> Iterator[Observation]:

@@ -3,7 +3,7 @@
     path("admin/pool/", include("abs_orm_app.integrations.page")),  # before the admin's own line
     path("admin/", admin.site.urls),
 
-The default site needs no such line: it has the page in its index. `docs/page.md` says more.
+The default site needs no such line: it has the page in its index. `docs/monitoring.md` says more.
 """
 
 from django.urls import path
@@ -13,5 +13,5 @@ from abs_orm_app.integrations.admin_page.views import guide_page, page
 app_name = "abs_orm_app"
 urlpatterns = [
     path("", page, name="page"),
-    path("guide/<slug:name>/", guide_page, name="guide"),
+    path("guide/<slug:topic>/", guide_page, name="guide"),
 ]

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from threading import Lock
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error, OperationalError, connections
 
 from abs_orm_app.facts.databases import Configured
-from abs_orm_app.facts.failure import Failure, explain
+from abs_orm_app.facts.failure import Failure, failure_of
 from abs_orm_app.facts.timeout import run_with_timeout
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ T = TypeVar("T")
 CONNECT_TIMEOUT = 2  # seconds; a whole number for libpq
 STATEMENT_TIMEOUT = 2.0  # seconds
 SECONDS = 4.0  # for everything that one caller asks
-PATIENCE = 2.0  # seconds that a caller waits until another has closed its connection
+FRESH = 1.0  # seconds for which an answer is given again
+TURN = 2.0  # seconds that a caller waits until another has closed its connection
 
 # What a server, a network or wrong settings raise.
 TROUBLE = (Error, ImproperlyConfigured, OSError, TypeError, ValueError)
@@ -40,11 +41,32 @@ class BusyError(OperationalError):
     """The one connection outside the pool is in use, or was opened too often."""
 
 
-def explain_trouble(error: BaseException, database: Configured | None = None) -> Failure:
-    """Like `explain`, with a text of its own for `BusyError`."""
+def failure_outside_pool(error: BaseException, database: Configured | None = None) -> Failure:
+    """Like `failure_of`, with a text of its own for `BusyError`."""
     if isinstance(error, BusyError):
         return Failure(cause=str(error), hint="Try again in a few seconds.")
-    return explain(error, database)
+    return failure_of(error, database)
+
+
+class Latest(Generic[T]):
+    """An answer for all who ask within a second: one of them asks, and the others wait for it."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._at = float("-inf")
+        self._answer: T
+
+    def get(self, ask: Callable[[], T], seconds: float) -> T:
+        """Raises what `ask` raises, or `BusyError` if another one asks for too long."""
+        if not self._lock.acquire(timeout=seconds):
+            raise BusyError("Another request has been asking this server for too long.")
+        try:
+            if monotonic() - self._at > FRESH:
+                self._answer = ask()
+                self._at = monotonic()
+            return self._answer
+        finally:
+            self._lock.release()
 
 
 class Rate:
@@ -71,7 +93,6 @@ def run_unpooled(
     *,
     purpose: str = "page",
     seconds: float = SECONDS,
-    patience: float = PATIENCE,
     rate: Rate | None = None,
 ) -> T:
     """Return the result of `work`, whose queries go around the pools, in a thread of its own.
@@ -82,14 +103,14 @@ def run_unpooled(
 
     Raises TimeoutError after `seconds`: the server has ended the last statement by then, or soon
     after. Raises `BusyError` if another caller still has the connection of the alias after
-    `patience` seconds, or if `rate` allows no more connections now.
+    a while, or if `rate` allows no more connections now.
     """
 
     def run() -> T:
         wrappers = []
         for alias in connections:
             with suppress(ImproperlyConfigured):  # another alias, that nobody can use
-                connections[alias] = wrapper = _unpooled(alias, purpose, patience, rate)
+                connections[alias] = wrapper = _unpooled(alias, purpose, rate)
                 wrappers.append(wrapper)
         try:
             result = work()
@@ -112,14 +133,13 @@ class Unpooled(Base):
     """
 
     turn: Lock
-    patience: float
     rate: Rate | None
     has_turn = False
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         if self.rate and not self.rate.allows():
             raise BusyError("Too many visitors had to be looked up in the last second.")
-        if not self.turn.acquire(timeout=self.patience):
+        if not self.turn.acquire(timeout=TURN):
             raise BusyError("Another request is using the only connection outside the pool.")
         self.has_turn = True
         try:
@@ -149,7 +169,7 @@ class Unpooled(Base):
 _turns: dict[tuple[int, str, str], Lock] = {}
 
 
-def _unpooled(alias: str, purpose: str, patience: float, rate: Rate | None) -> Any:
+def _unpooled(alias: str, purpose: str, rate: Rate | None) -> Any:
     wrapper = connections[alias]
     if wrapper.vendor != "postgresql":
         return wrapper
@@ -161,5 +181,5 @@ def _unpooled(alias: str, purpose: str, patience: float, rate: Rate | None) -> A
         {**entry, "AUTOCOMMIT": False, "CONN_MAX_AGE": 0, "OPTIONS": options}, alias
     )
     unpooled.turn = _turns.setdefault((os.getpid(), alias, purpose), Lock())
-    unpooled.patience, unpooled.rate = patience, rate
+    unpooled.rate = rate
     return unpooled

@@ -19,7 +19,7 @@ from abs_orm_app.integrations.unpooled import (
     TROUBLE,
     BusyError,
     Rate,
-    explain_trouble,
+    failure_outside_pool,
     run_unpooled,
 )
 
@@ -34,7 +34,7 @@ NO_ANSWER = Failure(cause="The database cannot be asked.", hint="")
 STRANGERS = Rate(5)
 
 
-class Answer(Enum):
+class Admission(Enum):
     """May this request see the page?"""
 
     YES = "yes"
@@ -47,7 +47,7 @@ class Answer(Enum):
 class Access:
     """Whether a request may see the page, and what the admin's templates need."""
 
-    answer: Answer
+    admission: Admission
     context: dict[str, Any]
     failure: Failure | None = None  # why the database could not be asked
 
@@ -65,9 +65,9 @@ def access(request: HttpRequest, site: AdminSite) -> Access:
         _stop_asking(request)
         told = known or isinstance(error, BusyError)
         return Access(
-            answer=Answer.YES if known else Answer.UNKNOWN,
+            admission=Admission.YES if known else Admission.UNKNOWN,
             context=_context_without_user(site),
-            failure=explain_trouble(error) if told else NO_ANSWER,
+            failure=failure_outside_pool(error) if told else NO_ANSWER,
         )
 
 
@@ -95,10 +95,10 @@ def site_in_charge(request: HttpRequest) -> AdminSite:
 
 def _ask(request: HttpRequest, site: AdminSite) -> Access:
     if not site.has_permission(request):
-        return Access(answer=Answer.LOGIN, context={})
+        return Access(admission=Admission.LOGIN, context={})
     if not request.user.has_perm(PERMISSION):
-        return Access(answer=Answer.FORBIDDEN, context={})
-    return Access(answer=Answer.YES, context=site.each_context(request))
+        return Access(admission=Admission.FORBIDDEN, context={})
+    return Access(admission=Admission.YES, context=site.each_context(request))
 
 
 def _stop_asking(request: HttpRequest) -> None:

@@ -30,7 +30,7 @@ class PoolsAdmin(Base):
         site = {"site": self.admin_site}
         return [
             path("", views.page, site, name="abs_orm_app_pools_changelist"),
-            path("guide/<slug:name>/", views.guide_page, site, name="abs_orm_app_pools_guide"),
+            path("guide/<slug:topic>/", views.guide_page, site, name="abs_orm_app_pools_guide"),
         ]
 
     def has_add_permission(self, *_: Any) -> bool:

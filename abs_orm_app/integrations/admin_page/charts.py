@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import floor, log10
 
+from abs_orm_app.facts.snapshot import Snapshot
 from abs_orm_app.integrations.admin_page.history import SPAN, Past, Second
 from abs_orm_app.integrations.admin_page.wording import amount
-from abs_orm_app.pool.snapshot import Snapshot
 
 WIDTH = 1000.0  # of a gauge
 CHART_WIDTH, CHART_HEIGHT = 300.0, 64.0
@@ -70,7 +70,9 @@ def charts(past: Past, now: Snapshot) -> tuple[Chart, ...]:
     return (
         _chart("Connections in use", past, lambda second: second.in_use, now.limit, size),
         _chart("Checkouts per second", past, lambda second: second.checkouts),
-        _chart("Waits per second", past, lambda second: second.waits, marked=True),
+        _chart(
+            "Requests that had to wait, per second", past, lambda second: second.waits, marked=True
+        ),
     )
 
 
@@ -105,7 +107,7 @@ def _chart(
         area=area,
         limit=f"{height(limit):.1f}" if limit else "",
         size=f"{height(size):.1f}" if size else "",
-        marks=tuple(f"{_x(second):.1f}" for second in past.seconds if marked and second.timeouts),
+        marks=tuple(f"{_x(second):.1f}" for second in past.seconds if marked and second.failures),
     )
 
 

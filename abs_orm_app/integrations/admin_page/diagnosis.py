@@ -6,17 +6,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from abs_orm_app.config.printable import printable
+from abs_orm_app.config.texts import counted, printable
 from abs_orm_app.facts.active import Active
 from abs_orm_app.facts.failure import Failure
+from abs_orm_app.facts.server import ServerFacts
+from abs_orm_app.facts.sessions import Fleet
+from abs_orm_app.facts.wording import sessions_in_trouble, who_is_connected, writes_fail
 from abs_orm_app.integrations.admin_page.history import is_exhausted
-from abs_orm_app.integrations.admin_page.holders import Group
+from abs_orm_app.integrations.admin_page.holders import HolderGroup
 from abs_orm_app.integrations.admin_page.overview import Database, Live, Overview, Panel
-from abs_orm_app.integrations.admin_page.wording import counted, duration, place
+from abs_orm_app.integrations.admin_page.wording import duration, place
+from abs_orm_app.pool.server_errors import FULL
 
-State = Literal[
-    "ok", "overflow", "waiting", "exhausted", "unreachable", "broken", "unused", "stock", "none"
-]
+PoolState = Literal[
+    "ok", "overflow", "waiting", "exhausted", "failed", "read-only", "broken", "unused", "stock",
+    "none",
+]  # fmt: skip
 
 RECENT = 60.0  # seconds for which a checkout that timed out counts as now
 
@@ -30,12 +35,14 @@ class Trouble:
     text: str
 
 
-def state_of(panel: Panel) -> State:
+def state_of(panel: Panel) -> PoolState:
     """The state of one alias, the gravest first."""
     if panel.configured.error or isinstance(panel.active, Failure):
         return "broken"
-    if isinstance(panel.server, Failure):
-        return "unreachable"
+    if _read_only(panel):
+        return "read-only"
+    if isinstance(panel.server, Failure) and not serves(panel):
+        return "failed"
     if panel.live is None:
         if not isinstance(panel.active, Active):
             return "none"
@@ -53,11 +60,41 @@ def diagnose(overview: Overview, failure: Failure | None = None) -> tuple[Troubl
 
     `failure`: why the visitor of the page could not be looked up.
     """
-    return (
-        *(_of_visitor(failure) if failure else ()),
-        *(trouble for panel in overview.panels for trouble in _of_panel(panel)),
-        *(trouble for database in overview.databases for trouble in _of_database(database)),
-    )
+    fleets = {alias: each.fleet for each in overview.databases for alias in each.aliases}
+    of_aliases = [
+        trouble
+        for panel in overview.panels
+        for trouble in _of_panel(panel, fleets.get(panel.configured.alias))
+    ]
+    said = " ".join(trouble.text for trouble in of_aliases)
+    of_databases = [
+        trouble
+        for database in overview.databases
+        for trouble in _of_database(database)
+        if trouble.text not in said
+    ]
+    return (*of_aliases, *of_databases, *(_of_visitor(failure) if failure else ()))
+
+
+def serves(panel: Panel) -> bool:
+    """True if the server only refuses more connections, and the pool serves with those it has."""
+    live, server = panel.live, panel.server
+    return bool(
+        isinstance(server, Failure)
+        and server.problem == FULL
+        and
+        live and live.now.idle + live.now.in_use and not live.now.waiting
+        and not live.past.failures(RECENT)
+    )  # fmt: skip
+
+
+def _read_only(panel: Panel) -> str:
+    """Say so if writes fail."""
+    if panel.live and panel.live.now.cause and panel.live.now.cause.name == "read-only":
+        return panel.live.now.cause.text
+    if isinstance(panel.server, ServerFacts):
+        return writes_fail(panel.configured, panel.server)
+    return ""
 
 
 def _of_visitor(failure: Failure) -> Iterable[Trouble]:
@@ -68,40 +105,60 @@ def _of_visitor(failure: Failure) -> Iterable[Trouble]:
     yield Trouble("login", "no answer", text)
 
 
-def _of_panel(panel: Panel) -> Iterable[Trouble]:
+def _of_panel(panel: Panel, fleet: Fleet | None) -> Iterable[Trouble]:
     alias, live = panel.configured.alias, panel.live
+    short, text = _cause(panel, fleet)
+    waiting = panel.active.waiting if isinstance(panel.active, Active) else 0
+    if live and live.now.waiting:
+        text += f" {_waiting(live)}"
+    elif waiting and not live:
+        short = short or "requests wait"
+        text += f" {counted(waiting, 'request')} wait for a connection."
+    if live and (late := live.past.failures(RECENT)):
+        short = short or "requests failed"
+        text += f" {counted(late, 'request')} failed to get a connection in the last minute."
+    if text:
+        yield Trouble(alias, short, text.strip())
+
+
+def _cause(panel: Panel, fleet: Fleet | None) -> tuple[str, str]:
+    """What is wrong with an alias: a few words, and a sentence; "" twice if nothing is."""
     if panel.configured.error:
-        yield Trouble(alias, "broken", f"the engine cannot be loaded: {panel.configured.error}")
-    elif isinstance(panel.active, Failure):
-        yield Trouble(alias, "broken", f"the pool cannot be built. {panel.active.cause}")
+        return "broken", f"the engine cannot be loaded: {panel.configured.error}"
+    if isinstance(panel.active, Failure):
+        return "broken", f"the pool cannot be built. {panel.active.cause}"
+    if text := _read_only(panel):
+        return "writes fail", text
     if isinstance(panel.server, Failure):
-        text = f"the database does not answer. {panel.server.cause} {panel.server.hint}"
-        yield Trouble(alias, "no answer", text)
-    if live is None:
-        if isinstance(panel.active, Active) and panel.active.waiting:
-            text = f"{counted(panel.active.waiting, 'request')} wait for a connection."
-            yield Trouble(alias, "requests wait", text)
-        return
-    if live.now.waiting:
-        yield _waiting(alias, live)
-    if late := live.past.timeouts(RECENT):
-        text = f"{counted(late, 'request')} got no connection in time in the last minute."
-        yield Trouble(alias, "timeouts", text)
+        problem = panel.server.problem
+        short = f"{problem}, but the pool serves" if serves(panel) else problem
+        return short, f"{short}. {panel.server.cause} {panel.server.hint}"
+    if panel.live and panel.live.now.waiting:
+        return _why_waiting(panel.live, fleet)
+    return "", ""
 
 
-def _waiting(alias: str, live: Live) -> Trouble:
+def _why_waiting(live: Live, fleet: Fleet | None) -> tuple[str, str]:
+    """The short and the long text of why requests wait, where the server answers."""
+    cause = live.now.cause
+    if cause is None or not is_exhausted(live.now):
+        return "requests wait", "more connections are being opened."
+    if cause.name == "slow or locked":
+        text, line = (sessions_in_trouble(fleet) if fleet else None) or (cause.text, "")
+        short = "waits for a lock" if fleet and fleet.blocked else "slow statements"
+        return short, f"{text} To end it: {line}" if line else text
+    short = cause.name if cause.name == "exhausted" else cause.problem
+    return short, cause.text
+
+
+def _waiting(live: Live) -> str:
     wait = "waits" if live.now.waiting == 1 else "wait"
     waiting = f"{counted(live.now.waiting, 'request')} {wait} for a connection"
     if live.past.longest_wait is not None and live.past.longest_wait >= 1:
         whose = "" if live.now.waiting == 1 else "the longest "
         waiting += f", {whose}for at least {duration(live.past.longest_wait)}"
-    if not is_exhausted(live.now):
-        return Trouble(alias, "requests wait", f"{waiting}; more connections are being opened.")
-    exhausted = "exhausted"
-    if live.past.exhausted:
-        exhausted += f" for {duration(live.past.exhausted)}"
     holders = f"; {_most_hold(live)}" if live.holders else ""
-    return Trouble(alias, "exhausted", f"{exhausted}; {waiting}{holders}.")
+    return f"{waiting}{holders}."
 
 
 def _most_hold(live: Live) -> str:
@@ -113,26 +170,22 @@ def _most_hold(live: Live) -> str:
     )
 
 
-def holder_name(group: Group) -> str:
+def holder_name(group: HolderGroup) -> str:
     """What holds the connections of a group."""
     if group.request:
         return group.request.label
-    return f"thread {group.thread}" if group.thread else "several threads"
+    return group.thread or "several threads"
 
 
 def _of_database(database: Database) -> Iterable[Trouble]:
     name = f"database {printable(database.server.database)}"
     limit = database.allowance
     if database.in_use >= limit.connections:
-        text = f"all connections that there may be are open: {limit.why}."
+        text = (
+            f"all connections that there may be are open: {limit.why}. They are of"
+            f" {who_is_connected(database.fleet)}."
+        )
         yield Trouble(name, "no connection left", text)
-    if blocked := database.fleet.blocked:
-        verb = "waits" if len(blocked) == 1 else "wait"
-        text = f"{counted(len(blocked), 'session')} {verb} for a lock"
-        longest = blocked[0]
-        if longest.seconds is not None:
-            text += f", the longest for {duration(longest.seconds)}"
-        pids = [str(blocker.pid) for blocker in longest.blockers]
-        if pids:
-            text += f"; it is blocked by server process {', '.join(pids)}"
-        yield Trouble(name, "blocked", f"{text}.")
+    if database.fleet.blocked and (seen := sessions_in_trouble(database.fleet)):
+        text, line = seen
+        yield Trouble(name, "blocked", f"{text} To end it: {line}" if line else text)

@@ -10,10 +10,11 @@ from time import monotonic
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from abs_orm_app.facts.usage import Usage
-from abs_orm_app.pool.histogram import Distribution
+from abs_orm_app.facts.report import Usage
+from abs_orm_app.facts.snapshot import Snapshot, snapshot
+from abs_orm_app.integrations.admin_page import neighbours
 from abs_orm_app.pool.housekeeping import TICK, observers
-from abs_orm_app.pool.snapshot import Snapshot, snapshot
+from abs_orm_app.pool.statistics import BOUNDS, Distribution
 
 if TYPE_CHECKING:
     from abs_orm_app.pool.pool import HardenedPool
@@ -39,7 +40,7 @@ class Second:
     waiting: int
     checkouts: float  # per second
     waits: float  # per second: requests that found no idle connection
-    timeouts: int
+    failures: int  # requests that got no connection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,6 @@ class Past:
     waits: Distribution  # of the checkouts that found no idle connection
     uses: Distribution
     creates: Distribution
-    exhausted: float | None  # seconds for which it has been; None: it is not
     longest_wait: float | None  # at least so many seconds; None: nothing waits
 
     @property
@@ -69,9 +69,9 @@ class Past:
             waited=self.queued,
         )
 
-    def timeouts(self, seconds: float) -> int:
-        """Checkouts that timed out in the last so many seconds."""
-        return sum(second.timeouts for second in self.seconds if second.age < seconds)
+    def failures(self, seconds: float) -> int:
+        """Requests that got no connection in the last so many seconds."""
+        return sum(second.failures for second in self.seconds if second.age < seconds)
 
 
 _looks: WeakKeyDictionary[HardenedPool, deque[Look]] = WeakKeyDictionary()
@@ -84,7 +84,8 @@ def keep() -> None:
 
 
 def look(pool: HardenedPool) -> None:
-    """Remember what the pool is doing now."""
+    """Remember what the pool is doing now, and tell it to the page of other processes."""
+    neighbours.tell()
     looks = _looks.setdefault(pool, deque(maxlen=round(SPAN / TICK) + 1))
     looks.append(Look(monotonic(), snapshot(pool)))
 
@@ -106,12 +107,11 @@ def past(looks: Sequence[Look]) -> Past:
             if after.at > before.at
         ),
         covered=latest.at - looks[0].at,
-        checkouts=_grown(first.checkouts, latest.pool.checkouts),
-        queued=_grown(first.queued, latest.pool.queued),
-        waits=_since(first.waits, latest.pool.waits),
-        uses=_since(first.uses, latest.pool.uses),
-        creates=_since(first.creates, latest.pool.creates),
-        exhausted=_exhausted_for(looks),
+        checkouts=latest.pool.checkouts - first.checkouts,
+        queued=latest.pool.queued - first.queued,
+        waits=latest.pool.waits.since(first.waits),
+        uses=latest.pool.uses.since(first.uses),
+        creates=latest.pool.creates.since(first.creates),
         longest_wait=_longest_wait(looks),
     )
 
@@ -128,19 +128,10 @@ def _second(before: Look, after: Look, now: float) -> Second:
         in_use=after.pool.in_use,
         unused=after.pool.unused,
         waiting=after.pool.waiting,
-        checkouts=_grown(before.pool.checkouts, after.pool.checkouts) / seconds,
-        waits=_grown(before.pool.queued, after.pool.queued) / seconds,
-        timeouts=_grown(before.pool.timeouts, after.pool.timeouts),
+        checkouts=(after.pool.checkouts - before.pool.checkouts) / seconds,
+        waits=(after.pool.queued - before.pool.queued) / seconds,
+        failures=after.pool.errors - before.pool.errors,
     )
-
-
-def _exhausted_for(looks: Sequence[Look]) -> float | None:
-    since = None
-    for each in reversed(looks):
-        if not is_exhausted(each.pool):
-            break
-        since = each.at
-    return None if since is None else looks[-1].at - since
 
 
 def _longest_wait(looks: Sequence[Look]) -> float | None:
@@ -161,13 +152,23 @@ def _longest_wait(looks: Sequence[Look]) -> float | None:
     return latest.at - since
 
 
-def _grown(before: int, after: int) -> int:
-    """By how much a counter has grown; `pop_stats` sets it back to zero."""
-    return after - before if after >= before else after
+def percentile(timed: Distribution, share: float, at_once: int = 0) -> float | None:
+    """Seconds that the `share` (0 to 1) of all took at most; None: there were none.
 
-
-def _since(before: Distribution, after: Distribution) -> Distribution:
-    counts = tuple(new - old for old, new in zip(before.counts, after.counts, strict=True))
-    if min(counts) < 0:  # it began anew
-        return after
-    return Distribution(counts, after.total - before.total)
+    `at_once`: how many more took no time. Within a bucket the durations are taken to be spread
+    evenly, as Prometheus' histogram_quantile does it; beyond the last bound the answer is infinity.
+    """
+    total = at_once + timed.count
+    if not total:
+        return None
+    rank = share * total
+    below = at_once
+    if rank <= below:
+        return 0.0
+    lower = 0.0
+    for upper, count in zip((*BOUNDS, float("inf")), timed.counts, strict=True):
+        if count and rank <= below + count:
+            return lower + (upper - lower) * (rank - below) / count
+        below += count
+        lower = upper
+    return float("inf")

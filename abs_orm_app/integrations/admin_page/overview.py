@@ -8,21 +8,20 @@ from typing import Any
 
 from django.db import connections
 
-from abs_orm_app.backends.receivers import receivers_that_query
+from abs_orm_app.backends.serving import requests_of
 from abs_orm_app.capacity.budget import Limit, allowance, in_use
 from abs_orm_app.checks.collect import all_findings
 from abs_orm_app.checks.finding import Finding
-from abs_orm_app.facts.active import Active, active
+from abs_orm_app.facts.active import Active, active, current_pools
 from abs_orm_app.facts.databases import Configured, configured_databases
 from abs_orm_app.facts.failure import Failure
-from abs_orm_app.facts.pools import current_pools
 from abs_orm_app.facts.report import Report
 from abs_orm_app.facts.server import ServerFacts
 from abs_orm_app.facts.sessions import Fleet
-from abs_orm_app.integrations.admin_page.answers import Answer, ask_all
+from abs_orm_app.facts.snapshot import Snapshot, snapshot
+from abs_orm_app.integrations.admin_page.answers import Told, ask_all
 from abs_orm_app.integrations.admin_page.history import Past, history
-from abs_orm_app.integrations.admin_page.holders import Group, group_holders, requests_of
-from abs_orm_app.pool.snapshot import Snapshot, snapshot
+from abs_orm_app.integrations.admin_page.holders import HolderGroup, group_holders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +30,7 @@ class Live:
 
     now: Snapshot
     past: Past
-    holders: tuple[Group, ...]
+    holders: tuple[HolderGroup, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +80,6 @@ def overview() -> Overview:
             active=panel.active,
             server=panel.server,
             test=None,
-            receivers=receivers_that_query(panel.configured.alias),
             usage=panel.live.past.usage if panel.live else None,
         )
         for panel in panels
@@ -93,7 +91,7 @@ def overview() -> Overview:
     )
 
 
-def _panel(configured: Configured, answer: Answer | Failure | None) -> Panel:
+def _panel(configured: Configured, answer: Told | Failure | None) -> Panel:
     return Panel(
         configured=configured,
         active=active(configured),
@@ -111,9 +109,9 @@ def _live(alias: str) -> Live | None:
     return Live(now=now, past=history(pool, now), holders=group_holders(holders, requests))
 
 
-def _databases(answers: Iterable[tuple[str, Answer | Failure]]) -> list[Database]:
+def _databases(answers: Iterable[tuple[str, Told | Failure]]) -> list[Database]:
     """One for each that answered, however many aliases it has."""
-    found: dict[tuple[str, str], tuple[list[str], Answer]] = {}
+    found: dict[tuple[str, str], tuple[list[str], Told]] = {}
     for alias, answer in answers:
         if not isinstance(answer, Failure):
             key = (answer[0].identity, answer[0].database)

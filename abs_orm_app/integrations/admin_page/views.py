@@ -1,8 +1,8 @@
 """The page of the pools and its guide, in the Django admin.
 
 It takes no connection of the pools and ends in time, so that it is there when they are in trouble.
-`docs/page.md` says more. What a view needs is imported when it is used: every `manage.py` command
-that reads the URLconf imports this module.
+`docs/monitoring.md` says more. What a view needs is imported when it is used: every `manage.py`
+command that reads the URLconf imports this module.
 """
 
 from __future__ import annotations
@@ -53,8 +53,10 @@ def page(request: HttpRequest, site: AdminSite | None = None) -> HttpResponse:
     process = f"{socket.gethostname()}:{os.getpid()}"
     context = {
         "title": TITLE,
-        "page": cards.page(overview(), process, _guide_link(request.path), asked.failure),
+        "page": cards.page(overview(), asked.failure),
+        "guide": f"{request.path}guide/",
         "process": process,
+        "pid": os.getpid(),
         "now": datetime.now(timezone.get_current_timezone()),
         "refresh": REFRESH,
     }
@@ -69,27 +71,20 @@ def page(request: HttpRequest, site: AdminSite | None = None) -> HttpResponse:
 @csrf_protect
 @login_not_required
 @outside_transactions
-def guide_page(request: HttpRequest, name: str, site: AdminSite | None = None) -> HttpResponse:
-    """Show a page of the app's documentation."""
-    from abs_orm_app.checks.guide import PAGES
-    from abs_orm_app.integrations.admin_page import guide
+def guide_page(request: HttpRequest, topic: str, site: AdminSite | None = None) -> HttpResponse:
+    """Show what the app's documentation says on a topic, such as a finding."""
+    from abs_orm_app.checks.guide import find_entry
 
     site, asked, refusal = _admit(request, site)
     if refusal:
         return refusal
-    if name not in PAGES:
-        raise Http404
-    markdown = PAGES[name].read_text(encoding="utf-8")
-    context = {
-        "title": guide.title(markdown),
-        "guide": guide.render(markdown),
-        "page_url": request.path.removesuffix(f"guide/{name}/"),
-    }
+    try:
+        entry = find_entry(topic)
+    except LookupError:
+        raise Http404 from None
+    page_url = request.path.removesuffix(f"guide/{topic}/")
+    context = {"title": entry.title, "text": entry.text, "page_url": page_url}
     return _answer(request, site, asked, "guide", context)
-
-
-def _guide_link(page: str) -> Any:
-    return lambda name, anchor: f"{page}guide/{name}/#{anchor}"
 
 
 def _admit(
@@ -99,17 +94,17 @@ def _admit(
 
     Raises PermissionDenied for staff without the permission.
     """
-    from abs_orm_app.integrations.admin_page.access import Answer, access, site_in_charge
+    from abs_orm_app.integrations.admin_page.access import Admission, access, site_in_charge
 
     site = site or site_in_charge(request)
     asked = access(request, site)
     refusal = None
-    if asked.answer is Answer.FORBIDDEN:
+    if asked.admission is Admission.FORBIDDEN:
         raise PermissionDenied
-    if asked.answer is Answer.UNKNOWN:
+    if asked.admission is Admission.UNKNOWN:
         refusal = _answer(request, site, asked, "unavailable", {"title": TITLE})
         refusal.headers["Retry-After"] = str(REFRESH)
-    elif asked.answer is Answer.LOGIN:
+    elif asked.admission is Admission.LOGIN:
         login = reverse("admin:login", current_app=site.name)
         refusal = redirect_to_login(request.get_full_path(), login)
     return site, asked, refusal

@@ -1,12 +1,18 @@
-"""How the page writes numbers, times and names."""
+"""How the page writes numbers, times and names; its templates have these as filters."""
 
 from __future__ import annotations
 
 import os
+from zlib import crc32
 
-from abs_orm_app.pool.histogram import BOUNDS
+from abs_orm_app.facts.databases import Setting, Value
+from abs_orm_app.facts.sessions import Blocked, Session
+from abs_orm_app.facts.wording import format_value
+from abs_orm_app.integrations.admin_page.holders import HolderGroup
+from abs_orm_app.pool.statistics import BOUNDS
 
 NONE = "\N{EN DASH}"
+MOST_PIDS = 20  # of a group of holders; of more, how many more there are
 
 
 def duration(seconds: float | None) -> str:
@@ -29,11 +35,42 @@ def amount(number: float | None) -> str:
     return f"{number:.1f}" if 0 < number < 10 and number % 1 else f"{number:,.0f}"
 
 
-def counted(number: int, noun: str, plural: str = "") -> str:
-    """As in "1 request", "8 requests"."""
-    return f"{amount(number)} {noun if number == 1 else plural or noun + 's'}"
-
-
-def place(where: str) -> str:
+def place(where: str | None) -> str:
     """A line of code, or a text that names one, by its path from the process's directory."""
-    return where.replace(f"{os.getcwd()}{os.sep}", "", 1)
+    return (where or NONE).replace(f"{os.getcwd()}{os.sep}", "", 1)
+
+
+def key(text: str, more: str | None = None) -> str:
+    """What may be part of an id, from texts that may not."""
+    return f"{crc32(f'{text}{chr(0)}{more}'.encode()):08x}"
+
+
+def pins(group: HolderGroup) -> str:
+    """As in "SET search_path at shop/middleware.py:31 in __call__", or "8: nothing; 4: ..."."""
+    found = [(place(text), count) for text, count in group.pins]
+    return found[0][0] if len(found) == 1 else "; ".join(f"{n}: {text}" for text, n in found)
+
+
+def pids(group: HolderGroup) -> str:
+    """The server's processes, or the first of many."""
+    shown = ", ".join(map(str, group.pids[:MOST_PIDS]))
+    more = group.count - MOST_PIDS
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def session(one: Session) -> str:
+    """Whose session it is."""
+    return " ".join(filter(None, (str(one.pid), one.application, one.host)))
+
+
+def blockers(blocked: Blocked) -> str:
+    """The sessions that block another, and what they have been doing for how long."""
+    return "; ".join(
+        session(one) + (f", {one.state} for {duration(one.seconds)}" if one.state else "")
+        for one in blocked.blockers
+    )
+
+
+def setting_value(setting: Setting, in_effect: Value = None) -> str:
+    """The value of a setting, or the one in effect, with its unit."""
+    return format_value(setting.field, setting.value if in_effect is None else in_effect)

@@ -127,32 +127,57 @@
         setTimeout(tick, seconds * 1000);
     }
 
-    // What a chart shows where the pointer is.
+    // What a chart shows where the pointer is, or at the point that the arrow keys have reached.
     function read(event) {
         const svg = event.target.closest(".pool-chart")?.querySelector("svg");
-        const line = svg?.querySelector(".line");
-        const points = line?.getAttribute("points").split(" ").filter(Boolean) ?? [];
-        const xs = points.map(parseFloat);
         const { left = 0, width = 1 } = svg?.getBoundingClientRect() ?? {};
-        const span = svg?.viewBox.baseVal.width;
-        const wanted = (event.clientX - left) / width * span;
+        const xs = pointsOf(svg);
+        const wanted = (event.clientX - left) / width * svg?.viewBox.baseVal.width;
         reading.hidden = !(wanted >= xs[0] - 3); // before that, nothing was seen
-        if (reading.hidden) {
+        if (!reading.hidden) {
+            const distances = xs.map((x) => Math.abs(x - wanted));
+            show(svg, distances.indexOf(Math.min(...distances)), event.clientX, event.clientY);
+        }
+    }
+
+    function pointsOf(svg) {
+        const points = svg?.querySelector(".line")?.getAttribute("points") ?? "";
+        return points.split(" ").filter(Boolean).map(parseFloat);
+    }
+
+    function show(svg, index, x, y) {
+        const ago = Math.round((1 - pointsOf(svg)[index] / svg.viewBox.baseVal.width)
+            * svg.dataset.seconds);
+        const value = svg.querySelector(".line").dataset.values.split(" ")[index];
+        reading.textContent = `${value}, ${ago} s ago`;
+        const right = document.documentElement.clientWidth - reading.offsetWidth - 8;
+        reading.style.left = `${Math.min(x + 12, right)}px`;
+        reading.style.top = `${y + 12}px`;
+    }
+
+    let at = 0; // the point that the arrow keys have reached, from the right
+
+    function step(event) {
+        const svg = event.target.closest(".pool-chart svg");
+        const move = { ArrowLeft: 1, ArrowRight: -1 }[event.key];
+        const xs = pointsOf(svg);
+        if (!move || !xs.length) {
             return;
         }
-        const distances = xs.map((x) => Math.abs(x - wanted));
-        const nearest = distances.indexOf(Math.min(...distances));
-        const ago = Math.round((1 - xs[nearest] / span) * svg.dataset.seconds);
-        reading.textContent = `${line.dataset.values.split(" ")[nearest]}, ${ago} s ago`;
-        const right = document.documentElement.clientWidth - reading.offsetWidth - 8;
-        reading.style.left = `${Math.min(event.clientX + 12, right)}px`;
-        reading.style.top = `${event.clientY + 12}px`;
+        event.preventDefault();
+        at = Math.min(Math.max(at + move, 0), xs.length - 1);
+        const { left, top, width } = svg.getBoundingClientRect();
+        const index = xs.length - 1 - at;
+        reading.hidden = false;
+        show(svg, index, left + xs[index] / svg.viewBox.baseVal.width * width, top);
     }
 
     const live = document.getElementById("pool-live");
     live.addEventListener("pointermove", read);
     live.addEventListener("pointerdown", read);
     live.addEventListener("pointerleave", () => { reading.hidden = true; });
+    live.addEventListener("keydown", step);
+    live.addEventListener("focusout", () => { reading.hidden = true; at = 0; });
 
     button.hidden = false;
     button.addEventListener("click", () => {
