@@ -29,6 +29,7 @@ from hypothesis import HealthCheck, settings
 from pytest_django.plugin import DjangoDbBlocker
 
 from tests.support.servers import Server, scratch, wait_until
+from tests.support.system import missing
 
 # A process that a shell starts in the background, as a CI may, ignores Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -54,10 +55,16 @@ def pytest_unconfigure() -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "server: arguments of the Server to start; see conftest.py")
+    config.addinivalue_line("markers", "needs: packages of the system; see tests/support/system.py")
     if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
         # A process of pytest-xdist would inherit it, import the settings before this file, and so
         # use the database of this process, together with all the others.
         del os.environ["DJANGO_SETTINGS_MODULE"]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if packages := missing(item):
+        pytest.skip(f"not on this machine: apt install {' '.join(packages)}")
 
 
 def _server_for(node: pytest.Item | pytest.Collector) -> Server:

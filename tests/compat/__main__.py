@@ -1,4 +1,5 @@
-"""Try each package in an environment of its own, and write docs/compatibility.md's table.
+"""Try each package in an environment of its own, in both modes of DB_POOL_RELEASE, and write
+docs/embedding.md's table.
 
 python -m tests.compat             # all, and write
 python -m tests.compat dbbackup    # only these, and print
@@ -19,21 +20,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import django
 
+from abs_orm_app.config.entry import Release
 from tests.compat.case import POOL, Case
 from tests.compat.project import case
+
 from tests.support.debian import DebianServer
 from tests.support.readme import OURS, ROOT
 from tests.support.servers import Server
 
 CASES = ROOT / "tests" / "compat" / "cases"
-PAGE = ROOT / "docs" / "compatibility.md"
+PAGE = ROOT / "docs" / "embedding.md"
 INSTALL = 240.0  # seconds
 CHECK = 100.0
 TABLE = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end -->)", re.DOTALL)
-HEAD = "| package | result | tried | notes |\n|---|---|---|---|\n"
+HEAD = "| package | what to do |\n|---|---|\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +51,8 @@ class Tried:
 
 
 def names() -> list[str]:
-    return sorted(path.stem for path in CASES.glob("*.py") if path.stem != "__init__")
+    stems = sorted(path.stem for path in CASES.glob("*.py") if path.stem != "__init__")
+    return [stem for stem in stems if case(stem).django <= django.VERSION]
 
 
 @contextmanager
@@ -142,7 +147,10 @@ def try_out(name: str) -> Tried:
     try:
         with environment(found.packages) as python:
             version = version_of(python, found.packages[0])
-            failure = attempt(python, name)
+            for mode in get_args(Release):
+                if failure := attempt(python, name, DB_POOL_RELEASE=mode):
+                    failure += f" ({mode})"
+                    break
             if not failure and found.lines and not attempt(python, name, COMPAT_BARE="1"):
                 failure = "it works without the lines, too: take them out of the case"
     except (RuntimeError, subprocess.TimeoutExpired) as error:
@@ -151,10 +159,10 @@ def try_out(name: str) -> Tried:
 
 
 def row(tried: Tried) -> str:
-    verdict = "**does not**" if tried.failure else "with this" if tried.case.lines else "works"
     lines = "<br>".join(f"`{line}`" for line in source_lines(tried.case.lines))
-    note = " ".join(part for part in (lines, tried.failure, tried.case.note) if part)
-    return f"| {tried.version} | {verdict} | {tried.case.tried} | {note} |\n"
+    failure = f"**does not work**: {tried.failure}" if tried.failure else ""
+    note = " ".join(part for part in (lines, failure, tried.case.note) if part)
+    return f"| {tried.version} | {note} |\n" if note else ""
 
 
 def source_lines(text: str) -> list[str]:
@@ -169,12 +177,16 @@ def main() -> int:
     chosen = parser.parse_args()
     results = []
     for name in chosen.names or names():
+        if sys.version_info < case(name).python:
+            print(f"not tried: {name} needs Python {'.'.join(map(str, case(name).python))}")
+            continue
         tried = try_out(name)
-        verdict = f"FAILED: {tried.failure}" if tried.failure else "works"
+        verdict = f"FAILED: {tried.failure}" if tried.failure else f"works: {tried.case.tried}"
         print(f"{tried.seconds:5.0f} s  {tried.version}: {verdict}", flush=True)
         results.append(tried)
     if not chosen.names:
-        table = HEAD + "".join(sorted(map(row, results)))
+        easy = ", ".join(sorted(tried.version for tried in results if not row(tried)))
+        table = f"Nothing to do: {easy}.\n\n{HEAD}" + "".join(sorted(map(row, results)))
         PAGE.write_text(TABLE.sub(lambda _: table, PAGE.read_text()))
     return any(tried.failure for tried in results)
 

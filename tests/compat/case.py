@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ class Case:
     """
 
     packages: Sequence[str]  # for pip; the first gives the row its name
-    tried: str  # what `check` shows, for docs/compatibility.md
+    tried: str  # what `check` shows
     check: Callable[[], None]  # raises if the package does not work
     apps: Sequence[str] = ()
     middleware: Sequence[str] = ()
@@ -35,7 +36,9 @@ class Case:
     variables: Mapping[str, str] = field(default_factory=dict)  # of the environment
     setup: Callable[[], None] = lambda: None
     migrates: bool = True
+    python: tuple[int, int] = (3, 11)  # the oldest that the package can be installed for
     contrib: bool = False  # needs PostgreSQL's own extensions, which Debian's server has
+    django: tuple[int, ...] = ()  # the oldest release that it works with
     empty_extension: str = ""  # that the package creates; an empty one stands in for it
 
 
@@ -53,3 +56,13 @@ def in_threads(count: int, work: Callable[[int], Result]) -> list[Result]:
 
     with ThreadPoolExecutor(2 * LIMIT) as executor:
         return list(executor.map(request, range(count)))
+
+
+async def get_all(app: Any, paths: Sequence[str]) -> None:
+    """Request all paths of an ASGI application at the same time; each must succeed."""
+    import httpx
+
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        answers = await asyncio.gather(*map(client.get, paths))
+    assert {answer.status_code for answer in answers} == {200}

@@ -52,6 +52,12 @@ def alias(server: Server) -> Iterator[str]:
         yield alias
 
 
+@pytest.fixture
+def nothing_is_late_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that was taken a moment ago says nothing of the server."""
+    monkeypatch.setattr(health, "LATELY", 0.0)
+
+
 def pool_of(alias: str) -> HardenedPool:
     pool: HardenedPool = connections[alias].pool  # type: ignore[attr-defined]
     pool.open(wait=True)
@@ -102,12 +108,24 @@ def test_a_check_takes_no_connection_away(alias: str) -> None:
     assert pool.get_stats()["pool_available"] == 1
 
 
+@pytest.mark.usefixtures("nothing_is_late_enough")
 def test_a_full_pool_that_nobody_waits_for_is_ok(server: Server, alias: str) -> None:
     pool = pool_of(alias)
     with exhausted(pool):
         assert state(alias, seconds=10.0) == "ok"
         assert pool.get_stats().get("requests_timeouts", 0) == 0
     wait_until(lambda: server.sessions() == 1, "the check's own session to end")
+
+
+def test_a_full_pool_whose_connections_come_back_needs_no_session_beside_it(
+    server: Server, alias: str
+) -> None:
+    with exhausted(pool_of(alias)), server.admin() as admin:
+        query = "select sessions from pg_stat_database where datname = 'postgres'"
+        before = admin.execute(query).fetchone()
+        assert state(alias, seconds=10.0) == "ok"
+        admin.execute("select pg_stat_clear_snapshot()")
+        assert admin.execute(query).fetchone() == before
 
 
 def test_a_full_pool_that_serves_no_request_within_its_timeout_is_failed(server: Server) -> None:
@@ -119,6 +137,7 @@ def test_a_full_pool_that_serves_no_request_within_its_timeout_is_failed(server:
         assert state(alias, seconds=10.0) == "ok"
 
 
+@pytest.mark.usefixtures("nothing_is_late_enough")
 def test_many_who_check_a_full_pool_open_one_connection(server: Server, alias: str) -> None:
     with exhausted(pool_of(alias)), server.admin() as admin:
         checks = [Call(state, alias, 10.0) for _ in range(20)]
@@ -128,6 +147,7 @@ def test_many_who_check_a_full_pool_open_one_connection(server: Server, alias: s
         assert began.fetchone()[0] <= 4 + LATE  # type: ignore[index]
 
 
+@pytest.mark.usefixtures("nothing_is_late_enough")
 def test_visitors_of_the_page_who_wait_fail_no_check_of_a_full_pool(alias: str) -> None:
     """They may wait for a table that a migration has locked; anybody can make up a session."""
     began, done = threading.Event(), threading.Event()
@@ -145,6 +165,7 @@ def test_visitors_of_the_page_who_wait_fail_no_check_of_a_full_pool(alias: str) 
         assert page.result(LATE)
 
 
+@pytest.mark.usefixtures("nothing_is_late_enough")
 @pytest.mark.parametrize("problem", ["stopped", "hung"])
 def test_a_full_pool_of_a_broken_server_is_failed(server: Server, alias: str, problem: str) -> None:
     with exhausted(pool_of(alias)):
@@ -162,6 +183,7 @@ def test_a_full_pool_of_a_broken_server_is_failed(server: Server, alias: str, pr
     assert state(alias, seconds=20.0) == "ok"
 
 
+@pytest.mark.usefixtures("nothing_is_late_enough")
 @pytest.mark.server({"max_connections": "5", "superuser_reserved_connections": "0"})
 def test_a_full_pool_that_has_all_that_the_server_gives_is_not_failed(server: Server) -> None:
     options = {"pool": {"min_size": 5, "max_size": 5, "timeout": 20.0}}
@@ -299,6 +321,7 @@ def test_all_aliases_are_checked_at_once_and_a_failed_one_hides_no_other(
     assert answer == {
         "status": "failed",
         "databases": {one: "failed", two: "failed", alias: "ok"},
+        "reasons": {one: "hung", two: "hung"},
     }
 
 
@@ -327,7 +350,8 @@ def test_the_answer_shows_neither_server_nor_user_nor_error(server: Server) -> N
     with database(secretive) as alias:
         server.stop()
         _, answer = ask(alias)
-    assert answer == {"status": "failed", "databases": {alias: "failed"}}
+    reasons = {alias: "unreachable"}
+    assert answer == {"status": "failed", "databases": {alias: "failed"}, "reasons": reasons}
 
 
 # A real process, with ATOMIC_REQUESTS
@@ -400,6 +424,7 @@ def test_django_health_check_reports_a_pool_that_serves_as_ok(alias: str) -> Non
     assert health_check(alias, seconds=10.0) == (200, "OK")
 
 
+@pytest.mark.usefixtures("nothing_is_late_enough")
 def test_django_health_check_reports_a_server_that_is_away_as_unavailable(
     server: Server, alias: str
 ) -> None:

@@ -12,11 +12,11 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from psycopg_pool import PoolTimeout
 
+from abs_orm_app.facts.snapshot import EVICTIONS
 from abs_orm_app.integrations import opentelemetry
-from abs_orm_app.pool.histogram import BOUNDS
 from abs_orm_app.pool.housekeeping import TICK, observers
 from abs_orm_app.pool.pool import HardenedPool, new_pool_hooks
-from abs_orm_app.pool.snapshot import EVICTIONS
+from abs_orm_app.pool.statistics import BOUNDS
 from tests.support.databases import ask
 from tests.support.pools import evict_one_for_each_reason, opened, ours
 from tests.support.processes import run
@@ -179,7 +179,7 @@ def test_durations_are_recorded_between_two_collections(
     for _ in range(5):
         with pool.connection():
             pass
-    kept = opentelemetry._kept[pool]["use_times"]
+    kept = opentelemetry._kept[pool]["uses"]
     assert kept.maxlen == opentelemetry.KEPT
     wait_until(lambda: not kept, "a tick", 10 * TICK)
     assert points(reader, alias)["use_time"].count == 5

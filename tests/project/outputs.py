@@ -8,8 +8,7 @@ any lines; --write replaces the sections that are shown, which it knows by their
 units of time, bars and white space are not compared, because they differ from run to run.
 
 The commands of a page run one after the other in the project that README's lines make, on a server
-with the database `shop` and the role `app`, whose address is written as `db.example`. Commands with
-PgBouncer's address have one, with the files that a command before has written.
+with the database `shop` and the role `app`, whose address is written as `db.example`.
 """
 
 from __future__ import annotations
@@ -20,29 +19,26 @@ import re
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import psycopg
-
-from tests.support.pgbouncers import PROGRAM, PgBouncer
-from tests.support.ports import reserved_port
 from tests.support.readme import OURS, ROOT, embed
-from tests.support.servers import PASSWORD_OVER_TCP, Server, wait_until
+from tests.support.servers import PASSWORD_OVER_TCP, Server
 
 AS_SUPERUSER = ("README.md", "docs/tutorial.md")  # as on the embedded server
-AS_APP = ("check_pool", "drill", "sizing", "settings", "pgbouncer")
+AS_APP = ("check_pool", "sizing", "settings", "pgbouncer")
 PAGES = tuple(ROOT / page for page in (*AS_SUPERUSER, *(f"docs/{name}.md" for name in AS_APP)))
 BLOCK = re.compile(
     r"(?<=^```console\n)\$ (?P<command>[^\n]+)\n(?P<output>.*?)(?=^```$)",
     re.MULTILINE | re.DOTALL,
 )
+# The pages are for people who are not root.
+ROOTS_WARNING = re.compile(r"^Warning: \S+ belongs to root.*\n", re.MULTILINE)
 LEFT_OUT = re.compile(r"^\.\.\.\n", re.MULTILINE)
 SECTION = re.compile(r"\n\n(?=\S)")  # what is between two
-HOST, POOLER = "db.example", "127.0.0.1:6432"
+HOST = "db.example"
 MOST = 60.0  # seconds for one command
 
 
@@ -88,23 +84,19 @@ class Stage:
         inherited = {name: text for name, text in os.environ.items() if not name.startswith(OURS)}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         environ = {**inherited, "PATH": path, "PYTHONPATH": str(ROOT), "DATABASE_URL": url}
-        with self.pooler() if POOLER in command else nullcontext(0) as pooler:
-            done = subprocess.run(
-                command.replace(HOST, f"127.0.0.1:{self.server.port}").replace(
-                    POOLER, f"127.0.0.1:{pooler}"
-                ),
-                shell=True,
-                cwd=self.project,
-                env=environ,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                timeout=MOST,
-                check=False,
-            )
+        done = subprocess.run(
+            command.replace(HOST, f"127.0.0.1:{self.server.port}"),
+            shell=True,
+            cwd=self.project,
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=MOST,
+            check=False,
+        )
         port = self.server.port
         named = re.sub(rf'127\.0\.0\.1(:|", port | port=){port}', rf"{HOST}\g<1>5432", done.stdout)
-        named = named.replace(f"127.0.0.1:{pooler}", POOLER)
         return named.replace(f" on {HOST}:5432", f" on {HOST}")  # the default port is not shown
 
     def url(self, page: Path) -> str:
@@ -117,10 +109,7 @@ class Stage:
 
         def compare(found: re.Match[str]) -> str:
             command, shown = found["command"], found["output"]
-            if POOLER in command and PROGRAM is None:
-                return found[0]
-            with self.crowd() if " --watch" in command else nullcontext():
-                printed = self.run(command, self.url(page))
+            printed = ROOTS_WARNING.sub("", self.run(command, self.url(page)))
             if matches(shown, printed):
                 return found[0]
             different.append(f"{page.name}: $ {command}\n{printed}")
@@ -131,43 +120,6 @@ class Stage:
         if write:
             page.write_text(text)
         yield from different
-
-    @contextmanager
-    def pooler(self) -> Iterator[int]:
-        """A PgBouncer with the files that `pgbouncer_ini` has written; yields its port."""
-        directory = self.project / "pgbouncer"
-        users = self.server.socket_dir / "userlist.txt"
-        users.write_text((directory / "userlist.txt").read_text())
-        users.chmod(0o644)
-        with reserved_port() as port:
-            ini = (directory / "pgbouncer.ini").read_text().replace("= 6432", f"= {port}")
-            with PgBouncer(self.server, ini=ini, listen_port=port):
-                yield port
-
-    @contextmanager
-    def crowd(self) -> Iterator[None]:
-        """Sessions of two web servers, and one that went to lunch with a lock."""
-        conninfo = f"host={self.server.socket_dir} port={self.server.port} dbname=shop user=app"
-        with ExitStack() as stack:
-
-            def session(name: str) -> psycopg.Connection:
-                return stack.enter_context(psycopg.connect(conninfo, application_name=name))
-
-            for host, process, number in (("web-1", 4242, 9), ("web-1", 4243, 8), ("web-2", 77, 7)):
-                for _ in range(number):
-                    session(f"shop@{host}:{process}")
-            lunch, request = session("psql"), session("shop@web-1:4242")
-            lunch.execute("create table if not exists stock ()")
-            lunch.commit()
-            lunch.execute("lock table stock")
-            waits = threading.Thread(target=request.execute, args=("lock table stock",))
-            waits.start()
-            stack.callback(waits.join, MOST)
-            stack.callback(lunch.rollback)
-            with self.server.admin("shop") as admin:
-                blocked = "select 1 from pg_stat_activity where wait_event_type = 'Lock'"
-                wait_until(lambda: admin.execute(blocked).fetchone() is not None, "the lock")
-            yield
 
 
 @contextmanager

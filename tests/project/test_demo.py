@@ -11,14 +11,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.cookiejar import CookieJar
 from pathlib import Path
-from urllib.parse import urlencode
-from urllib.request import HTTPCookieProcessor, build_opener
 
 import pytest
 
 from abs_project.demo import PAGE
+from tests.support.login import page_for
 from tests.support.servers import wait_until
 
 pytestmark = pytest.mark.timeout(300)
@@ -64,20 +62,6 @@ def word(name: str, text: str) -> str:
     found = re.search(rf"^ +{name} +(\S+)$", text, re.MULTILINE)
     assert found, text
     return found[1]
-
-
-def page_for(address: str, user: str, password: str) -> str:
-    """Log in as a browser does, and return the page."""
-    jar = CookieJar()
-    browser = build_opener(HTTPCookieProcessor(jar))
-    with browser.open(address, timeout=IN_TIME) as form:
-        login, html = form.geturl(), form.read().decode()
-    token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', html)
-    assert token
-    fields = {"username": user, "password": password, "csrfmiddlewaretoken": token[1]}
-    body = urlencode({**fields, "next": PAGE}).encode()
-    with browser.open(login, body, timeout=IN_TIME) as page:
-        return str(page.read().decode())
 
 
 @pytest.fixture

@@ -1,20 +1,30 @@
-"""Links between the pages, and from the code to the pages, lead somewhere."""
+"""The pages: their links, and those from the code, lead somewhere; their blocks can be used."""
 
 from __future__ import annotations
 
+import ast
+import math
 import re
+from collections import namedtuple
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from abs_orm_app.checks.guide import entries
 from abs_orm_app.environment import database_from_env
+from benchmarks.plot import NEVER, lengths
 from tests.project.outputs import PAGES as OUTPUTS
 
+Row = namedtuple("Row", "peer throughput")
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+README, DOCS = ROOT / "README.md", sorted((ROOT / "docs").glob("*.md"))
+RESULTS = ROOT / "benchmarks" / "results.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", RESULTS, *DOCS]
 MODULES = sorted((ROOT / "abs_orm_app").rglob("*.py"))
+MOST_PAGES, MOST_WORDS = 18, 20_000
 
 
 def anchors(page: Path) -> set[str]:
@@ -49,14 +59,42 @@ def test_each_page_that_the_code_names_exists() -> None:
     spoken = {
         (module.name, path)
         for module in MODULES
-        for path in re.findall(r"docs/[\w-]+\.md", module.read_text())
+        for path in re.findall(r"docs/[\w-]+\.md(?:#[\w-]+)?", module.read_text())
     }
-    assert [(module, path) for module, path in spoken if not (ROOT / path).exists()] == []
+    assert spoken
+    assert [each for each in spoken if not leads_somewhere(each[1], README)] == []
+
+
+def topics(module: Path) -> Iterator[str]:
+    """What a module names for `--explain`: in a message, by a finding's id, by a kind of error."""
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from re.findall(r"--explain ([\w-]+)", node.value)
+            if re.fullmatch(r"[EWI]\d{3}", node.value):
+                yield node.value
+        named: list[ast.expr | None] = []
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            named = [word.value for word in node.keywords if word.arg == "entry"]
+            named += node.args[:1] if called == "explain" else []
+        elif isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "entry":
+            named = [node.value]
+        for value in named:
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                yield value.value
+
+
+def test_each_topic_that_the_code_names_is_in_the_guide_and_in_the_docs() -> None:
+    named = {topic for module in MODULES for topic in topics(module)}
+    assert {"server-down", "pool-exhausted", "E021", "pgbouncer"} <= named
+    assert named - entries().keys() == set()
+    pages = {page.stem for page in DOCS}
+    assert named - pages - {anchor for page in DOCS for anchor in anchors(page)} == set()
 
 
 def test_each_message_of_the_pool_links_to_an_entry_of_the_troubleshooting_page() -> None:
-    source = (ROOT / "abs_orm_app" / "pool" / "messages.py").read_text()
-    named = set(re.findall(r"\{explain\('([\w-]+)'\)\}", source))
+    pool = (ROOT / "abs_orm_app" / "pool" / name for name in ("messages.py", "server_errors.py"))
+    named = {topic for module in pool for topic in topics(module)}
     assert named
     assert named <= anchors(ROOT / "docs" / "troubleshooting.md")
 
@@ -72,12 +110,17 @@ def test_each_import_of_this_app_in_a_page_works(page: Path) -> None:
 
 
 def test_the_figures_of_the_readme_are_those_of_the_benchmarks() -> None:
-    table = re.findall(r"^\|.*\|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    table = re.findall(r"^\|.*\|$", README.read_text(), re.MULTILINE)
     figures = re.findall(r"\d+\.\d+(?: m?s)?(?= \||,|$| after|\b)", "\n".join(table[:7]))
-    measured = (ROOT / "docs" / "benchmarks.md").read_text()
+    measured = (ROOT / "docs" / "benchmarks.md").read_text() + RESULTS.read_text()
     ours = [figure for figure in figures if figure != "30.00"]  # Django's message
     assert ours
     assert [figure for figure in ours if figure not in measured] == []
+
+
+def test_a_bar_of_the_picture_is_as_long_as_its_value() -> None:
+    rows = [Row("ours", 659.0), Row("stock", 112.0), Row("other", math.inf)]
+    assert lengths(rows, "throughput") == [659.0, 112.0, NEVER]
 
 
 def test_the_failover_page_names_figures_that_the_benchmark_has() -> None:
@@ -100,30 +143,60 @@ def test_each_test_that_a_developer_is_told_to_run_exists(page: str) -> None:
         assert f"def {name}(" in everything
 
 
+@pytest.mark.parametrize("page", ["promises.md", "security.md"])
+def test_each_test_that_a_promise_names_exists(page: str) -> None:
+    modules = {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
+    named = re.findall(r"`(test_\w+)`", (ROOT / "docs" / page).read_text())
+    assert named
+    assert set(named) - modules == set()
+
+
 def test_the_site_has_each_page_once() -> None:
     nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
     listed = re.findall(r": ([\w-]+\.md)$", nav, re.MULTILINE)
-    pages = [page.name for page in (ROOT / "docs").glob("*.md")]
-    assert sorted(listed) == sorted([*pages, "index.md", "changelog.md", "contributing.md"])
+    pages = [page.name for page in DOCS]
+    others = ["index.md", "results.md", "changelog.md", "contributing.md"]
+    assert sorted(listed) == sorted([*pages, *others])
+
+
+def test_the_docs_can_be_read_in_an_evening() -> None:
+    assert len(DOCS) <= MOST_PAGES
+    assert sum(len(page.read_text().split()) for page in (README, *DOCS)) <= MOST_WORDS
+
+
+def test_the_readme_leads_to_six_pages() -> None:
+    last = README.read_text().partition("## Read on")[2]
+    assert len(re.findall(r"\]\(", last)) == 6
+
+
+def test_other_projects_are_named_where_a_reader_looks_for_them() -> None:
+    def naming(word: str) -> list[str]:
+        return [page.name for page in PAGES for _ in range(page.read_text().count(word))]
+
+    assert set(naming("fullon_orm")) == {"check_pool.md"}
+    assert naming("check_pool_config") == ["migrating.md"]
 
 
 def blocks_of_variables() -> list[str]:
-    """The blocks of the scenarios: one variable a line."""
-    text = (ROOT / "docs" / "scenarios.md").read_text()
+    """The blocks of a platform: one variable a line."""
+    text = (ROOT / "docs" / "embedding.md").read_text()
     return re.findall(r"^```sh\n((?:[A-Z_]+=\S+\n)+)```$", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("block", blocks_of_variables())
-def test_each_block_of_the_scenarios_can_be_used_as_it_is(block: str) -> None:
+def test_each_block_of_variables_can_be_used_as_it_is(block: str) -> None:
     environ = dict(line.split("=", 1) for line in block.splitlines())
     address = environ.setdefault("DATABASE_URL", "postgresql://app@db.example/shop")
     if address.startswith("embedded:"):  # which would start one
         environ["DATABASE_URL"] = "postgresql:///shop"
-    entry = database_from_env(environ=environ)
-    read = entry["ABS_ORM_APP"]["variables"].values()
-    assert {name for name in environ if name != "DB_POOL_PROCESSES"} <= set(read)
+    prefixes = {"REPLICA_", ""} if "REPLICA_DATABASE_URL" in environ else {""}
+    entries = [database_from_env(prefix, environ=environ) for prefix in prefixes]
+    read = {name for entry in entries for name in entry["ABS_ORM_APP"]["variables"].values()}
+    libpq = {name for name in environ if name.startswith("PG")}
+    assert environ.keys() - libpq - {"DB_POOL_PROCESSES"} <= read
 
 
-def test_the_scenarios_are_as_many_as_their_headings() -> None:
-    text = (ROOT / "docs" / "scenarios.md").read_text()
-    assert len(blocks_of_variables()) >= len(re.findall("^## ", text, re.MULTILINE))
+def test_each_platform_has_a_block() -> None:
+    text = (ROOT / "docs" / "embedding.md").read_text()
+    platforms = text.partition("\n## Platforms")[2].partition("\n## ")[0]
+    assert len(blocks_of_variables()) >= len(re.findall("^### ", platforms, re.MULTILINE)) > 5

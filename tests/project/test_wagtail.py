@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -23,6 +22,7 @@ from tests.support.ports import reserved_port
 from tests.support.processes import DEADLINE, Program, Watch, program
 from tests.support.readme import ROOT, embed, run
 from tests.support.servers import Server, wait_until
+from tests.support.system import IN_CI
 
 ENVIRONMENT = ROOT / ".venv-wagtail"
 PYTHON = ENVIRONMENT / "bin" / "python"
@@ -67,7 +67,7 @@ class Site:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, module_server: Server) -> Site:
     if not PYTHON.exists():
-        assert os.environ.get("CI") != "true", "Wagtail is not installed: make wagtail"
+        assert not IN_CI, "Wagtail is not installed: make wagtail"
         pytest.skip("Wagtail is not installed: make wagtail")
     directory = tmp_path_factory.mktemp("site")
     run(ENVIRONMENT / "bin" / "wagtail", "start", "shop", directory, cwd=directory)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import logging
+import json
+import subprocess
+import sys
 
 import pytest
 
-from tests.soak.chaos import soak
+from tests.support.processes import ROOT
+from tests.support.sessions import EVERY_MODE
+
+SHORT = 8  # seconds
+END = 240  # seconds, at most
 
 
-def test_a_few_seconds_of_chaos(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.CRITICAL)
-    it = soak(15.0, seed=9)
-    assert not it.faults, it.done
-    assert it.done["rows"] > 100
+@pytest.mark.timeout(2 * END)
+@pytest.mark.parametrize("mode", EVERY_MODE)
+def test_a_few_seconds_of_chaos(mode: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.soak.chaos", f"--seconds={SHORT}", f"--mode={mode}"],
+        check=False, capture_output=True, cwd=ROOT, text=True, timeout=END,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert json.loads(done.stdout)["done"]["rows acknowledged"] > 100

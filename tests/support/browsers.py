@@ -7,7 +7,6 @@ with site(server) as site, browser() as chromium:
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import tempfile
@@ -15,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import pytest
 from django.core.management import call_command
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
@@ -23,6 +21,7 @@ from selenium.webdriver.common.by import By
 from abs_project.demo import PAGE
 from tests.support.processes import DEADLINE, GUNICORN, Web, run, web_server
 from tests.support.servers import Server
+from tests.support.system import needs
 
 STAFF, CUSTOMER = "staff", "customer"  # each is its own password
 CHROMIUM, DRIVER = "chromium", "chromedriver"
@@ -38,10 +37,8 @@ SWITCHES = (
     "--hide-scrollbars",
 )
 
-# CI installs them: there, a test that needs a browser fails without one.
-needs_browser = pytest.mark.skipif(
-    os.environ.get("CI") != "true" and not (shutil.which(CHROMIUM) and shutil.which(DRIVER)),
-    reason="needs chromium and chromedriver: apt-get install chromium chromium-driver",
+needs_browser = needs(
+    "chromium chromium-driver", found=shutil.which(CHROMIUM) and shutil.which(DRIVER)
 )
 
 

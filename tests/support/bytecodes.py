@@ -1,19 +1,35 @@
-"""At a bytecode of the app's code, raise an exception, or let another thread act."""
+"""At a bytecode of the app's code, raise an exception, or let another thread act.
+
+The suite's sweeps try each `STRIDE`-th bytecode; SWEEP_STRIDE=1 has them try all.
+"""
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from threading import get_ident
 from types import CodeType, FrameType
 from typing import Any
 
+import pytest
+
 import abs_orm_app
 
 POOL = str(Path(abs_orm_app.__file__).parent / "pool")
 BACKENDS = str(Path(abs_orm_app.__file__).parent / "backends")
+STRIDE = int(os.environ.get("SWEEP_STRIDE", "3"))
+
+
+# From Python 3.14 on, a signal may arrive between `with lock` and its block. Then psycopg's own
+# lock stays locked, in every pool, and the interrupted thread waits for ever at its next statement.
+signals_leave_locks = pytest.mark.skipif(
+    sys.version_info >= (3, 14), reason="a signal may leave psycopg's lock locked"
+)
 
 
 class Interrupted(BaseException):
@@ -49,6 +65,49 @@ def acting(at: int, act: Callable[[], None], within: str) -> Iterator[None]:
             act()
 
     yield from _each(count, within)
+
+
+def throw() -> None:
+    raise Interrupted
+
+
+def sweep(
+    work: Callable[[], object],
+    act: Callable[[], object],
+    within: str,
+    check: Callable[[int], object],
+    *errors: type[Exception],
+) -> int:
+    """Do the work again and again, with `act` at one bytecode after the other, and `check` each.
+
+    The work may end with `Interrupted` or one of `errors`. Garbage is only collected by `act`.
+    Returns the number of the last bytecode.
+    """
+    gc.collect()
+    gc.disable()
+    try:
+        for at in count(0, STRIDE):
+            happened = False
+
+            def happen() -> None:
+                nonlocal happened
+                happened = True
+                act()
+
+            with suppress(Interrupted, *errors), acting(at, happen, within):
+                work()
+            check(at)
+            if not happened:
+                return at
+    finally:
+        gc.enable()
+    raise AssertionError
+
+
+@contextmanager
+def each_bytecode(see: Callable[[], None], within: str) -> Iterator[None]:
+    """Call `see` before each bytecode in `within` that this thread executes."""
+    yield from _each(see, within)
 
 
 if sys.version_info >= (3, 12):

@@ -56,7 +56,7 @@ class Database:
         return connections[alias]
 
     def remove(self) -> None:
-        for alias in self.aliases:
+        for alias in dict.fromkeys(self.aliases):
             wrapper: Any = connections[alias]
             wrapper.close()
             wrapper.close_pool()
@@ -82,4 +82,4 @@ def held(wrapper: Any) -> int:
 def pin(wrapper: LeasingMixin) -> str | None:
     """What was found of the session that this thread has."""
     lease = wrapper._held()
-    return lease.change.what if lease and lease.change else None
+    return lease.pinned.what if lease and lease.pinned else None

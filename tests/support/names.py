@@ -43,8 +43,11 @@ class Hosts:
         os.pwrite(file, text.ljust(SIZE, "\n").encode(), 0)  # in place: the mount is of this inode
         os.close(file)
 
-    def enter(self) -> None:
+    def enter(self, nameserver: str | None = None) -> None:
         """Let this thread, and those that it starts from now on, ask this file for names.
+
+        nameserver: an address to ask, at port 53, for a name that is not in the file; without it,
+        such a name does not exist.
 
         Raises OSError where the kernel does not allow that.
         """
@@ -53,8 +56,14 @@ class Hosts:
         check(libc.unshare(CLONE_NEWNS | user))
         check(libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None))
         order = self.path.with_name("nsswitch.conf")
-        order.write_text("hosts: files\n")  # and no DNS
-        for path, mounted_over in ((self.path, b"/etc/hosts"), (order, b"/etc/nsswitch.conf")):
+        order.write_text(f"hosts: files{' dns' if nameserver else ''}\n")
+        servers = self.path.with_name("resolv.conf")
+        servers.write_text(f"nameserver {nameserver}\noptions timeout:30 attempts:2\n")
+        for path, mounted_over in (
+            (self.path, b"/etc/hosts"),
+            (order, b"/etc/nsswitch.conf"),
+            (servers, b"/etc/resolv.conf"),
+        ):
             check(libc.mount(bytes(path), mounted_over, None, MS_BIND, None))
 
 

@@ -18,26 +18,21 @@ from pathlib import Path
 from typing import Any, Self
 
 import psycopg
-import pytest
 from psycopg.rows import dict_row
 
 from tests.support.servers import DEADLINE, Server, wait_until
+from tests.support.system import needs
 
 # Debian installs it outside of an ordinary user's PATH.
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
-needs_pgbouncer = pytest.mark.skipif(
-    PROGRAM is None and os.environ.get("CI") != "true",
-    reason="PgBouncer is not installed: apt-get install pgbouncer",
-)
+needs_pgbouncer = needs("pgbouncer", found=PROGRAM)
 
 
 class PgBouncer:
     """A PgBouncer on a Unix socket in the directory of its server's socket.
 
     ini: a complete configuration to use; PgBouncer then runs as the account of the tests.
-    open_console: everybody may connect and use the admin console; otherwise `postgres` and
-        `app` may connect, and nobody may use the console.
     settings: settings of PgBouncer, which win over the defaults here.
     """
 
@@ -46,7 +41,6 @@ class PgBouncer:
         server: Server,
         *,
         ini: str | None = None,
-        open_console: bool = True,
         **settings: Any,
     ) -> None:
         self.directory = server.socket_dir
@@ -57,8 +51,6 @@ class PgBouncer:
         if ini is None and os.geteuid() == 0:
             owner = self.directory.stat()
             self._account = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
-        if not open_console:
-            settings = self._closed_console() | settings
         self._ini = self._written(server, settings) if ini is None else ini
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -147,12 +139,6 @@ class PgBouncer:
         if self._process.poll() is not None:
             raise RuntimeError(f"PgBouncer did not start:\n{self.log[-2000:]}")
         return "process up:" in self.log
-
-    def _closed_console(self) -> dict[str, Any]:
-        users = self.directory / "userlist.txt"
-        users.write_text('"postgres" ""\n"app" ""\n')
-        users.chmod(0o644)
-        return {"auth_type": "trust", "auth_file": users, "admin_users": ""}
 
     @staticmethod
     def _written(server: Server, settings: Mapping[str, Any]) -> str:

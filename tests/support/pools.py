@@ -14,6 +14,7 @@ import pytest
 from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
+from abs_orm_app.pool.core import Hooks
 from abs_orm_app.pool.pool import HardenedPool
 from abs_orm_app.pool.roles import MISPLACED_LIFE
 from tests.support.servers import Server, wait_until
@@ -28,7 +29,18 @@ T = TypeVar("T")
 
 def ours(conninfo: str, **options: Any) -> AnyPool:
     kwargs = {"autocommit": True, "application_name": APP, **options.pop("kwargs", {})}
-    return HardenedPool(conninfo, kwargs=kwargs, name="under test", **options)
+    answers = {name: options.pop(name) for name in dir(Hooks) if name in options}
+    hooks = hooks_with(**answers)
+    return HardenedPool(conninfo, kwargs=kwargs, name="under test", hooks=hooks, **options)
+
+
+def hooks_with(**answers: Any) -> Hooks:
+    """Hooks with these attributes and methods; `clean` makes the pool clean."""
+    hooks = Hooks()
+    for name, answer in answers.items():
+        setattr(hooks, name, answer)
+    hooks.cleans = "clean" in answers
+    return hooks
 
 
 def stock(conninfo: str, **options: Any) -> AnyPool:

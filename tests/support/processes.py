@@ -132,11 +132,12 @@ def run(
     function: Callable[..., None],
     *arguments: str,
     options: Sequence[str] = (),
+    within: float = DEADLINE,
     **environ: str,
 ) -> Result:
-    """Like `start`, and wait for the end."""
+    """Like `start`, and wait for the end, `within` seconds."""
     with start(server, function, *arguments, options=options, **environ) as running:
-        return running.wait()
+        return running.wait(within)
 
 
 # Web servers

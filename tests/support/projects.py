@@ -16,7 +16,7 @@ from django.core.management import call_command
 from django.db import connections
 from psycopg.conninfo import conninfo_to_dict
 
-from abs_orm_app.backends import receivers
+from abs_orm_app.environment import database_from_env
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = "abs_orm_app.backends.postgresql"
@@ -36,7 +36,6 @@ def database(entry: dict[str, Any], alias: str = "other") -> Iterator[str]:
         wrapper.close()
         if pool := getattr(type(wrapper), "_connection_pools", {}).pop(alias, None):
             pool.close()
-        receivers._seen.pop(alias, None)  # another test's alias may have the same name
         del connections[alias]
         del connections.settings[alias]
 
@@ -79,10 +78,11 @@ def manage(
 
 
 class Ran:
-    """Runs check_pool in this process: its output and exit code."""
+    """Runs check_pool in this process: its output and exit code. `-v 2` unless it is said."""
 
     def __init__(self, *arguments: str, **options: Any) -> None:
         out = StringIO()
+        options.setdefault("verbosity", 2)
         try:
             call_command("check_pool", *arguments, stdout=out, no_color=True, **options)
             self.code = 0
@@ -98,6 +98,12 @@ class Ran:
     @property
     def json(self) -> Any:
         return json.loads(self.out)
+
+
+def of_environment(*arguments: str, **environ: str) -> Ran:
+    """Run check_pool in this process, on the alias that these variables make."""
+    with database(database_from_env(environ=environ)) as alias:
+        return Ran(*arguments, database=[alias])
 
 
 def line(text: str, start: str) -> str:

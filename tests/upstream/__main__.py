@@ -45,6 +45,8 @@ LOOK_INSIDE = {
     "test_pooling_health_checks": "reads psycopg_pool's private `_check`",
     "test_pool_check_can_be_overridden": "the same, in Django 6.1",
     "test_ignores_connection_configuration_queries": "patches a method of Django's base class",
+    "test_is_usable_after_database_disconnects": "closes the handle, and none is held between two"
+    " queries in `transaction` mode",
 }
 
 SECONDS = 1200  # for all tests in one mode

@@ -46,6 +46,5 @@ CASE = Case(
     apps=["procrastinate.contrib.django"],
     variables={"DB_PASSWORD_PROVIDER": f"{__name__}.provide"},
     tried="40 tasks deferred and done, with a `DB_PASSWORD_PROVIDER`",
-    note="Its worker has connections of its own, beyond the pool's.",
     check=check,
 )

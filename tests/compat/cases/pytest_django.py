@@ -65,7 +65,7 @@ def run_pytest(project: Path) -> None:
 
 CASE = Case(
     packages=["pytest-django"],
-    tried="tests with the pool; and without, by [the recipe](#pytest-django)",
+    tried="tests with the pool; and without, by the recipe",
     note="The variable in `conftest.py` comes too late where `pytest.ini` names the settings.",
     check=check,
 )

@@ -1,1 +1,1 @@
-"""An engine that joins two, as docs/compatibility.md shows it."""
+"""An engine that joins two, as docs/embedding.md shows it."""

@@ -12,7 +12,7 @@ from django.test import Client
 from pytest_django.plugin import DjangoDbBlocker
 
 from abs_orm_app.integrations import unpooled
-from abs_orm_app.integrations.admin_page import access, answers
+from abs_orm_app.integrations.admin_page import access
 from tests.support.pages import logged_in, permitted
 
 
@@ -33,7 +33,7 @@ def users(tables: None, django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
 @pytest.fixture
 def each_view_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no answer of a test before be given again, and no rate hold a test up."""
-    monkeypatch.setattr(answers, "FRESH", 0.0)
+    monkeypatch.setattr(unpooled, "FRESH", 0.0)
     monkeypatch.setattr(access, "STRANGERS", unpooled.Rate(1000))
 
 

@@ -22,11 +22,11 @@ from django.http import HttpRequest
 from django.test import Client, override_settings
 from django.urls import include, path
 
+from abs_orm_app.facts.snapshot import snapshot
 from abs_orm_app.integrations import unpooled
-from abs_orm_app.integrations.admin_page import access, answers
+from abs_orm_app.integrations.admin_page import access
 from abs_orm_app.integrations.admin_page.admin import PoolsAdmin
 from abs_orm_app.integrations.admin_page.models import Pools
-from abs_orm_app.pool.snapshot import snapshot
 from abs_project.demo import PAGE
 from tests.support.pages import (
     IN_TIME,
@@ -93,7 +93,7 @@ def test_a_server_of_another_alias_that_hangs_does_not_hold_up_the_page(
             html = content(staff)
         finally:
             server.resume()
-    assert 'data-state="unreachable"' in card(html, alias)
+    assert 'data-state="failed"' in card(html, alias)
     assert "2 idle" in card(html, alias)
 
 
@@ -375,7 +375,7 @@ def test_a_visitor_without_a_session_costs_no_connection(users: None) -> None:
 def test_many_who_look_at_once_ask_each_server_once(
     staff: Client, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answers, "FRESH", 30.0)
+    monkeypatch.setattr(unpooled, "FRESH", 30.0)
     with database(entry(server.conninfo, OPTIONS=SMALL)), server.admin() as admin:
         calls = [Call(content, staff) for _ in range(8)]
         for call in calls:
@@ -392,9 +392,9 @@ def test_a_hung_connection_is_the_only_one_until_it_is_given_up(
         server.suspend()
         try:
             for _ in range(2):
-                assert state(content(staff), alias) == "unreachable"
+                assert state(content(staff), alias) == "failed"
             opened = len(psutil.Process().net_connections("unix"))
-            assert state(content(staff), alias) == "unreachable"
+            assert state(content(staff), alias) == "failed"
             assert len(psutil.Process().net_connections("unix")) <= opened + 1
         finally:
             server.resume()

@@ -25,7 +25,7 @@ def test_a_server_writes_no_html_into_the_page(staff: Client, accepts: bool) -> 
         }
         with database(given) as alias:
             html = content(staff)
-    assert 'data-state="unreachable"' in card(html, alias)
+    assert 'data-state="failed"' in card(html, alias)
     assert "&lt;script&gt;alert(1)" in html
     for harmful in ("<script>alert", "<b>name", "<b>user", "\x1b", "\x9b", "\u202e"):
         assert harmful not in html
@@ -45,9 +45,8 @@ def test_the_guide_has_its_own_pages_alone(staff: Client, name: str) -> None:
 @pytest.mark.parametrize("value", ["", "x" * 4000, "\x1b[2J", '"><script>', "a:b:c", "é"])
 def test_a_pass_that_was_made_up_is_no_pass(staff: Client, value: str) -> None:
     content(staff)
-    stranger = Client()
-    stranger.cookies["sessionid"] = value or "x"
-    stranger.cookies["abs_orm_app_staff"] = value
-    response = stranger.get("/admin/abs_orm_app/pools/")
+    # Not by `Client.cookies`: newer versions of Python let no client write some of them.
+    cookies = f"sessionid={value or 'x'}; abs_orm_app_staff={value}"
+    response = Client(headers={"cookie": cookies}).get("/admin/abs_orm_app/pools/")
     assert response.status_code == 302
     assert response.headers["Location"].startswith("/admin/login/")

@@ -17,10 +17,10 @@ from django.test import Client, override_settings
 from django.urls import include, path
 from psycopg_pool import PoolTimeout
 
+from abs_orm_app.facts.snapshot import snapshot
 from abs_orm_app.integrations.admin_page import history
 from abs_orm_app.pool.housekeeping import TICK
 from abs_orm_app.pool.pool import HardenedPool
-from abs_orm_app.pool.snapshot import snapshot
 from abs_project.demo import PAGE
 from tests.support.databases import ask
 from tests.support.pages import IN_TIME, SMALL, card, content, pool_of, state
@@ -96,9 +96,9 @@ def test_a_database_that_does_not_answer_is_not_ok(staff: Client, server: Server
         pool_of(alias)
         server.stop()
         html = content(staff)
-    assert state(html, alias) == "unreachable"
-    assert now(html).startswith("other: the database does not answer. ")
-    assert title(html).startswith("\N{WARNING SIGN} other: no answer | ")
+    assert state(html, alias) == "failed"
+    assert now(html).startswith("other: the server cannot be reached. ")
+    assert title(html).startswith("\N{WARNING SIGN} other: the server cannot be reached | ")
 
 
 def test_an_exhausted_pool_is_told_with_what_holds_it(staff: Client, server: Server) -> None:
@@ -111,8 +111,8 @@ def test_an_exhausted_pool_is_told_with_what_holds_it(staff: Client, server: Ser
         html = content(staff)
     said = now(html)
     assert re.fullmatch(
-        r"other: exhausted for \d[\d.]* m?s; 2 requests wait for a connection"
-        r"(, the longest for at least [\d.]+ s)?; 3 of 3 connections are held by"
+        r"other: the pool is exhausted: all 3 connections are in use\. 2 requests wait for a"
+        r" connection(, the longest for at least [\d.]+ s)?; 3 of 3 connections are held by"
         r" GET /orders/<int:order>/\.",
         said,
     )
@@ -217,7 +217,7 @@ def test_requests_that_timed_out_are_told_for_a_minute(staff: Client, server: Se
         for conn in taken:
             pool.putconn(conn)
         html = content(staff)
-    assert "other: 1 request got no connection in time in the last minute." in now(html)
+    assert "other: 1 request failed to get a connection in the last minute." in now(html)
     assert 'class="timeout"' in card(html, alias)
 
 
@@ -244,7 +244,8 @@ def test_sessions_that_wait_for_a_lock_are_told_with_what_blocks_them(
         pid = blocker.info.backend_pid
         blocker.rollback()
         blocked.result(IN_TIME)
-    assert f"; it is blocked by server process {pid}." in said
+    assert f"; server process {pid}, idle in transaction for " in said
+    assert said.endswith(f" blocks them. To end it: SELECT pg_terminate_backend({pid});")
 
 
 def test_a_server_without_a_connection_left_is_told(staff: Client, server: Server) -> None:
@@ -267,8 +268,7 @@ def test_a_server_without_a_connection_left_is_told(staff: Client, server: Serve
 
 
 def test_findings_are_about_the_configuration(staff: Client, server: Server) -> None:
-    with database(entry(server.conninfo, OPTIONS=SMALL)):
-        server.stop()
+    with database(entry(server.conninfo, OPTIONS={"pool": {"min_sise": 4}})):
         html = content(staff)
     assert "<h2>Findings about the configuration</h2>" in html
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from typing import Any
 
 import pytest
 
-from abs_orm_app.checks.guide import PAGES
-from abs_orm_app.integrations.admin_page import charts, guide
-from abs_orm_app.integrations.admin_page.history import SPAN, Look, past
-from abs_orm_app.integrations.admin_page.percentiles import percentile
-from abs_orm_app.integrations.admin_page.wording import amount, counted, duration
-from abs_orm_app.pool.histogram import BOUNDS, Distribution
+from abs_orm_app.config.texts import counted
+from abs_orm_app.facts.snapshot import GAUGES, HISTOGRAMS, Snapshot, snapshot
+from abs_orm_app.integrations.admin_page import charts
+from abs_orm_app.integrations.admin_page.history import SPAN, Look, past, percentile
+from abs_orm_app.integrations.admin_page.wording import amount, duration
 from abs_orm_app.pool.pool import HardenedPool
-from abs_orm_app.pool.snapshot import Snapshot, snapshot
+from abs_orm_app.pool.statistics import BOUNDS, Distribution
 from tests.support.pools import opened, ours
 from tests.support.servers import Server
 
@@ -24,13 +21,9 @@ NO_TIMES = Distribution((0,) * (len(BOUNDS) + 1), 0.0)
 
 def shot(**numbers: int) -> Snapshot:
     """A pool of 2 + 2 connections at one moment; everything else is 0."""
-    names = (
-        "idle", "in_use", "opening", "waiting", "checkouts", "queued", "timeouts", "errors",
-        "connects", "connect_errors", "stale", "leaked", "returned_broken",
-    )  # fmt: skip
-    times: Any = dict.fromkeys(("waits", "uses", "creates"), NO_TIMES)
-    given: Any = dict.fromkeys(names, 0) | numbers
-    return Snapshot(alias="other", size=2, limit=4, **given, **times)
+    times: Any = dict.fromkeys(HISTOGRAMS, NO_TIMES)
+    given: Any = dict.fromkeys(GAUGES, 0) | {"size": 2, "limit": 4} | numbers
+    return Snapshot(alias="other", servers=(), pinned={}, trouble={}, cause=None, **given, **times)
 
 
 # Gauges and charts
@@ -61,8 +54,8 @@ def test_a_chart_ends_on_the_right_and_its_axis_ends_at_the_limit() -> None:
     assert (chart.limit, chart.size) == ("2.0", "32.0")
 
 
-def test_a_chart_marks_the_seconds_in_which_requests_timed_out() -> None:
-    looks = [Look(at, shot(timeouts=count)) for at, count in ((0, 1), (SPAN / 2, 3), (SPAN, 3))]
+def test_a_chart_marks_the_seconds_in_which_requests_failed() -> None:
+    looks = [Look(at, shot(errors=count)) for at, count in ((0, 1), (SPAN / 2, 3), (SPAN, 3))]
     in_use, checkouts, waits = drawn(*looks)
     assert waits.marks == ("150.0",)
     assert in_use.marks == checkouts.marks == ()
@@ -94,28 +87,15 @@ def test_the_head_of_the_queue_has_waited_since_the_queue_counted_it() -> None:
     assert past(looks[:1]).longest_wait is None
 
 
-def test_a_pool_is_exhausted_since_requests_wait_for_what_is_all_in_use() -> None:
-    full, waiting = shot(in_use=4), shot(in_use=4, waiting=1)
-    assert past([Look(0, waiting), Look(1, full)]).exhausted is None
-    assert past([Look(0, full), Look(1, waiting), Look(4, waiting)]).exhausted == 3
-    growing = shot(in_use=3, opening=1, waiting=1)
-    assert past([Look(0, growing), Look(1, growing)]).exhausted is None
-
-
 def test_only_the_last_minutes_count() -> None:
     looks = [
-        Look(0, shot(checkouts=100, timeouts=7)),
-        Look(10, shot(checkouts=150, timeouts=8)),
-        Look(SPAN + 5, shot(checkouts=170, timeouts=9)),
+        Look(0, shot(checkouts=100, errors=7)),
+        Look(10, shot(checkouts=150, errors=8)),
+        Look(SPAN + 5, shot(checkouts=170, errors=9)),
     ]
     assert past(looks).checkouts == 20
-    assert past(looks).timeouts(60) == 1
+    assert past(looks).failures(60) == 1
     assert past(looks).covered == SPAN - 5
-
-
-def test_counters_that_begin_anew_are_no_loss() -> None:
-    looks = [Look(0, shot(checkouts=100)), Look(1, shot(checkouts=3))]
-    assert past(looks).checkouts == 3
 
 
 # Percentiles
@@ -181,72 +161,4 @@ def test_amounts_are_short(number: float | None, words: str) -> None:
 def test_one_is_singular() -> None:
     assert counted(1, "request") == "1 request"
     assert counted(0, "request") == "0 requests"
-    assert counted(2, "process", "processes") == "2 processes"
-
-
-# The guide
-
-PAGE = """# Title
-
-## A *part*
-
-One `<code>`, a [link](https://example.com/?a=1&b=2), [here](checks.md#E001), [not here](other.md),
-and **bold with `code`**.
-
-- first
-  goes on
-- second
-
-### <a id="E021"></a>E021: `too many`
-
-| a | |
-|---|---|
-| `x` | [y](#z) |
-
-```python
-if a < b: **not bold**
-```
-
-> said
-> so
-"""
-
-
-def test_the_guide_renders_what_the_docs_use() -> None:
-    assert guide.title(PAGE) == "Title"
-    html = guide.render(PAGE)
-    for part in (
-        '<h2 id="a-part">A <em>part</em></h2>',
-        "One <code>&lt;code&gt;</code>, a",
-        '<a href="https://example.com/?a=1&amp;b=2">link</a>',
-        '<a href="../checks/#E001">here</a>, not here,',
-        "<strong>bold with <code>code</code></strong>",
-        "<li>first\ngoes on</li>",
-        '<h3 id="E021">E021: <code>too many</code></h3>',
-        '<div class="pool-scroll"><table>',
-        '<td><code>x</code></td>\n<td><a href="#z">y</a></td>',
-        "if a &lt; b: **not bold**",
-        "<p>said\nso</p>",
-    ):
-        assert part in html
-
-
-def test_without_a_renderer_the_guide_is_its_text_with_the_same_places(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(sys.modules, "markdown_it", None)
-    html = guide.render(PAGE)
-    assert '<section id="E021"><pre>### E021: `too many`' in html
-    assert '<section id="a-part">' in html
-    assert "if a &lt; b: **not bold**" in html
-
-
-def test_the_guide_has_a_place_for_each_finding_and_no_markup_is_left() -> None:
-    pages = {name: guide.render(path.read_text()) for name, path in PAGES.items()}
-    assert pages.keys() >= {"checks", "troubleshooting"}
-    for html in pages.values():
-        text = re.sub(r"<(pre|code)>.*?</\1>", "", html, flags=re.DOTALL)
-        assert not re.search(r"`|\]\(|\*\*|&lt;a id|^#", text, re.MULTILINE)
-        assert not re.search('<a href="">', html)
-        for anchor in re.findall(r'href="#([^"]*)"', html):
-            assert f'id="{anchor}"' in html
+    assert counted(2, "process") == "2 processes"

@@ -1,0 +1,42 @@
+"""steady-queue forks a supervisor's workers, whose threads do tasks and live on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+from tests.compat.case import Case
+
+TASKS = 40
+
+
+def check() -> None:
+    from django.contrib.auth.models import Group
+
+    from tests.compat.shop.django_task import make
+
+    for number in range(TASKS):
+        make.enqueue(number)
+    command = [sys.executable, "-m", "django", "steady_queue"]
+    worker = subprocess.Popen(command, env={**os.environ, "COMPAT_CASE": "steady_queue_tasks"})
+    try:
+        deadline = time.monotonic() + 40
+        while Group.objects.count() < TASKS and time.monotonic() < deadline:
+            assert worker.poll() is None
+            time.sleep(0.1)
+    finally:
+        worker.terminate()
+        worker.wait(30)
+    assert Group.objects.count() == TASKS
+
+
+CASE = Case(
+    packages=["steady-queue"],
+    apps=["steady_queue"],
+    settings={"TASKS": {"default": {"BACKEND": "steady_queue.backend.SteadyQueueBackend"}}},
+    tried="its workers do 40 tasks on 4 connections each",
+    python=(3, 12),
+    check=check,
+)

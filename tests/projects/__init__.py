@@ -1,0 +1,1 @@
+"""Whole projects of others, with their own tests, on Django's engine and on ours."""
