@@ -13,14 +13,15 @@ PAGES = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "benchmarks/results.md": "results.md",
 }
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages that are at the root of the repository."""
+    """Add the pages that are not in docs/."""
     for name, page in PAGES.items():
-        text = (ROOT / name).read_text().replace("](docs/", "](")
+        text = (ROOT / name).read_text().replace("](docs/", "](").replace("](../docs/", "](")
         files.append(File.generated(config, page, content=text))
     return files
 
