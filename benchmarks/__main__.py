@@ -19,6 +19,7 @@ from benchmarks import (
     memory,
     present,
     speed,
+    tasks,
 )
 from benchmarks.figure import FULL, QUICK, Effort, Figure
 from benchmarks.peers import LEASING, PEERS, Peer
@@ -27,7 +28,7 @@ from benchmarks.targets import targets
 from benchmarks.worker import Worker, WorkerError
 from tests.support.servers import Server
 
-PAGE = "benchmarks.md"
+PAGE = "docs/benchmarks.md"
 PLOT = "benchmarks.png"
 
 Measure = Callable[[Sequence[Peer], Effort], Figure]
@@ -40,7 +41,10 @@ FIGURES: Mapping[str, Measure] = {
     "distant-request": speed.distant_requests,
     "messages": speed.messages,
     "load": load.load,
-    "burst": load.burst,
+    "burst": partial(load.burst, 0.02),
+    "burst-5": partial(load.burst, 0.005),
+    "burst-1": partial(load.burst, 0.001),
+    "opening": crowd.opening,
     "distant-burst": load.distant_burst,
     "crowd": partial(crowd.crowd, 30),
     "crowd-500": partial(crowd.crowd, 500),
@@ -57,6 +61,7 @@ FIGURES: Mapping[str, Measure] = {
     "dead-host": failover.dead_host,
     "network-is-cut": failover.network_is_cut,
     "memory": memory.memory,
+    "tasks": tasks.tasks,
 }
 # Of LEASING, too.
 LEASES: Mapping[str, Measure] = {
@@ -85,9 +90,10 @@ def main() -> None:
     if judged:
         print(f"## Targets\n\n{present.target_table(judged)}")
     if options.output:
-        page = present.document(figures, judged, missing, _command(options), PLOT)
-        (options.output / PAGE).write_text(page)
-        draw(figures, options.output / PLOT)
+        page = options.output / PAGE
+        page.write_text(present.document(judged, missing, _command(options), PLOT))
+        (options.output / present.RESULTS).write_text(present.results(figures.values()))
+        draw(figures, page.with_name(PLOT))
 
 
 def _options() -> argparse.Namespace:
@@ -101,7 +107,10 @@ def _options() -> argparse.Namespace:
         help=f"one figure; may be repeated: {', '.join((*FIGURES, *LEASES))}",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help=f"write {PAGE} and {PLOT} into this directory"
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help=f"write {PAGE} with its picture, and {present.RESULTS}, below this directory",
     )
     return parser.parse_args()
 

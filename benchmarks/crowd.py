@@ -12,6 +12,7 @@ from statistics import median
 from time import monotonic, process_time, sleep
 from typing import Any
 
+import psycopg
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from abs_orm_app.pool.pool import HardenedPool
@@ -23,6 +24,7 @@ WAITERS = 1000
 TIMEOUT = 8.0  # seconds
 SETTLED = 1.5  # seconds after which the waiting threads have all begun to wait
 POOLS = 50
+OPENED = 20
 REST = 5.0  # seconds
 ROUNDS = 3  # at the most; a round takes half a minute
 FILLED = 60.0  # seconds that a pool may take to open its connections
@@ -68,6 +70,34 @@ def rest(_: Sequence[Peer], __: Effort) -> Figure:
         f"{POOLS} pools at rest",
         f"Each has one connection, which nobody uses for {duration(REST)}.",
         rows,
+    )
+
+
+@dataclass(frozen=True)
+class Opening:
+    peer: str = column("")
+    used: float = column("processor time", duration)
+
+
+def opening(_: Sequence[Peer], effort: Effort) -> Figure:
+    """The processor time of this process, which a busy machine changes little."""
+    used: dict[str, list[float]] = {name: [] for name in ("none", *_MAKERS)}
+    with _server() as conninfo:
+        for _round in range(effort.rounds):
+            began = process_time()
+            connections = [psycopg.connect(conninfo) for _ in range(OPENED)]
+            used["none"].append(process_time() - began)
+            for connection in connections:
+                connection.close()
+            for name, make in _MAKERS.items():
+                began = process_time()
+                with make(conninfo, min_size=OPENED) as pool:
+                    pool.wait(FILLED)
+                    used[name].append(process_time() - began)
+    return Figure(
+        "Opening a connection",
+        f"In this process, per connection; {OPENED} at a time, local socket.",
+        [Opening(name, median(runs) / OPENED) for name, runs in used.items()],
     )
 
 

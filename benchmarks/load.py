@@ -31,7 +31,7 @@ from tests.support.servers import Server
 THREADS = 200
 QUERY = 0.005  # seconds
 BURST = 60  # threads
-BURST_QUERY = 0.02  # seconds
+DISTANT_QUERY = 0.02  # seconds
 ROUND_TRIP = 0.01  # seconds, as to another region
 SAMPLE_INTERVAL = 0.25  # seconds between counts of sessions
 
@@ -113,12 +113,13 @@ def counted_sessions(server: Server) -> Iterator[list[int]]:
         thread.join()
 
 
-def burst(peers: Sequence[Peer], effort: Effort) -> Figure:
+def burst(seconds: float, peers: Sequence[Peer], effort: Effort) -> Figure:
+    """`seconds`: of each query."""
     with Server(ROOM) as server:
-        rows = _bursts(peers, server.url, effort)
+        rows = _bursts(peers, server.url, effort, seconds)
     return Figure(
-        f"{BURST} threads at a pool that was just opened",
-        f"From the moment that {BURST} threads each want to do a query of {duration(BURST_QUERY)}"
+        f"{BURST} threads with a query of {duration(seconds)} at a pool that was just opened",
+        f"From the moment that {BURST} threads each want to do a query of {duration(seconds)}"
         " until the last has done it; local socket. What takes the time is the server's starting"
         " of a process for each connection, on as many CPUs as there are.",
         rows,
@@ -127,7 +128,7 @@ def burst(peers: Sequence[Peer], effort: Effort) -> Figure:
 
 def distant_burst(peers: Sequence[Peer], effort: Effort) -> Figure:
     with Server(ROOM) as server, distant(server, ROUND_TRIP) as port:
-        rows = _bursts(peers, through(port, server), effort)
+        rows = _bursts(peers, through(port, server), effort, DISTANT_QUERY)
     return Figure(
         f"{BURST} threads at a pool that was just opened, {duration(ROUND_TRIP)} away",
         f"The same, through a proxy that adds {duration(ROUND_TRIP)} to a round trip. What takes"
@@ -136,12 +137,12 @@ def distant_burst(peers: Sequence[Peer], effort: Effort) -> Figure:
     )
 
 
-def _bursts(peers: Sequence[Peer], url: str, effort: Effort) -> list[Timing]:
+def _bursts(peers: Sequence[Peer], url: str, effort: Effort, seconds: float) -> list[Timing]:
     # Persistent connections begin as none.
     starting = [peer for peer in peers if peer.pooled or peer.name == "none"]
     with workers(starting, url) as cold:
         return timings(
-            interleaved(cold, effort.few_rounds, lambda worker: worker.call(serve_a_burst))
+            interleaved(cold, effort.few_rounds, lambda each: each.call(serve_a_burst, seconds))
         )
 
 
@@ -168,11 +169,11 @@ def keep_busy(seconds: float) -> list[list[float]]:
     return all_at_once(THREADS, work)[1]
 
 
-def serve_a_burst() -> float:
+def serve_a_burst(seconds: float) -> float:
     empty()
 
     def work(client: Client) -> float:
-        query(client, f"SELECT pg_sleep({BURST_QUERY})")
+        query(client, f"SELECT pg_sleep({seconds})")
         return monotonic()
 
     began, ends = all_at_once(BURST, work)

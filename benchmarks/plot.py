@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
+from typing import Any
 
 from benchmarks.figure import Figure, cells
 from benchmarks.peers import BY_NAME
@@ -33,6 +35,12 @@ PANELS = (
 )
 
 
+def lengths(rows: Iterable[Any], column: str) -> list[float]:
+    """The length of the bar of each row: its value, unless that never ends."""
+    values = (getattr(row, column) for row in rows)
+    return [NEVER if value == inf else value for value in values]
+
+
 def draw(figures: Mapping[str, Figure], path: Path) -> None:
     """Write a PNG with a panel for each figure that is there."""
     import matplotlib as mpl
@@ -48,7 +56,7 @@ def draw(figures: Mapping[str, Figure], path: Path) -> None:
         axes.set_visible(False)
     for axes, panel in zip(grid.flat, panels, strict=False):
         rows = figures[panel.figure].rows[::-1]
-        values = [min(getattr(row, panel.column), NEVER) for row in rows]
+        values = lengths(rows, panel.column)
         bars = axes.barh(
             [BY_NAME[row.peer].label for row in rows],
             values,

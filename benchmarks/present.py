@@ -14,6 +14,7 @@ from benchmarks.peers import BY_NAME, Peer
 from benchmarks.targets import Target
 from tests.support.servers import Server
 
+RESULTS = "benchmarks/results.md"
 PACKAGES = (
     "Django",
     "psycopg",
@@ -25,25 +26,32 @@ PACKAGES = (
 
 
 def document(
-    figures: Mapping[str, Figure],
     judged: Iterable[Target],
     missing: Mapping[Peer, str],
     command: str,
     plot: str,
 ) -> str:
-    """The whole page. missing: peers that do not run here, and why; plot: the picture's name."""
+    """The page. missing: peers that do not run here, and why; plot: the picture's name."""
     parts = [
         "# Benchmarks",
-        f"Written by `{command}`: every number is of one run, the peers side by side, in turns;"
-        " medians of the turns. Each peer is a process of its own with the sample project, and has"
-        " the default settings: size 20, overflow 10, recycle 3600 s, timeout 30 s. The server is"
-        " a PostgreSQL of the benchmark's own on the same machine.",
+        f"Written by `{command}` in one run, the peers in turns; medians of the turns. Each peer is"
+        " a process with the sample project and the default settings, on a PostgreSQL of the same"
+        f" machine. [All results](../{RESULTS}) has each figure of each peer.",
         surroundings(),
         *(absences(missing)),
         "## Targets",
         target_table(judged),
         f"![The figures as bars]({plot})",
-        *(part for figure in figures.values() for part in (f"## {figure.title}", section(figure))),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def results(figures: Iterable[Figure]) -> str:
+    """Each figure, with its method and its peers."""
+    parts = [
+        "# All results",
+        "[Benchmarks](../docs/benchmarks.md) says where they are from.",
+        *(part for figure in figures for part in (f"## {figure.title}", section(figure))),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -55,7 +63,8 @@ def section(figure: Figure) -> str:
 def figure_table(figure: Figure) -> str:
     rows = []
     for row in figure.rows:
-        texts = {**cells(row), "peer": BY_NAME[row.peer].label}
+        label = BY_NAME[row.peer].label if row.peer in BY_NAME else row.peer
+        texts = {**cells(row), "peer": label}
         bold = "**" if row.peer.startswith("ours") else ""
         rows.append([f"{bold}{text}{bold}" for text in texts.values()])
     return _table(headings(type(figure.rows[0])), rows)
@@ -63,9 +72,9 @@ def figure_table(figure: Figure) -> str:
 
 def target_table(judged: Iterable[Target]) -> str:
     return _table(
-        ["", "to reach", "measured", ""],
+        ["", "to reach", "measured"],
         [
-            [each.what, each.bound, each.measured, "kept" if each.kept else "**missed**"]
+            [each.what, each.bound, each.measured if each.kept else f"**missed**: {each.measured}"]
             for each in judged
         ],
     )

@@ -105,6 +105,11 @@ def _burst(what: str, bound: float) -> Callable[[Rows], Iterator[Target]]:
     return judge
 
 
+def _opening(rows: Rows) -> Iterator[Target]:
+    ratio = rows["ours"].used / rows["none"].used
+    yield _at_most("processor time to open a connection", ratio, 1.15, times, " psycopg's own")
+
+
 def _crowd(connections: int) -> Callable[[Rows], Iterator[Target]]:
     def judge(rows: Rows) -> Iterator[Target]:
         what = f"1,000 waiters on {connections}"
@@ -153,6 +158,20 @@ def _hung_sessions(rows: Rows) -> Iterator[Target]:
     yield _at_most("stopped connections, timeout 3 s", rows["ours"].seconds, 3.3, duration)
 
 
+def _tasks(rows: Rows) -> Iterator[Target]:
+    ours, theirs = rows["ours"], rows["psycopg_pool"]
+    than = " psycopg_pool's AsyncConnectionPool"
+    yield _at_most("async: checkout and return", ours.checkout / theirs.checkout, 0.06, times, than)
+    best = min(row.query for peer, row in rows.items() if peer != "ours")
+    yield _at_most("async, 200 tasks: a query", ours.query / best, 1.0, times, " the best other")
+    yield _at_least("async, 200 tasks: fairness", ours.fairness, 0.95, hundredths)
+    yield _at_most("async, restart, 8 clients: all served", ours.restart, 0.15, duration)
+    yield _at_most("async, restart, 8 clients: errors", ours.errors, 0, whole)
+    yield _at_most("async, stopped server, timeout 2 s", ours.frozen, 2.2, duration)
+    yield _at_most("async, cancelled tasks: lost", ours.lost, 0, whole)
+    yield _at_most("async, clients gone: queries 1 s later", ours.left, 0, whole)
+
+
 def _elsewhere(rows: Rows) -> Iterator[Target]:
     what, ours = "200 requests that wait for others", rows["ours-transaction"]
     yield _at_least(f"{what}: per second", ours.throughput, 600, whole)
@@ -179,11 +198,15 @@ _JUDGES: Mapping[str, Callable[[Rows], Iterator[Target]]] = {
     "request": _request,
     "distant-request": _distant_request,
     "messages": _messages,
+    "tasks": _tasks,
     "restart": _restart,
     "restart-threads": _restart_under_threads,
     "outage": _outage,
     "load": _load,
-    "burst": _burst("cold burst of 60 threads", 1.05),
+    "burst": _burst("cold burst of 60 threads, queries of 20 ms", 1.0),
+    "burst-5": _burst("cold burst of 60 threads, queries of 5 ms", 1.0),
+    "burst-1": _burst("cold burst of 60 threads, queries of 1 ms", 1.0),
+    "opening": _opening,
     "distant-burst": _burst("cold burst of 60 threads, 10 ms away", 1.0),
     "crowd": _crowd(30),
     "crowd-500": _crowd(500),
