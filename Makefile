@@ -12,16 +12,19 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-comp
 PROJECT = $(VENV)/.ready-project
 READY = $(VENV)/.ready
 SITE = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
-BENCH = --output docs
+BENCH = --output .
 WAGTAIL = .venv-wagtail
+FREE_THREADED = .venv-free-threaded
 TESTS =
 SECONDS = 180
 JOBS = 4
 PACKAGES =
+PROJECTS =
 LABELS =
+CASES =
 DEMO =
 
-.PHONY: install check_pool demo test soak wagtail compat django-suite docs dist bench lint stop clean
+.PHONY: install check_pool demo test free-threaded soak wagtail compat projects django-suite cluster docs dist bench lint stop clean
 
 check_pool: $(PROJECT)
 	$(BIN)/python manage.py check_pool
@@ -39,9 +42,16 @@ install: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(TESTS)
 
-# Chaos on one pool, for SECONDS: rows, connections and deadlines are accounted for.
+# The pool and the engine without the GIL, on a CPython that is built for that, once; on Debian alone.
+# Only some: make free-threaded TESTS=tests/pool/test_races.py
+free-threaded: $(FREE_THREADED)/.ready
+	PYTHON_GIL=0 PSYCOPG_IMPL=python $(FREE_THREADED)/venv/bin/python -m pytest \
+	    --numprocesses $(JOBS) --dist loadfile $(or $(TESTS),tests/pool tests/backends)
+
+# Chaos on a pool, for SECONDS in each mode: rows, sessions, connections and deadlines are accounted for.
+# Ten minutes each: make soak SECONDS=600. One mode: .venv/bin/python -m tests.soak --mode transaction
 soak: $(READY)
-	$(BIN)/python -m tests.soak.chaos --seconds $(SECONDS)
+	$(BIN)/python -m tests.soak --seconds $(SECONDS)
 
 # A site of Wagtail, in an environment of its own, through a restart of its database.
 wagtail: $(READY) $(WAGTAIL)/.ready
@@ -52,10 +62,21 @@ wagtail: $(READY) $(WAGTAIL)/.ready
 compat: $(READY)
 	$(BIN)/python -m tests.compat $(PACKAGES)
 
+# Other projects' own tests on Django's engine and on ours, then one of them under gunicorn and uvicorn
+# through a restart: about half an hour, with Python 3.12 or newer. Only one:
+# make projects PROJECTS=rest_framework
+projects: $(READY)
+	$(BIN)/python -m tests.projects $(PROJECTS)
+
 # Django's own tests on the engine, in both modes; they come with Django's source release. Ten minutes.
 # Only some: make django-suite LABELS='backends transactions'
 django-suite: $(READY)
 	$(BIN)/python -m tests.upstream $(LABELS)
+
+# Failovers of a Patroni cluster with etcd and HAProxy, as root on Linux: about five minutes. Only some:
+# make cluster CASES='kill isolation'; the table of docs/failover.md: make cluster CASES=--write
+cluster: $(READY)
+	$(BIN)/python -m tests.cluster $(CASES)
 
 # About fifteen minutes on an idle machine; less, and into nothing: make bench BENCH=--quick
 bench: $(VENV)/.ready-bench
@@ -90,7 +111,7 @@ stop:
 
 clean:
 	-$(MAKE) stop
-	rm -rf .pgdata $(VENV) $(WAGTAIL) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .pgdata $(VENV) $(WAGTAIL) $(FREE_THREADED) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(PROJECT): pyproject.toml | $(BIN)/pip
 	@echo "Installing Django, psycopg and PostgreSQL 18 into $(VENV): about 40 MB to download, once."
@@ -111,6 +132,10 @@ $(WAGTAIL)/.ready: pyproject.toml | $(BIN)/pip
 	$(PYTHON) -m venv --without-pip --clear $(WAGTAIL)
 	$(BIN)/python -m pip --disable-pip-version-check --python $(WAGTAIL)/bin/python install --quiet \
 	    --editable . 'psycopg[binary]' 'wagtail~=8.0' gunicorn uvicorn
+	@touch $@
+
+$(FREE_THREADED)/.ready: pyproject.toml .ci/free-threaded
+	@.ci/free-threaded $(FREE_THREADED)
 	@touch $@
 
 $(BIN)/pip:

@@ -121,7 +121,11 @@ def _database() -> Iterator[Path]:
 def _environment(directory: Path) -> dict[str, str]:
     """What the sample project reads, for a PostgreSQL that is started here."""
     kept = {name: text for name, text in os.environ.items() if not name.startswith(OURS)}
-    ours = {"DATABASE_URL": embedded_url(directory), "ENV_FILE": os.devnull}
+    ours = {
+        "DATABASE_URL": embedded_url(directory),
+        "ENV_FILE": os.devnull,
+        "TMPDIR": str(directory.parent),  # of the page's files, which then end with it
+    }
     return {**kept, **ours, "SECRET_KEY": secrets.token_urlsafe(50)}
 
 
