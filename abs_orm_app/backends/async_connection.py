@@ -19,7 +19,7 @@ from psycopg.pq import PipelineStatus
 from abs_orm_app.backends.cursors import INTERRUPTED, change_of_query
 from abs_orm_app.backends.session_state import CURSOR, UNSEEN, Change
 from abs_orm_app.pool.closing import CLOSED
-from abs_orm_app.pool.spoiled import judged
+from abs_orm_app.pool.spoiled import balanced, judged
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -145,6 +145,12 @@ class PluggedConnection(AsyncConnection[Any]):
         with judged(self, self._origin):
             async with super()._pipeline_nolock() as pipeline:
                 yield pipeline
+
+    @asynccontextmanager
+    async def transaction(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        with balanced(self, self._origin):
+            async with super().transaction(*args, **kwargs) as block:
+                yield block
 
     def soil(self, change: Change) -> None:
         """Have the session cleaned before its next holder."""

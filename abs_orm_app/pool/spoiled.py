@@ -1,10 +1,14 @@
-"""psycopg's connections, which tell the pool when a pipeline was interrupted.
+"""psycopg's connections, which tell the pool when a pipeline or a block was interrupted.
 
 An exception that is not the server's, such as a time limit or Ctrl-C, may leave a pipeline at any
 step: the server is in a transaction that the client believes ended, or the next statement is only
 queued. The transaction status does not show it, so such a connection is closed at once.
 `executemany` is a pipeline, too, of whatever class its cursor is. Outside of one, the status tells
 the truth.
+
+psycopg counts the blocks of `transaction()` before it sends what begins or ends them. If an
+exception comes in between, what the holder writes next would be in a transaction that nobody
+commits.
 """
 
 from __future__ import annotations
@@ -48,6 +52,34 @@ def judged(conn: Any, owner: Any = None) -> Iterator[None]:
         entry.spoiled -= 1
 
 
+@contextmanager
+def balanced(conn: Any, owner: Any = None) -> Iterator[None]:
+    """Close the connection if the block is left in another transaction than it was entered in.
+
+    `owner`: as for `judged`.
+    """
+    entry = getattr(owner or conn, ENTRY, None)
+    checkout = entry.checkout if entry is not None else None
+    before = _depth(conn)
+    try:
+        yield
+    except BaseException as error:
+        if (
+            entry is not None
+            and entry.checkout is checkout
+            and ENDED not in checkout
+            and not conn.closed
+            and _depth(conn) != before
+            and not _is_of_psycopg(error)
+        ):
+            spoil(conn, entry)
+        raise
+
+
+def _depth(conn: Any) -> tuple[bool, int]:
+    return conn.pgconn.transaction_status == TransactionStatus.IDLE, conn._num_transactions
+
+
 def _is_at_its_end(conn: Any) -> bool:
     """True if nothing is under way on the connection."""
     pgconn = conn.pgconn
@@ -79,9 +111,14 @@ class _GuardedConnection:
         with judged(self), super()._pipeline_nolock() as pipeline:  # type: ignore[misc]
             yield pipeline
 
+    @contextmanager
+    def transaction(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        with balanced(self), super().transaction(*args, **kwargs) as block:  # type: ignore[misc]
+            yield block
+
 
 def guarded(connection_class: Any) -> Any:
-    """A subclass of psycopg's connection class whose pipelines are judged."""
+    """A subclass of psycopg's connection class whose pipelines and blocks are judged."""
     return _guarded(connection_class)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import re
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from datetime import datetime
 from threading import Thread
 from time import monotonic, sleep
@@ -356,6 +357,40 @@ def test_a_checkout_can_be_cancelled_at_every_await(database: Database, shared: 
     assert run(cancel_everywhere()) > 10
     check_whole(wrapper)
     assert wrapper.pool.get_stats().get("requests_errors", 0) == 0  # of clients that went away
+
+
+def test_what_is_written_after_a_cancelled_block_is_there_or_fails(
+    database: Database, shared: Server
+) -> None:
+    wrapper = database(OPTIONS=ONE)
+
+    async def block(conn: Any) -> None:
+        async with conn.transaction(), conn.transaction():
+            await conn.execute("SELECT 1")
+
+    async def write(key: int) -> tuple[bool, bool]:
+        cancelled = written = False
+        async with aio.connection(ALIAS) as conn:
+            task = asyncio.ensure_future(block(conn))
+            for _ in range(key):
+                await asyncio.sleep(0)
+            task.cancel()
+            try:
+                await task
+            except asyncio.CancelledError:
+                cancelled = True
+            with suppress(psycopg.Error):
+                await conn.execute("INSERT INTO notes VALUES (%s)", [key])
+                written = True
+        return cancelled, written
+
+    done = {key: run(write(key)) for key in range(60)}
+    assert sum(cancelled for cancelled, _ in done.values()) > 10
+    with shared.admin() as admin:
+        there = {key for (key,) in admin.execute("SELECT n FROM notes").fetchall()}
+        admin.execute("TRUNCATE notes")
+    assert there == {key for key, (_, written) in done.items() if written}
+    check_whole(wrapper)
 
 
 def test_many_cancelled_tasks_lose_no_connection_and_no_answer(database: Database) -> None:

@@ -22,6 +22,7 @@ from tests.support.servers import Server, wait_until
 from tests.support.sessions import POOL, Session, begun
 from tests.support.spoiling import (
     TABLES,
+    blocks,
     executemany,
     executemany_of_another_class,
     pipeline,
@@ -33,7 +34,7 @@ from tests.support.spoiling import (
 pytestmark = pytest.mark.server(sql=TABLES)
 
 
-@pytest.mark.parametrize("statement", [executemany, executemany_of_another_class, pipeline])
+@pytest.mark.parametrize("statement", [blocks, executemany, executemany_of_another_class, pipeline])
 def test_an_exception_within_psycopg_costs_nobody_else(
     shared: Server, statement: Callable[[Session], None]
 ) -> None:

@@ -168,7 +168,7 @@ class Interrupted:
             if not self._is_interrupted(STATEMENTS[name], session, name):
                 return
             self.sums.done[f"interrupted: {name}"] += 1
-            self._write_own(session.after(name), name)
+            self._write_own(session, name)
         except Exception:
             self.sums.done["own writes that failed loudly"] += 1
         finally:

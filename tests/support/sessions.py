@@ -37,9 +37,6 @@ class Session(Protocol):
     def is_left_in_atomic(self) -> bool:
         """True if Django's own code that ends an atomic block was interrupted."""
 
-    def after(self, statement: str, /) -> Session:
-        """Where the task goes on, when this statement was interrupted."""
-
     def end(self) -> None: ...
 
 
@@ -75,9 +72,6 @@ class EngineSession:
     def is_left_in_atomic(self) -> bool:
         return bool(self.wrapper.in_atomic_block)
 
-    def after(self, _: str) -> Session:
-        return self
-
     def end(self) -> None:
         request_finished.send(type(self))
 
@@ -111,14 +105,6 @@ class PoolSession:
 
     def is_left_in_atomic(self) -> bool:
         return False
-
-    def after(self, statement: str, /) -> Session:
-        """A pool alone does not stand between the task and psycopg's half-ended blocks."""
-        if statement.startswith("executemany"):
-            return self
-        self.end()
-        self.conn = self.pool.getconn()
-        return self
 
     def end(self) -> None:
         self.pool.putconn(self.conn)

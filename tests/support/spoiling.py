@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
 from itertools import count, pairwise
 from pathlib import Path
@@ -56,6 +56,12 @@ def pipeline(session: Session) -> None:
     with session.pipeline(), session.cursor() as cursor:
         for n in range(ROWS):
             cursor.execute(MANY, [n])
+
+
+def blocks(session: Session) -> None:
+    for nested in (session.atomic, nullcontext):
+        with session.atomic(), nested(), session.cursor() as cursor:
+            cursor.execute(MANY, [0])
 
 
 def sweep(server: Server, begin: Begin, statement: Callable[[Session], None]) -> None:
@@ -106,7 +112,7 @@ def _interrupted(begin: Begin, statement: Callable[[Session], None], at: int) ->
             statement(session)
         if not session.is_left_in_atomic():
             with suppress(Exception):
-                _insert(session.after(statement.__name__), 2 * at + 1)
+                _insert(session, 2 * at + 1)
                 wrote = True
     finally:
         session.end()
