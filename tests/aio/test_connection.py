@@ -385,7 +385,7 @@ def test_what_is_written_after_a_cancelled_block_is_there_or_fails(
         return cancelled, written
 
     done = {key: run(write(key)) for key in range(60)}
-    assert sum(cancelled for cancelled, _ in done.values()) > 10
+    assert sum(cancelled for cancelled, _ in done.values()) > 2
     with shared.admin() as admin:
         there = {key for (key,) in admin.execute("SELECT n FROM notes").fetchall()}
         admin.execute("TRUNCATE notes")
