@@ -19,7 +19,7 @@ from psycopg.pq import PipelineStatus
 from abs_orm_app.backends.cursors import INTERRUPTED, change_of_query
 from abs_orm_app.backends.session_state import CURSOR, UNSEEN, Change
 from abs_orm_app.pool.closing import CLOSED
-from abs_orm_app.pool.spoiled import balanced, judged
+from abs_orm_app.pool.spoiled import balanced, judged, keep_cancel
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -98,6 +98,7 @@ class PluggedConnection(AsyncConnection[Any]):
         if getattr(self._pool, "close_returns", False):
             self.unplug()
         else:
+            keep_cancel(self, self._origin)
             await super().close()
 
     def _is_in_use(self) -> bool:

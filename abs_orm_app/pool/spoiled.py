@@ -21,7 +21,7 @@ from typing import Any
 import psycopg
 from psycopg.pq import PipelineStatus, TransactionStatus
 
-from abs_orm_app.pool.closing import spoil
+from abs_orm_app.pool.closing import cancel_handle, spoil
 from abs_orm_app.pool.entry import ENDED, ENTRY
 
 
@@ -80,6 +80,17 @@ def _depth(conn: Any) -> tuple[bool, int]:
     return conn.pgconn.transaction_status == TransactionStatus.IDLE, conn._num_transactions
 
 
+def keep_cancel(conn: Any, owner: Any = None) -> None:
+    """Remember how to cancel the statement of a connection that its holder is about to close.
+
+    The server does not notice the end of a client that it does not write to. `owner`: as for
+    `judged`.
+    """
+    entry = getattr(owner or conn, ENTRY, None)
+    if entry is not None and entry.in_use and entry.cancel is None:
+        entry.cancel = cancel_handle(conn.pgconn)
+
+
 def _is_at_its_end(conn: Any) -> bool:
     """True if nothing is under way on the connection."""
     pgconn = conn.pgconn
@@ -115,6 +126,10 @@ class _GuardedConnection:
     def transaction(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         with balanced(self), super().transaction(*args, **kwargs) as block:  # type: ignore[misc]
             yield block
+
+    def close(self) -> None:
+        keep_cancel(self)
+        super().close()  # type: ignore[misc]
 
 
 def guarded(connection_class: Any) -> Any:

@@ -28,6 +28,7 @@ from abs_orm_app.pool.causes import held_by
 from tests.support.databases import ALIAS, Database, ask
 from tests.support.inherited import KINDS, SETUP, Kind
 from tests.support.pools import LATE, Call
+from tests.support.processes import Watch
 from tests.support.servers import Server, wait_until
 
 pytestmark = pytest.mark.server(
@@ -357,6 +358,26 @@ def test_a_checkout_can_be_cancelled_at_every_await(database: Database, shared: 
     assert run(cancel_everywhere()) > 10
     check_whole(wrapper)
     assert wrapper.pool.get_stats().get("requests_errors", 0) == 0  # of clients that went away
+
+
+def test_a_connection_that_is_closed_in_a_statement_never_exceeds_the_limit(
+    database: Database, shared: Server
+) -> None:
+    wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 2, "timeout": 20}})
+
+    async def close() -> None:
+        async with aio.connection(ALIAS) as conn:
+            task = asyncio.ensure_future(conn.execute("SELECT pg_sleep(30)"))
+            await asyncio.sleep(0.1)
+            await conn.close()
+            with pytest.raises(psycopg.Error):
+                await task
+
+    with Watch(shared) as watch:
+        for _ in range(6):
+            run(close())
+        ask(wrapper)
+    assert watch.most <= 2
 
 
 def test_what_is_written_after_a_cancelled_block_is_there_or_fails(

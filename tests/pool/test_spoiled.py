@@ -67,6 +67,22 @@ def test_interrupted_statements_never_exceed_the_limit_as_the_server_counts(
     assert statistics.median(taken) < MOMENT
 
 
+def test_a_connection_that_its_holder_closes_in_a_statement_never_exceeds_the_limit(
+    server: Server,
+) -> None:
+    """As a thread that ends another one's query, or a handler that has enough."""
+    with opened(ours, server.conninfo, min_size=1, max_size=SIZE, timeout=20) as pool:
+        with Watch(server) as watch:
+            for _ in range(3 * SIZE):
+                conn = pool.getconn()
+                with time_limit(0.1):
+                    conn.execute("SELECT pg_sleep(30)")
+                conn.close()
+                pool.putconn(conn)
+            use(pool)
+        assert watch.most <= SIZE
+
+
 def test_an_interrupted_statement_of_a_suspended_server_keeps_its_slot_until_a_deadline(
     server: Server,
 ) -> None:
