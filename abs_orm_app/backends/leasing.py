@@ -103,27 +103,33 @@ class _Farewell:
 
 class _Thread(threading.local):
     in_request = False
+    unended = 0  # requests in a row that have not ended, and another one began
 
     def __init__(self) -> None:
         self._farewell = _Farewell()
 
 
 _thread = _Thread()
-# Of WSGI. Not empty: the web server has ended a request; it does not end its requests.
+# Of WSGI. Not empty: a web server of this process has ended a request; there is one that does not
+# end its requests, which this thread has noticed.
 _ending: list[bool] = []
-_unending: list[bool] = []
+_unending: list[int] = []
 
 
 def _begin_request(sender: Any = None, **_: object) -> None:
-    if _thread.in_request and not (_unending or _ending):
-        _notice_unending(sender)
+    if _thread.in_request and _is_served(sender):
+        _thread.unended += 1
+        # Where requests end, one that was broken off is no sign: it takes two in a row.
+        if _thread.unended > len(_ending) and not _unending:
+            _notice_unending()
     _thread.in_request = True
 
 
 def _end_request(sender: Any = None, **_: object) -> None:
     _thread.in_request = False
-    if not _ending and _is_served(sender):
-        _ending.append(True)
+    _thread.unended = 0
+    if (not _ending or get_ident() in _unending) and _is_served(sender):
+        _ending[:] = [True]
         _unending.clear()
 
 
@@ -134,24 +140,20 @@ def _is_served(sender: Any) -> bool:
     return isinstance(sender, type) and issubclass(sender, WSGIHandler)
 
 
-def _notice_unending(sender: Any) -> None:
-    """A request begins in a thread whose last one has not ended, and none of this process has.
-
-    If any has, the server ends its requests, and this one was broken off: it is no sign.
-    """
-    if _is_served(sender):
-        _unending.append(True)
-        logger.warning(
-            "A request began in a thread whose last request has not ended: the web server does not"
-            " call close() on Django's responses, as WSGI demands (starlette's WSGIMiddleware does"
-            " not; a2wsgi's does). Connections are returned as soon as nothing needs them, as"
-            " DB_POOL_RELEASE=transaction does."
-        )
-        for pool in list(pools.values()):
-            for entry in pool.core.in_use:
-                lease: Lease | None = getattr(entry.weak(), LEASE, None)
-                if lease is not None and lease.wanted is _unending:
-                    lease.end_if_idle()  # of another thread, whose last request has not ended
+def _notice_unending() -> None:
+    """Requests of this thread do not end, or they end before Django hears of it."""
+    _unending.append(get_ident())
+    logger.warning(
+        "A request began in a thread whose last request has not ended: the web server does not"
+        " call close() on Django's responses, as WSGI demands (starlette's WSGIMiddleware does"
+        " not; a2wsgi's does). Connections are returned as soon as nothing needs them, as"
+        " DB_POOL_RELEASE=transaction does."
+    )
+    for pool in list(pools.values()):
+        for entry in pool.core.in_use:
+            lease: Lease | None = getattr(entry.weak(), LEASE, None)
+            if lease is not None and lease.wanted is _unending:
+                lease.end_if_idle()  # of another thread, whose last request has not ended
 
 
 request_started.connect(_begin_request)

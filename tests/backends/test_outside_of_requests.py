@@ -166,7 +166,7 @@ def _ends_again() -> Iterator[None]:
 def _forget() -> None:
     leasing._ending.clear()
     leasing._unending.clear()
-    leasing._thread.in_request = False
+    leasing._thread.__dict__.update(in_request=False, unended=0)
 
 
 def request(*, closes: bool, start: Callable[..., None] = lambda *_: None) -> None:
@@ -188,9 +188,12 @@ def mounted(database: Database) -> Iterator[Any]:
 
 
 @pytest.mark.usefixtures("_ends_again")
+@pytest.mark.parametrize("beside", [False, True], ids=["", "beside some that end"])
 def test_requests_that_never_end_are_said_once_and_starve_nobody(
-    mounted: Any, caplog: pytest.LogCaptureFixture
+    mounted: Any, caplog: pytest.LogCaptureFixture, beside: bool
 ) -> None:
+    if beside:
+        Call(lambda: request(closes=True)).result(within=30)
     failed = []
 
     def one(_: int) -> None:
