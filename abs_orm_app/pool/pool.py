@@ -615,11 +615,12 @@ class HardenedPool:
 
     def _measures(self) -> dict[str, int]:
         core = self.core
-        opening = len(core.attempts)
+        opening, entries = len(core.attempts), len(core.entries)
         return {
             "pool_min": core.min_size,
             "pool_max": core.max_size,
-            "pool_size": len(core.entries) + opening,
+            # One that moves from the ones to the others is counted twice for a moment.
+            "pool_size": min(entries + opening, max(entries, core.max_size)),
             "pool_available": len(core.idle),
             "requests_waiting": len(core.queue.waiters),
             "pool_opening": opening,

@@ -34,7 +34,15 @@ from tests.support.spoiling import (
 pytestmark = pytest.mark.server(sql=TABLES)
 
 
-@pytest.mark.parametrize("statement", [blocks, executemany, executemany_of_another_class, pipeline])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        pytest.param(blocks, marks=signals_leave_locks),
+        executemany,
+        executemany_of_another_class,
+        pipeline,
+    ],
+)
 def test_an_exception_within_psycopg_costs_nobody_else(
     shared: Server, statement: Callable[[Session], None]
 ) -> None:
