@@ -33,7 +33,7 @@ ASK_AGAIN = 3.0
 ANSWER_WITHIN = 1.0  # seconds; half of it for a host that has not answered for long already
 FRESH = 5.0  # seconds for which an answer counts, or a fault that no request needs fixed
 TOLD_AFTER = 1.5  # seconds that a request has waited when the log begins to tell of it
-CHANGE_AFTER = 10.0  # seconds after which it tells another cause of the same trouble
+CHANGE_AFTER = 10.0  # seconds after which it tells another cause of the same trouble, or the next
 OVER_AFTER = 3.0  # seconds without that cause until the log says that it is over
 REMIND = 60.0  # seconds between two lines about the same cause
 
@@ -146,6 +146,31 @@ def located(error: BaseException, places: list[Place]) -> BaseException:
         return error
     first, line, rest = str(error).partition("\n")
     return ConnectionTimeout(f"{first}: {text}{line}{rest}")
+
+
+class Spell:
+    """A fault that may come and go: what is logged of it. Any thread may call this."""
+
+    def __init__(self) -> None:
+        self._told: dict[float, object] = {}
+        self._text = ""  # what was told of it, while it lasts
+
+    def is_news(self, text: str) -> bool:
+        """True if it is to be told now: one text in `CHANGE_AFTER` seconds, the same one once."""
+        if text == self._text:
+            return False
+        period, mine = monotonic() // CHANGE_AFTER, object()
+        if self._told.setdefault(period, mine) is not mine:
+            return False
+        for old in [each for each in list(self._told) if each < period]:
+            self._told.pop(old, None)
+        self._text = text
+        return True
+
+    def ends(self) -> bool:
+        """It is over: True if that is to be told, because it was told that it began."""
+        told, self._text = self._text, ""
+        return bool(told)
 
 
 class Story:

@@ -27,7 +27,7 @@ from psycopg.errors import ConnectionTimeout
 from psycopg.pq import TransactionStatus
 
 from abs_orm_app.pool import messages, threads
-from abs_orm_app.pool.causes import CHANGE_AFTER, located
+from abs_orm_app.pool.causes import Spell, located
 from abs_orm_app.pool.clock import monotonic
 from abs_orm_app.pool.closing import CANCEL_TIMEOUT, cancel_handle
 from abs_orm_app.pool.core import Core
@@ -117,7 +117,8 @@ class Connector:
     def __init__(self, core: Core, source: Source, placement: Placement) -> None:
         self._core, self._source, self._placement = core, source, placement
         self._lock = allocate_lock()
-        self._attempted_at = self._patient_at = self._told_at = -inf
+        self._attempted_at = self._patient_at = -inf
+        self._spell = Spell()
         self._has_connected = False
         self._refused_since = inf  # since when the password is refused
         self._told = -inf  # when the outage began of which `reconnect_failed` was told
@@ -357,7 +358,7 @@ class Connector:
         with self._lock:
             fault, core.fault = core.fault, None
         core.add(conn)
-        if fault:
+        if fault and self._spell.ends():
             logger.warning(messages.connected_again(core.name, monotonic() - fault.since))
         return True
 
@@ -411,10 +412,8 @@ class Connector:
             core.queue.tell_all(lambda: again(bare))
             core.until_full.tell_all(lambda: again(bare))
         core.call_housekeeping()
-        changed = known is not None and str(known.error) != str(bare)
-        if known is None or (changed and now - self._told_at >= CHANGE_AFTER):
-            self._told_at = now
-            text = messages.cannot_connect(core.name, fault)
+        text = messages.cannot_connect(core.name, fault)
+        if self._spell.is_news(text):
             if log_here:
                 logger.warning(text)
             else:

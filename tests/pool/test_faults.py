@@ -175,6 +175,25 @@ def test_an_outage_is_logged_once_and_so_is_its_end(
         assert sum("cannot connect" in line for line in caplog.messages) < 5
 
 
+def test_a_fault_that_comes_and_goes_is_logged_now_and_then(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried: list[object] = []
+
+    def configure(conn: object) -> None:
+        tried.append(conn)
+        if len(tried) % 2 == 0:
+            raise psycopg.OperationalError("every second connection fails")
+
+    with opened(ours, server.conninfo, min_size=1, configure=configure, timeout=20) as pool:
+        for _ in range(10):
+            with pool.connection() as conn:
+                conn.close()
+        assert len(tried) >= 18
+    assert 1 <= sum("cannot connect" in line for line in caplog.messages) <= 2  # else 10
+    assert sum("connected again" in line for line in caplog.messages) <= 2
+
+
 def test_on_a_full_server_the_clients_share_the_connections_there_are(
     shared: Server,
 ) -> None:

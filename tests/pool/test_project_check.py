@@ -181,3 +181,23 @@ def test_a_check_that_accepts_again_lets_the_waiting_request_go_on(
     sleep(1.0)
     check.refuses = False
     waiting.result(within=LATE)
+
+
+def test_a_check_that_refuses_every_second_connection_is_told_now_and_then(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    checked: list[object] = []
+
+    def check(conn: object) -> None:
+        if conn not in checked:
+            checked.append(conn)
+            if len(checked) % 2:
+                raise ValueError(MISSING_GRANT)
+
+    with opened(ours, server.conninfo, min_size=1, check=check) as pool:
+        for _ in range(10):
+            with pool.connection() as conn:
+                conn.close()
+        assert len(checked) >= 18
+    assert 1 <= sum(MISSING_GRANT in line for line in caplog.messages) <= 2  # else 10
+    assert sum("accepts connections again" in line for line in caplog.messages) <= 2
