@@ -310,6 +310,7 @@ class EngineHooks(Hooks):
     def __init__(self, template: PooledMixin, extra: AppOptions) -> None:
         self._template = template
         self.rotating = is_rotating(extra)
+        self.in_file = bool(extra.get("password_file"))
         self.reads_only = only_reads(template.alias, template.settings_dict)
         self.cleans = extra.get("reset") != "never"
         self.cleans_all = extra.get("reset") == "always"

@@ -68,15 +68,26 @@ class Attempt:
     """A slot taken for a connection that is being opened.
 
     A patient one may take the whole `connect_timeout`; one that is `stubborn`, also at a dead host
-    while another one has answered. `twin`: of the socket, once it is connected;
-    any thread may shut it down.
+    while another one has answered. `given`: the address and the parameters that it tries. `twin`:
+    of the socket, once it is connected; any thread may shut it down.
     """
 
-    __slots__ = ("began", "cancelled", "patient", "pgconn", "stubborn", "thread", "twin", "until")
+    __slots__ = (
+        "began",
+        "cancelled",
+        "given",
+        "patient",
+        "pgconn",
+        "stubborn",
+        "thread",
+        "twin",
+        "until",
+    )
 
     def __init__(self, *, patient: bool, until: float, stubborn: bool = True) -> None:
         self.patient, self.stubborn = patient, patient and stubborn
         self.until = until  # `monotonic`: it is given up then
+        self.given: tuple[str, dict[str, Any]] | None = None
         self.began = inf  # when it began to connect to the server that it has reached
         self.twin: socket.socket | None = None
         self.pgconn: Any = None  # once it is connected
@@ -121,6 +132,8 @@ class Connector:
         self._spell = Spell()
         self._has_connected = False
         self._refused_since = inf  # since when the password is refused
+        self._refused: Any = None  # what was given with it, if it is read from a file,
+        self._refused_until = -inf  # and when it is tried again
         self._told = -inf  # when the outage began of which `reconnect_failed` was told
         self._last_parsed: tuple[str, Mapping[str, Any], Address] | None = None
         self._hosts = Hosts()
@@ -263,10 +276,14 @@ class Connector:
     def _open(self, attempt: Attempt) -> tuple[AnyConnection, Role]:
         """Return a new, configured connection, and the role of its server."""
         core, source, statistics = self._core, self._source, self._core.statistics
+        given = self._given()
+        if (error := self._refusal_of(given)) is not None:
+            raise error
+        attempt.given = given
         statistics.connects += 1
         began = monotonic()
         try:
-            conn = self._connect(attempt, *self._given())
+            conn = self._connect(attempt, *given)
         except BaseException:
             statistics.connect_errors += 1
             raise
@@ -291,9 +308,19 @@ class Connector:
         try:
             return self._source.address(), self._source.parameters()
         except Exception as error:
+            self._core.statistics.connects += 1
+            self._core.statistics.connect_errors += 1
             if not self._has_connected or isinstance(error, psycopg.Error | OSError):
                 raise
             raise RuntimeError(messages.source_failed(self._core.name, error)) from error
+
+    def _refusal_of(self, given: tuple[str, dict[str, Any]]) -> Exception | None:
+        """Why not to try this password, which the server has refused, before it is time to."""
+        fault = self._core.fault
+        if fault is None or not is_about_credentials(fault.error):
+            return None
+        early = given == self._refused and monotonic() < self._refused_until
+        return again(fault.error) if early else None
 
     def _configure(self, configure: Callable[[AnyConnection], object], conn: AnyConnection) -> None:
         try:
@@ -400,12 +427,9 @@ class Connector:
         with self._lock:
             known = core.fault
             since = known.since if known else now
-            most = 0.0
+            delay = RETRY_INTERVAL
             if is_about_credentials(bare):
-                most = PASSWORD_RETRY_MOST if permanent else ROTATION_RETRY_MOST
-            if known is None or not is_about_credentials(known.error):
-                self._refused_since = now
-            delay = retry_after(now - self._refused_since, most)
+                delay = self._delay(attempt, known, now, permanent=permanent)
             fault = Fault(bare, permanent, since, now, delay)
             core.fault = fault
         if permanent and not core.in_use:
@@ -422,6 +446,26 @@ class Connector:
     def _explained(self, error: BaseException) -> BaseException:
         bare = without_frames(error)  # also of the one that is replaced
         return located(bare, self._core.places) if isinstance(bare, ConnectionTimeout) else bare
+
+    def _delay(
+        self, attempt: Attempt, known: Fault | None, now: float, *, permanent: bool
+    ) -> float:
+        """The seconds until the next attempt, after the password of this one was refused.
+
+        A file is read again sooner: a new password in it is tried at once. A provider is not, as
+        it may be slow, and each of its tokens another one; other passwords cannot change.
+        """
+        in_file = self._core.hooks.in_file
+        changed = in_file and attempt.given not in (None, self._refused)
+        if known is None or not is_about_credentials(known.error) or changed:
+            self._refused_since = now
+        most = PASSWORD_RETRY_MOST if permanent else ROTATION_RETRY_MOST
+        delay = retry_after(now - self._refused_since, most)
+        if not in_file:
+            return delay
+        if attempt.given is not None:
+            self._refused, self._refused_until = attempt.given, now + delay
+        return RETRY_INTERVAL
 
     def _may_be_rotating(self, error: Exception) -> bool:
         """True if a password that has worked may be changing now, here or on the server."""
