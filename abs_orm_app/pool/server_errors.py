@@ -137,8 +137,15 @@ SERVER_ERRORS = (
     AUTHENTICATION_FAILED,
     NO_PASSWORD,
     _refusal(
+        r"definition of service|service file",
+        "Correct the service name (service, PGSERVICE), or the file that it is looked up in"
+        " (PGSERVICEFILE, ~/.pg_service.conf).",
+        problem=IMPOSSIBLE,
+        passes_after_connect=True,  # while the file is replaced
+    ),
+    _refusal(
         r"(?:invalid|unrecognized) .*(?:option|parameter|value|number|argument)"
-        r"|bad value for|definition of service",
+        r"|bad value for|could not parse network address|Servname not supported",
         "Correct this option of the database's settings.",
         problem=IMPOSSIBLE,
     ),
@@ -154,16 +161,21 @@ SERVER_ERRORS = (
         problem=IMPOSSIBLE,
     ),
     _refusal(
-        r"channel binding|authentication method requirement",
-        "Compare channel_binding and require_auth with what the server offers.",
+        r"channel binding|authentication method requirement|GSSAPI encryption required",
+        "Compare channel_binding, require_auth and gssencmode with what the server offers.",
         passes_after_connect=True,
     ),
     _refusal(
-        r"valid client certificate|alert (?:certificate|unknown ca|bad certificate)"
-        r"|(?:private key|certificate) file|could not read certificate",
+        r"(?:private key|certificate) file",
+        "This process cannot use that file: provide it, or correct sslrootcert, sslcert or sslkey.",
+        problem=IMPOSSIBLE,
+        passes_after_connect=True,  # while certificates are rotated
+    ),
+    _refusal(
+        r"valid client certificate|alert (?:certificate|unknown ca|bad certificate)",
         "Compare sslcert, sslkey and sslrootcert with what the server wants, and see when the"
         " certificates expire.",
-        passes_after_connect=True,  # while certificates are rotated
+        passes_after_connect=True,
     ),
     NO_SOCKET,
     _refusal(
@@ -179,7 +191,8 @@ SERVER_ERRORS = (
     _refusal(
         r"(?:Name or service|(?:node|host)name nor servname).*not known"  # EAI_NONAME
         r"|Name does not resolve"  # the same, of musl
-        r"|No address associated with hostname",  # EAI_NODATA
+        r"|No address associated with hostname"  # EAI_NODATA
+        r"|'idna' codec",  # Python's, of a name that is too long
         "Correct the host; it must be a name that this machine can resolve.",
         problem=UNREACHABLE,
         passes_after_connect=True,
