@@ -267,6 +267,7 @@ class LeasingMixin(Base):
 
     # Leasing
 
+    @async_unsafe
     def ensure_connection(self) -> None:
         """As Django's. A project that calls it wants the handle: the lease is pinned."""
         notice_fork()
@@ -465,6 +466,7 @@ class LeasingMixin(Base):
         self._forget_blocks()
         self.run_on_commit = []
 
+    @async_unsafe
     def set_autocommit(
         self, autocommit: bool, force_begin_transaction_with_broken_autocommit: bool = False
     ) -> None:
@@ -489,12 +491,13 @@ class LeasingMixin(Base):
         """True if there is a pool, and this wrapper has no connection of it now."""
         return self._bare is None and self._held() is None and self._find_pool() is not None
 
+    @async_unsafe
     def get_autocommit(self) -> bool:
         """As Django's; in `transaction` mode it needs no connection for the answer."""
         if self._early and self.settings_dict["AUTOCOMMIT"] and self._held() is None:
             return True
         if not (self.autocommit or self.atomic_blocks or self._is_manual):
-            self._leave_interrupted_block(sys._getframe(1))
+            self._leave_interrupted_block(sys._getframe(2))  # 1 is of `async_unsafe`
         return super().get_autocommit()
 
     def _set_autocommit(self, autocommit: bool) -> None:
@@ -566,6 +569,7 @@ class LeasingMixin(Base):
                 return cursor
             lease.end()
 
+    @async_unsafe
     def create_cursor(self, name: str | None = None) -> Any:
         """As Django's; None if the lease has ended meanwhile."""
         lease = self._lease
