@@ -453,7 +453,8 @@ class Connector:
         """The seconds until the next attempt, after the password of this one was refused.
 
         A file is read again sooner: a new password in it is tried at once. A provider is not, as
-        it may be slow, and each of its tokens another one; other passwords cannot change.
+        it may be slow, and each of its tokens another one. Others do not change, or only libpq
+        reads them (`passfile`).
         """
         in_file = self._core.hooks.in_file
         changed = in_file and attempt.given not in (None, self._refused)
