@@ -36,7 +36,7 @@ from abs_orm_app.pool.entry import ENDED, LOST, AnyConnection, Entry
 from abs_orm_app.pool.growth import checked_sizes
 from abs_orm_app.pool.holders import Holder, Pin, count_pins, holder_of
 from abs_orm_app.pool.housekeeping import housekeeping
-from abs_orm_app.pool.queue import Handover, Queue
+from abs_orm_app.pool.queue import CLAIM, Handover, Queue
 from abs_orm_app.pool.server_errors import Fault
 from abs_orm_app.pool.statistics import Statistics
 
@@ -174,6 +174,15 @@ class Core:
                 return
             if not self.queue.hand_over(Handover(conn)):
                 self.idle.append(conn)
+
+    def take_back(self, now: float) -> None:
+        """Take back what was handed to tasks whose loop does not run, or is blocked."""
+        unclaimed = self.queue.unclaimed
+        for waiter, since in list(unclaimed.items()):
+            if since + CLAIM <= now and waiter.outcome is not None:
+                unclaimed.pop(waiter, None)
+                if (conn := waiter.take_back()) is not None:
+                    self.add(conn)
 
     def take_idle(self, conn: Any) -> bool:
         """Take this idle connection; False if another thread has taken it."""

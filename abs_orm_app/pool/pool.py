@@ -501,6 +501,7 @@ class HardenedPool:
         core.closed = core.was_opened = True
         core.queue.tell_all(lambda: closed_error(core))
         core.until_full.tell_all(lambda: closed_error(core))
+        core.take_back(inf)
         core.close_idle()
         core.close_discarded()
         core.close_lost()
@@ -568,6 +569,7 @@ class HardenedPool:
         core.idle.clear()
         core.closing.clear()
         core.queue.waiters.clear()
+        core.queue.unclaimed.clear()
         core.until_full.waiters.clear()
         core.closer.reset()
         self.connector.abandon()
