@@ -67,9 +67,10 @@ class AsyncTask:
         return f"{self._module}.{self._function}"
 
     @property
-    def is_done(self) -> bool:
+    def is_over(self) -> bool:
+        """True if it has ended, or never goes on because its loop is closed."""
         task = self._task()
-        return task is None or task.done()
+        return task is None or task.done() or task.get_loop().is_closed()
 
 
 class Entry:
@@ -144,7 +145,7 @@ class Entry:
     def may_be_garbage(self) -> bool:
         """True if whoever took the connection has ended; a task may have handed it to another."""
         thread = self.thread
-        return self.is_orphaned() or (isinstance(thread, AsyncTask) and thread.is_done)
+        return self.is_orphaned() or (isinstance(thread, AsyncTask) and thread.is_over)
 
     def detach(self) -> None:
         """Replace the connection's socket by `/dev/null`: this process can send nothing on it."""

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from psycopg_pool import PoolTimeout
 
+from abs_orm_app import aio
 from abs_orm_app.pool.pool import HardenedPool
 from tests.aio.test_connection import ONE, check_whole, first
-from tests.support.databases import Database, ask
+from tests.support.databases import ALIAS, Database, ask
 from tests.support.pools import APP, LATE, Call
 from tests.support.servers import wait_until
 
@@ -204,3 +205,23 @@ def test_loops_that_run_now_and_then_lose_no_connection(database: Database) -> N
     gc.collect()  # of a loop that is closed, which holds a connection
     check_whole(wrapper)
     assert len(pool.idle) == 3
+
+
+async def hold() -> None:
+    async with aio.connection(ALIAS) as conn:
+        await conn.execute("SELECT pg_sleep(60)")
+
+
+def test_what_the_tasks_of_a_closed_loop_hold_comes_back_at_once(database: Database) -> None:
+    wrapper = database(OPTIONS=ONE)
+    for _ in range(4):
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(hold())
+        run_for(loop, 0.1)
+        loop.close()
+        assert not task.done()
+        del task, loop
+        began = monotonic()
+        assert ask(wrapper, "SELECT 1") == 1
+        assert monotonic() - began < LATE
+        wrapper.close()
