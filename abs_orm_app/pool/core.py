@@ -32,7 +32,7 @@ from weakref import ref
 from abs_orm_app.pool import threads
 from abs_orm_app.pool.clock import monotonic
 from abs_orm_app.pool.closing import CLOSED, Closer
-from abs_orm_app.pool.entry import ENDED, LOST, AnyConnection, Entry
+from abs_orm_app.pool.entry import ENDED, LOST, AnyConnection, AsyncTask, Entry
 from abs_orm_app.pool.growth import checked_sizes
 from abs_orm_app.pool.holders import Holder, Pin, count_pins, holder_of
 from abs_orm_app.pool.housekeeping import housekeeping
@@ -260,6 +260,26 @@ class Core:
                 if self.closer.lose(entry):
                     self.free(entry)
         return leaked
+
+    def close_stranded(self) -> list[Entry]:
+        """Close connections of tasks that never go on, because their loop is closed; return them.
+
+        A frame of the task still has the handle, so it is left to that.
+        """
+        stranded = []
+        for entry in self.in_use:
+            thread, conn = entry.thread, entry.weak()
+            if (
+                isinstance(thread, AsyncTask)
+                and thread.is_stranded
+                and conn is not None
+                and entry.checkout.setdefault(ENDED, LOST) is LOST
+            ):
+                self.statistics.leaked += 1
+                stranded.append(entry)
+                conn.lock.acquire(blocking=False)
+                self.discard(conn)
+        return stranded
 
     def call_housekeeping(self) -> bool:
         """Have housekeeping look at the pool now; False if its thread does not run. Never waits."""

@@ -67,10 +67,15 @@ class AsyncTask:
         return f"{self._module}.{self._function}"
 
     @property
-    def is_over(self) -> bool:
-        """True if it has ended, or never goes on because its loop is closed."""
+    def is_done(self) -> bool:
         task = self._task()
-        return task is None or task.done() or task.get_loop().is_closed()
+        return task is None or task.done()
+
+    @property
+    def is_stranded(self) -> bool:
+        """True if it never goes on, because its loop is closed."""
+        task = self._task()
+        return task is not None and not task.done() and task.get_loop().is_closed()
 
 
 class Entry:
@@ -145,7 +150,7 @@ class Entry:
     def may_be_garbage(self) -> bool:
         """True if whoever took the connection has ended; a task may have handed it to another."""
         thread = self.thread
-        return self.is_orphaned() or (isinstance(thread, AsyncTask) and thread.is_over)
+        return self.is_orphaned() or (isinstance(thread, AsyncTask) and thread.is_done)
 
     def detach(self) -> None:
         """Replace the connection's socket by `/dev/null`: this process can send nothing on it."""

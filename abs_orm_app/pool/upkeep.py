@@ -39,7 +39,7 @@ class Upkeep:
         """Maintain the pool; return when to do it again, in `LEAST` seconds at the earliest."""
         core = self.core
         core.close_discarded()
-        lost = core.close_lost()
+        lost = core.close_lost() + core.close_stranded()
         due = min(core.closer.tend(now), self.cleaner.tend(now), self.limits.tend(now))
         soon = inf
         if not core.closed:

@@ -18,7 +18,8 @@ from abs_orm_app.pool.pool import HardenedPool
 from tests.aio.test_connection import ONE, check_whole, first
 from tests.support.databases import ALIAS, Database, ask
 from tests.support.pools import APP, LATE, Call
-from tests.support.servers import wait_until
+from tests.support.processes import Watch
+from tests.support.servers import Server, wait_until
 
 TASKS = 40
 Return = Callable[[asyncio.AbstractEventLoop, HardenedPool, Any], object]
@@ -212,16 +213,28 @@ async def hold() -> None:
         await conn.execute("SELECT pg_sleep(60)")
 
 
-def test_what_the_tasks_of_a_closed_loop_hold_comes_back_at_once(database: Database) -> None:
+@pytest.mark.parametrize("kept", [False, True])
+def test_the_slot_of_a_task_whose_loop_is_closed_comes_back_at_once(
+    database: Database, kept: bool, shared: Server
+) -> None:
     wrapper = database(OPTIONS=ONE)
-    for _ in range(4):
-        loop = asyncio.new_event_loop()
-        task = loop.create_task(hold())
-        run_for(loop, 0.1)
-        loop.close()
-        assert not task.done()
-        del task, loop
-        began = monotonic()
-        assert ask(wrapper, "SELECT 1") == 1
-        assert monotonic() - began < LATE
-        wrapper.close()
+    tasks = []
+    with Watch(shared) as watch:
+        for _ in range(4):
+            loop = asyncio.new_event_loop()
+            tasks.append(loop.create_task(hold()))
+            run_for(loop, 0.1)
+            loop.close()
+            assert not tasks[-1].done()
+            if not kept:
+                tasks.clear()
+            del loop
+            began = monotonic()
+            assert ask(wrapper, "SELECT 1") == 1
+            assert monotonic() - began < LATE
+            wrapper.close()
+    assert watch.most == 1
+    assert wrapper.pool.get_stats()["connections_leaked"] == 4
+    tasks.clear()
+    gc.collect()
+    assert ask(wrapper, "SELECT 1") == 1
