@@ -267,13 +267,16 @@ class Core:
         A frame of the task still has the handle, so it is left to that.
         """
         stranded = []
-        for entry in self.in_use:
-            thread, conn = entry.thread, entry.weak()
+        for entry in list(self.entries):
+            checkout, checking = entry.checkout, entry.checking
+            box = checking if checkout else checkout
+            thread, conn = entry.thread, entry.weak()  # after the box: it is not an earlier one's
             if (
                 isinstance(thread, AsyncTask)
                 and thread.is_stranded
                 and conn is not None
-                and entry.checkout.setdefault(ENDED, LOST) is LOST
+                and box is not None
+                and box.setdefault(ENDED, LOST) is LOST
             ):
                 self.statistics.leaked += 1
                 stranded.append(entry)

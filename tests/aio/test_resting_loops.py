@@ -165,6 +165,37 @@ def test_closing_the_pool_ends_the_session_that_a_resting_task_has_not_taken(
     assert loop.run_until_complete(task) == 1  # from the pool that the alias has now
 
 
+def test_the_slot_of_a_task_whose_loop_was_closed_during_a_ping_comes_back(
+    database: Database, server: Server
+) -> None:
+    database.server = server
+    wrapper = database(OPTIONS=ONE)
+    pool = wrapper.pool
+    pool.open(wait=True)
+    for kept in (True, False):
+        for entry in pool.entries:
+            entry.suspect()
+        loop = asyncio.new_event_loop()
+        server.suspend()
+        try:
+            tasks = [loop.create_task(first())]
+            run_for(loop, 0.2)
+        finally:
+            server.resume()
+        loop.close()
+        assert not pool.idle
+        assert not tasks[0].done()
+        if not kept:
+            tasks.clear()
+        del loop
+        assert ask(wrapper, "SELECT 1") == 1
+        wrapper.close()
+        tasks.clear()
+        gc.collect()
+        check_whole(wrapper)
+        assert len(pool.idle) == 1
+
+
 def test_loops_that_run_now_and_then_lose_no_connection(database: Database) -> None:
     """Beside threads, and loops that end under their tasks."""
     wrapper = database(OPTIONS={"pool": {"min_size": 3, "max_size": 3, "timeout": 20}})
