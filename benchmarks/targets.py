@@ -165,11 +165,13 @@ def _tasks(rows: Rows) -> Iterator[Target]:
     best = min(row.query for peer, row in rows.items() if peer != "ours")
     yield _at_most("async, 200 tasks: a query", ours.query / best, 1.0, times, " the best other")
     yield _at_least("async, 200 tasks: fairness", ours.fairness, 0.95, hundredths)
+    yield _at_most("async, restart, 1 client: served", ours.restart_one, 0.15, duration)
     yield _at_most("async, restart, 8 clients: all served", ours.restart, 0.15, duration)
-    yield _at_most("async, restart, 8 clients: errors", ours.errors, 0, whole)
+    yield _at_most("async, restart: errors", ours.errors, 0, whole)
     yield _at_most("async, stopped server, timeout 2 s", ours.frozen, 2.2, duration)
     yield _at_most("async, cancelled tasks: lost", ours.lost, 0, whole)
     yield _at_most("async, clients gone: queries 1 s later", ours.left, 0, whole)
+    yield _at_least("async, of 20 loops: served", ours.loops, 20, whole)
 
 
 def _elsewhere(rows: Rows) -> Iterator[Target]:

@@ -18,7 +18,8 @@ from psycopg.pq import PipelineStatus
 
 from abs_orm_app.backends.cursors import INTERRUPTED, change_of_query
 from abs_orm_app.backends.session_state import CURSOR, UNSEEN, Change
-from abs_orm_app.pool.closing import CLOSED
+from abs_orm_app.pool.closing import CLOSED, cancel_handle
+from abs_orm_app.pool.entry import ENTRY
 from abs_orm_app.pool.spoiled import balanced, judged, keep_cancel
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class PluggedConnection(AsyncConnection[Any]):
     _origin: Connection[Any] | None = None
     dirty: Change | None = None
     _requests = 0  # to cancel, that are under way
+    _cancel: Any = None  # libpq's handle of the last one
 
     @classmethod
     def plug_into(
@@ -77,6 +79,9 @@ class PluggedConnection(AsyncConnection[Any]):
             return
         if self._is_in_use():
             conn.lock.acquire(blocking=False)  # the pool then leaves the handle to it
+        entry = getattr(conn, ENTRY, None)
+        if entry is not None and entry.cancel is None and self.closed:
+            entry.cancel = self._cancel  # the statement may go on, see `cancel_safe`
         pgconn, self.pgconn = self.pgconn, CLOSED
         pgconn.notice_handler, pgconn.notify_handler = self._handlers
         self.prepare_threshold, self.prepared_max = self._limits
@@ -85,6 +90,8 @@ class PluggedConnection(AsyncConnection[Any]):
 
     async def cancel_safe(self, *, timeout: float = 30.0) -> None:
         self._requests += 1  # one that fails may still arrive
+        # If psycopg is interrupted while it cancels, it closes the connection.
+        self._cancel = cancel_handle(self.pgconn)
         await super().cancel_safe(timeout=timeout)
         self._requests -= 1
 

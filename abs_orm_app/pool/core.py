@@ -32,11 +32,11 @@ from weakref import ref
 from abs_orm_app.pool import threads
 from abs_orm_app.pool.clock import monotonic
 from abs_orm_app.pool.closing import CLOSED, Closer
-from abs_orm_app.pool.entry import ENDED, LOST, AnyConnection, Entry
+from abs_orm_app.pool.entry import ENDED, LOST, AnyConnection, AsyncTask, Entry
 from abs_orm_app.pool.growth import checked_sizes
 from abs_orm_app.pool.holders import Holder, Pin, count_pins, holder_of
 from abs_orm_app.pool.housekeeping import housekeeping
-from abs_orm_app.pool.queue import Handover, Queue
+from abs_orm_app.pool.queue import CLAIM, Handover, Queue
 from abs_orm_app.pool.server_errors import Fault
 from abs_orm_app.pool.statistics import Statistics
 
@@ -177,6 +177,15 @@ class Core:
             if not self.queue.hand_over(Handover(conn)):
                 self.idle.append(conn)
 
+    def take_back(self, now: float) -> None:
+        """Take back what was handed to tasks whose loop does not run, or is blocked."""
+        unclaimed = self.queue.unclaimed
+        for waiter, since in list(unclaimed.items()):
+            if since + CLAIM <= now and waiter.outcome is not None:
+                unclaimed.pop(waiter, None)
+                if (conn := waiter.take_back()) is not None:
+                    self.add(conn)
+
     def take_idle(self, conn: Any) -> bool:
         """Take this idle connection; False if another thread has taken it."""
         try:
@@ -253,6 +262,29 @@ class Core:
                 if self.closer.lose(entry):
                     self.free(entry)
         return leaked
+
+    def close_stranded(self) -> list[Entry]:
+        """Close connections of tasks that never go on, because their loop is closed; return them.
+
+        A frame of the task still has the handle, so it is left to that.
+        """
+        stranded = []
+        for entry in list(self.entries):
+            checkout, checking = entry.checkout, entry.checking
+            box = checking if checkout else checkout
+            thread, conn = entry.thread, entry.weak()  # after the box: it is not an earlier one's
+            if (
+                isinstance(thread, AsyncTask)
+                and thread.is_stranded
+                and conn is not None
+                and box is not None
+                and box.setdefault(ENDED, LOST) is LOST
+            ):
+                self.statistics.leaked += 1
+                stranded.append(entry)
+                conn.lock.acquire(blocking=False)
+                self.discard(conn)
+        return stranded
 
     def call_housekeeping(self) -> bool:
         """Have housekeeping look at the pool now; False if its thread does not run. Never waits."""

@@ -7,7 +7,8 @@ him the owner does not touch it:
 | it is | shown by | the step that ends it |
 |---|---|---|
 | idle | it is in `Core.idle` | `deque.pop` or `remove` |
-| checked before it is handed out | it is nowhere; `checkout` is decided | by who popped it |
+| checked before it is handed out | it is nowhere; `checkout` is decided | by who popped it; \
+while it is pinged, `checking.setdefault` |
 | in use | `checkout` is empty | `checkout.setdefault`: a return, its loss, an orphan's closer |
 | returned | `checkout` is decided | by the winner, who can ask `checkout` whether it has won |
 | offered to a waiter | an object of its own, `Handover` | the waiter's `setdefault` |
@@ -71,6 +72,12 @@ class AsyncTask:
         task = self._task()
         return task is None or task.done()
 
+    @property
+    def is_stranded(self) -> bool:
+        """True if it never goes on, because its loop is closed."""
+        task = self._task()
+        return task is not None and not task.done() and task.get_loop().is_closed()
+
 
 class Entry:
     """One connection of the pool.
@@ -82,9 +89,9 @@ class Entry:
     """
 
     __slots__ = (
-        "backend_pid", "cancel", "checkout", "dirty", "examined", "expires_at", "frames",
-        "idle_since", "misplaced", "must_ask", "opened_at", "pgconn", "poll", "reported", "role",
-        "spoiled", "suspicion", "taken_at", "thread", "twin", "unfinished", "weak",
+        "backend_pid", "cancel", "checking", "checkout", "dirty", "examined", "expires_at",
+        "frames", "idle_since", "misplaced", "must_ask", "opened_at", "pgconn", "poll", "reported",
+        "role", "spoiled", "suspicion", "taken_at", "thread", "twin", "unfinished", "weak",
     )  # fmt: skip
 
     def __init__(
@@ -102,6 +109,7 @@ class Entry:
         self.opened_at = self.idle_since = monotonic()
         self.expires_at = expires_at
         self.checkout: Checkout = {ENDED: None}
+        self.checking: Checkout | None = None  # while it is pinged for a checkout; then decided
         self.taken_at = 0.0
         self.suspicion: object | None = None  # a new one each time: ping it before it is used
         # Not 0: unfit for the next holder. Of what may make it so, how much is under way or did.

@@ -237,11 +237,12 @@ class HardenedPool:
                         )
                         now = monotonic()
                 entry = conn._pool_entry
+                entry.thread = holder
                 if entry.expires_at > now and (
                     self._is_fresh(entry, now)
                     or (yield from self.pings.passes(conn, entry, now, deadline))
                 ):
-                    entry.taken_at, entry.thread = now, holder
+                    entry.taken_at = now
                     if self.leak_seconds is not None:
                         entry.frames = frames_of_caller()
                     conn._pool = self
@@ -280,7 +281,12 @@ class HardenedPool:
         self.core.interrupted |= not isinstance(error, (psycopg.Error, *_CANCELLED))
         if conn is None:
             return
-        conn._pool_entry.checkout.setdefault(ENDED, self)
+        entry = conn._pool_entry
+        checking, entry.checking = entry.checking, None
+        if checking is not None and checking.setdefault(ENDED, self) is not self:
+            return  # the task was stranded in the ping, and the pool has closed it
+        entry.checkout.setdefault(ENDED, self)
+        entry.thread = None
         if conn.pgconn.transaction_status == IDLE:
             self.core.add(conn)
         else:
@@ -501,6 +507,7 @@ class HardenedPool:
         core.closed = core.was_opened = True
         core.queue.tell_all(lambda: closed_error(core))
         core.until_full.tell_all(lambda: closed_error(core))
+        core.take_back(inf)
         core.close_idle()
         core.close_discarded()
         core.close_lost()
@@ -568,6 +575,7 @@ class HardenedPool:
         core.idle.clear()
         core.closing.clear()
         core.queue.waiters.clear()
+        core.queue.unclaimed.clear()
         core.until_full.waiters.clear()
         core.closer.reset()
         self.connector.abandon()

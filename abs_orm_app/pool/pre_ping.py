@@ -45,7 +45,9 @@ class PrePing:
         """
         # Half of the remaining time: if this one hangs, a new connection needs the other half.
         allowed = min(PING_TIMEOUT, max((deadline - now) / 2, PING_LEAST))
+        entry.checking = {}
         answer = yield from self.look(conn, entry, allowed)
+        entry.checking = None
         if answer is Answer.ALIVE:
             return entry.expires_at > now
         self._core.statistics.stale += 1

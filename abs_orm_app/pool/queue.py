@@ -8,6 +8,9 @@ consistent.
   left. It is not removed from the queue before that.
 - A hand-over is an object of its own: the same connection may be offered to the same waiter again,
   after that has used and returned it, and only the first offer counts.
+- A task can take nothing while its loop is blocked or does not run. So it must claim what it was
+  handed, again by `dict.setdefault`; `Core.take_back` claims it first if that takes long. A task
+  that finds it gone waits anew.
 - A waiter sleeps on a lock of its own until its outcome is decided, or until its deadline.
 - A thousand deadlines may come at once. So many threads that wake together would spend their time
   competing for the interpreter, so they wake one after another: housekeeping lets the first few
@@ -29,8 +32,9 @@ from abs_orm_app.pool.clock import monotonic
 GRACE = 0.25  # seconds that a waiter may sleep past its deadline if it never leads
 T = TypeVar("T")
 
-OUTCOME = 0  # the one key of a waiter's box
-TAKEN, LEFT = object(), object()
+CLAIM = 0.25  # seconds after which a task loses what it was handed to who else waits
+OUTCOME, CLAIMED = 0, 1  # the keys of a waiter's box
+TAKEN, LEFT, VOID = object(), object(), object()
 
 
 def copied(items: deque[T]) -> list[T]:
@@ -65,6 +69,7 @@ class Waiter:
     """
 
     __slots__ = ("_box", "_lock", "began", "deadline", "leads")
+    is_task = False
 
     def __init__(self, began: float, deadline: float) -> None:
         self.began = began
@@ -75,8 +80,8 @@ class Waiter:
         self._lock.acquire()
 
     @property
-    def is_gone(self) -> bool:
-        """True if nothing can wake it any more."""
+    def rests(self) -> bool:
+        """True if its loop does not run: it can take nothing now, and perhaps never."""
         return False
 
     @property
@@ -123,6 +128,7 @@ class TaskWaiter(Waiter):
     """A waiting task, woken by its loop from whichever thread has served it."""
 
     __slots__ = ("_future", "_loop")
+    is_task = True
 
     def __init__(self, began: float, deadline: float) -> None:
         super().__init__(began, deadline)
@@ -130,8 +136,24 @@ class TaskWaiter(Waiter):
         self._future: asyncio.Future[None] | None = None
 
     @property
-    def is_gone(self) -> bool:
-        return self._loop.is_closed()
+    def rests(self) -> bool:
+        return not self._loop.is_running()
+
+    def settle(self, outcome: Any) -> Any:
+        """As for a thread; `outcome` counts, too, if what the task was handed was taken back."""
+        decided = super().settle(outcome)
+        if decided is VOID or (
+            isinstance(decided, Handover) and self._box.setdefault(CLAIMED, TAKEN) is not TAKEN
+        ):
+            return outcome
+        return decided
+
+    def take_back(self) -> Any:
+        """What it was handed and has not claimed; the task then waits anew. None if it has."""
+        outcome, mine = self.outcome, object()
+        if isinstance(outcome, Handover) and self._box.setdefault(CLAIMED, mine) is mine:
+            return outcome.conn
+        return None
 
     def wake(self) -> None:
         try:
@@ -171,12 +193,16 @@ class Turn:
 
 
 class Queue:
-    """The waiters; the one that has waited longest is at the left of `waiters`."""
+    """The waiters; the one that has waited longest is at the left of `waiters`.
 
-    __slots__ = ("waiters",)
+    `unclaimed`: tasks that were handed a connection, and when (`monotonic`).
+    """
+
+    __slots__ = ("unclaimed", "waiters")
 
     def __init__(self) -> None:
         self.waiters: deque[Waiter] = deque()
+        self.unclaimed: dict[Any, float] = {}
 
     def join(self, waiter: Waiter) -> None:
         self.waiters.append(waiter)
@@ -204,9 +230,11 @@ class Queue:
                 waiter = waiters[0]
             except IndexError:
                 break
-            if waiter.is_gone:
-                self.leave(waiter)
-                continue
+            if waiter.is_task:
+                if waiter.rests:
+                    self.dismiss(waiter)
+                    continue
+                self.unclaimed[waiter] = monotonic()
             handover.waiter = waiter
             waiter.offer(handover)
             self.leave(waiter)
@@ -214,6 +242,17 @@ class Queue:
                 handover.waiter = TAKEN  # the waiter refers to it: a cycle would keep both
                 return True
         return False
+
+    def settle(self, waiter: Waiter, outcome: Any) -> Any:
+        """Called by the waiter itself, see `Waiter.settle`."""
+        outcome = waiter.settle(outcome)
+        self.unclaimed.pop(waiter, None)
+        return outcome
+
+    def dismiss(self, waiter: Waiter) -> None:
+        """Its loop rests. When that runs again, the task waits anew, at the head of the queue."""
+        waiter.offer(VOID)
+        self.leave(waiter)
 
     def tell_all(self, outcome: Callable[[], Any]) -> None:
         """Give each waiter an outcome of its own."""
@@ -223,9 +262,8 @@ class Queue:
 
     def wake_served(self) -> None:
         """Wake waiters that have an outcome: the thread that gave it may have been interrupted.
-        Remove those that nothing can wake any more.
+        Dismiss those whose loop rests.
         """
         for waiter in copied(self.waiters):
-            if waiter.outcome is not None or waiter.is_gone:
-                waiter.wake()
-                self.leave(waiter)
+            if waiter.outcome is not None or waiter.rests:
+                self.dismiss(waiter)

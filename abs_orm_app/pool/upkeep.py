@@ -39,10 +39,11 @@ class Upkeep:
         """Maintain the pool; return when to do it again, in `LEAST` seconds at the earliest."""
         core = self.core
         core.close_discarded()
-        lost = core.close_lost()
+        lost = core.close_lost() + core.close_stranded()
         due = min(core.closer.tend(now), self.cleaner.tend(now), self.limits.tend(now))
         soon = inf
         if not core.closed:
+            core.take_back(now)
             served = min(self._take_back_left(now), self._serve_waiting(now))
             opened, soon = self.connector.tend(now)
             due = min(
@@ -54,7 +55,8 @@ class Upkeep:
                 self._look_at_idle(now),
                 self.story.tend(now),
             )
-            if core.queue.waiters:  # it may have begun to wait just now, and not have called
+            # One may have begun to wait just now, and not have called.
+            if core.queue.waiters or core.queue.unclaimed:
                 due = min(due, now + RETRY_INTERVAL)
         # Threads that end with the process return nothing, and that is no leak to report.
         if not core.closed and main_thread().is_alive():

@@ -23,7 +23,7 @@ from abs_orm_app.pool.core import Core
 from abs_orm_app.pool.entry import AnyConnection
 from abs_orm_app.pool.growth import RETRY_INTERVAL
 from abs_orm_app.pool.housekeeping import housekeeping
-from abs_orm_app.pool.queue import GRACE, LEFT, Handover, Turn, Waiter, copied
+from abs_orm_app.pool.queue import GRACE, LEFT, VOID, Handover, Turn, Waiter, copied
 from abs_orm_app.pool.server_errors import again
 from abs_orm_app.pool.steps import Steps
 
@@ -58,8 +58,14 @@ def wait_for_connection(
             else:
                 step = PATROL if looked_after else RETRY_INTERVAL
                 outcome = yield Turn(waiter, min(now + step, deadline))
+            if outcome is not None and (outcome := core.queue.settle(waiter, VOID)) is VOID:
+                waiter, outcome = make_waiter(began, deadline), None
+                core.queue.waiters.appendleft(waiter)
+                core.serve()
+                if core.closed:
+                    core.queue.tell_all(lambda: closed_error(core))
         if outcome is None:
-            outcome = waiter.settle(timeout_error(core, timeout))
+            outcome = core.queue.settle(waiter, timeout_error(core, timeout))
             core.statistics.timeouts += isinstance(outcome, PoolTimeout)
         core.statistics.waits.add(monotonic() - began)
         if isinstance(outcome, BaseException):
@@ -76,7 +82,7 @@ def _leave(core: Core, waiter: Waiter) -> None:
     """Stop waiting because of an error of the pool, or of KeyboardInterrupt, a task's time limit or
     cancellation. A connection that came in the meantime goes to the next request.
     """
-    outcome = waiter.settle(LEFT)
+    outcome = core.queue.settle(waiter, LEFT)
     if isinstance(outcome, Handover):
         core.add(outcome.conn)
     core.queue.leave(waiter)

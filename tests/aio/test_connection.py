@@ -380,6 +380,31 @@ def test_a_connection_that_is_closed_in_a_statement_never_exceeds_the_limit(
     assert watch.most <= 2
 
 
+def test_a_statement_that_is_cancelled_again_and_again_never_exceeds_the_limit(
+    database: Database, shared: Server
+) -> None:
+    """As anyio's scopes do. psycopg then closes the connection, and the statement may go on."""
+    wrapper = database(
+        HOST="127.0.0.1", OPTIONS={"pool": {"min_size": 1, "max_size": 2, "timeout": 20}}
+    )
+
+    async def use(turns: int) -> None:
+        task = asyncio.ensure_future(first("SELECT pg_sleep(30)"))
+        await asyncio.sleep(0.1)
+        while not task.done():
+            task.cancel()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await asyncio.sleep(0)
+
+    with Watch(shared) as watch:
+        for turns in range(8):
+            run(use(turns))
+        run(first())
+    assert watch.most <= 2
+    check_whole(wrapper)
+
+
 def test_what_is_written_after_a_cancelled_block_is_there_or_fails(
     database: Database, shared: Server
 ) -> None:

@@ -32,6 +32,7 @@ from tests.support.projects import (
 )
 from tests.support.replication import Standby
 from tests.support.servers import ONE_CONNECTION, Server, wait_until
+from tests.support.tasks import held_by_tasks
 
 pytestmark = [pytest.mark.usefixtures("unblocked"), pytest.mark.server({"max_connections": "50"})]
 
@@ -122,6 +123,18 @@ def test_a_live_pool_is_shown_with_its_differences(shared: Server) -> None:
     in_effect = reported["active"]["settings"]
     assert (in_effect["size"], in_effect["overflow"]) == (5, 25)
     assert reported["active"]["opened"] is True
+
+
+def test_connections_that_tasks_hold_are_shown(shared: Server) -> None:
+    options = {"pool": {"min_size": 1, "max_size": 1, "timeout": 20.0}}
+    with (
+        database(entry(shared.conninfo, OPTIONS=options)) as alias,
+        held_by_tasks(alias, "BEGIN", waiting=2),
+    ):
+        ran = Ran(database=[alias])
+    assert "1 open, 0 idle, 2 waiting" in line(ran.out, "now")
+    said = " ".join(ran.out.split())
+    assert "the only connection is in use, 1 of them idle in a transaction." in said
 
 
 def test_check_pool_does_not_open_a_closed_pool(shared: Server) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import psycopg
 import pytest
 from django.core.management import call_command
+from django.db import connections
 
 from abs_orm_app.drill import stage, steps
 from abs_orm_app.drill.admission import NoPool, Refused
@@ -26,6 +27,7 @@ from tests.support.pgbouncers import PgBouncer, needs_pgbouncer
 from tests.support.processes import program
 from tests.support.projects import OURS, SQLITE, STOCK, database, entry
 from tests.support.servers import Server, wait_until
+from tests.support.tasks import STREAM, held_by_tasks
 
 pytestmark = [
     pytest.mark.usefixtures("unblocked"),
@@ -147,6 +149,19 @@ def test_what_is_not_configured_is_skipped(shared: Server) -> None:
 def test_with_leak_tracing_the_place_of_a_checkout_is_recorded(shared: Server) -> None:
     outcomes = drilled(shared.conninfo, 4, ABS_ORM_APP={"leak_seconds": 60.0})
     assert "where it was taken is recorded" in seen(outcomes, "explanation")
+
+
+def test_a_task_that_holds_a_connection_of_the_pool_keeps_it_and_the_promises_hold(
+    shared: Server,
+) -> None:
+    with (
+        database(entry(shared.conninfo, OPTIONS=settings())) as alias,
+        held_by_tasks(alias, "BEGIN"),
+        closing(drill(configured(alias))) as outcomes,
+    ):
+        assert set(verdicts(list(outcomes)).values()) == {"kept", "skipped"}
+        [holder] = connections[alias].pool.holders()  # type: ignore[attr-defined]
+        assert holder.who == f"task {STREAM!r}"
 
 
 # Privileges

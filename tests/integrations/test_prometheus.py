@@ -27,6 +27,7 @@ from tests.support.processes import DEADLINE, GUNICORN, Web, backends, run, web_
 from tests.support.projects import database, entry
 from tests.support.servers import Server, wait_until
 from tests.support.system import needs_promtool
+from tests.support.tasks import held_by_tasks
 
 SMALL = {"pool": {"min_size": 1, "max_size": 3, "timeout": 5.0}}
 SITE = {"DJANGO_SETTINGS_MODULE": "tests.support.watched.settings"}
@@ -135,6 +136,16 @@ def test_a_scrape_shows_what_pins_the_connections_and_how_many_are_not_needed(
             lambda: scrape(registry)["django_db_pool_connections_cleaned_total"] == 1,
             "the cleaning",
         )
+
+
+def test_a_scrape_counts_what_tasks_hold(server: Server, unblocked: None) -> None:
+    with scraped(server) as registry:
+        with held_by_tasks("other", "BEGIN", "SELECT 1"):
+            shown = lines(generate_latest(registry).decode(), "other")
+            seen = scrape(registry)
+        assert shown == ["unused{} 0.0", 'pinned{,reason="transaction"} 1.0']
+        assert seen["django_db_pool_connections_in_use"] == 2
+        assert scrape(registry)["django_db_pool_use_seconds_count"] == 2
 
 
 def publish_pins() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import unescape
+from typing import Any
 
 import psycopg
 import pytest
+from asgiref.sync import sync_to_async
+from django.core.asgi import get_asgi_application
 from django.core.signals import request_finished, request_started
 from django.db import connections
 from django.http import HttpRequest, HttpResponse
@@ -18,7 +22,7 @@ from django.urls import include, path
 from psycopg_pool import PoolTimeout
 
 from abs_orm_app.facts.snapshot import snapshot
-from abs_orm_app.integrations.admin_page import history
+from abs_orm_app.integrations.admin_page import history, neighbours
 from abs_orm_app.pool.housekeeping import TICK
 from abs_orm_app.pool.pool import HardenedPool
 from abs_project.demo import PAGE
@@ -27,6 +31,7 @@ from tests.support.pages import IN_TIME, SMALL, card, content, pool_of, state
 from tests.support.pools import Call
 from tests.support.projects import database, entry
 from tests.support.servers import Server, wait_until
+from tests.support.tasks import STREAM, held_by_tasks
 
 pytestmark = pytest.mark.usefixtures("users", "each_view_asks")
 
@@ -41,7 +46,19 @@ def hold(_request: HttpRequest, order: int) -> HttpResponse:
     return HttpResponse(f"order {order}")
 
 
-urlpatterns = [path("orders/<int:order>/", hold), path("", include("abs_project.urls"))]
+async def waits(_request: HttpRequest, order: int) -> HttpResponse:
+    """Ask the database, and then wait for something else until the test lets go."""
+    await sync_to_async(lambda: ask(connections["other"]))()
+    while not release.is_set():
+        await asyncio.sleep(0.01)
+    return HttpResponse(f"order {order}")
+
+
+urlpatterns = [
+    path("waits/<int:order>/", waits),
+    path("orders/<int:order>/", hold),
+    path("", include("abs_project.urls")),
+]
 
 
 def now(html: str) -> str:
@@ -156,6 +173,23 @@ def test_a_thread_without_a_request_is_named(staff: Client, server: Server) -> N
     assert "thread nightly import" in shown
 
 
+def test_a_task_is_named_with_what_it_needs(staff: Client, server: Server) -> None:
+    with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
+        pool = pool_of(alias)
+        with held_by_tasks(alias, "BEGIN", "BEGIN", "SELECT 1", waiting=1):
+            html = content(staff)
+            [row] = [row for row in neighbours._own() if row.alias == alias]
+            with pytest.raises(PoolTimeout, match=f"Task {STREAM!r} has held one for"):
+                pool.getconn(0.1)
+    shown = unescape(card(html, alias))
+    [holders] = re.findall(r"<tr id=\"holder-.*?</tr>", shown, re.DOTALL)
+    assert f"task {STREAM}" in holders
+    assert '<td class="number">3</td>' in holders
+    assert "2: a transaction" in holders
+    assert f"3 of 3 connections are held by task {STREAM}." in now(html)
+    assert row.longest.startswith(f"task {STREAM}, ")
+
+
 def test_what_pins_a_connection_is_shown_with_its_place(staff: Client, server: Server) -> None:
     done = threading.Event()
     given = entry(server.conninfo, OPTIONS=SMALL, ABS_ORM_APP={"leak_seconds": 60.0})
@@ -204,6 +238,40 @@ def test_connections_that_are_idle_while_requests_wait_are_a_finding(
         done.set()
         for call in calls:
             call.result(IN_TIME)
+
+
+@override_settings(ROOT_URLCONF=__name__)
+def test_async_views_that_wait_for_something_else_are_the_same_finding(
+    staff: Client, server: Server
+) -> None:
+    history.keep()
+    release.clear()
+
+    async def request(number: int) -> None:
+        path, host = f"/waits/{number}/", (b"host", b"localhost")
+        scope = {"type": "http", "method": "GET", "path": path, "headers": [host]}
+        received: asyncio.Queue[Any] = asyncio.Queue()
+        received.put_nowait({"type": "http.request"})
+        sent: list[Any] = []
+
+        async def send(event: Any) -> None:
+            sent.append(event)
+
+        await get_asgi_application()(scope, received.get, send)
+        assert sent[0]["status"] == 200
+
+    async def requests() -> None:
+        await asyncio.gather(*(request(number) for number in range(4)))
+
+    with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
+        pool = pool_of(alias)
+        history.look(pool)
+        call = Call(asyncio.run, requests())
+        wait_until(lambda: snapshot(pool).unused == 3, "the requests to do something else")
+        wait_until(lambda: snapshot(pool).waiting == 1, "the request to wait")
+        wait_until(lambda: "abs_orm_app.W005" in content(staff), "the finding")
+        release.set()
+        call.result(IN_TIME)
 
 
 def test_requests_that_timed_out_are_told_for_a_minute(staff: Client, server: Server) -> None:
