@@ -250,7 +250,7 @@ def test_it_refreshes_without_javascript(shop: Site) -> None:
         # Each look takes the page as it is: a refresh may come between two looks for elements.
         def is_fresh() -> bool:
             page = chromium.page_source
-            seen.update(re.findall(r"<time [^>]*>([0-9:]+)</time>", page))
+            seen.update(re.findall(r"<time [^>]*>([0-9:]+) [A-Z]+</time>", page))
             return len(seen) > 1 and re.search(r'id="pool-pause" hidden', page) is not None
 
         eventually(is_fresh, "a refresh")
