@@ -14,7 +14,6 @@ from pytest_django.plugin import DjangoDbBlocker
 
 from tests.integrations.night import FAULTS, PAGE, PLACE, PLACES, Fault, look, table
 
-
 MOST_LINES = 4  # of the log in the first seconds of a fault
 
 
