@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from abs_orm_app.backends.serving import Request, requests_of
@@ -41,8 +41,9 @@ def live(alias: str) -> Live | None:
     )
 
 
-def to_json(pool: Live) -> dict[str, Any]:
-    return asdict(pool)
+def to_json(value: Any) -> dict[str, Any]:
+    """A dataclass, for `json.dump`, which calls this again for each one in it."""
+    return {each.name: getattr(value, each.name) for each in fields(value)}
 
 
 def from_json(told: Mapping[str, Any]) -> Live:

@@ -15,7 +15,7 @@ import stat
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import gettempdir
 from time import monotonic, sleep, time
@@ -34,7 +34,7 @@ from abs_orm_app.pool.housekeeping import observers
 LOOKED_AT = "looked-at"  # the file whose age says when somebody looked last
 AWAKE = 15.0  # seconds after a look for which processes write
 STALE = 10.0  # seconds after which a file counts no more
-LARGEST = 1_000_000  # bytes of a file that are read
+LARGEST = 10_000_000  # bytes of a file that are read
 EVERY = 0.9  # seconds between two files of a process, at least
 ANSWER_WITHIN = 3.0  # seconds for a process that was just pinned
 
@@ -104,15 +104,15 @@ def tell(_: object = None) -> None:
 
 def write(home: Path) -> None:
     mine = os.getpid()
-    told: dict[str, Any] = {"rows": [asdict(row) for row in _own()]}
+    told: dict[str, Any] = {"rows": list(_own())}
     if _is_fresh(_asked(home, mine), AWAKE):
         pools = {alias: live(alias) for alias in current_pools()}
-        told["pools"] = {alias: to_json(pool) for alias, pool in pools.items() if pool}
+        told["pools"] = {alias: pool for alias, pool in pools.items() if pool}
     part = home / f"{mine}-{threading.get_ident()}.part"
     try:
         handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         with open(handle, "w") as file:
-            json.dump(told, file)
+            file.write(json.dumps(told, default=to_json))
         part.replace(_file(home, mine))
     except OSError:  # a full disk
         with suppress(OSError):

@@ -134,7 +134,7 @@ def test_another_process_is_told_all_that_the_page_shows(server: Server) -> None
         assert told
         assert told.holders
         assert len(told.past.seconds) >= 2
-        assert from_json(json.loads(json.dumps(to_json(told)))) == told
+        assert from_json(json.loads(json.dumps(told, default=to_json))) == told
         connections[alias].close()
 
 
