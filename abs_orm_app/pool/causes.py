@@ -183,6 +183,7 @@ class Story:
         self._cause: Cause | None = None
         self._by_fault = self._failing = False
         self._began = self._seen = self._said = 0.0
+        self._served = 0  # when it was last seen
         self._before = self._last = (0, 0)
 
     def tend(self, now: float) -> float:
@@ -191,8 +192,8 @@ class Story:
         if found := self._found(now):
             if told is None or (told.name != found.name and self._may_change(now)):
                 self._begin(found, now)
-            self._seen = now
-        elif told and now - self._seen >= OVER_AFTER:
+            self._seen, self._served = now, self._serves()
+        elif told and now - self._seen >= OVER_AFTER and self._is_over(told):
             self._end()
         if self._cause:
             self._go_on(now)
@@ -207,6 +208,14 @@ class Story:
         waits_long = bool(waiters) and now - waiters[0].began >= TOLD_AFTER
         return found if waits_long or core.trouble == found.name else None
 
+    def _is_over(self, told: Cause) -> bool:
+        """True if that is shown. That nobody waits any more shows nothing."""
+        if told.name == "read-only":
+            return any(entry.role is Role.PRIMARY for entry in list(self._core.entries))
+        if told.name in ("exhausted", "slow or locked") and self._core.idle:
+            return True
+        return self._by_fault or self._serves() > self._served
+
     def _may_change(self, now: float) -> bool:
         return (
             self._core.fault or self._core.refusal
@@ -218,7 +227,8 @@ class Story:
         self._seen = self._said = now
         if told is None:
             self._failing, self._began = False, now
-            self._before = self._last = self._counts()
+            waited, failed = self._counts()
+            self._before = self._last = waited - len(core.queue.waiters), failed
         core.trouble = cause.name
         if not self._by_fault:  # else the connector has said it
             core.say(messages.trouble_begins(core.name, cause, held_by(core)))
@@ -246,6 +256,11 @@ class Story:
             return  # the connector says it
         waited, failed = (n - b for n, b in zip(self._counts(), self._before, strict=True))
         core.say(messages.trouble_ends(core.name, cause, self._seen - self._began, waited, failed))
+
+    def _serves(self) -> int:
+        """Checkouts that did not fail, and do not wait."""
+        counted = self._core.statistics
+        return counted.checkouts - counted.errors - len(self._core.queue.waiters)
 
     def _counts(self) -> tuple[int, int]:
         """Requests that have waited, and that got no connection."""
