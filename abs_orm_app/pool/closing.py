@@ -58,10 +58,15 @@ class Closer:
 
     def __init__(self, name: str, freed: Callable[[Entry], object]) -> None:
         self._name, self._freed = name, freed
-        self.reset()
+        self._reset()
 
-    def reset(self) -> None:
-        """In a forked child: forget the parent's connections and threads."""
+    def abandon(self) -> None:
+        """In a forked child: forget the parent's connections and threads, and cancel nothing."""
+        self._reset()
+        self._cancels = False
+
+    def _reset(self) -> None:
+        self._cancels = True  # False: what the server executes is the parent's
         # Lost ones whose handle a frame still has: since when, and the handle.
         self._lost: dict[Entry, tuple[float, Callable[[], Any]]] = {}
         # Those that a thread cancels, and until when. Who removes one from it frees the slot.
@@ -152,7 +157,7 @@ class Closer:
         until = self._ending.get(entry, -inf)
         cancel, entry.cancel = entry.cancel, None
         left = until - monotonic()
-        if cancel is not None and left > 0:
+        if cancel is not None and left > 0 and self._cancels:
             _send(cancel, min(CANCEL_TIMEOUT, left))
         if conn is not None and not conn.lock.locked():
             conn._pool = None

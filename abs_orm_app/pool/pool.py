@@ -569,7 +569,7 @@ class HardenedPool:
         core.closing.clear()
         core.queue.waiters.clear()
         core.until_full.waiters.clear()
-        core.closer.reset()
+        core.closer.abandon()
         self.connector.abandon()
         self.cleaner.reset()
 
