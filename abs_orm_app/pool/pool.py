@@ -472,7 +472,7 @@ class HardenedPool:
         core = self.core
         core.min_size, core.max_size = checked_sizes(min_size, max_size)
         core.surplus.clear()
-        for _ in range(len(core.entries) - core.max_size):
+        for _ in range(len(core.entries) + len(core.attempts) - core.max_size):
             if not core.close_longest_idle(monotonic()):
                 core.surplus.append(None)
         core.look_again()
