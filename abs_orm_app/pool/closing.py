@@ -46,7 +46,7 @@ def spoil(conn: Any, entry: Entry) -> None:
     The holder's next statement fails, and the pool cancels what the server may be executing.
     """
     entry.spoiled += 1
-    entry.cancel = cancel_handle(conn.pgconn)
+    entry.cancel = entry.cancel or cancel_handle(conn.pgconn)  # its holder may have closed it
     if isinstance(conn, psycopg.AsyncConnection):
         entry.shut_down()  # a task that waits must take its handle out of the loop first
     else:

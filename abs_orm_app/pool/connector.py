@@ -278,6 +278,8 @@ class Connector:
             attempt.until = monotonic() + prepare_timeout(core.timeout)
             if source.configure is not None:
                 self._configure(source.configure, conn)
+            if attempt.cancelled:
+                raise OperationalError(messages.attempt_hung(core.name, "configure"))
             if conn.pgconn.transaction_status != TransactionStatus.IDLE:
                 raise ProgrammingError(messages.left_in_transaction(core.name))
             return conn, self._placement.role_of_new(conn)
@@ -349,9 +351,13 @@ class Connector:
         self._placement.opened(entry, role, attempt.began, any_dead=self._hosts.any_dead)
         try:
             core.attempts.remove(attempt)
+            given_up = attempt.cancelled  # the request to cancel would meet its holder's statement
         except KeyError:
+            given_up = True
+        if given_up:
             core.entries.discard(entry)
             _close(conn, attempt)
+            core.call_housekeeping()
             return False
         self._has_connected = True
         with self._lock:
@@ -365,7 +371,9 @@ class Connector:
         """Have the server cancel what `configure` executes: its thread then frees the slot."""
         if attempt.cancelled or attempt.pgconn is None:
             return False
-        attempt.cancelled = True
+        attempt.cancelled = True  # first: `_admit` takes it out, and then looks
+        if attempt not in self._core.attempts:
+            return True
         if (cancel := cancel_handle(attempt.pgconn)) is None:
             return False
         attempt.until = now + CANCEL_TIMEOUT

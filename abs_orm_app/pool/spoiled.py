@@ -13,10 +13,11 @@ commits.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, get_origin
 
 import psycopg
 from psycopg.pq import PipelineStatus, TransactionStatus
@@ -37,12 +38,13 @@ def judged(conn: Any, owner: Any = None) -> Iterator[None]:
         return
     checkout = entry.checkout
     ended = checkout.get(ENDED)  # not None if the pool itself uses it
+    before = sys.exception()  # being handled around the block: it interrupts nothing here
     entry.spoiled += 1  # until it is known that nothing went wrong
     try:
         yield
     except BaseException as error:
         if entry.checkout is checkout and checkout.get(ENDED) is ended:
-            if _is_at_its_end(conn) and _is_of_psycopg(error):
+            if _is_at_its_end(conn) and _is_of_psycopg(error, before):
                 entry.spoiled -= 1
                 entry.suspect()  # psycopg logs an interruption that comes during an error
             else:
@@ -60,7 +62,7 @@ def balanced(conn: Any, owner: Any = None) -> Iterator[None]:
     """
     entry = getattr(owner or conn, ENTRY, None)
     checkout = entry.checkout if entry is not None else None
-    before = _depth(conn)
+    handled, before = sys.exception(), _depth(conn)
     try:
         yield
     except BaseException as error:
@@ -70,7 +72,7 @@ def balanced(conn: Any, owner: Any = None) -> Iterator[None]:
             and ENDED not in checkout
             and not conn.closed
             and _depth(conn) != before
-            and not _is_of_psycopg(error)
+            and not _is_of_psycopg(error, handled)
         ):
             spoil(conn, entry)
         raise
@@ -91,6 +93,25 @@ def keep_cancel(conn: Any, owner: Any = None) -> None:
         entry.cancel = cancel_handle(conn.pgconn)
 
 
+@contextmanager
+def _cancelling(conn: Any) -> Iterator[bool]:
+    """A request to cancel is under way, perhaps in another thread than its holder's: if that
+    returns the connection meanwhile, it is closed, or the next holder's statement would be
+    cancelled. One that fails may still arrive.
+
+    False if the connection was returned just before.
+    """
+    entry = getattr(conn, ENTRY, None)
+    if entry is None or not entry.in_use:
+        yield True
+        return
+    checkout = entry.checkout
+    entry.spoiled += 1  # first: a return decides `checkout`, and then looks
+    yield not checkout
+    if entry.checkout is checkout:
+        entry.spoiled -= 1
+
+
 def _is_at_its_end(conn: Any) -> bool:
     """True if nothing is under way on the connection."""
     pgconn = conn.pgconn
@@ -99,10 +120,15 @@ def _is_at_its_end(conn: Any) -> bool:
     return bool(pgconn.transaction_status != TransactionStatus.ACTIVE)
 
 
-def _is_of_psycopg(error: BaseException) -> bool:
-    """True if psycopg has raised it, or Django in its place, and nothing has interrupted that."""
+def _is_of_psycopg(error: BaseException, before: BaseException | None) -> bool:
+    """True if psycopg has raised it, or Django in its place, and nothing has interrupted that.
+
+    `before`: was being handled already, so that Python has made it the context of the first one.
+    """
     cause: BaseException | None = error
-    while cause is not None:
+    seen: set[int] = set()  # `raise error.__cause__` makes a circle
+    while cause is not None and cause is not before and id(cause) not in seen:
+        seen.add(id(cause))
         translated = isinstance(cause.__cause__, psycopg.Error)
         if not (isinstance(cause, psycopg.Error) or translated):
             return False
@@ -127,6 +153,16 @@ class _GuardedConnection:
         with balanced(self), super().transaction(*args, **kwargs) as block:  # type: ignore[misc]
             yield block
 
+    def cancel(self) -> None:
+        with _cancelling(self) as is_held:
+            if is_held:
+                super().cancel()  # type: ignore[misc]
+
+    def cancel_safe(self, *, timeout: float = 30.0) -> None:
+        with _cancelling(self) as is_held:
+            if is_held:
+                super().cancel_safe(timeout=timeout)  # type: ignore[misc]
+
     def close(self) -> None:
         keep_cancel(self)
         super().close()  # type: ignore[misc]
@@ -134,7 +170,7 @@ class _GuardedConnection:
 
 def guarded(connection_class: Any) -> Any:
     """A subclass of psycopg's connection class whose pipelines and blocks are judged."""
-    return _guarded(connection_class)
+    return _guarded(get_origin(connection_class) or connection_class)  # of `Connection[DictRow]`
 
 
 @cache
