@@ -14,10 +14,11 @@ commits.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any, get_origin
+from weakref import ref
 
 import psycopg
 from psycopg.pq import PipelineStatus, TransactionStatus
@@ -55,27 +56,59 @@ def judged(conn: Any, owner: Any = None) -> Iterator[None]:
 
 
 @contextmanager
-def balanced(conn: Any, owner: Any = None) -> Iterator[None]:
-    """Close the connection if the block is left in another transaction than it was entered in.
+def balanced(conn: Any, owner: Any = None) -> Iterator[Rollback]:
+    """Close the connection if the block is left in another transaction than it was entered in, or
+    if its rollback was interrupted.
 
-    `owner`: as for `judged`.
+    `owner`: as for `judged`. Yields what must be called with psycopg's block.
     """
-    entry = getattr(owner or conn, ENTRY, None)
+    entry: Any = getattr(owner or conn, ENTRY, None)
     checkout = entry.checkout if entry is not None else None
-    handled, before = sys.exception(), _depth(conn)
+    handled, before, rollback = sys.exception(), _depth(conn), Rollback()
+
+    def is_half_ended(error: BaseException | None) -> bool:
+        if entry is None or entry.checkout is not checkout or ENDED in checkout or conn.closed:
+            return False
+        return rollback.is_half_done() or (
+            error is not None and _depth(conn) != before and not _is_of_psycopg(error, handled)
+        )
+
     try:
-        yield
+        yield rollback
     except BaseException as error:
-        if (
-            entry is not None
-            and entry.checkout is checkout
-            and ENDED not in checkout
-            and not conn.closed
-            and _depth(conn) != before
-            and not _is_of_psycopg(error, handled)
-        ):
+        if is_half_ended(error):
             spoil(conn, entry)
         raise
+    if is_half_ended(None):
+        spoil(conn, entry)
+
+
+class Rollback:
+    """Sees whether the rollback of psycopg's block comes to its end. If an exception interrupts
+    it, psycopg only logs that, and the block's rows would be committed.
+    """
+
+    def __init__(self) -> None:
+        self._block: Callable[[], Any] | None = None
+        self._ended = False
+
+    def __call__(self, block: Any) -> None:
+        self._block = ref(block)
+        block._rollback_gen = partial(self._roll_back, type(block)._rollback_gen)
+
+    def _roll_back(self, steps: Any, error: BaseException | None) -> Any:
+        block = self._block and self._block()
+        try:
+            result = yield from steps(block, error)
+        except psycopg.Error as problem:
+            self._ended = _is_of_psycopg(problem, error)
+            raise
+        self._ended = True
+        return result
+
+    def is_half_done(self) -> bool:
+        block = self._block and self._block()
+        return bool(block and not self._ended and block.status != block.Status.COMMITTED)
 
 
 def _depth(conn: Any) -> tuple[bool, int]:
@@ -150,8 +183,14 @@ class _GuardedConnection:
 
     @contextmanager
     def transaction(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        with balanced(self), super().transaction(*args, **kwargs) as block:  # type: ignore[misc]
+        with balanced(self) as rollback, super().transaction(*args, **kwargs) as block:  # type: ignore[misc]
+            rollback(block)
             yield block
+
+    def rollback(self) -> None:
+        """It also ends what psycopg has prepared: half-way, psycopg's list of that is wrong."""
+        with judged(self):
+            super().rollback()  # type: ignore[misc]
 
     def cancel(self) -> None:
         with _cancelling(self) as is_held:

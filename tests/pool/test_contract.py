@@ -44,6 +44,13 @@ def conn(shared: Server) -> Iterator[psycopg.Connection]:
         yield conn
 
 
+def test_a_block_rolls_back_in_a_generator() -> None:
+    """Which `pool/spoiled.py` watches."""
+    for block in (psycopg.Transaction, psycopg.AsyncTransaction):
+        assert list(inspect.signature(block._rollback_gen).parameters) == ["self", "exc_val"]
+        assert inspect.isgeneratorfunction(block._rollback_gen)
+
+
 def test_no_other_private_name_of_a_connection_is_used() -> None:
     source = inspect.getsource(psycopg.connection) + inspect.getsource(psycopg._connection_base)
     theirs = set(re.findall(r"self\.(_[a-z]\w*)", source))

@@ -7,6 +7,8 @@ import signal
 import statistics
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
 from time import monotonic, sleep
 from typing import Any
 
@@ -16,13 +18,14 @@ from django.db.utils import DataError
 
 from abs_orm_app.pool import closing, returning
 from tests.soak.interrupted import interrupted
-from tests.support.bytecodes import signals_leave_locks
+from tests.support.bytecodes import Interrupted, signals_leave_locks
 from tests.support.pools import APP, LATE, AnyPool, Call, opened, ours, pid, use
 from tests.support.processes import Watch, run
 from tests.support.servers import Server, wait_until
 from tests.support.sessions import POOL, Session, begun
 from tests.support.spoiling import (
     TABLES,
+    acting,
     blocks,
     executemany,
     executemany_of_another_class,
@@ -41,6 +44,50 @@ def test_an_exception_within_psycopg_costs_nobody_else(
 ) -> None:
     with begun(shared, POOL, timeout=5) as (begin, _):
         sweep(shared, begin, statement)
+
+
+class LimitError(Exception):
+    """As Celery's for soft time limits. psycopg only logs an `Exception` during a rollback."""
+
+
+@pytest.mark.parametrize("raised", [LimitError, Interrupted])
+def test_what_a_block_has_rolled_back_is_not_committed(
+    server: Server, raised: type[BaseException]
+) -> None:
+    """Nor does the next holder's psycopg believe that the server has prepared its statements."""
+    options = {"min_size": 1, "timeout": 20, "kwargs": {"prepare_threshold": 0}}
+    with opened(ours, server.conninfo, **options) as pool, server.admin() as admin:
+        for at in count(0, 3):
+            thrown = Call(_roll_back, pool, at, raised).result(within=LATE)
+            with pool.connection() as conn:
+                for _ in range(2):
+                    conn.execute("SELECT 1")
+            rows = admin.execute("SELECT kind FROM kept WHERE key = %s", [at]).fetchall()
+            assert not rows, f"point {at}"
+            if not thrown:
+                break
+    assert at > 300
+
+
+def _roll_back(pool: AnyPool, at: int, raised: type[BaseException]) -> bool:
+    """True if it was interrupted."""
+    thrown = False
+
+    def throw() -> None:
+        nonlocal thrown
+        thrown = True
+        raise raised
+
+    def fail(conn: psycopg.Connection[Any]) -> None:
+        with conn.transaction():
+            conn.execute("INSERT INTO kept VALUES (%s, 'rolled back')", [at])
+            raise KeyError
+
+    with suppress(psycopg.Error), pool.connection() as conn, conn.transaction():
+        conn.execute("SELECT 1")
+        with suppress(KeyError, raised), acting(at, throw):
+            fail(conn)
+    return thrown
 
 
 @signals_leave_locks
