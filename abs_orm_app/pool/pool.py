@@ -342,6 +342,7 @@ class HardenedPool:
                 or entry.spoiled
                 or conn.lock.locked()
                 or conn._num_transactions
+                or conn._tpc
                 or self._reset is not None
             ):
                 limits = self.cleaner.limits

@@ -243,6 +243,19 @@ def test_a_block_of_transaction_that_was_never_left_is_not_the_next_holders(
                 assert conn.execute("SELECT 1").fetchone() == (1,)
 
 
+@pytest.mark.server({"max_prepared_transactions": "2"})
+def test_a_two_phase_transaction_is_not_the_next_holders(server: Server) -> None:
+    """psycopg refuses to commit on such a connection."""
+    kwargs = {"autocommit": False}
+    with opened(ours, server.conninfo, min_size=1, timeout=20, kwargs=kwargs) as pool:
+        conn = pool.getconn()
+        conn.tpc_begin("mine")
+        conn.tpc_prepare()
+        pool.putconn(conn)
+        with pool.connection() as conn:
+            conn.execute("SELECT 1")
+
+
 # Errors of the server
 
 
