@@ -390,8 +390,6 @@ class Connector:
         else:
             stage = "configure" if attempt.twin else "connect"
             error = OperationalError(messages.attempt_hung(self._core.name, stage))
-        if (twin := attempt.twin) is not None:
-            shut_down(twin)
         self._failed(attempt, error, log_here=False)
 
     def _failed(self, attempt: Attempt, error: BaseException, *, log_here: bool = True) -> None:
@@ -400,7 +398,9 @@ class Connector:
         try:
             core.attempts.remove(attempt)
         except KeyError:
-            return  # it was given up
+            return  # it was given up, or has become a connection
+        if attempt.twin is not None:
+            shut_down(attempt.twin)
         bare = without_frames(error)
         permanent = is_permanent(bare, has_connected=self._has_connected)
         permanent = permanent and not self._may_be_rotating(bare)
