@@ -40,12 +40,13 @@ def judged(conn: Any, owner: Any = None) -> Iterator[None]:
     checkout = entry.checkout
     ended = checkout.get(ENDED)  # not None if the pool itself uses it
     before = sys.exception()  # being handled around the block: it interrupts nothing here
+    is_inner = conn.pgconn.pipeline_status != PipelineStatus.OFF  # the outer one sees how it ends
     entry.spoiled += 1  # until it is known that nothing went wrong
     try:
         yield
     except BaseException as error:
         if entry.checkout is checkout and checkout.get(ENDED) is ended:
-            if _is_at_its_end(conn) and _is_of_psycopg(error, before):
+            if (is_inner or _is_at_its_end(conn)) and _is_of_psycopg(error, before):
                 entry.spoiled -= 1
                 entry.suspect()  # psycopg logs an interruption that comes during an error
             else:

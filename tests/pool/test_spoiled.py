@@ -270,6 +270,13 @@ def test_an_error_of_the_server_closes_no_connection(shared: Server) -> None:
         assert conn.execute("SELECT 1").fetchone() == (1,)
 
 
+def test_an_error_of_the_server_in_a_pipeline_closes_no_connection(shared: Server) -> None:
+    with opened(ours, shared.conninfo, min_size=1, timeout=20) as pool, pool.connection() as conn:
+        with conn.pipeline(), suppress(psycopg.errors.DivisionByZero), conn.transaction():
+            conn.execute("SELECT 1 / 0").fetchone()
+        assert conn.execute("SELECT 1").fetchone() == (1,)
+
+
 def test_an_error_whose_causes_go_round_in_a_circle_hangs_nobody(shared: Server) -> None:
     """A project may raise again what Django has translated."""
 
