@@ -46,7 +46,7 @@ def spoil(conn: Any, entry: Entry) -> None:
     The holder's next statement fails, and the pool cancels what the server may be executing.
     """
     entry.spoiled += 1
-    entry.cancel = cancel_handle(conn.pgconn)
+    entry.cancel = entry.cancel or cancel_handle(conn.pgconn)  # its holder may have closed it
     if isinstance(conn, psycopg.AsyncConnection):
         entry.shut_down()  # a task that waits must take its handle out of the loop first
     else:
@@ -58,10 +58,15 @@ class Closer:
 
     def __init__(self, name: str, freed: Callable[[Entry], object]) -> None:
         self._name, self._freed = name, freed
-        self.reset()
+        self._reset()
 
-    def reset(self) -> None:
-        """In a forked child: forget the parent's connections and threads."""
+    def abandon(self) -> None:
+        """In a forked child: forget the parent's connections and threads, and cancel nothing."""
+        self._reset()
+        self._cancels = False
+
+    def _reset(self) -> None:
+        self._cancels = True  # False: what the server executes is the parent's
         # Lost ones whose handle a frame still has: since when, and the handle.
         self._lost: dict[Entry, tuple[float, Callable[[], Any]]] = {}
         # Those that a thread cancels, and until when. Who removes one from it frees the slot.
@@ -152,7 +157,7 @@ class Closer:
         until = self._ending.get(entry, -inf)
         cancel, entry.cancel = entry.cancel, None
         left = until - monotonic()
-        if cancel is not None and left > 0:
+        if cancel is not None and left > 0 and self._cancels:
             _send(cancel, min(CANCEL_TIMEOUT, left))
         if conn is not None and not conn.lock.locked():
             conn._pool = None

@@ -296,6 +296,8 @@ class Connector:
             attempt.until = monotonic() + prepare_timeout(core.timeout)
             if source.configure is not None:
                 self._configure(source.configure, conn)
+            if attempt.cancelled:
+                raise OperationalError(messages.attempt_hung(core.name, "configure"))
             if conn.pgconn.transaction_status != TransactionStatus.IDLE:
                 raise ProgrammingError(messages.left_in_transaction(core.name))
             return conn, self._placement.role_of_new(conn)
@@ -377,9 +379,13 @@ class Connector:
         self._placement.opened(entry, role, attempt.began, any_dead=self._hosts.any_dead)
         try:
             core.attempts.remove(attempt)
+            given_up = attempt.cancelled  # the request to cancel would meet its holder's statement
         except KeyError:
+            given_up = True
+        if given_up:
             core.entries.discard(entry)
             _close(conn, attempt)
+            core.call_housekeeping()
             return False
         self._has_connected = True
         with self._lock:
@@ -393,7 +399,9 @@ class Connector:
         """Have the server cancel what `configure` executes: its thread then frees the slot."""
         if attempt.cancelled or attempt.pgconn is None:
             return False
-        attempt.cancelled = True
+        attempt.cancelled = True  # first: `_admit` takes it out, and then looks
+        if attempt not in self._core.attempts:
+            return True
         if (cancel := cancel_handle(attempt.pgconn)) is None:
             return False
         attempt.until = now + CANCEL_TIMEOUT
@@ -410,8 +418,6 @@ class Connector:
         else:
             stage = "configure" if attempt.twin else "connect"
             error = OperationalError(messages.attempt_hung(self._core.name, stage))
-        if (twin := attempt.twin) is not None:
-            shut_down(twin)
         self._failed(attempt, error, log_here=False)
 
     def _failed(self, attempt: Attempt, error: BaseException, *, log_here: bool = True) -> None:
@@ -420,7 +426,9 @@ class Connector:
         try:
             core.attempts.remove(attempt)
         except KeyError:
-            return  # it was given up
+            return  # it was given up, or has become a connection
+        if attempt.twin is not None:
+            shut_down(attempt.twin)
         bare = without_frames(error)
         permanent = is_permanent(bare, has_connected=self._has_connected)
         permanent = permanent and not self._may_be_rotating(bare)

@@ -348,6 +348,7 @@ class HardenedPool:
                 or entry.spoiled
                 or conn.lock.locked()
                 or conn._num_transactions
+                or conn._tpc
                 or self._reset is not None
             ):
                 limits = self.cleaner.limits
@@ -478,7 +479,7 @@ class HardenedPool:
         core = self.core
         core.min_size, core.max_size = checked_sizes(min_size, max_size)
         core.surplus.clear()
-        for _ in range(len(core.entries) - core.max_size):
+        for _ in range(len(core.entries) + len(core.attempts) - core.max_size):
             if not core.close_longest_idle(monotonic()):
                 core.surplus.append(None)
         core.look_again()
@@ -577,7 +578,7 @@ class HardenedPool:
         core.queue.waiters.clear()
         core.queue.unclaimed.clear()
         core.until_full.waiters.clear()
-        core.closer.reset()
+        core.closer.abandon()
         self.connector.abandon()
         self.cleaner.reset()
 
