@@ -204,9 +204,14 @@ class Story:
         core, found = self._core, cause_of(self._core)
         if found is None or core.fault or core.refusal or found.name == "read-only":
             return found
+        if core.trouble == found.name:
+            return found
         waiters = copied(core.queue.waiters)
-        waits_long = bool(waiters) and now - waiters[0].began >= TOLD_AFTER
-        return found if waits_long or core.trouble == found.name else None
+        waited = now - waiters[0].began if waiters else 0.0
+        # What is told now is not corrected soon: the first answer of the server is waited for.
+        is_asked = now - core.reached[0] > FRESH and core.asked_at > core.reached[0]
+        until = TOLD_AFTER + 3 * ANSWER_WITHIN if is_asked else TOLD_AFTER
+        return found if waited >= until else None
 
     def _is_over(self, told: Cause) -> bool:
         """True if that is shown. That nobody waits any more shows nothing."""

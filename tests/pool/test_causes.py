@@ -101,9 +101,9 @@ def test_the_log_tells_no_end_while_a_server_hangs_and_nobody_asks(
     with opened(ours, suspended.tcp_conninfo, min_size=2) as pool:
         suspended.suspend()
         calls = [Call(use, pool, "SELECT 1", 20) for _ in range(2)]
-        wait_until(lambda: len(pool.in_use) == 2, "all to be in use")
+        wait_until(lambda: len(causes._active(pool.core)) == 2, "all to wait for the server")
         with pytest.raises(PoolTimeout):
-            use(pool, timeout=2.5)
+            use(pool, timeout=3.5)
         sleep(3.0)
         assert "the server does not answer" in caplog.text
         assert "again" not in caplog.text

@@ -169,8 +169,13 @@ def test_it_lists_the_processes_of_the_project_or_says_why_it_cannot(
     staff: Client, server: Server
 ) -> None:
     unknown = "The processes of this project cannot be told apart"
-    with psycopg.connect(server.conninfo, application_name="shop@web-2:12"):
-        for project, expected in (("shop", (1, 0)), (None, (0, 1))):
+    with (
+        psycopg.connect(server.conninfo, application_name="shop@web-2:12"),
+        psycopg.connect(server.conninfo, application_name="shop@web-2:13"),
+        psycopg.connect(server.conninfo, application_name="blog@web-2:14"),
+    ):
+        # Of one process, the table of the applications says as much.
+        for project, expected in (("shop", (1, 0)), ("blog", (0, 0)), (None, (0, 1))):
             given = entry(server.conninfo, OPTIONS=SMALL, ABS_ORM_APP={"project": project})
             with database(given) as alias:
                 shown = content(staff).partition(f'id="database-of-{alias}"')[2]
