@@ -25,7 +25,7 @@ from abs_orm_app.backends.routing import only_reads
 from abs_orm_app.backends.serving import requests_of
 from abs_orm_app.config.application_name import process_name
 from abs_orm_app.config.credentials import current_password, is_rotating
-from abs_orm_app.config.entry import AppOptions, Release, Reset, app_options
+from abs_orm_app.config.entry import KEY, AppOptions, Release, Reset, app_options
 from abs_orm_app.config.parameters import Parameters
 from abs_orm_app.pool import registry
 from abs_orm_app.pool.core import Hooks
@@ -285,8 +285,14 @@ def threads_in_atomic_block(alias: str) -> set[int]:
 _elders: dict[str, HardenedPool] = {}
 
 
+_POOLS_OWN = ("reset", "leak_seconds", "project", "password_file", "password_provider")
+
+
 def origin(entry: dict[str, Any]) -> tuple[Any, ...]:
-    """Everything of an entry of DATABASES that decides where its connections lead, and as whom."""
+    """What of an entry of DATABASES makes its connections: where they lead, as whom, and how they
+    are set up and cleaned.
+    """
+    extra = entry.get(KEY) or {}
     return (
         entry["NAME"],
         entry["HOST"],
@@ -294,6 +300,9 @@ def origin(entry: dict[str, Any]) -> tuple[Any, ...]:
         entry["USER"],
         entry["PASSWORD"],
         entry["OPTIONS"],
+        entry["TIME_ZONE"],
+        entry["CONN_HEALTH_CHECKS"],
+        *map(extra.get, _POOLS_OWN),
     )
 
 

@@ -50,6 +50,24 @@ def test_a_new_entry_of_an_alias_gets_a_pool_of_its_own(
     assert role() == "tenant_b"
 
 
+def test_a_new_time_zone_of_an_alias_is_that_of_its_connections(database: Database) -> None:
+    database(OPTIONS=SMALL, TIME_ZONE="UTC")
+    assert ask(connections[ALIAS], "SHOW TimeZone") == "UTC"
+    del connections[ALIAS]
+    database(OPTIONS=SMALL, TIME_ZONE="Asia/Tokyo")
+    assert ask(connections[ALIAS], "SHOW TimeZone") == "Asia/Tokyo"
+
+
+def test_a_new_way_to_clean_the_connections_of_an_alias_is_followed(database: Database) -> None:
+    left = "SELECT current_setting('app.tenant', true)"
+    for reset, found in (("never", "7"), ("dirty", None)):
+        database(OPTIONS={"pool": {**SMALL["pool"], "max_size": 1}}, ABS_ORM_APP={"reset": reset})
+        ask(connections[ALIAS], "SET app.tenant = '7'")
+        connections[ALIAS].close()
+        assert (ask(connections[ALIAS], left) or None) == found
+        del connections[ALIAS]
+
+
 def test_an_entry_that_is_changed_in_place_gets_a_pool_of_its_own(database: Database) -> None:
     database(USER="tenant_a", OPTIONS=SMALL)
     assert role() == "tenant_a"
