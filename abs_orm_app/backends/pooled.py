@@ -20,6 +20,7 @@ from abs_orm_app.backends.cleaning import clean, prepare, statements
 from abs_orm_app.backends.client import Client
 from abs_orm_app.backends.cursors import SeenErrors, leased
 from abs_orm_app.backends.installed import warn_if_not_installed
+from abs_orm_app.backends.lease import ALWAYS, LEASE
 from abs_orm_app.backends.leasing import LeasingMixin
 from abs_orm_app.backends.routing import only_reads
 from abs_orm_app.backends.serving import requests_of
@@ -98,6 +99,7 @@ class PooledMixin(LeasingMixin):
             )
         if self._connection_pools.get(self.alias) is pool:
             self.close_pool()
+            _let_go(pool)
 
     def _build_pool(self, options: dict[str, Any]) -> HardenedPool:
         from abs_orm_app.pool.pool import HardenedPool
@@ -267,6 +269,15 @@ class PooledMixin(LeasingMixin):
             pool.close_orphans()
 
 
+def _let_go(pool: HardenedPool) -> None:
+    """Have the threads outside of a request return their connections."""
+    for entry in pool.core.in_use:
+        lease: Lease | None = getattr(entry.weak(), LEASE, None)
+        if lease is not None and lease.wanted is pool.core.queue.waiters:
+            lease.wanted = ALWAYS
+            lease.end_if_idle()
+
+
 # The wrappers that were made outside of async code.
 _wrappers: dict[int, ref[PooledMixin]] = {}
 
@@ -348,7 +359,12 @@ class EngineHooks(Hooks):
         alias = self._template.alias
         if alias in connections.databases:
             return False
-        pools.pop(alias, None)
+        if (pool := pools.get(alias)) is not None:
+            _let_go(pool)
+            # Or the project has wrappers of the alias that Django does not know.
+            if pool.core.in_use or pool.core.queue.waiters:
+                return False
+            pools.pop(alias, None)
         return True
 
     def successor(self) -> HardenedPool | None:

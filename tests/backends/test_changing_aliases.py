@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from time import monotonic
+from typing import Any, cast
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
+from django.db.utils import ConnectionHandler
 
 from abs_orm_app.pool import upkeep
 from abs_orm_app.pool.registry import pools
@@ -134,3 +136,66 @@ def test_the_pool_of_an_alias_that_is_gone_ends(
         del connections.databases[alias]
     wait_until(lambda: not any(alias.startswith("tenant_") for alias in pools), "the pools to end")
     wait_until(lambda: database.server.sessions(APP) == 0, "their sessions to end")
+
+
+def test_a_thread_that_keeps_its_connection_has_the_new_entry_of_its_alias(
+    database: Database,
+) -> None:
+    database(USER="tenant_a", OPTIONS=SMALL)
+    asked, changed = threading.Event(), threading.Event()
+
+    def query_twice() -> Any:
+        before = role()
+        asked.set()
+        changed.wait(20)
+        return before, role()
+
+    call = Call(query_twice)
+    assert asked.wait(20)
+    connections.databases[ALIAS]["USER"] = "tenant_b"
+    assert role() == "tenant_b"
+    changed.set()
+    assert call.result(within=20) == ("tenant_a", "tenant_b")
+
+
+def test_a_thread_that_keeps_a_connection_of_an_alias_that_is_gone_keeps_no_session(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "LOOK_INTERVAL", 0.2)
+    database(OPTIONS=SMALL)
+    asked, stay = threading.Event(), threading.Event()
+
+    def work() -> None:
+        role()
+        asked.set()
+        stay.wait(20)
+
+    call = Call(work)
+    assert asked.wait(20)
+    database.aliases.clear()
+    del connections.databases[ALIAS]
+    wait_until(lambda: database.server.sessions(APP) == 0, "the sessions to end")
+    stay.set()
+    call.result(within=20)
+
+
+def test_an_alias_that_django_does_not_know_starves_nobody(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A project may have a `ConnectionHandler` of its own."""
+    monkeypatch.setattr(upkeep, "LOOK_INTERVAL", 0.2)
+    options = {"ABS_ORM_APP": {"release": database.release}, "OPTIONS": SMALL}
+    own = ConnectionHandler({"default": {}, "own": entry(database.server, **options)})
+
+    def work() -> None:
+        until = monotonic() + 1.5
+        while monotonic() < until:
+            ask(own["own"], "SELECT pg_sleep(0.01)")
+        own["own"].close()
+
+    began = monotonic()
+    threads = [Call(work) for _ in range(6)]
+    for thread in threads:
+        thread.result(within=30)
+    assert monotonic() - began < 5.0
+    cast("Any", own["own"]).close_pool()
