@@ -412,3 +412,30 @@ def test_requests_that_end_are_not_taken_for_others(
     assert "close()" not in caplog.text
     assert held(mounted) == 0
     assert not leasing._unending
+
+
+WITHOUT_POLL = """
+import select
+del select.poll  # as eventlet does
+import django
+from django.conf import settings
+settings.configure(DATABASES={"default": %r}, INSTALLED_APPS=["abs_orm_app"])
+django.setup()
+from django.db import connection
+from abs_orm_app.backends import release
+from time import sleep
+for seconds in (0.0, 0.6):  # after so long, the pool pings
+    sleep(seconds)
+    connection.cursor().execute("SELECT set_config('app.tenant', '7', false)")
+    release()
+connection.pool.close()
+"""
+
+
+def test_a_package_that_removes_poll_leaves_a_pool_that_works(shared: Server) -> None:
+    pool = {"min_size": 1, "max_size": 1, "timeout": 5}
+    script = WITHOUT_POLL % entry(shared, OPTIONS={"pool": pool})
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=True, timeout=60, capture_output=True, text=True
+    )
+    assert done.stderr == ""
