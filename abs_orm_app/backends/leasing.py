@@ -158,7 +158,7 @@ def _begin_request(sender: Any = None, environ: Any = None, **_: object) -> None
         _thread.unended += 1
         # Where requests end, one that was broken off is no sign: it takes two in a row.
         if _thread.unended > len(_ending) and not _unending:
-            _notice_unending()
+            _notice_unending(is_over=bool(_thread.request))
     _thread.in_request = True
     _thread.request = _Request()
     if environ is not None:
@@ -184,10 +184,14 @@ def _is_served(sender: Any) -> bool:
     return isinstance(sender, type) and issubclass(sender, WSGIHandler)
 
 
-def _notice_unending() -> None:
-    """Requests of this thread do not end, or they end before Django hears of it."""
-    _unending.append(get_ident())
-    _end_leases()  # also of other threads, whose last request has not ended
+def _notice_unending(*, is_over: bool) -> None:
+    """Requests of this thread do not end, or they end before Django hears of it.
+
+    `is_over`: the trace of the last one has told so, and no more is needed.
+    """
+    if not is_over:
+        _unending.append(get_ident())
+        _end_leases()  # also of other threads, whose last request has not ended
     if _said:
         return
     _said.append(True)

@@ -94,8 +94,10 @@ class PooledMixin(LeasingMixin):
         current = connections.databases.get(self.alias)
         if self.settings_dict is not current and current and pool.origin == origin(current):
             raise ImproperlyConfigured(
-                f"DATABASES[{self.alias!r}] was changed after this connection was made from it:"
-                f" close it and `del connections[{self.alias!r}]` in this thread, then query again."
+                f"This connection has other settings than DATABASES[{self.alias!r}], whose pool it"
+                " would use. If that was changed after the connection was made: close it and"
+                f" `del connections[{self.alias!r}]` in this thread, then query again. Else give it"
+                " an alias of its own."
             )
         if self._connection_pools.get(self.alias) is pool:
             self.close_pool()

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from io import BytesIO
 from time import monotonic, sleep
 from typing import Any
@@ -128,6 +129,7 @@ def test_what_a_thread_leaves_behind_comes_back_at_its_end_and_clean(
 FIRST = """
 import sys, django
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from django.conf import settings
 from django.core.signals import request_finished, request_started
 settings.configure(DATABASES={"default": %r}, INSTALLED_APPS=["abs_orm_app"])
@@ -382,6 +384,35 @@ def test_a_response_that_never_starts_is_no_sign_of_requests_that_never_end(
     Call(work).result(within=30)
     assert not leasing._unending
     assert ("close()" in caplog.text) == first
+    assert held(mounted) == 0
+
+
+@pytest.mark.usefixtures("_ends_again")
+def test_what_a_server_refuses_again_and_again_takes_no_connection_from_other_requests(
+    mounted: Any, release: str
+) -> None:
+    """A visitor may cause it, in a server that ends its requests."""
+    if release == "transaction":
+        pytest.skip("a request keeps nothing")
+
+    def refuse(*_: object) -> None:
+        raise ValueError("an invalid header")
+
+    def visit() -> None:
+        with suppress(ValueError):
+            request(closes=True, start=refuse)
+        gc.collect()
+
+    def work() -> None:
+        request(closes=True)
+        for _ in range(3):
+            visit()
+
+    request_started.send(sender=WSGIHandler)
+    ask(mounted)
+    Call(work).result(within=30)
+    assert held(mounted) == 1
+    request_finished.send(sender=WSGIHandler)
     assert held(mounted) == 0
 
 
