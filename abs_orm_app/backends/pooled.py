@@ -100,8 +100,8 @@ class PooledMixin(LeasingMixin):
                 " an alias of its own."
             )
         if self._connection_pools.get(self.alias) is pool:
-            self.close_pool()
             _let_go(pool)
+            self.close_pool()
 
     def _build_pool(self, options: dict[str, Any]) -> HardenedPool:
         from abs_orm_app.pool.pool import HardenedPool
