@@ -32,6 +32,7 @@ from abs_orm_app.pool import threads
 from abs_orm_app.pool.clock import monotonic
 from abs_orm_app.pool.entry import AnyConnection, Entry, shut_down
 from abs_orm_app.pool.liveness import ANSWERS, reach
+from abs_orm_app.pool.polling import Poller
 
 CLOSE_TIMEOUT = 10.0  # seconds after which a slot is free, even if the server does not answer
 CANCEL_TIMEOUT = 5.0  # seconds for the request to cancel; psycopg's own for Ctrl-C
@@ -181,7 +182,7 @@ def close(conn: AnyConnection, entry: Entry) -> None:
 
 def _wait_for_end(twin: socket.socket, until: float) -> None:
     """Wait until the server has closed its side, which it does when the session has ended."""
-    poller = select.poll()
+    poller = Poller()
     with suppress(OSError, ValueError):  # it is closed
         poller.register(twin, select.POLLIN)
         while (left := until - monotonic()) > 0:
@@ -248,7 +249,7 @@ def _send(cancel: Any, timeout: float) -> None:
 def _drive(cancel: Any, deadline: float) -> None:
     cancel.start()
     while (status := cancel.poll()) in _WAITS:
-        poller = select.poll()
+        poller = Poller()
         poller.register(cancel.socket, _WAITS[status])
         if not poller.poll(max(0.0, deadline - monotonic()) * 1000):
             return
