@@ -18,6 +18,7 @@ from abs_orm_app.pool.server_errors import IMPOSSIBLE, UNREACHABLE
 from tests.support.databases import ask
 from tests.support.pools import Call
 from tests.support.projects import OURS, POOL, Ran, database
+from tests.support.servers import wait_until
 
 pytestmark = pytest.mark.usefixtures("unblocked")
 
@@ -94,6 +95,7 @@ def test_a_wrong_address_is_told_at_once(
         assert call.seconds < 5  # of 30
         cause = cause_of(connections[alias].pool.core)  # type: ignore[attr-defined]
         ran = Ran(database=[alias])
+        wait_until(lambda: "cannot connect" in caplog.text, "the log, of another thread")
     assert cause is not None
     assert problem in cause.problem
     assert detail in cause.detail
