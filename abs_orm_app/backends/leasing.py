@@ -12,7 +12,7 @@ import sys
 import threading
 from _thread import get_ident
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import getpid
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -396,7 +396,8 @@ class LeasingMixin(Base):
         self.errors_occurred = False
         self._set_age()
         if pool.closed:
-            pool.open()
+            with suppress(OperationalError):  # closed meanwhile: `getconn` takes the next one
+                pool.open()
         connection: Any = pool.getconn()
         lease: Lease | None = None
         try:

@@ -21,6 +21,7 @@ from django.http import HttpRequest, HttpResponse
 from django.test import override_settings
 
 from abs_orm_app.pool.pool import HardenedPool
+from tests.support.bytecodes import BACKENDS, sweep
 from tests.support.databases import ALIAS, Database, ask
 from tests.support.pools import APP, Call
 from tests.support.querying_engine.base import DatabaseWrapper as QueryingWrapper
@@ -241,6 +242,22 @@ def test_requests_that_wait_when_the_pool_is_closed_go_on_with_the_next(
         wrapper.close_pool()
     over.set()
     assert all(call.result(within=15) for call in calls)
+
+
+def test_the_pool_may_be_closed_at_any_step_of_a_query(database: Database) -> None:
+    wrapper = database(OPTIONS=ALONE)
+
+    def work() -> None:
+        ask(wrapper)
+        wrapper.close()
+
+    def close() -> None:
+        Call(wrapper.close_pool).result(within=20)
+
+    def check(_: int) -> None:
+        close()  # the next one is opened by the query
+
+    assert sweep(work, close, f"{BACKENDS}/leasing.py", check) > 50
 
 
 def test_an_engine_that_queries_when_a_wrapper_is_made(database: Database) -> None:
