@@ -275,7 +275,7 @@ class Core:
                 isinstance(thread, AsyncTask)
                 and thread.is_stranded
                 and conn is not None
-                and box is not None
+                and box == {}
                 and box.setdefault(ENDED, LOST) is LOST
             ):
                 self.statistics.leaked += 1

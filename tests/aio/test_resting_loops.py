@@ -194,6 +194,7 @@ def test_the_slot_of_a_task_whose_loop_was_closed_during_a_ping_comes_back(
         gc.collect()
         check_whole(wrapper)
         assert len(pool.idle) == 1
+    assert pool.get_stats()["connections_leaked"] == 2
 
 
 def test_loops_that_run_now_and_then_lose_no_connection(database: Database) -> None:
