@@ -82,6 +82,7 @@ cluster: $(READY)
 bench: $(VENV)/.ready-bench
 	$(BIN)/python -m benchmarks $(BENCH)
 	$(BIN)/python -m benchmarks.metrics_cost
+	$(BIN)/python -m benchmarks.stack_cost
 	$(BIN)/python -m benchmarks.commands
 
 # The docs as a site, in build/site. Fails if a link leads nowhere, or a command that they show prints

@@ -58,7 +58,7 @@ def draw(figures: Mapping[str, Figure], path: Path) -> None:
         rows = figures[panel.figure].rows[::-1]
         values = lengths(rows, panel.column)
         bars = axes.barh(
-            [BY_NAME[row.peer].label for row in rows],
+            [BY_NAME[row.peer].label.replace("`", "") for row in rows],
             values,
             color=[OURS if row.peer.startswith("ours") else OTHERS for row in rows],
         )

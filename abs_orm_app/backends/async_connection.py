@@ -156,8 +156,9 @@ class PluggedConnection(AsyncConnection[Any]):
 
     @asynccontextmanager
     async def transaction(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        with balanced(self, self._origin):
+        with balanced(self, self._origin) as rollback:
             async with super().transaction(*args, **kwargs) as block:
+                rollback(block)
                 yield block
 
     def soil(self, change: Change) -> None:

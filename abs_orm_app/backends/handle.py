@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
     from psycopg import Connection
 
-# What a project may read: values that lead nowhere, and `info`, which only reads.
-_VALUES = (type(None), bool, int, float, str, bytes, Enum, ConnectionInfo)
+_VALUES = (type(None), bool, int, float, str, bytes, Enum)  # what a project may read
 _OWN = frozenset({"_lease", "_registration"})
 
 TRUSTED = frozenset({"abs_orm_app", "django"})  # they ask for the connection, and do not keep it
@@ -59,6 +58,8 @@ class Handle(User):
             return True
         connection = self._connection()
         value = getattr(connection, name)
+        if isinstance(value, ConnectionInfo):
+            return _Info(self)
         if value is connection:  # its property `connection`
             return self
         if not isinstance(value, _VALUES):
@@ -107,3 +108,17 @@ class Handle(User):
             lease.soil(HANDLE)
             lease.pin(HANDLE)
         return connection
+
+
+class _Info(ConnectionInfo):
+    """`info` of a handle, which it keeps: later, it would tell of another request's session."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+
+    @property
+    def pgconn(self) -> Any:  # type: ignore[override]
+        """For psycopg's own reads; a project that takes it may change the session."""
+        handle = self._handle
+        reads = sys._getframe(1).f_globals.get("__name__", "").startswith("psycopg.")
+        return (handle._connection() if reads else handle._use()).pgconn

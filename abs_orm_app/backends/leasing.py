@@ -101,57 +101,106 @@ class _Farewell:
                     pool.core.call_housekeeping()
 
 
+class _Request(list[bool]):
+    """What the leases of a request look at: not empty once it is over."""
+
+
+class _Trace:
+    """In the environ of a WSGI request: once its server has dropped that, nobody can close the
+    response any more, so the request is over, although Django does not hear of it.
+    """
+
+    def __init__(self, request: _Request) -> None:
+        self._request = request
+
+    def __del__(self) -> None:
+        if not self._request:
+            self._request.append(True)
+            _end_leases(self._request)
+
+
+def _end_leases(request: Any = None) -> None:
+    """End the idle leases of a request that is over; of all requests if None."""
+    for pool in list(pools.values()):
+        for entry in pool.core.in_use:
+            lease: Lease | None = getattr(entry.weak(), LEASE, None)
+            if lease is None or type(lease.wanted) is not _Request:
+                continue
+            if request is None:
+                lease.wanted = ALWAYS
+            if request is None or lease.wanted is request:
+                lease.end_if_idle()
+
+
 class _Thread(threading.local):
     in_request = False
+    unended = 0  # requests in a row that have not ended, and another one began
+    tests = 0  # requests of Django's test client that have not ended; their end has no sender
 
     def __init__(self) -> None:
+        self.request = _Request()  # the last one
         self._farewell = _Farewell()
 
 
 _thread = _Thread()
-# Of WSGI. Not empty: the web server has ended a request; it does not end its requests.
+# Of WSGI. Not empty: a web server of this process has ended a request; there is one that does not
+# end its requests, which this thread has noticed; the log says so.
 _ending: list[bool] = []
-_unending: list[bool] = []
+_unending: list[int] = []
+_said: list[bool] = []
 
 
-def _begin_request(sender: Any = None, **_: object) -> None:
-    if _thread.in_request and not (_unending or _ending):
-        _notice_unending(sender)
+def _begin_request(sender: Any = None, environ: Any = None, **_: object) -> None:
+    if any(each.__module__ == "django.test.client" for each in getattr(sender, "__mro__", ())):
+        _thread.tests += 1  # a part of what the thread does, be that a request
+        return
+    if _thread.in_request and _is_served(sender):
+        _thread.unended += 1
+        # Where requests end, one that was broken off is no sign: it takes two in a row.
+        if _thread.unended > len(_ending) and not _unending:
+            _notice_unending(is_over=bool(_thread.request))
     _thread.in_request = True
+    _thread.request = _Request()
+    if environ is not None:
+        environ["abs_orm_app.request"] = _Trace(_thread.request)
 
 
 def _end_request(sender: Any = None, **_: object) -> None:
+    if sender is None and _thread.tests:
+        _thread.tests -= 1
+        return
     _thread.in_request = False
-    if not _ending and _is_served(sender):
-        _ending.append(True)
+    _thread.unended = 0
+    _thread.request[:] = [True]  # a receiver before this one may have queried
+    if (not _ending or get_ident() in _unending) and _is_served(sender):
+        _ending[:] = [True]
         _unending.clear()
 
 
 def _is_served(sender: Any) -> bool:
-    """False for a request of Django's test client, which is not by its handler for servers."""
+    """True for a request of WSGI, by Django's handler for servers."""
     from django.core.handlers.wsgi import WSGIHandler
 
     return isinstance(sender, type) and issubclass(sender, WSGIHandler)
 
 
-def _notice_unending(sender: Any) -> None:
-    """A request begins in a thread whose last one has not ended, and none of this process has.
+def _notice_unending(*, is_over: bool) -> None:
+    """Requests of this thread do not end, or they end before Django hears of it.
 
-    If any has, the server ends its requests, and this one was broken off: it is no sign.
+    `is_over`: the trace of the last one has told so, and no more is needed.
     """
-    if _is_served(sender):
-        _unending.append(True)
-        logger.warning(
-            "A request began in a thread whose last request has not ended: the web server does not"
-            " call close() on Django's responses, as WSGI demands (starlette's WSGIMiddleware does"
-            " not; a2wsgi's does). Connections are returned as soon as nothing needs them, as"
-            " DB_POOL_RELEASE=transaction does."
-        )
-        for pool in list(pools.values()):
-            for entry in pool.core.in_use:
-                lease: Lease | None = getattr(entry.weak(), LEASE, None)
-                if lease is not None and lease.wanted is _unending:
-                    lease.end_if_idle()  # of another thread, whose last request has not ended
+    if not is_over:
+        _unending.append(get_ident())
+        _end_leases()  # also of other threads, whose last request has not ended
+    if _said:
+        return
+    _said.append(True)
+    logger.warning(
+        "A request began in a thread whose last request has not ended: the web server does not"
+        " call close() on Django's responses, as WSGI demands (starlette's WSGIMiddleware does"
+        " not; a2wsgi's does). Connections are returned as soon as nothing needs them, as"
+        " DB_POOL_RELEASE=transaction does."
+    )
 
 
 request_started.connect(_begin_request)
@@ -241,7 +290,7 @@ class LeasingMixin(Base):
         if self._early:
             wanted: Any = ALWAYS
         elif _thread.in_request:
-            wanted = _unending
+            wanted = ALWAYS if _unending else _thread.request
         else:
             wanted = connection._pool.queue.waiters
         lease = Lease(connection, wanted, self._leases)
@@ -265,6 +314,7 @@ class LeasingMixin(Base):
 
     # Leasing
 
+    @async_unsafe
     def ensure_connection(self) -> None:
         """As Django's. A project that calls it wants the handle: the lease is pinned."""
         notice_fork()
@@ -463,6 +513,7 @@ class LeasingMixin(Base):
         self._forget_blocks()
         self.run_on_commit = []
 
+    @async_unsafe
     def set_autocommit(
         self, autocommit: bool, force_begin_transaction_with_broken_autocommit: bool = False
     ) -> None:
@@ -487,12 +538,13 @@ class LeasingMixin(Base):
         """True if there is a pool, and this wrapper has no connection of it now."""
         return self._bare is None and self._held() is None and self._find_pool() is not None
 
+    @async_unsafe
     def get_autocommit(self) -> bool:
         """As Django's; in `transaction` mode it needs no connection for the answer."""
         if self._early and self.settings_dict["AUTOCOMMIT"] and self._held() is None:
             return True
         if not (self.autocommit or self.atomic_blocks or self._is_manual):
-            self._leave_interrupted_block(sys._getframe(1))
+            self._leave_interrupted_block(sys._getframe(2))  # 1 is of `async_unsafe`
         return super().get_autocommit()
 
     def _set_autocommit(self, autocommit: bool) -> None:
@@ -564,6 +616,7 @@ class LeasingMixin(Base):
                 return cursor
             lease.end()
 
+    @async_unsafe
     def create_cursor(self, name: str | None = None) -> Any:
         """As Django's; None if the lease has ended meanwhile."""
         lease = self._lease

@@ -20,12 +20,13 @@ from abs_orm_app.backends.cleaning import clean, prepare, statements
 from abs_orm_app.backends.client import Client
 from abs_orm_app.backends.cursors import SeenErrors, leased
 from abs_orm_app.backends.installed import warn_if_not_installed
+from abs_orm_app.backends.lease import ALWAYS, LEASE
 from abs_orm_app.backends.leasing import LeasingMixin
 from abs_orm_app.backends.routing import only_reads
 from abs_orm_app.backends.serving import requests_of
 from abs_orm_app.config.application_name import process_name
 from abs_orm_app.config.credentials import current_password, is_rotating
-from abs_orm_app.config.entry import AppOptions, Release, Reset, app_options
+from abs_orm_app.config.entry import KEY, AppOptions, Release, Reset, app_options
 from abs_orm_app.config.parameters import Parameters
 from abs_orm_app.pool import registry
 from abs_orm_app.pool.core import Hooks
@@ -93,10 +94,13 @@ class PooledMixin(LeasingMixin):
         current = connections.databases.get(self.alias)
         if self.settings_dict is not current and current and pool.origin == origin(current):
             raise ImproperlyConfigured(
-                f"DATABASES[{self.alias!r}] was changed after this connection was made from it:"
-                f" close it and `del connections[{self.alias!r}]` in this thread, then query again."
+                f"This connection has other settings than DATABASES[{self.alias!r}], whose pool it"
+                " would use. If that was changed after the connection was made: close it and"
+                f" `del connections[{self.alias!r}]` in this thread, then query again. Else give it"
+                " an alias of its own."
             )
         if self._connection_pools.get(self.alias) is pool:
+            _let_go(pool)
             self.close_pool()
 
     def _build_pool(self, options: dict[str, Any]) -> HardenedPool:
@@ -267,6 +271,15 @@ class PooledMixin(LeasingMixin):
             pool.close_orphans()
 
 
+def _let_go(pool: HardenedPool) -> None:
+    """Have the threads outside of a request return their connections."""
+    for entry in pool.core.in_use:
+        lease: Lease | None = getattr(entry.weak(), LEASE, None)
+        if lease is not None and lease.wanted is pool.core.queue.waiters:
+            lease.wanted = ALWAYS
+            lease.end_if_idle()
+
+
 # The wrappers that were made outside of async code.
 _wrappers: dict[int, ref[PooledMixin]] = {}
 
@@ -285,8 +298,14 @@ def threads_in_atomic_block(alias: str) -> set[int]:
 _elders: dict[str, HardenedPool] = {}
 
 
+_POOLS_OWN = ("reset", "leak_seconds", "project", "password_file", "password_provider")
+
+
 def origin(entry: dict[str, Any]) -> tuple[Any, ...]:
-    """Everything of an entry of DATABASES that decides where its connections lead, and as whom."""
+    """What of an entry of DATABASES makes its connections: where they lead, as whom, and how they
+    are set up and cleaned.
+    """
+    extra = entry.get(KEY) or {}
     return (
         entry["NAME"],
         entry["HOST"],
@@ -294,6 +313,9 @@ def origin(entry: dict[str, Any]) -> tuple[Any, ...]:
         entry["USER"],
         entry["PASSWORD"],
         entry["OPTIONS"],
+        entry["TIME_ZONE"],
+        entry["CONN_HEALTH_CHECKS"],
+        *map(extra.get, _POOLS_OWN),
     )
 
 
@@ -310,6 +332,7 @@ class EngineHooks(Hooks):
     def __init__(self, template: PooledMixin, extra: AppOptions) -> None:
         self._template = template
         self.rotating = is_rotating(extra)
+        self.in_file = bool(extra.get("password_file"))
         self.reads_only = only_reads(template.alias, template.settings_dict)
         self.cleans = extra.get("reset") != "never"
         self.cleans_all = extra.get("reset") == "always"
@@ -339,7 +362,12 @@ class EngineHooks(Hooks):
         alias = self._template.alias
         if alias in connections.databases:
             return False
-        pools.pop(alias, None)
+        if (pool := pools.get(alias)) is not None:
+            _let_go(pool)
+            # Or the project has wrappers of the alias that Django does not know.
+            if pool.core.in_use or pool.core.queue.waiters:
+                return False
+            pools.pop(alias, None)
         return True
 
     def successor(self) -> HardenedPool | None:

@@ -48,14 +48,19 @@ def active(configured: Configured) -> Active | Failure | None:
         pool = wrapper.pool
     except errors_of(wrapper) as error:
         return failure_of(error, configured)
+    # psycopg_pool does not tell whether it checks; Django makes it check if this is set.
+    return in_effect(pool, checks=configured.health_checks)
+
+
+def in_effect(pool: Any, *, checks: bool) -> Active:
+    """A pool as it is now. `checks`: whether it pings, if it does not tell."""
     stats = {} if pool.closed else pool.get_stats()
     return Active(
         pool_class=f"{type(pool).__module__}.{type(pool).__qualname__}",
         settings={
             "size": pool.min_size,
             "overflow": pool.max_size - pool.min_size,
-            # psycopg_pool does not tell whether it checks; Django makes it check if this is set.
-            "pre_ping": getattr(pool, "pre_ping", configured.health_checks),
+            "pre_ping": getattr(pool, "pre_ping", checks),
             "recycle": NEVER if pool.max_lifetime == math.inf else pool.max_lifetime,
             "timeout": pool.timeout,
         },

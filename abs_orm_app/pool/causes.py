@@ -33,7 +33,7 @@ ASK_AGAIN = 3.0
 ANSWER_WITHIN = 1.0  # seconds; half of it for a host that has not answered for long already
 FRESH = 5.0  # seconds for which an answer counts, or a fault that no request needs fixed
 TOLD_AFTER = 1.5  # seconds that a request has waited when the log begins to tell of it
-CHANGE_AFTER = 10.0  # seconds after which it tells another cause of the same trouble
+CHANGE_AFTER = 10.0  # seconds after which it tells another cause of the same trouble, or the next
 OVER_AFTER = 3.0  # seconds without that cause until the log says that it is over
 REMIND = 60.0  # seconds between two lines about the same cause
 
@@ -148,6 +148,31 @@ def located(error: BaseException, places: list[Place]) -> BaseException:
     return ConnectionTimeout(f"{first}: {text}{line}{rest}")
 
 
+class Spell:
+    """A fault that may come and go: what is logged of it. Any thread may call this."""
+
+    def __init__(self) -> None:
+        self._told: dict[float, object] = {}
+        self._text = ""  # what was told of it, while it lasts
+
+    def is_news(self, text: str) -> bool:
+        """True if it is to be told now: one text in `CHANGE_AFTER` seconds, the same one once."""
+        if text == self._text:
+            return False
+        period, mine = monotonic() // CHANGE_AFTER, object()
+        if self._told.setdefault(period, mine) is not mine:
+            return False
+        for old in [each for each in list(self._told) if each < period]:
+            self._told.pop(old, None)
+        self._text = text
+        return True
+
+    def ends(self) -> bool:
+        """It is over: True if that is to be told, because it was told that it began."""
+        told, self._text = self._text, ""
+        return bool(told)
+
+
 class Story:
     """What the log tells of one pool: that a trouble begins, that requests fail, a reminder each
     minute with numbers, and its end. For housekeeping.
@@ -158,6 +183,7 @@ class Story:
         self._cause: Cause | None = None
         self._by_fault = self._failing = False
         self._began = self._seen = self._said = 0.0
+        self._served = 0  # when it was last seen
         self._before = self._last = (0, 0)
 
     def tend(self, now: float) -> float:
@@ -166,8 +192,8 @@ class Story:
         if found := self._found(now):
             if told is None or (told.name != found.name and self._may_change(now)):
                 self._begin(found, now)
-            self._seen = now
-        elif told and now - self._seen >= OVER_AFTER:
+            self._seen, self._served = now, self._serves()
+        elif told and now - self._seen >= OVER_AFTER and self._is_over(told):
             self._end()
         if self._cause:
             self._go_on(now)
@@ -178,9 +204,22 @@ class Story:
         core, found = self._core, cause_of(self._core)
         if found is None or core.fault or core.refusal or found.name == "read-only":
             return found
+        if core.trouble == found.name:
+            return found
         waiters = copied(core.queue.waiters)
-        waits_long = bool(waiters) and now - waiters[0].began >= TOLD_AFTER
-        return found if waits_long or core.trouble == found.name else None
+        waited = now - waiters[0].began if waiters else 0.0
+        # What is told now is not corrected soon: the first answer of the server is waited for.
+        is_asked = now - core.reached[0] > FRESH and core.asked_at > core.reached[0]
+        until = TOLD_AFTER + 3 * ANSWER_WITHIN if is_asked else TOLD_AFTER
+        return found if waited >= until else None
+
+    def _is_over(self, told: Cause) -> bool:
+        """True if that is shown. That nobody waits any more shows nothing."""
+        if told.name == "read-only":
+            return any(entry.role is Role.PRIMARY for entry in list(self._core.entries))
+        if told.name in ("exhausted", "slow or locked") and self._core.idle:
+            return True
+        return self._by_fault or self._serves() > self._served
 
     def _may_change(self, now: float) -> bool:
         return (
@@ -193,7 +232,8 @@ class Story:
         self._seen = self._said = now
         if told is None:
             self._failing, self._began = False, now
-            self._before = self._last = self._counts()
+            waited, failed = self._counts()
+            self._before = self._last = waited - len(core.queue.waiters), failed
         core.trouble = cause.name
         if not self._by_fault:  # else the connector has said it
             core.say(messages.trouble_begins(core.name, cause, held_by(core)))
@@ -221,6 +261,11 @@ class Story:
             return  # the connector says it
         waited, failed = (n - b for n, b in zip(self._counts(), self._before, strict=True))
         core.say(messages.trouble_ends(core.name, cause, self._seen - self._began, waited, failed))
+
+    def _serves(self) -> int:
+        """Checkouts that did not fail, and do not wait."""
+        counted = self._core.statistics
+        return counted.checkouts - counted.errors - len(self._core.queue.waiters)
 
     def _counts(self) -> tuple[int, int]:
         """Requests that have waited, and that got no connection."""

@@ -32,6 +32,7 @@ from abs_orm_app.pool import threads
 from abs_orm_app.pool.clock import monotonic
 from abs_orm_app.pool.entry import AnyConnection, Entry, shut_down
 from abs_orm_app.pool.liveness import ANSWERS, reach
+from abs_orm_app.pool.polling import Poller
 
 CLOSE_TIMEOUT = 10.0  # seconds after which a slot is free, even if the server does not answer
 CANCEL_TIMEOUT = 5.0  # seconds for the request to cancel; psycopg's own for Ctrl-C
@@ -46,7 +47,7 @@ def spoil(conn: Any, entry: Entry) -> None:
     The holder's next statement fails, and the pool cancels what the server may be executing.
     """
     entry.spoiled += 1
-    entry.cancel = cancel_handle(conn.pgconn)
+    entry.cancel = entry.cancel or cancel_handle(conn.pgconn)  # its holder may have closed it
     if isinstance(conn, psycopg.AsyncConnection):
         entry.shut_down()  # a task that waits must take its handle out of the loop first
     else:
@@ -58,10 +59,15 @@ class Closer:
 
     def __init__(self, name: str, freed: Callable[[Entry], object]) -> None:
         self._name, self._freed = name, freed
-        self.reset()
+        self._reset()
 
-    def reset(self) -> None:
-        """In a forked child: forget the parent's connections and threads."""
+    def abandon(self) -> None:
+        """In a forked child: forget the parent's connections and threads, and cancel nothing."""
+        self._reset()
+        self._cancels = False
+
+    def _reset(self) -> None:
+        self._cancels = True  # False: what the server executes is the parent's
         # Lost ones whose handle a frame still has: since when, and the handle.
         self._lost: dict[Entry, tuple[float, Callable[[], Any]]] = {}
         # Those that a thread cancels, and until when. Who removes one from it frees the slot.
@@ -152,7 +158,7 @@ class Closer:
         until = self._ending.get(entry, -inf)
         cancel, entry.cancel = entry.cancel, None
         left = until - monotonic()
-        if cancel is not None and left > 0:
+        if cancel is not None and left > 0 and self._cancels:
             _send(cancel, min(CANCEL_TIMEOUT, left))
         if conn is not None and not conn.lock.locked():
             conn._pool = None
@@ -176,7 +182,7 @@ def close(conn: AnyConnection, entry: Entry) -> None:
 
 def _wait_for_end(twin: socket.socket, until: float) -> None:
     """Wait until the server has closed its side, which it does when the session has ended."""
-    poller = select.poll()
+    poller = Poller()
     with suppress(OSError, ValueError):  # it is closed
         poller.register(twin, select.POLLIN)
         while (left := until - monotonic()) > 0:
@@ -243,7 +249,7 @@ def _send(cancel: Any, timeout: float) -> None:
 def _drive(cancel: Any, deadline: float) -> None:
     cancel.start()
     while (status := cancel.poll()) in _WAITS:
-        poller = select.poll()
+        poller = Poller()
         poller.register(cancel.socket, _WAITS[status])
         if not poller.poll(max(0.0, deadline - monotonic()) * 1000):
             return

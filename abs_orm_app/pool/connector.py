@@ -27,7 +27,7 @@ from psycopg.errors import ConnectionTimeout
 from psycopg.pq import TransactionStatus
 
 from abs_orm_app.pool import messages, threads
-from abs_orm_app.pool.causes import CHANGE_AFTER, located
+from abs_orm_app.pool.causes import Spell, located
 from abs_orm_app.pool.clock import monotonic
 from abs_orm_app.pool.closing import CANCEL_TIMEOUT, cancel_handle
 from abs_orm_app.pool.core import Core
@@ -68,15 +68,26 @@ class Attempt:
     """A slot taken for a connection that is being opened.
 
     A patient one may take the whole `connect_timeout`; one that is `stubborn`, also at a dead host
-    while another one has answered. `twin`: of the socket, once it is connected;
-    any thread may shut it down.
+    while another one has answered. `given`: the address and the parameters that it tries. `twin`:
+    of the socket, once it is connected; any thread may shut it down.
     """
 
-    __slots__ = ("began", "cancelled", "patient", "pgconn", "stubborn", "thread", "twin", "until")
+    __slots__ = (
+        "began",
+        "cancelled",
+        "given",
+        "patient",
+        "pgconn",
+        "stubborn",
+        "thread",
+        "twin",
+        "until",
+    )
 
     def __init__(self, *, patient: bool, until: float, stubborn: bool = True) -> None:
         self.patient, self.stubborn = patient, patient and stubborn
         self.until = until  # `monotonic`: it is given up then
+        self.given: tuple[str, dict[str, Any]] | None = None
         self.began = inf  # when it began to connect to the server that it has reached
         self.twin: socket.socket | None = None
         self.pgconn: Any = None  # once it is connected
@@ -117,9 +128,12 @@ class Connector:
     def __init__(self, core: Core, source: Source, placement: Placement) -> None:
         self._core, self._source, self._placement = core, source, placement
         self._lock = allocate_lock()
-        self._attempted_at = self._patient_at = self._told_at = -inf
+        self._attempted_at = self._patient_at = -inf
+        self._spell = Spell()
         self._has_connected = False
         self._refused_since = inf  # since when the password is refused
+        self._refused: Any = None  # what was given with it, if it is read from a file,
+        self._refused_until = -inf  # and when it is tried again
         self._told = -inf  # when the outage began of which `reconnect_failed` was told
         self._last_parsed: tuple[str, Mapping[str, Any], Address] | None = None
         self._hosts = Hosts()
@@ -262,10 +276,14 @@ class Connector:
     def _open(self, attempt: Attempt) -> tuple[AnyConnection, Role]:
         """Return a new, configured connection, and the role of its server."""
         core, source, statistics = self._core, self._source, self._core.statistics
+        given = self._given()
+        if (error := self._refusal_of(given)) is not None:
+            raise error
+        attempt.given = given
         statistics.connects += 1
         began = monotonic()
         try:
-            conn = self._connect(attempt, *self._given())
+            conn = self._connect(attempt, *given)
         except BaseException:
             statistics.connect_errors += 1
             raise
@@ -278,6 +296,8 @@ class Connector:
             attempt.until = monotonic() + prepare_timeout(core.timeout)
             if source.configure is not None:
                 self._configure(source.configure, conn)
+            if attempt.cancelled:
+                raise OperationalError(messages.attempt_hung(core.name, "configure"))
             if conn.pgconn.transaction_status != TransactionStatus.IDLE:
                 raise ProgrammingError(messages.left_in_transaction(core.name))
             return conn, self._placement.role_of_new(conn)
@@ -290,9 +310,19 @@ class Connector:
         try:
             return self._source.address(), self._source.parameters()
         except Exception as error:
+            self._core.statistics.connects += 1
+            self._core.statistics.connect_errors += 1
             if not self._has_connected or isinstance(error, psycopg.Error | OSError):
                 raise
             raise RuntimeError(messages.source_failed(self._core.name, error)) from error
+
+    def _refusal_of(self, given: tuple[str, dict[str, Any]]) -> Exception | None:
+        """Why not to try this password, which the server has refused, before it is time to."""
+        fault = self._core.fault
+        if fault is None or not is_about_credentials(fault.error):
+            return None
+        early = given == self._refused and monotonic() < self._refused_until
+        return again(fault.error) if early else None
 
     def _configure(self, configure: Callable[[AnyConnection], object], conn: AnyConnection) -> None:
         try:
@@ -349,15 +379,19 @@ class Connector:
         self._placement.opened(entry, role, attempt.began, any_dead=self._hosts.any_dead)
         try:
             core.attempts.remove(attempt)
+            given_up = attempt.cancelled  # the request to cancel would meet its holder's statement
         except KeyError:
+            given_up = True
+        if given_up:
             core.entries.discard(entry)
             _close(conn, attempt)
+            core.call_housekeeping()
             return False
         self._has_connected = True
         with self._lock:
             fault, core.fault = core.fault, None
         core.add(conn)
-        if fault:
+        if fault and self._spell.ends():
             logger.warning(messages.connected_again(core.name, monotonic() - fault.since))
         return True
 
@@ -365,7 +399,9 @@ class Connector:
         """Have the server cancel what `configure` executes: its thread then frees the slot."""
         if attempt.cancelled or attempt.pgconn is None:
             return False
-        attempt.cancelled = True
+        attempt.cancelled = True  # first: `_admit` takes it out, and then looks
+        if attempt not in self._core.attempts:
+            return True
         if (cancel := cancel_handle(attempt.pgconn)) is None:
             return False
         attempt.until = now + CANCEL_TIMEOUT
@@ -382,8 +418,6 @@ class Connector:
         else:
             stage = "configure" if attempt.twin else "connect"
             error = OperationalError(messages.attempt_hung(self._core.name, stage))
-        if (twin := attempt.twin) is not None:
-            shut_down(twin)
         self._failed(attempt, error, log_here=False)
 
     def _failed(self, attempt: Attempt, error: BaseException, *, log_here: bool = True) -> None:
@@ -392,29 +426,26 @@ class Connector:
         try:
             core.attempts.remove(attempt)
         except KeyError:
-            return  # it was given up
+            return  # it was given up, or has become a connection
+        if attempt.twin is not None:
+            shut_down(attempt.twin)
         bare = without_frames(error)
         permanent = is_permanent(bare, has_connected=self._has_connected)
         permanent = permanent and not self._may_be_rotating(bare)
         with self._lock:
             known = core.fault
             since = known.since if known else now
-            most = 0.0
+            delay = RETRY_INTERVAL
             if is_about_credentials(bare):
-                most = PASSWORD_RETRY_MOST if permanent else ROTATION_RETRY_MOST
-            if known is None or not is_about_credentials(known.error):
-                self._refused_since = now
-            delay = retry_after(now - self._refused_since, most)
+                delay = self._delay(attempt, known, now, permanent=permanent)
             fault = Fault(bare, permanent, since, now, delay)
             core.fault = fault
         if permanent and not core.in_use:
             core.queue.tell_all(lambda: again(bare))
             core.until_full.tell_all(lambda: again(bare))
         core.call_housekeeping()
-        changed = known is not None and str(known.error) != str(bare)
-        if known is None or (changed and now - self._told_at >= CHANGE_AFTER):
-            self._told_at = now
-            text = messages.cannot_connect(core.name, fault)
+        text = messages.cannot_connect(core.name, fault)
+        if self._spell.is_news(text):
             if log_here:
                 logger.warning(text)
             else:
@@ -423,6 +454,27 @@ class Connector:
     def _explained(self, error: BaseException) -> BaseException:
         bare = without_frames(error)  # also of the one that is replaced
         return located(bare, self._core.places) if isinstance(bare, ConnectionTimeout) else bare
+
+    def _delay(
+        self, attempt: Attempt, known: Fault | None, now: float, *, permanent: bool
+    ) -> float:
+        """The seconds until the next attempt, after the password of this one was refused.
+
+        A file is read again sooner: a new password in it is tried at once. A provider is not, as
+        it may be slow, and each of its tokens another one. Others do not change, or only libpq
+        reads them (`passfile`).
+        """
+        in_file = self._core.hooks.in_file
+        changed = in_file and attempt.given not in (None, self._refused)
+        if known is None or not is_about_credentials(known.error) or changed:
+            self._refused_since = now
+        most = PASSWORD_RETRY_MOST if permanent else ROTATION_RETRY_MOST
+        delay = retry_after(now - self._refused_since, most)
+        if not in_file:
+            return delay
+        if attempt.given is not None:
+            self._refused, self._refused_until = attempt.given, now + delay
+        return RETRY_INTERVAL
 
     def _may_be_rotating(self, error: Exception) -> bool:
         """True if a password that has worked may be changing now, here or on the server."""

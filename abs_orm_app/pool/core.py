@@ -48,12 +48,14 @@ class Hooks:
 
     `rotating`: the password may change while the pool is open; once a password has worked, the
     pool retries after a refusal, with the password that is valid then.
+    `in_file`: it is in a file, so it costs nothing to read it more often than it is tried.
     `reads_only`: the project only reads through it, so a standby is as good as a primary.
     `cleans`: `clean` is called for a connection whose session was changed, and with `cleans_all`
     for each that is returned.
     """
 
     rotating = False
+    in_file = False
     reads_only = False
     cleans = False
     cleans_all = False

@@ -197,6 +197,8 @@ class Resolver:
                     host, None, proto=socket.IPPROTO_TCP, type=socket.SOCK_STREAM
                 )
             ]
+        except UnicodeError as error:
+            raise OSError(error) from None
         except OSError:
             _raise_if_out_of_descriptors()
             raise

@@ -12,6 +12,7 @@ import psycopg
 from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 
 from abs_orm_app.pool.clock import monotonic
+from abs_orm_app.pool.polling import Poller
 from abs_orm_app.pool.steps import Readable, Steps, run
 
 ROUND_TRIP = 20e-6  # seconds; no server can answer in less
@@ -29,12 +30,12 @@ class Answer(Enum):
     NONE = "no answer"  # in time, or the connection is broken
 
 
-def make_poller(conn: psycopg.Connection[Any]) -> select.poll:
+def make_poller(conn: psycopg.Connection[Any]) -> Any:
     """Return a poller for what the server sends on `conn`; `poller.poll(0)` costs a microsecond.
 
     Each connection keeps its own, because making one costs more than polling.
     """
-    poller = select.poll()
+    poller = Poller()
     poller.register(conn.pgconn.socket, select.POLLIN)
     return poller
 

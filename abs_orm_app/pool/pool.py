@@ -348,6 +348,7 @@ class HardenedPool:
                 or entry.spoiled
                 or conn.lock.locked()
                 or conn._num_transactions
+                or conn._tpc
                 or self._reset is not None
             ):
                 limits = self.cleaner.limits
@@ -478,7 +479,7 @@ class HardenedPool:
         core = self.core
         core.min_size, core.max_size = checked_sizes(min_size, max_size)
         core.surplus.clear()
-        for _ in range(len(core.entries) - core.max_size):
+        for _ in range(len(core.entries) + len(core.attempts) - core.max_size):
             if not core.close_longest_idle(monotonic()):
                 core.surplus.append(None)
         core.look_again()
@@ -577,7 +578,7 @@ class HardenedPool:
         core.queue.waiters.clear()
         core.queue.unclaimed.clear()
         core.until_full.waiters.clear()
-        core.closer.reset()
+        core.closer.abandon()
         self.connector.abandon()
         self.cleaner.reset()
 
@@ -623,11 +624,12 @@ class HardenedPool:
 
     def _measures(self) -> dict[str, int]:
         core = self.core
-        opening = len(core.attempts)
+        opening, entries = len(core.attempts), len(core.entries)
         return {
             "pool_min": core.min_size,
             "pool_max": core.max_size,
-            "pool_size": len(core.entries) + opening,
+            # One that moves from the ones to the others is counted twice for a moment.
+            "pool_size": min(entries + opening, max(entries, core.max_size)),
             "pool_available": len(core.idle),
             "requests_waiting": len(core.queue.waiters),
             "pool_opening": opening,

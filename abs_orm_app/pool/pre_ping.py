@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 
 from abs_orm_app.pool import messages
+from abs_orm_app.pool.causes import Spell
 from abs_orm_app.pool.clock import monotonic
 from abs_orm_app.pool.core import Core
 from abs_orm_app.pool.entry import ENDED, AnyConnection, Checkout, Entry
@@ -34,7 +35,7 @@ class PrePing:
         self, core: Core, placement: Placement, limits: TimeLimits, check: Check | None
     ) -> None:
         self._core, self._placement, self._limits = core, placement, limits
-        self._said: dict[bool, object] = {}  # not empty: it was logged that the check refuses
+        self._spell = Spell()
         self.check = check
 
     def passes(self, conn: AnyConnection, entry: Entry, now: float, deadline: float) -> Steps[bool]:
@@ -96,8 +97,9 @@ class PrePing:
             return Answer.NONE
         refusal = self._core.refusal
         if refusal is not None:
-            self._core.refusal, self._said = None, {}
-            self._core.say(messages.check_accepts(self._core.name, monotonic() - refusal.since))
+            self._core.refusal = None
+            if self._spell.ends():
+                self._core.say(messages.check_accepts(self._core.name, monotonic() - refusal.since))
         return Answer.ALIVE
 
     def _refused(self, conn: Any, error: Exception) -> None:
@@ -106,12 +108,13 @@ class PrePing:
         if conn._pool_entry.taken_at:
             return
         bare = without_frames(error)
-        known, mine = core.refusal, object()
+        known = core.refusal
         since = known.since if known else now
         delay = retry_after(now - since, CHECK_RETRY_MOST)
         core.refusal = Fault(bare, False, since, now, delay, refused_by_check=True)
-        if self._said.setdefault(True, mine) is mine:
-            core.say(messages.check_refuses(core.name, bare))
+        text = messages.check_refuses(core.name, bare)
+        if self._spell.is_news(text):
+            core.say(text)
 
     def check_idle(self) -> None:
         """Ping each idle connection, and replace those that are expired or do not answer."""

@@ -78,6 +78,11 @@ AUTHENTICATION_FAILED = _refusal(
     r"authentication failed",  # 28P01: password, SCRAM, LDAP, certificate
     "Correct the user or the password.",
 )
+OTHER_ACCOUNT = _refusal(
+    r"(?:Peer|Ident) authentication failed",  # 28P01, too, but no password is asked for
+    "Here the server accepts only the role that is named like the account of this process: connect"
+    " over TCP (DB_HOST=127.0.0.1), or change its pg_hba.conf.",
+)
 NO_PASSWORD = _refusal(
     r"no password supplied",
     "Set the password of this user.",
@@ -134,11 +139,19 @@ SERVER_ERRORS = (
         "Correct that function.",
         problem=IMPOSSIBLE,
     ),
+    OTHER_ACCOUNT,
     AUTHENTICATION_FAILED,
     NO_PASSWORD,
     _refusal(
+        r"definition of service|service file",
+        "Correct the service name (service, PGSERVICE), or the file that it is looked up in"
+        " (PGSERVICEFILE, ~/.pg_service.conf).",
+        problem=IMPOSSIBLE,
+        passes_after_connect=True,  # while the file is replaced
+    ),
+    _refusal(
         r"(?:invalid|unrecognized) .*(?:option|parameter|value|number|argument)"
-        r"|bad value for|definition of service",
+        r"|bad value for|could not parse network address|Servname not supported",
         "Correct this option of the database's settings.",
         problem=IMPOSSIBLE,
     ),
@@ -154,18 +167,30 @@ SERVER_ERRORS = (
         problem=IMPOSSIBLE,
     ),
     _refusal(
-        r"channel binding|authentication method requirement",
-        "Compare channel_binding and require_auth with what the server offers.",
+        r"channel binding|authentication method requirement|GSSAPI encryption required",
+        "Compare channel_binding, require_auth and gssencmode with what the server offers.",
         passes_after_connect=True,
     ),
     _refusal(
-        r"valid client certificate|alert (?:certificate|unknown ca|bad certificate)"
-        r"|(?:private key|certificate) file|could not read certificate",
-        "Compare sslcert, sslkey and sslrootcert with what the server wants, and see when the"
-        " certificates expire.",
+        r"(?:private key|certificate) file",
+        "This process cannot use that file: provide it, or correct sslrootcert, sslcert or sslkey.",
+        problem=IMPOSSIBLE,
         passes_after_connect=True,  # while certificates are rotated
     ),
+    _refusal(
+        r"valid client certificate|alert (?:certificate|unknown ca|bad certificate)",
+        "Compare sslcert, sslkey and sslrootcert with what the server wants, and see when the"
+        " certificates expire.",
+        passes_after_connect=True,
+    ),
     NO_SOCKET,
+    _refusal(
+        r"on socket .*failed: Permission denied",
+        "Let the account of this process use the socket (unix_socket_permissions, the permissions"
+        " of its directory), or connect over TCP (DB_HOST=127.0.0.1).",
+        problem=UNREACHABLE,
+        passes_after_connect=True,
+    ),
     _refusal(
         r"could not access file|could not load library",
         "The server lacks a file that this database or role names, such as a library in"
@@ -179,7 +204,8 @@ SERVER_ERRORS = (
     _refusal(
         r"(?:Name or service|(?:node|host)name nor servname).*not known"  # EAI_NONAME
         r"|Name does not resolve"  # the same, of musl
-        r"|No address associated with hostname",  # EAI_NODATA
+        r"|No address associated with hostname|Name has no usable address"  # EAI_NODATA
+        r"|'idna' codec",  # Python's, of a name that is too long
         "Correct the host; it must be a name that this machine can resolve.",
         problem=UNREACHABLE,
         passes_after_connect=True,
@@ -346,8 +372,8 @@ class Fault:
 
 
 def is_about_credentials(error: Exception) -> bool:
-    """True if the server did not accept the password."""
-    return classify(error) is AUTHENTICATION_FAILED
+    """True if the server did not accept the password, or the account."""
+    return classify(error) in (AUTHENTICATION_FAILED, OTHER_ACCOUNT)
 
 
 def is_permanent(error: Exception, *, has_connected: bool = False) -> bool:

@@ -13,10 +13,12 @@ commits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, get_origin
+from weakref import ref
 
 import psycopg
 from psycopg.pq import PipelineStatus, TransactionStatus
@@ -37,12 +39,14 @@ def judged(conn: Any, owner: Any = None) -> Iterator[None]:
         return
     checkout = entry.checkout
     ended = checkout.get(ENDED)  # not None if the pool itself uses it
+    before = sys.exception()  # being handled around the block: it interrupts nothing here
+    is_inner = conn.pgconn.pipeline_status != PipelineStatus.OFF  # the outer one sees how it ends
     entry.spoiled += 1  # until it is known that nothing went wrong
     try:
         yield
     except BaseException as error:
         if entry.checkout is checkout and checkout.get(ENDED) is ended:
-            if _is_at_its_end(conn) and _is_of_psycopg(error):
+            if (is_inner or _is_at_its_end(conn)) and _is_of_psycopg(error, before):
                 entry.spoiled -= 1
                 entry.suspect()  # psycopg logs an interruption that comes during an error
             else:
@@ -53,27 +57,59 @@ def judged(conn: Any, owner: Any = None) -> Iterator[None]:
 
 
 @contextmanager
-def balanced(conn: Any, owner: Any = None) -> Iterator[None]:
-    """Close the connection if the block is left in another transaction than it was entered in.
+def balanced(conn: Any, owner: Any = None) -> Iterator[Rollback]:
+    """Close the connection if the block is left in another transaction than it was entered in, or
+    if its rollback was interrupted.
 
-    `owner`: as for `judged`.
+    `owner`: as for `judged`. Yields what must be called with psycopg's block.
     """
-    entry = getattr(owner or conn, ENTRY, None)
+    entry: Any = getattr(owner or conn, ENTRY, None)
     checkout = entry.checkout if entry is not None else None
-    before = _depth(conn)
+    handled, before, rollback = sys.exception(), _depth(conn), Rollback()
+
+    def is_half_ended(error: BaseException | None) -> bool:
+        if entry is None or entry.checkout is not checkout or ENDED in checkout or conn.closed:
+            return False
+        return rollback.is_half_done() or (
+            error is not None and _depth(conn) != before and not _is_of_psycopg(error, handled)
+        )
+
     try:
-        yield
+        yield rollback
     except BaseException as error:
-        if (
-            entry is not None
-            and entry.checkout is checkout
-            and ENDED not in checkout
-            and not conn.closed
-            and _depth(conn) != before
-            and not _is_of_psycopg(error)
-        ):
+        if is_half_ended(error):
             spoil(conn, entry)
         raise
+    if is_half_ended(None):
+        spoil(conn, entry)
+
+
+class Rollback:
+    """Sees whether the rollback of psycopg's block comes to its end. If an exception interrupts
+    it, psycopg only logs that, and the block's rows would be committed.
+    """
+
+    def __init__(self) -> None:
+        self._block: Callable[[], Any] | None = None
+        self._ended = False
+
+    def __call__(self, block: Any) -> None:
+        self._block = ref(block)
+        block._rollback_gen = partial(self._roll_back, type(block)._rollback_gen)
+
+    def _roll_back(self, steps: Any, error: BaseException | None) -> Any:
+        block = self._block and self._block()
+        try:
+            result = yield from steps(block, error)
+        except psycopg.Error as problem:
+            self._ended = _is_of_psycopg(problem, error)
+            raise
+        self._ended = True
+        return result
+
+    def is_half_done(self) -> bool:
+        block = self._block and self._block()
+        return bool(block and not self._ended and block.status != block.Status.COMMITTED)
 
 
 def _depth(conn: Any) -> tuple[bool, int]:
@@ -91,6 +127,25 @@ def keep_cancel(conn: Any, owner: Any = None) -> None:
         entry.cancel = cancel_handle(conn.pgconn)
 
 
+@contextmanager
+def _cancelling(conn: Any) -> Iterator[bool]:
+    """A request to cancel is under way, perhaps in another thread than its holder's: if that
+    returns the connection meanwhile, it is closed, or the next holder's statement would be
+    cancelled. One that fails may still arrive.
+
+    False if the connection was returned just before.
+    """
+    entry = getattr(conn, ENTRY, None)
+    if entry is None or not entry.in_use:
+        yield True
+        return
+    checkout = entry.checkout
+    entry.spoiled += 1  # first: a return decides `checkout`, and then looks
+    yield not checkout
+    if entry.checkout is checkout:
+        entry.spoiled -= 1
+
+
 def _is_at_its_end(conn: Any) -> bool:
     """True if nothing is under way on the connection."""
     pgconn = conn.pgconn
@@ -99,10 +154,15 @@ def _is_at_its_end(conn: Any) -> bool:
     return bool(pgconn.transaction_status != TransactionStatus.ACTIVE)
 
 
-def _is_of_psycopg(error: BaseException) -> bool:
-    """True if psycopg has raised it, or Django in its place, and nothing has interrupted that."""
+def _is_of_psycopg(error: BaseException, before: BaseException | None) -> bool:
+    """True if psycopg has raised it, or Django in its place, and nothing has interrupted that.
+
+    `before`: was being handled already, so that Python has made it the context of the first one.
+    """
     cause: BaseException | None = error
-    while cause is not None:
+    seen: set[int] = set()  # `raise error.__cause__` makes a circle
+    while cause is not None and cause is not before and id(cause) not in seen:
+        seen.add(id(cause))
         translated = isinstance(cause.__cause__, psycopg.Error)
         if not (isinstance(cause, psycopg.Error) or translated):
             return False
@@ -124,8 +184,24 @@ class _GuardedConnection:
 
     @contextmanager
     def transaction(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        with balanced(self), super().transaction(*args, **kwargs) as block:  # type: ignore[misc]
+        with balanced(self) as rollback, super().transaction(*args, **kwargs) as block:  # type: ignore[misc]
+            rollback(block)
             yield block
+
+    def rollback(self) -> None:
+        """It also ends what psycopg has prepared: half-way, psycopg's list of that is wrong."""
+        with judged(self):
+            super().rollback()  # type: ignore[misc]
+
+    def cancel(self) -> None:
+        with _cancelling(self) as is_held:
+            if is_held:
+                super().cancel()  # type: ignore[misc]
+
+    def cancel_safe(self, *, timeout: float = 30.0) -> None:
+        with _cancelling(self) as is_held:
+            if is_held:
+                super().cancel_safe(timeout=timeout)  # type: ignore[misc]
 
     def close(self) -> None:
         keep_cancel(self)
@@ -134,7 +210,7 @@ class _GuardedConnection:
 
 def guarded(connection_class: Any) -> Any:
     """A subclass of psycopg's connection class whose pipelines and blocks are judged."""
-    return _guarded(connection_class)
+    return _guarded(get_origin(connection_class) or connection_class)  # of `Connection[DictRow]`
 
 
 @cache

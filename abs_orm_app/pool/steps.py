@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from abs_orm_app.pool import threads
 from abs_orm_app.pool.clock import monotonic
+from abs_orm_app.pool.polling import Poller
 
 
 class Wait(Protocol):
@@ -73,7 +74,7 @@ class Readable:
         self._fd, self._until, self._writes = fd, until, writes
 
     def block(self) -> bool:
-        poller = select.poll()
+        poller = Poller()
         poller.register(self._fd, select.POLLIN | (select.POLLOUT if self._writes else 0))
         return bool(poller.poll(max(0.0, self._until - monotonic()) * 1000))
 

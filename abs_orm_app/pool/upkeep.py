@@ -128,7 +128,7 @@ class Upkeep:
         # From the warm end: each is put back at the other one, so that their order stays.
         for conn in reversed(copied(core.idle)):
             entry = conn._pool_entry
-            if now - entry.idle_since < LOOK_INTERVAL or not core.take_idle(conn):
+            if now - entry.idle_since < LOOK_INTERVAL / 2 or not core.take_idle(conn):
                 continue
             ended = server_has_closed(conn, entry.poll)
             core.statistics.stale += ended

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from time import monotonic
+from typing import Any, cast
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
+from django.db.utils import ConnectionHandler
 
 from abs_orm_app.pool import upkeep
 from abs_orm_app.pool.registry import pools
@@ -50,6 +52,24 @@ def test_a_new_entry_of_an_alias_gets_a_pool_of_its_own(
     assert role() == "tenant_b"
 
 
+def test_a_new_time_zone_of_an_alias_is_that_of_its_connections(database: Database) -> None:
+    database(OPTIONS=SMALL, TIME_ZONE="UTC")
+    assert ask(connections[ALIAS], "SHOW TimeZone") == "UTC"
+    del connections[ALIAS]
+    database(OPTIONS=SMALL, TIME_ZONE="Asia/Tokyo")
+    assert ask(connections[ALIAS], "SHOW TimeZone") == "Asia/Tokyo"
+
+
+def test_a_new_way_to_clean_the_connections_of_an_alias_is_followed(database: Database) -> None:
+    left = "SELECT current_setting('app.tenant', true)"
+    for reset, found in (("never", "7"), ("dirty", None)):
+        database(OPTIONS={"pool": {**SMALL["pool"], "max_size": 1}}, ABS_ORM_APP={"reset": reset})
+        ask(connections[ALIAS], "SET app.tenant = '7'")
+        connections[ALIAS].close()
+        assert (ask(connections[ALIAS], left) or None) == found
+        del connections[ALIAS]
+
+
 def test_an_entry_that_is_changed_in_place_gets_a_pool_of_its_own(database: Database) -> None:
     database(USER="tenant_a", OPTIONS=SMALL)
     assert role() == "tenant_a"
@@ -86,7 +106,7 @@ def test_a_thread_that_has_the_old_entry_is_refused_with_what_to_do(database: Da
     database(USER="tenant_b", OPTIONS=SMALL)
     assert role() == "tenant_b"
     changed.set()
-    with pytest.raises(ImproperlyConfigured, match=r"was changed .*del connections"):
+    with pytest.raises(ImproperlyConfigured, match=r"was changed .*del connections.* Else"):
         call.result(within=20)
 
 
@@ -116,3 +136,66 @@ def test_the_pool_of_an_alias_that_is_gone_ends(
         del connections.databases[alias]
     wait_until(lambda: not any(alias.startswith("tenant_") for alias in pools), "the pools to end")
     wait_until(lambda: database.server.sessions(APP) == 0, "their sessions to end")
+
+
+def test_a_thread_that_keeps_its_connection_has_the_new_entry_of_its_alias(
+    database: Database,
+) -> None:
+    database(USER="tenant_a", OPTIONS=SMALL)
+    asked, changed = threading.Event(), threading.Event()
+
+    def query_twice() -> Any:
+        before = role()
+        asked.set()
+        changed.wait(20)
+        return before, role()
+
+    call = Call(query_twice)
+    assert asked.wait(20)
+    connections.databases[ALIAS]["USER"] = "tenant_b"
+    assert role() == "tenant_b"
+    changed.set()
+    assert call.result(within=20) == ("tenant_a", "tenant_b")
+
+
+def test_a_thread_that_keeps_a_connection_of_an_alias_that_is_gone_keeps_no_session(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "LOOK_INTERVAL", 0.2)
+    database(OPTIONS=SMALL)
+    asked, stay = threading.Event(), threading.Event()
+
+    def work() -> None:
+        role()
+        asked.set()
+        stay.wait(20)
+
+    call = Call(work)
+    assert asked.wait(20)
+    database.aliases.clear()
+    del connections.databases[ALIAS]
+    wait_until(lambda: database.server.sessions(APP) == 0, "the sessions to end")
+    stay.set()
+    call.result(within=20)
+
+
+def test_an_alias_that_django_does_not_know_starves_nobody(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A project may have a `ConnectionHandler` of its own."""
+    monkeypatch.setattr(upkeep, "LOOK_INTERVAL", 0.2)
+    options = {"ABS_ORM_APP": {"release": database.release}, "OPTIONS": SMALL}
+    own = ConnectionHandler({"default": {}, "own": entry(database.server, **options)})
+
+    def work() -> None:
+        until = monotonic() + 1.5
+        while monotonic() < until:
+            ask(own["own"], "SELECT pg_sleep(0.01)")
+        own["own"].close()
+
+    began = monotonic()
+    threads = [Call(work) for _ in range(6)]
+    for thread in threads:
+        thread.result(within=30)
+    assert monotonic() - began < 5.0
+    cast("Any", own["own"]).close_pool()

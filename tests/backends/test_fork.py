@@ -7,6 +7,7 @@ import ctypes
 import gc
 import multiprocessing
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ from typing import Any, cast
 import psutil
 import pytest
 from django.db import connection, connections, transaction
+from psycopg_pool import PoolClosed
 
 from abs_orm_app.backends.postgresql.base import DatabaseWrapper
 from abs_orm_app.config.application_name import process_name
@@ -362,3 +364,45 @@ def test_a_fork_while_threads_connect_breaks_no_connection(server: Server) -> No
 def test_children_of_multiprocessing_need_no_hook(server: Server) -> None:
     check(server, uses_multiprocessing)
     assert "unexpected EOF" not in server.log
+
+
+# A pool without the engine
+
+
+def fork_while_it_executes(conninfo: str) -> None:
+    """The child ends its copy of the connection, in whose session the parent's statement runs."""
+    with HardenedPool(conninfo, min_size=1, max_size=1) as pool:
+        conn = pool.getconn()
+        rows = conn.cursor().stream(
+            "select repeat('x', 100000), pg_sleep(3 * n) from generate_series(0, 1) n"
+        )
+        next(rows)
+
+        def give_back() -> None:
+            pool.putconn(conn)
+            time.sleep(1.2)  # it would be cancelled by a thread
+            with pytest.raises(PoolClosed):
+                pool.getconn()
+
+        fork("fork", give_back)
+        assert len(list(rows)) == 1
+
+
+def test_a_child_does_not_cancel_what_its_parent_executes(server: Server) -> None:
+    result = run(server, fork_while_it_executes, server.conninfo)
+    assert result.status == 0, result.errors
+
+
+def test_a_pool_without_the_engine_is_the_parents_after_a_fork(server: Server) -> None:
+    """Nothing of the app but the pool is imported."""
+    script = (
+        "import os, sys\n"
+        "from abs_orm_app.pool import HardenedPool\n"
+        "pool = HardenedPool(sys.argv[1], min_size=1, open=True)\n"
+        "pool.wait()\n"
+        "if os.fork() == 0:\n"
+        "    os._exit(not pool.closed)\n"
+        "assert os.wait()[1] == 0, 'the child has the connections of its parent'\n"
+        "pool.close()\n"
+    )
+    subprocess.run([sys.executable, "-c", script, server.conninfo], check=True, timeout=20)

@@ -132,6 +132,28 @@ def test_a_handle_does_not_touch_the_connection_of_the_next_holder(database: Dat
         assert held(wrapper) == 1
 
 
+def test_the_info_of_a_handle_tells_nothing_of_the_next_holder(database: Database) -> None:
+    wrapper = database(OPTIONS=ONE)
+    ask(wrapper)
+    info = wrapper.connection.info
+    assert info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+    release(ALIAS)
+    with transaction.atomic(ALIAS):
+        ask(wrapper)
+        for name in ("transaction_status", "backend_pid"):
+            with pytest.raises(psycopg.InterfaceError, match="was released"):
+                getattr(info, name)
+
+
+def test_what_is_done_with_the_handle_of_an_info_is_cleaned(database: Database) -> None:
+    wrapper = database(OPTIONS=ONE)
+    ask(wrapper)
+    wrapper.connection.info.pgconn.exec_(b"SET app.tenant = '7'")
+    assert ask(wrapper, "SHOW app.tenant") == "7"
+    end_request(wrapper)
+    assert ask(wrapper, "SELECT current_setting('app.tenant', true)") in (None, "")
+
+
 def test_a_database_is_usable_between_two_queries(database: Database, release: str) -> None:
     wrapper = database()
     assert not wrapper.is_usable()  # as in the stock engine, before the first query

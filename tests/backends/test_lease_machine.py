@@ -1,11 +1,14 @@
-"""Leases keep their promises after random steps of three threads, chosen by hypothesis."""
+"""Leases keep their promises after random steps of three threads, chosen by hypothesis.
+
+Some steps are interrupted, garbage is collected by another thread, and a second alias has a pool.
+"""
 
 from __future__ import annotations
 
 import gc
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, ClassVar, TypeVar
@@ -20,6 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from pytest_django.plugin import DjangoDbBlocker
 
 from abs_orm_app.backends import pinned, release
+from tests.support.bytecodes import BACKENDS, Interrupted, acting, throw
 from tests.support.databases import ALIAS, Database, ask, held
 from tests.support.pools import APP
 from tests.support.servers import Server, wait_until
@@ -33,6 +37,7 @@ pytestmark = pytest.mark.server(
 
 T = TypeVar("T")
 ACTORS = 3
+BESIDE = "beside"  # another alias
 PATIENCE = 60.0  # seconds for one step
 TENANT = "SELECT current_setting('app.tenant', true)"
 TEMPORARY = "SELECT count(*) FROM pg_class WHERE relnamespace = pg_my_temp_schema()"
@@ -126,6 +131,7 @@ class Actor:
             if self.block is not None:
                 self.block.close()
             wrapper.close()
+            connections[BESIDE].close()
 
         self.do(end)
         self.begin()
@@ -142,6 +148,10 @@ class LeaseMachine(RuleBasedStateMachine):
         self.database = Database(self.server, self.mode)
         self.wrapper = self.database(
             OPTIONS={"pool": {"min_size": 1, "max_size": ACTORS, "timeout": PATIENCE / 2}}
+        )
+        self.database(
+            BESIDE,
+            OPTIONS={"application_name": BESIDE, "pool": {"min_size": 1, "max_size": ACTORS}},
         )
         self.actors = [Actor() for _ in range(ACTORS)]
 
@@ -225,6 +235,33 @@ class LeaseMachine(RuleBasedStateMachine):
                 assert actor.do(lambda: sum(1 for _ in iteration)) == 4999
             actor.do(iteration.close)
             actor.settle(self.mode)
+
+    @rule(which=which_actor)
+    def leave_an_iteration_to_the_collector(self, which: int) -> None:
+        actor = self.actors[which]
+        if actor.iterations:
+            actor.iterations.pop()
+            gc.collect()
+            actor.settle(self.mode)
+
+    @rule(which=which_actor, at=st.integers(0, 700))
+    def interrupt(self, which: int, at: int) -> None:
+        """A time limit ends a query at a bytecode, and the request."""
+        actor = self.actors[which]
+
+        def query() -> None:
+            with suppress(Interrupted, DatabaseError), acting(at, throw, BACKENDS):
+                ask(connections[ALIAS], "CREATE TEMPORARY TABLE theirs (n int)")
+
+        actor.do(query)
+        actor.end()
+
+    @rule(which=which_actor)
+    def use_the_other_alias(self, which: int) -> None:
+        def query() -> Any:
+            return ask(connections[BESIDE], "SHOW application_name")
+
+        assert self.actors[which].do(query) == BESIDE
 
     @rule(which=which_actor)
     def pin(self, which: int) -> None:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from io import BytesIO
 from time import monotonic, sleep
 from typing import Any
 
 import pytest
 from django.core.handlers.wsgi import WSGIHandler
-from django.core.signals import request_started
+from django.core.signals import request_finished, request_started
 from django.db import Error, OperationalError, connections, transaction
-from django.http import HttpRequest, HttpResponse
-from django.test import RequestFactory, override_settings
+from django.dispatch import Signal
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.test import Client, RequestFactory, override_settings
 from django.urls import path
 
 from abs_orm_app.backends import leasing
@@ -126,8 +129,9 @@ def test_what_a_thread_leaves_behind_comes_back_at_its_end_and_clean(
 FIRST = """
 import sys, django
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from django.conf import settings
-from django.core.signals import request_started
+from django.core.signals import request_finished, request_started
 settings.configure(DATABASES={"default": %r}, INSTALLED_APPS=["abs_orm_app"])
 django.setup()
 from django.db import connection
@@ -145,6 +149,81 @@ def test_the_first_request_of_a_process_keeps_its_connection(shared: Server) -> 
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
+class Listening:
+    """A receiver of a signal, called before those of the engine, which the project has loaded
+    later.
+    """
+
+    def __init__(self, signal: Signal, receiver: Callable[..., object]) -> None:
+        self.signal, self.receiver = signal, receiver
+
+    def __enter__(self) -> None:
+        self.signal.connect(self.receiver)
+        self.signal.receivers.insert(1, self.signal.receivers.pop())  # Django's own is the first
+
+    def __exit__(self, *_: object) -> None:
+        self.signal.disconnect(self.receiver)
+
+
+def test_what_a_receiver_queries_when_the_request_ends_starves_nobody(mounted: Any) -> None:
+    served, stay = threading.Barrier(5), threading.Event()
+
+    def work() -> None:
+        request(closes=True)
+        served.wait(20)
+        stay.wait(60)
+
+    with Listening(request_finished, lambda **_: ask(connections[ALIAS])):
+        threads = [Call(work) for _ in range(4)]
+        served.wait(20)
+    began = monotonic()
+    assert ask(mounted)
+    assert monotonic() - began < 5.0
+    stay.set()
+    for thread in threads:
+        thread.result(within=20)
+
+
+def test_a_request_of_the_test_client_outside_of_a_request_keeps_nothing(mounted: Any) -> None:
+    served, stay = threading.Barrier(5), threading.Event()
+
+    def work() -> None:
+        Client().get("/stream/")  # nobody reads it, so it does not end
+        ask(connections[ALIAS])
+        served.wait(20)
+        stay.wait(60)
+
+    threads = [Call(work) for _ in range(4)]
+    served.wait(20)
+    began = monotonic()
+    assert ask(mounted)
+    assert monotonic() - began < 5.0
+    stay.set()
+    for thread in threads:
+        thread.result(within=20)
+
+
+@pytest.mark.usefixtures("_ends_again")
+def test_a_request_of_the_test_client_does_not_end_the_one_it_is_part_of(
+    database: Database, release: str
+) -> None:
+    if release == "transaction":
+        pytest.skip("a request keeps nothing")
+    wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 1}})
+
+    def work() -> None:
+        request_started.send(sender=WSGIHandler)
+        Client().get("/nothing/")
+        ask(connections[ALIAS])
+        with pytest.raises(OperationalError, match="until the request ends"):
+            Call(lambda: ask(connections[ALIAS])).result(within=20)
+        request_finished.send(sender=WSGIHandler)
+
+    with override_settings(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], MIDDLEWARE=[]):
+        Call(work).result(within=30)
+    assert held(wrapper) == 0
+
+
 # Requests that never end
 
 
@@ -152,7 +231,11 @@ def view(_request: HttpRequest) -> HttpResponse:
     return HttpResponse(str(ask(connections[ALIAS])))
 
 
-urlpatterns = [path("", view)]
+def stream(_request: HttpRequest) -> StreamingHttpResponse:
+    return StreamingHttpResponse(str(ask(connections[ALIAS])) for _ in range(9))
+
+
+urlpatterns = [path("", view), path("stream/", stream)]
 
 
 @pytest.fixture
@@ -166,7 +249,8 @@ def _ends_again() -> Iterator[None]:
 def _forget() -> None:
     leasing._ending.clear()
     leasing._unending.clear()
-    leasing._thread.in_request = False
+    leasing._said.clear()
+    leasing._thread.__dict__.update(in_request=False, unended=0)
 
 
 def request(*, closes: bool, start: Callable[..., None] = lambda *_: None) -> None:
@@ -188,9 +272,12 @@ def mounted(database: Database) -> Iterator[Any]:
 
 
 @pytest.mark.usefixtures("_ends_again")
+@pytest.mark.parametrize("beside", [False, True], ids=["", "beside some that end"])
 def test_requests_that_never_end_are_said_once_and_starve_nobody(
-    mounted: Any, caplog: pytest.LogCaptureFixture
+    mounted: Any, caplog: pytest.LogCaptureFixture, beside: bool
 ) -> None:
+    if beside:
+        Call(lambda: request(closes=True)).result(within=30)
     failed = []
 
     def one(_: int) -> None:
@@ -208,6 +295,51 @@ def test_requests_that_never_end_are_said_once_and_starve_nobody(
     # The threads live on, and a request that ends has a connection at once.
     assert Call(lambda: ask(connections[ALIAS])).result(within=30)
     executor.shutdown()
+
+
+@pytest.mark.usefixtures("_ends_again")
+@pytest.mark.parametrize("beside", [False, True], ids=["", "beside some that end"])
+def test_the_first_requests_of_threads_starve_nobody_if_they_never_end(
+    mounted: Any, beside: bool
+) -> None:
+    """As a server does with a thread for each: none of them begins another request."""
+    if beside:
+        Call(lambda: request(closes=True)).result(within=30)
+    stay = threading.Event()
+
+    def work() -> None:
+        request(closes=False)
+        stay.wait(60)
+
+    began = monotonic()
+    threads = [Call(work) for _ in range(8)]
+    wait_until(lambda: held(mounted) == 0, "the connections")
+    assert ask(mounted)
+    assert monotonic() - began < 5.0
+    stay.set()
+    for thread in threads:
+        thread.result(within=20)
+
+
+@pytest.mark.usefixtures("_ends_again")
+def test_a_stream_that_is_being_read_is_no_request_that_is_over(mounted: Any, release: str) -> None:
+    if release == "transaction":
+        pytest.skip("a request keeps nothing")
+    environ = RequestFactory(SERVER_NAME="localhost").get("/stream/").environ
+    environ["wsgi.input"] = BytesIO()
+    handler: Any = WSGIHandler()
+    pids = set()
+
+    def work() -> None:
+        response = handler(environ.copy(), lambda *_: None)
+        for pid in response:
+            gc.collect()
+            pids.add(pid)
+        response.close()
+
+    Call(work).result(within=30)
+    assert len(pids) == 1
+    assert held(mounted) == 0
 
 
 @pytest.mark.usefixtures("_ends_again")
@@ -256,6 +388,50 @@ def test_a_response_that_never_starts_is_no_sign_of_requests_that_never_end(
 
 
 @pytest.mark.usefixtures("_ends_again")
+def test_what_a_server_refuses_again_and_again_takes_no_connection_from_other_requests(
+    mounted: Any, release: str
+) -> None:
+    """A visitor may cause it, in a server that ends its requests."""
+    if release == "transaction":
+        pytest.skip("a request keeps nothing")
+
+    def refuse(*_: object) -> None:
+        raise ValueError("an invalid header")
+
+    def visit() -> None:
+        with suppress(ValueError):
+            request(closes=True, start=refuse)
+        gc.collect()
+
+    def work() -> None:
+        request(closes=True)
+        for _ in range(3):
+            visit()
+
+    request_started.send(sender=WSGIHandler)
+    ask(mounted)
+    Call(work).result(within=30)
+    assert held(mounted) == 1
+    request_finished.send(sender=WSGIHandler)
+    assert held(mounted) == 0
+
+
+@pytest.mark.usefixtures("_ends_again")
+def test_requests_that_never_end_are_said_once_for_all_threads(
+    mounted: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The number of a thread that has noticed it may be another one's later."""
+    request(closes=False)
+    request(closes=False)
+    request(closes=True)
+    for _ in range(3):
+        request(closes=False)
+    assert caplog.text.count("does not call close()") == 1
+    request(closes=True)
+    assert held(mounted) == 0
+
+
+@pytest.mark.usefixtures("_ends_again")
 def test_requests_that_end_are_not_taken_for_others(
     mounted: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -267,3 +443,30 @@ def test_requests_that_end_are_not_taken_for_others(
     assert "close()" not in caplog.text
     assert held(mounted) == 0
     assert not leasing._unending
+
+
+WITHOUT_POLL = """
+import select
+del select.poll  # as eventlet does
+import django
+from django.conf import settings
+settings.configure(DATABASES={"default": %r}, INSTALLED_APPS=["abs_orm_app"])
+django.setup()
+from django.db import connection
+from abs_orm_app.backends import release
+from time import sleep
+for seconds in (0.0, 0.6):  # after so long, the pool pings
+    sleep(seconds)
+    connection.cursor().execute("SELECT set_config('app.tenant', '7', false)")
+    release()
+connection.pool.close()
+"""
+
+
+def test_a_package_that_removes_poll_leaves_a_pool_that_works(shared: Server) -> None:
+    pool = {"min_size": 1, "max_size": 1, "timeout": 5}
+    script = WITHOUT_POLL % entry(shared, OPTIONS={"pool": pool})
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=True, timeout=60, capture_output=True, text=True
+    )
+    assert done.stderr == ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from time import sleep
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
@@ -130,6 +130,59 @@ def test_a_wrong_password_fails_at_once(database: Database, tmp_path: Path) -> N
     call = Call(lambda: ask(connections[ALIAS]))
     with pytest.raises(OperationalError, match="password authentication failed"):
         call.result(within=10)
+
+
+def refusals(server: Server) -> int:
+    return server.log.count("password authentication failed")
+
+
+def is_served() -> bool:
+    try:
+        return bool(ask(connections[ALIAS]))
+    except OperationalError:
+        connections[ALIAS].close()
+        return False
+
+
+@pytest.mark.parametrize("worked", [False, True])
+def test_a_new_password_in_the_file_does_not_wait_for_the_next_attempt_with_the_old_one(
+    database: Database, shared: Server, tmp_path: Path, worked: bool
+) -> None:
+    """The old one is tried less and less often."""
+    path = tmp_path / "password"
+    path.write_text("first" if worked else "wrong")
+    entry = app(password_file=str(path))
+    entry["OPTIONS"]["pool"]["timeout"] = 0.1
+    database(**entry)
+    assert is_served() is worked
+    change_on_server(shared, "second")
+    first, began = refusals(shared), monotonic()
+
+    def is_refused_again(count: int) -> bool:
+        is_served()
+        return refusals(shared) > count
+
+    wait_until(lambda: is_refused_again(-1) and monotonic() - began > 4, "the attempts to get rare")
+    refused = refusals(shared)
+    wait_until(lambda: is_refused_again(refused), "one more")
+    assert refused <= first + 12
+    path.write_text("second")  # the old one has just been tried: again after 4 s, or after 1 s
+    began = monotonic()
+    wait_until(is_served, "the new password to be used")
+    assert monotonic() - began < 2.5
+
+
+def test_a_provider_is_not_asked_more_often_than_the_server(
+    database: Database,
+) -> None:
+    asked.clear()
+    token["password"] = "wrong"
+    database(**app(password_provider=f"{__name__}.provide"))
+    end = monotonic() + 3
+    while monotonic() < end:
+        assert not is_served()
+        sleep(0.02)
+    assert len(asked) <= 8
 
 
 def test_without_a_pool_the_password_is_read_for_each_connection(

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from html import unescape
 from time import sleep
 from typing import Any
 
@@ -33,7 +32,7 @@ from prometheus_client.registry import CollectorRegistry
 from abs_orm_app.integrations import health
 from abs_orm_app.integrations.prometheus import PoolCollector
 from abs_orm_app.pool.pool import HardenedPool
-from tests.support.pages import IN_TIME, content, logged_in, permitted, pool_of
+from tests.support.pages import IN_TIME, content, logged_in, now, permitted, pool_of
 from tests.support.pools import Call
 from tests.support.projects import ROOT, Ran, database, entry
 from tests.support.servers import ONE_CONNECTION, PASSWORD_OVER_TCP, Server, wait_until
@@ -364,7 +363,7 @@ def _texts(
     waiting = Call(_get, "/write/" if fault.write else "/read/")
     sleep(0.5)
     yield "metrics", _metric()
-    yield "page", _top(content(visitor))
+    yield "page", now(content(visitor))
     request = RequestFactory().get("/")
     answer = json.loads(health.view(request, aliases=[ALIAS], seconds=2.5).content)
     yield "health", answer.get("reasons", {}).get(ALIAS, answer["status"])
@@ -383,11 +382,6 @@ def _metric() -> str:
         for sample in metric.samples
         if metric.name == "django_db_pool_trouble" and sample.labels["alias"] == ALIAS
     )
-
-
-def _top(html: str) -> str:
-    part = html.partition('id="pool-now"')[2].partition("</section>")[0].partition(">")[2]
-    return " ".join(unescape(re.sub("<[^>]+>", "", part)).split())
 
 
 if __name__ == "__main__":

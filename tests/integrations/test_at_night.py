@@ -14,6 +14,8 @@ from pytest_django.plugin import DjangoDbBlocker
 
 from tests.integrations.night import FAULTS, PAGE, PLACE, PLACES, Fault, look, table
 
+MOST_LINES = 4  # of the log in the first seconds of a fault
+
 
 @pytest.fixture(scope="module")
 def tables(django_db_blocker: DjangoDbBlocker) -> None:
@@ -37,6 +39,8 @@ def test_each_fault_has_one_cause_wherever_one_looks(
         )
     assert {place: told.cause_in(place) for place in PLACES} == dict.fromkeys(PLACES, fault.cause)
     assert told.green() == []
+    assert "again, after" not in told.texts["log"], "it lasts"
+    assert len(told.texts["log"].splitlines()) <= MOST_LINES
     assert [part for part in fault.says if part not in told.texts["exception"]] == []
 
 

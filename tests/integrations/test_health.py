@@ -233,6 +233,27 @@ def test_requests_that_wait_for_the_first_connections_are_ok(
         assert checked.result(LATE) == "ok"
 
 
+class Mirror:
+    """A router by which the project writes to the default alias only."""
+
+    def db_for_write(self, *_: Any, **__: Any) -> str:
+        return "default"
+
+
+@pytest.mark.parametrize(("routers", "code"), [([], 503), ([Mirror()], 200)])
+def test_a_standby_is_failed_only_for_an_alias_that_writes(
+    server: Server, alias: str, routers: list[Any], code: int
+) -> None:
+    with override_settings(DATABASE_ROUTERS=routers, ROOT_URLCONF=__name__):
+        assert health.check([alias])[alias].state == "ok"
+        server.stop()
+        (server.data / "standby.signal").touch()
+        server.start()
+        answer = Client().get("/healthz/")
+    assert answer.status_code == code
+    assert answer.json()["reasons"] == ({alias: "read-only"} if code == 503 else {})
+
+
 def test_a_server_that_is_down_is_failed_and_ok_when_it_is_back(server: Server, alias: str) -> None:
     pool_of(alias)
     server.stop()

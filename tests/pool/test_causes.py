@@ -94,6 +94,46 @@ def test_the_log_tells_that_a_pool_is_exhausted_that_requests_fail_and_the_end(
     assert len(texts) <= 5
 
 
+def test_the_log_tells_no_end_while_a_server_hangs_and_nobody_asks(
+    suspended: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(causes, "OVER_AFTER", 0.5)
+    with opened(ours, suspended.tcp_conninfo, min_size=2) as pool:
+        suspended.suspend()
+        calls = [Call(use, pool, "SELECT 1", 20) for _ in range(2)]
+        wait_until(lambda: len(causes._active(pool.core)) == 2, "all to wait for the server")
+        with pytest.raises(PoolTimeout):
+            use(pool, timeout=3.5)
+        sleep(3.0)
+        assert "the server does not answer" in caplog.text
+        assert "again" not in caplog.text
+        assert pool.core.trouble == "hung"
+        suspended.resume()
+        for call in calls:
+            call.result(within=20)
+        use(pool)
+        wait_until(lambda: "requests get connections again" in caplog.text, "the end")
+        assert "Requests that waited: 1; that failed: 1." in caplog.text
+        assert pool.core.trouble == ""
+
+
+def test_the_log_tells_when_a_server_refuses_writes_and_when_it_takes_them_again(
+    server: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(causes, "OVER_AFTER", 0.5)
+    with opened(ours, server.tcp_conninfo, min_size=1) as pool, server.admin() as admin:
+        for value in ("on", "off"):
+            admin.execute(f"ALTER SYSTEM SET default_transaction_read_only = {value}")
+            admin.execute("SELECT pg_reload_conf()")
+            told = "accept them" if value == "on" else "accepts writes again"
+            wait_until(lambda: use(pool) > 0 and told in caplog.text, told)  # noqa: B023
+    texts = [record.getMessage() for record in caplog.records]
+    assert len(texts) == 2
+    where = f"127.0.0.1:{server.port}"
+    assert f"the server is read-only, so writes fail: {where} does not accept them." in texts[0]
+    assert "its server accepts writes again, after" in texts[1]
+
+
 @pytest.mark.server(roles=["app LOGIN CONNECTION LIMIT 2"])
 def test_a_fault_that_hinders_no_request_any_more_is_not_told(
     server: Server, monkeypatch: pytest.MonkeyPatch

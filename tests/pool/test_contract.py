@@ -26,8 +26,9 @@ APP = Path(abs_orm_app.__file__).parent
 MODULES = sorted(APP.rglob("*.py"))
 
 # The pool of a connection: Django's engine returns a connection through it, and `with conn` does
-# not close one that has it. How many blocks of `transaction()` are open: `pool/spoiled.py`.
-OF_CONNECTIONS = {"_num_transactions", "_pool"}
+# not close one that has it. How many blocks of `transaction()` are open: `pool/spoiled.py`. Its
+# two-phase transaction: `pool/returning.py`.
+OF_CONNECTIONS = {"_num_transactions", "_pool", "_tpc"}
 # What a project may have changed of a connection whose handle it asked for, and what has no public
 # name to set it back: `backends/cleaning.py`.
 OF_CLEANING = {"_adapters", "_notice_handlers", "_notify_handlers", "_prepared"}
@@ -42,6 +43,13 @@ OTHER_DEFAULTS = {"open", "num_workers"}
 def conn(shared: Server) -> Iterator[psycopg.Connection]:
     with psycopg.connect(shared.conninfo) as conn:
         yield conn
+
+
+def test_a_block_rolls_back_in_a_generator() -> None:
+    """Which `pool/spoiled.py` watches."""
+    for block in (psycopg.Transaction, psycopg.AsyncTransaction):
+        assert list(inspect.signature(block._rollback_gen).parameters) == ["self", "exc_val"]
+        assert inspect.isgeneratorfunction(block._rollback_gen)
 
 
 def test_no_other_private_name_of_a_connection_is_used() -> None:

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from psycopg_pool import ConnectionPool, PoolTimeout
 
+from abs_orm_app.pool.causes import CHANGE_AFTER
 from abs_orm_app.pool.growth import RETRY_INTERVAL
 from abs_orm_app.pool.server_errors import again, is_permanent
 from tests.support.pools import (
@@ -173,6 +174,27 @@ def test_an_outage_is_logged_once_and_so_is_its_end(
             call.result(within=10)
             wait_until(lambda: "connected again" in caplog.messages[-1], "the end to be logged")
         assert sum("cannot connect" in line for line in caplog.messages) < 5
+
+
+def test_a_fault_that_comes_and_goes_is_logged_now_and_then(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried: list[object] = []
+
+    def configure(conn: object) -> None:
+        tried.append(conn)
+        if len(tried) % 2 == 0:
+            raise psycopg.OperationalError("every second connection fails")
+
+    began = monotonic()
+    with opened(ours, server.conninfo, min_size=1, configure=configure, timeout=20) as pool:
+        for _ in range(10):
+            with pool.connection() as conn:
+                conn.close()
+        assert len(tried) >= 18
+    most = 2 + (monotonic() - began) // CHANGE_AFTER
+    assert 1 <= sum("cannot connect" in line for line in caplog.messages) <= most  # else 10
+    assert sum("connected again" in line for line in caplog.messages) <= most
 
 
 def test_on_a_full_server_the_clients_share_the_connections_there_are(

@@ -7,7 +7,9 @@ raise at each bytecode of the pool's code in turn.
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Callable
+from contextlib import closing
 from itertools import count
 from time import monotonic
 from typing import Any
@@ -18,7 +20,7 @@ import pytest
 from abs_orm_app.pool import pre_ping, threads
 from abs_orm_app.pool.liveness import Answer, ping_steps
 from abs_orm_app.pool.steps import Steps
-from tests.support.bytecodes import POOL, STRIDE, Interrupted, interruption, sweep, throw
+from tests.support.bytecodes import POOL, STRIDE, Interrupted, interruption, paused, sweep, throw
 from tests.support.pools import APP, AnyPool, Call, opened, ours, use
 from tests.support.servers import Server, wait_until
 
@@ -234,3 +236,36 @@ def test_an_exception_in_the_first_use_of_a_pool_affects_no_other_request(shared
             break
     assert at > 100
     wait_until(lambda: not threads.running("-connector"), "the threads that connect to end")
+
+
+def test_an_attempt_that_ends_while_it_is_given_up_loses_its_holder_nothing(
+    shared: Server,
+) -> None:
+    at = 0
+    while _ends_while_it_is_given_up(shared, at):
+        at += STRIDE
+    assert at > 10
+
+
+def _ends_while_it_is_given_up(server: Server, at: int) -> bool:
+    """True if it ended before it was given up."""
+    goes_on = threading.Event()
+    ended_first = False
+
+    def configure(_: object) -> None:
+        goes_on.wait(20)
+
+    def end() -> None:
+        nonlocal ended_first
+        ended_first = attempt in pool.core.attempts
+        goes_on.set()
+        wait_until(lambda: not attempt.thread.alive or pool.idle, "the end of the attempt")
+
+    with closing(ours(server.conninfo, min_size=1, timeout=30, configure=configure)) as pool:
+        pool.open()
+        wait_until(lambda: any(a.pgconn for a in list(pool.core.attempts)), "an attempt")
+        (attempt,) = pool.core.attempts
+        paused(lambda: pool.connector._give_up(attempt), at, end)
+        use(pool)
+        assert pool.statistics.stale == 0, f"bytecode {at}"
+    return ended_first

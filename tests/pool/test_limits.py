@@ -39,6 +39,28 @@ def test_a_pool_never_has_more_connections_than_size_and_overflow(shared: Server
         wait_until(lambda: shared.sessions(APP) <= 8, "the replaced sessions to end")
 
 
+def test_connections_that_are_being_opened_count_when_the_limit_is_lowered(server: Server) -> None:
+    slow = threading.Event()
+    slow.set()
+
+    def wait(_: object) -> None:
+        while slow.is_set():
+            sleep(0.01)
+
+    pool = ours(server.conninfo, min_size=1, max_size=6, timeout=20, configure=wait)
+    pool.open()
+    calls = [Call(use, pool) for _ in range(6)]
+    try:
+        wait_until(lambda: pool.get_stats()["pool_opening"] > 2, "the pool to open connections")
+        pool.resize(1, 1)
+        slow.clear()
+        for call in calls:
+            call.result(within=20)
+        wait_until(lambda: server.sessions(APP) == 1, "what is beyond the limit to be closed")
+    finally:
+        pool.close()
+
+
 def _work(pool: AnyPool, times: int) -> None:
     for _ in range(times):
         use(pool, "SELECT pg_sleep(0.002)")

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from psycopg_pool import ConnectionPool, PoolTimeout
 
+from abs_orm_app.pool.causes import CHANGE_AFTER
 from tests.support.pools import LATE, AnyPool, Call, MakePool, opened, ours, pid, use
 from tests.support.servers import Server, wait_until
 
@@ -181,3 +182,25 @@ def test_a_check_that_accepts_again_lets_the_waiting_request_go_on(
     sleep(1.0)
     check.refuses = False
     waiting.result(within=LATE)
+
+
+def test_a_check_that_refuses_every_second_connection_is_told_now_and_then(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    checked: list[object] = []
+
+    def check(conn: object) -> None:
+        if conn not in checked:
+            checked.append(conn)
+            if len(checked) % 2:
+                raise ValueError(MISSING_GRANT)
+
+    began = monotonic()
+    with opened(ours, server.conninfo, min_size=1, check=check) as pool:
+        for _ in range(10):
+            with pool.connection() as conn:
+                conn.close()
+        assert len(checked) >= 18
+    most = 2 + (monotonic() - began) // CHANGE_AFTER
+    assert 1 <= sum(MISSING_GRANT in line for line in caplog.messages) <= most  # else 10
+    assert sum("accepts connections again" in line for line in caplog.messages) <= most

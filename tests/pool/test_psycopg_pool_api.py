@@ -7,6 +7,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.rows import DictRow, dict_row
 
 from abs_orm_app.pool import HardenedPool
 from tests.support.pools import AnyPool, Call, MakePool, opened, ours, stock, use
@@ -16,6 +17,17 @@ from tests.support.servers import Server, wait_until
 def test_the_class_takes_the_type_of_its_connections() -> None:
     """As in an annotation that is evaluated, or in a subclass."""
     assert HardenedPool[psycopg.Connection[Any]] is not None  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("make", [ours, stock])
+def test_the_class_of_connections_may_have_the_type_of_its_rows(
+    server: Server, make: MakePool
+) -> None:
+    """As in psycopg_pool's documentation."""
+    options: dict[str, Any] = {"kwargs": {"row_factory": dict_row}, "min_size": 1}
+    options["connection_class"] = psycopg.Connection[DictRow]
+    with opened(make, server.conninfo, **options) as pool, pool.connection() as conn:
+        assert conn.execute("SELECT 1 AS one").fetchone() == {"one": 1}
 
 
 @pytest.mark.parametrize("make", [ours, stock])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import socket
+import sys
 import threading
 
 import psycopg
@@ -17,13 +20,16 @@ from abs_orm_app.pool.server_errors import (
     UNKNOWN,
     UNREACHABLE,
     classify,
+    is_about_credentials,
 )
 from tests.support.pools import opened, ours
+from tests.support.processes import run
 from tests.support.servers import Server
 
 HBA = """
 local all postgres trust
 local all app      trust
+local all peer     peer
 local all all      scram-sha-256
 """
 
@@ -37,14 +43,18 @@ TEXTS = (
     "connection is bad: could not look up local user ID 0: Too many open files",
     "can't start new thread",
     "the configure function of pool 'default' failed: ValueError: no such table",
+    'connection failed: FATAL:  Peer authentication failed for user "app"',
     'connection failed: FATAL:  password authentication failed for user "app"',
     "connection failed: fe_sendauth: no password supplied",
+    'connection is bad: service file "/etc/pg_service.conf" not found',
     'connection failed: FATAL:  invalid value for parameter "statement_timeout": "x"',
     "connection failed: FATAL:  unsupported startup parameter: options",
     'connection is bad: weak sslmode "require" may not be used with sslrootcert=system',
     "connection failed: channel binding required, but SSL not in use",
+    'connection failed: root certificate file "/nowhere/ca.crt" does not exist',
     "connection failed: FATAL:  connection requires a valid client certificate",
     'connection to server on socket "/tmp/.s.PGSQL.1" failed: No such file or directory',
+    'connection to server on socket "/tmp/.s.PGSQL.1" failed: Permission denied',
     'connection failed: FATAL:  could not access file "x": No such file or directory',
     'connection to server at "127.0.0.1", port 1 failed: Connection refused',
     "failed to resolve host 'db': [Errno -2] Name or service not known",
@@ -152,6 +162,29 @@ def test_the_message_about_a_port_that_speaks_http_says_so() -> None:
         error = refused(f"host=127.0.0.1 port={port} user=x dbname=x")
         listener.shutdown(socket.SHUT_RDWR)
     assert "not PostgreSQL" in classify(error).hint
+
+
+def test_a_role_with_another_name_than_this_account_is_told_to_use_tcp(shared: Server) -> None:
+    """The password, if there is one, is not asked for."""
+    error = refused(f"{shared.conninfo} user=peer password=x")
+    assert "Peer authentication failed" in str(error)
+    assert "password" not in classify(error).hint
+    assert "DB_HOST=127.0.0.1" in classify(error).hint
+    assert is_about_credentials(error)  # so it is retried less and less often
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another account")
+def test_a_socket_that_this_account_may_not_use_is_told_so(server: Server) -> None:
+    server.socket_dir.chmod(0o700)
+    done = run(server, connect_as_another_account, server.conninfo)
+    assert "Permission denied" in done.output, done.errors
+    assert "unix_socket_permissions" in classify(done.output).hint
+
+
+def connect_as_another_account(conninfo: str) -> None:
+    os.setgroups([])
+    os.setuid(pwd.getpwnam("daemon").pw_uid)
+    sys.stdout.write(str(refused(conninfo)))
 
 
 def test_a_database_that_takes_no_connections_is_a_known_fault(server: Server) -> None:

@@ -7,21 +7,25 @@ import signal
 import statistics
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
 from time import monotonic, sleep
 from typing import Any
 
 import psycopg
 import pytest
+from django.db.utils import DataError
 
-from abs_orm_app.pool import returning
+from abs_orm_app.pool import closing, returning
 from tests.soak.interrupted import interrupted
-from tests.support.bytecodes import signals_leave_locks
-from tests.support.pools import APP, LATE, Call, opened, ours, pid, use
+from tests.support.bytecodes import Interrupted, signals_leave_locks
+from tests.support.pools import APP, LATE, AnyPool, Call, opened, ours, pid, use
 from tests.support.processes import Watch, run
 from tests.support.servers import Server, wait_until
 from tests.support.sessions import POOL, Session, begun
 from tests.support.spoiling import (
     TABLES,
+    acting,
     blocks,
     executemany,
     executemany_of_another_class,
@@ -34,12 +38,64 @@ from tests.support.spoiling import (
 pytestmark = pytest.mark.server(sql=TABLES)
 
 
-@pytest.mark.parametrize("statement", [blocks, executemany, executemany_of_another_class, pipeline])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        pytest.param(blocks, marks=signals_leave_locks),
+        executemany,
+        executemany_of_another_class,
+        pipeline,
+    ],
+)
 def test_an_exception_within_psycopg_costs_nobody_else(
     shared: Server, statement: Callable[[Session], None]
 ) -> None:
     with begun(shared, POOL, timeout=5) as (begin, _):
         sweep(shared, begin, statement)
+
+
+class LimitError(Exception):
+    """As Celery's for soft time limits. psycopg only logs an `Exception` during a rollback."""
+
+
+@pytest.mark.parametrize("raised", [LimitError, Interrupted])
+def test_what_a_block_has_rolled_back_is_not_committed(
+    server: Server, raised: type[BaseException]
+) -> None:
+    """Nor does the next holder's psycopg believe that the server has prepared its statements."""
+    options = {"min_size": 1, "timeout": 20, "kwargs": {"prepare_threshold": 0}}
+    with opened(ours, server.conninfo, **options) as pool, server.admin() as admin:
+        for at in count(0, 3):
+            thrown = Call(_roll_back, pool, at, raised).result(within=LATE)
+            with pool.connection() as conn:
+                for _ in range(2):
+                    conn.execute("SELECT 1")
+            rows = admin.execute("SELECT kind FROM kept WHERE key = %s", [at]).fetchall()
+            assert not rows, f"point {at}"
+            if not thrown:
+                break
+    assert at > 300
+
+
+def _roll_back(pool: AnyPool, at: int, raised: type[BaseException]) -> bool:
+    """True if it was interrupted."""
+    thrown = False
+
+    def throw() -> None:
+        nonlocal thrown
+        thrown = True
+        raise raised
+
+    def fail(conn: psycopg.Connection[Any]) -> None:
+        with conn.transaction():
+            conn.execute("INSERT INTO kept VALUES (%s, 'rolled back')", [at])
+            raise KeyError
+
+    with suppress(psycopg.Error), pool.connection() as conn, conn.transaction():
+        conn.execute("SELECT 1")
+        with suppress(KeyError, raised), acting(at, throw):
+            fail(conn)
+    return thrown
 
 
 @signals_leave_locks
@@ -128,6 +184,26 @@ def interrupt_where_nobody_answers(conninfo: str, postmaster: str) -> None:
             assert monotonic() - began < LATE
 
 
+def test_a_connection_that_is_closed_in_a_block_which_then_fails_never_exceeds_the_limit(
+    server: Server,
+) -> None:
+
+    def fail(pool: AnyPool) -> None:
+        with pool.connection() as conn, conn.pipeline():
+            conn.execute("SELECT pg_sleep(30)")
+            conn.pgconn.send_flush_request()
+            conn.pgconn.flush()
+            wait_until(lambda: is_executing(server), "the statement to run")
+            conn.close()
+            raise ValueError("a bug of the project")
+
+    with opened(ours, server.conninfo, min_size=1, timeout=20) as pool, Watch(server) as watch:
+        for _ in range(3):
+            with pytest.raises(ValueError, match="a bug"):
+                fail(pool)
+    assert watch.most == 1
+
+
 @pytest.mark.parametrize("what", ["check", "reset", "configure"])
 def test_a_function_of_the_project_that_is_ended_never_exceeds_the_limit_as_the_server_counts(
     server: Server, monkeypatch: pytest.MonkeyPatch, what: str
@@ -173,6 +249,108 @@ def test_a_block_of_transaction_that_was_never_left_is_not_the_next_holders(
             pool.putconn(conn)
             with pool.connection() as conn, conn.transaction():
                 assert conn.execute("SELECT 1").fetchone() == (1,)
+
+
+@pytest.mark.server({"max_prepared_transactions": "2"})
+def test_a_two_phase_transaction_is_not_the_next_holders(server: Server) -> None:
+    """psycopg refuses to commit on such a connection."""
+    kwargs = {"autocommit": False}
+    with opened(ours, server.conninfo, min_size=1, timeout=20, kwargs=kwargs) as pool:
+        conn = pool.getconn()
+        conn.tpc_begin("mine")
+        conn.tpc_prepare()
+        pool.putconn(conn)
+        with pool.connection() as conn:
+            conn.execute("SELECT 1")
+
+
+# Errors of the server
+
+
+def test_an_error_of_the_server_closes_no_connection(shared: Server) -> None:
+    """Although the project handles another exception meanwhile."""
+    with opened(ours, shared.conninfo, min_size=1, timeout=20) as pool, pool.connection() as conn:
+        try:
+            int("none")
+        except ValueError:
+            with pytest.raises(psycopg.errors.DivisionByZero):
+                conn.cursor().executemany("SELECT 1 / %s", [(0,), (1,)])
+        assert conn.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_an_error_of_the_server_in_a_pipeline_closes_no_connection(shared: Server) -> None:
+    with opened(ours, shared.conninfo, min_size=1, timeout=20) as pool, pool.connection() as conn:
+        with conn.pipeline(), suppress(psycopg.errors.DivisionByZero), conn.transaction():
+            conn.execute("SELECT 1 / 0").fetchone()
+        assert conn.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_an_error_whose_causes_go_round_in_a_circle_hangs_nobody(shared: Server) -> None:
+    """A project may raise again what Django has translated."""
+
+    def fail(pool: AnyPool) -> None:
+        with pool.connection() as conn, conn.pipeline():
+            try:
+                conn.execute("SELECT 1 / 0").fetchone()
+            except psycopg.Error as error:
+                translated = DataError()
+                translated.__cause__ = error
+                raise error from translated
+
+    with opened(ours, shared.conninfo, min_size=1, timeout=20) as pool:
+        call = Call(fail, pool)
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            call.result(within=LATE)
+
+
+# Requests to cancel
+
+
+def test_a_request_to_cancel_meets_no_statement_of_the_next_holder(server: Server) -> None:
+    """A thread that ends what takes too long may come a moment too late."""
+    if not psycopg.capabilities.has_cancel_safe():
+        pytest.skip("before libpq 17, a request stops all threads until it has arrived")
+    with opened(ours, server.conninfo, min_size=1, timeout=20) as pool:
+        conn = pool.getconn()
+        server.suspend()
+        other = Call(conn.cancel_safe)
+        sleep(0.3)
+        pool.putconn(conn)
+        server.resume()
+        other.result(within=LATE)
+        assert conn.closed
+        use(pool)
+
+
+def test_what_cancels_configure_meets_no_statement_of_a_holder(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends by itself while the request to cancel is under way."""
+    monkeypatch.setattr(returning, "LEAST", 0.3)
+    on_its_way = threading.Event()
+    send = closing._send
+
+    def send_late(cancel: Any, timeout: float) -> None:
+        on_its_way.set()
+        sleep(0.3)
+        send(cancel, timeout)
+
+    monkeypatch.setattr(closing, "_send", send_late)
+    opened_so_far: list[int] = []
+
+    def configure(conn: psycopg.Connection[Any]) -> None:
+        opened_so_far.append(pid(conn))
+        while len(opened_so_far) == 1 and not on_its_way.is_set():
+            conn.execute("SELECT pg_sleep(0.1)")
+
+    pool = ours(server.conninfo, min_size=1, timeout=0.6, configure=configure)
+    pool.open()
+    try:
+        with pool.connection(timeout=20) as conn:
+            conn.execute("SELECT pg_sleep(1)")
+    finally:
+        pool.close()
+    assert len(opened_so_far) == 2
 
 
 # Two threads on one connection

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from html import unescape
 from time import monotonic
 from typing import Any
 
@@ -51,6 +53,12 @@ def card(html: str, alias: str) -> str:
 
 def state(html: str, alias: str) -> str:
     return card(html, alias).partition('data-state="')[2].partition('"')[0]
+
+
+def now(html: str) -> str:
+    """What the page says at its top, as text."""
+    part = html.partition('id="pool-now"')[2].partition("</section>")[0].partition(">")[2]
+    return " ".join(unescape(re.sub("<[^>]+>", "", part)).split())
 
 
 def pool_of(alias: str) -> HardenedPool:

@@ -203,8 +203,8 @@ def web_server(
         with program(
             [sys.executable, "-m", module, *options, *rest],
             server,
-            XDG_RUNTIME_DIR=directory,  # for gunicorn's control socket
-            **environ,
+            # For gunicorn's control socket; and other tests' processes are no neighbours.
+            **{"XDG_RUNTIME_DIR": directory, "TMPDIR": directory} | environ,
         ) as running:
             web = Web(running, socket)
             wait_until(web.accepts, "the web server to answer", DEADLINE)

@@ -1,7 +1,7 @@
 """Photograph the live page for the docs: `python -m tests.support.screenshots DIRECTORY [MINUTES]`.
 
-Two web servers under load for some minutes, on a PostgreSQL with a forgotten transaction. Needs
-chromium, chromedriver and pngquant.
+Three web servers under load for some minutes, two of them on one machine, on a PostgreSQL with a
+forgotten transaction. Needs chromium, chromedriver and pngquant.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -42,6 +42,7 @@ SETTINGS = """
 import os, socket
 socket.gethostname = lambda: os.environ["HOST_NAME"]
 from tests.support.watched.settings import *
+TIME_ZONE = "UTC"
 """
 
 
@@ -52,7 +53,12 @@ def main() -> None:
         server = stack.enter_context(Server({"max_connections": "60"}))
         prepare(server)
         _make_shop(server)
-        shops = [stack.enter_context(_shop(server, host)) for host in ("web-1", "web-2")]
+        machine = stack.enter_context(tempfile.TemporaryDirectory())
+        neighbours = {"TMPDIR": machine}
+        shops = [
+            stack.enter_context(_shop(server, host, environ))
+            for host, environ in (("web-1", neighbours), ("web-1", neighbours), ("web-2", {}))
+        ]
         stack.enter_context(_forgotten_transaction(server))
         for shop in shops:
             threading.Thread(target=_visit, args=(shop,), daemon=True).start()
@@ -79,7 +85,7 @@ def _url(server: Server) -> str:
 
 
 @contextmanager
-def _shop(server: Server, host: str) -> Iterator[Site]:
+def _shop(server: Server, host: str, more: Mapping[str, str]) -> Iterator[Site]:
     with tempfile.TemporaryDirectory() as directory:
         package = Path(directory) / "shop"
         package.mkdir()
@@ -92,7 +98,7 @@ def _shop(server: Server, host: str) -> Iterator[Site]:
             "SECRET_KEY": "x" * 60,
             "REFRESH": "5",
         }
-        with site(server, **POOL, **environ) as shop:
+        with site(server, **POOL, **environ, **more) as shop:
             yield shop
 
 

@@ -108,7 +108,7 @@ def _interrupted(begin: Begin, statement: Callable[[Session], None], at: int) ->
 
     session = begin()
     try:
-        with suppress(BaseException), _acting(at, throw):
+        with suppress(BaseException), acting(at, throw):
             statement(session)
         if not session.is_left_in_atomic():
             with suppress(Exception):
@@ -134,7 +134,7 @@ def _insert(session: Session, key: int) -> None:
         assert cursor.fetchone() == (key,)
 
 
-def _acting(at: int, act: Callable[[], None]) -> AbstractContextManager[None]:
+def acting(at: int, act: Callable[[], None]) -> AbstractContextManager[None]:
     """Call `act` at the `at`-th point where this thread would run a signal handler in psycopg."""
     left = at
 
@@ -156,10 +156,18 @@ def _points(code: CodeType) -> frozenset[int]:
     after = {
         later.offset
         for earlier, later in pairwise(instructions)
-        if earlier.opname.startswith("CALL") or earlier.opname == "RESUME"
+        if (earlier.opname.startswith("CALL") or earlier.opname == "RESUME")
+        # An exception counts as one of the call: of the block that has called.
+        and _handler(code, earlier.offset) == _handler(code, later.offset)
     }
     loops = {each.argval for each in instructions if each.opname == "JUMP_BACKWARD"}
     return frozenset(after | loops)
+
+
+def _handler(code: CodeType, offset: int) -> int | None:
+    """Where an exception at this instruction continues."""
+    table: Any = dis._parse_exception_table(code)  # type: ignore[attr-defined]
+    return next((each.target for each in table if each.start <= offset < each.end), None)
 
 
 @contextmanager

@@ -13,11 +13,12 @@ from abs_orm_app.facts.databases import Setting, Value
 from abs_orm_app.facts.failure import Failure
 from abs_orm_app.facts.sessions import Process
 from abs_orm_app.facts.snapshot import COUNTERS
-from abs_orm_app.integrations.admin_page import charts, neighbours
+from abs_orm_app.integrations.admin_page import charts
 from abs_orm_app.integrations.admin_page.diagnosis import PoolState, Trouble, diagnose, state_of
 from abs_orm_app.integrations.admin_page.history import Past, percentile
+from abs_orm_app.integrations.admin_page.live import Live
 from abs_orm_app.integrations.admin_page.neighbours import Row
-from abs_orm_app.integrations.admin_page.overview import Database, Live, Overview, Panel
+from abs_orm_app.integrations.admin_page.overview import Database, Overview, Panel
 from abs_orm_app.integrations.admin_page.wording import amount, duration
 from abs_orm_app.pool.placement import ServerInUse
 from abs_orm_app.pool.roles import Role
@@ -99,6 +100,7 @@ class DatabaseCard:
 class Page:
     """Everything on the page, from its top to its bottom."""
 
+    pid: int  # of the process that is shown
     headline: str  # for the title of the window
     troubles: tuple[Trouble, ...]
     pools: tuple[PoolCard, ...]
@@ -111,11 +113,12 @@ def page(overview: Overview, failure: Failure | None) -> Page:
     """Word the facts. `failure`: why the visitor was not looked up."""
     troubles = diagnose(overview, failure)
     return Page(
+        pid=overview.pid,
         headline=_headline(troubles),
         troubles=troubles,
         pools=tuple(map(_pool_card, overview.panels)),
         databases=tuple(map(_database_card, overview.databases)),
-        rows=tuple(neighbours.rows()),
+        rows=overview.rows,
         findings=overview.findings,
     )
 
@@ -170,7 +173,8 @@ def _note(panel: Panel) -> str:
         return ""
     if configured.vendor != "postgresql":
         return "This is not PostgreSQL, so there is no pool to show."
-    return facts_wording.WITHOUT_POOL.get(configured.mode, "No pool.")
+    unknown = "Only the process that has this pool can see it."  # Django's own
+    return facts_wording.WITHOUT_POOL.get(configured.mode, unknown)
 
 
 def _live_card(live: Live) -> LiveCard:

@@ -14,7 +14,9 @@ from abs_orm_app.facts.sessions import Fleet
 from abs_orm_app.facts.wording import sessions_in_trouble, who_is_connected, writes_fail
 from abs_orm_app.integrations.admin_page.history import is_exhausted
 from abs_orm_app.integrations.admin_page.holders import HolderGroup
-from abs_orm_app.integrations.admin_page.overview import Database, Live, Overview, Panel
+from abs_orm_app.integrations.admin_page.live import Live
+from abs_orm_app.integrations.admin_page.neighbours import Row
+from abs_orm_app.integrations.admin_page.overview import Database, Overview, Panel
 from abs_orm_app.integrations.admin_page.wording import duration, place
 from abs_orm_app.pool.server_errors import FULL
 
@@ -73,7 +75,9 @@ def diagnose(overview: Overview, failure: Failure | None = None) -> tuple[Troubl
         for trouble in _of_database(database)
         if trouble.text not in said
     ]
-    return (*of_aliases, *of_databases, *(_of_visitor(failure) if failure else ()))
+    of_others = [each for each in _of_neighbours(overview) if each.short not in said]
+    of_visitor = _of_visitor(failure) if failure else ()
+    return (*of_aliases, *of_databases, *of_others, *of_visitor)
 
 
 def serves(panel: Panel) -> bool:
@@ -175,6 +179,18 @@ def holder_name(group: HolderGroup) -> str:
     if group.request:
         return group.request.label
     return group.thread or "several threads"
+
+
+def _of_neighbours(overview: Overview) -> Iterable[Trouble]:
+    """What is wrong in the processes that are not shown."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in overview.rows:
+        if row.trouble and row.pid != overview.pid:
+            found.setdefault((row.alias, row.trouble), []).append(row)
+    for (alias, trouble), rows in found.items():
+        processes = " and ".join(str(row.pid) for row in rows)
+        waiting = counted(sum(row.waiting for row in rows), "request")
+        yield Trouble(alias, trouble, f"{trouble}, in process {processes}: {waiting} waiting.")
 
 
 def _of_database(database: Database) -> Iterable[Trouble]:

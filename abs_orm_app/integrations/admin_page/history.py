@@ -12,7 +12,6 @@ from weakref import WeakKeyDictionary
 
 from abs_orm_app.facts.report import Usage
 from abs_orm_app.facts.snapshot import Snapshot, snapshot
-from abs_orm_app.integrations.admin_page import neighbours
 from abs_orm_app.pool.housekeeping import TICK, observers
 from abs_orm_app.pool.statistics import BOUNDS, Distribution
 
@@ -84,8 +83,7 @@ def keep() -> None:
 
 
 def look(pool: HardenedPool) -> None:
-    """Remember what the pool is doing now, and tell it to the page of other processes."""
-    neighbours.tell()
+    """Remember what the pool is doing now."""
     looks = _looks.setdefault(pool, deque(maxlen=round(SPAN / TICK) + 1))
     looks.append(Look(monotonic(), snapshot(pool)))
 

@@ -1,8 +1,9 @@
 """The other processes of this machine that serve the page: what their pools do, a row each.
 
 Each process writes a small file once a second while somebody looks at the page, into a directory
-that only its own user can read. What is older than some seconds, or of a process that is gone, is
-not shown, and removed. Nothing here raises: without the directory, the page shows one process.
+that only its own user can read; all that the page shows of its pools, while a reader has pinned it.
+What is older than some seconds, or of a process that is gone, is not shown, and removed. Nothing
+here raises: without the directory, the page shows one process.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import atexit
 import json
 import os
 import stat
-import tempfile
+import threading
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic, time
+from tempfile import gettempdir
+from time import monotonic, sleep, time
 from typing import Any
 
 from django.conf import settings
@@ -24,13 +27,16 @@ from django.utils.crypto import salted_hmac
 
 from abs_orm_app.facts.active import current_pools
 from abs_orm_app.facts.snapshot import snapshot
+from abs_orm_app.integrations.admin_page.live import Live, from_json, live, to_json
 from abs_orm_app.pool.holders import Holder
+from abs_orm_app.pool.housekeeping import observers
 
 LOOKED_AT = "looked-at"  # the file whose age says when somebody looked last
 AWAKE = 15.0  # seconds after a look for which processes write
 STALE = 10.0  # seconds after which a file counts no more
-LARGEST = 20_000  # bytes of a file that are read
-EVERY = 1.0  # seconds between two files of a process
+LARGEST = 10_000_000  # bytes of a file that are read
+EVERY = 0.9  # seconds between two files of a process, at least
+ANSWER_WITHIN = 3.0  # seconds for a process that was just pinned
 
 _written_at = 0.0
 
@@ -49,22 +55,41 @@ class Row:
     longest: str  # who holds a connection for longest
 
 
+def keep() -> None:
+    """Begin to tell other processes, unless it has begun."""
+    if tell not in observers:
+        observers.append(tell)
+
+
 def rows() -> list[Row]:
     """The pools of all processes that have written lately, by process."""
-    home = _directory()
-    if home is None:
-        return []
-    with suppress(OSError):
-        (home / LOOKED_AT).touch(0o600)
-    write(home)
-    found = []
-    with suppress(OSError):
-        for file in home.glob("*.json"):
-            found += _read(file)
+    found: list[Row] = []
+    if home := _directory():
+        _touch(home / LOOKED_AT)
+        write(home)
+        for told in _all(home):
+            with suppress(KeyError, TypeError, ValueError):  # of another version
+                found += [Row(**row) for row in told["rows"]]
     return sorted(found, key=lambda row: (str(row.pid).rjust(10), str(row.alias)))
 
 
-def tell() -> None:
+def pinned(pid: int) -> dict[str, Live] | None:
+    """The pools of another process, by alias; None if it does not tell."""
+    home = _directory()
+    if home is None:
+        return None
+    until = monotonic() + ANSWER_WITHIN
+    while lives(pid) and monotonic() < until:
+        _touch(home / LOOKED_AT, _asked(home, pid))
+        with suppress(KeyError, TypeError, ValueError):
+            told = _read(_file(home, pid)) or {"pools": None}
+            if (pools := told["pools"]) is not None:
+                return {alias: from_json(pool) for alias, pool in pools.items()}
+        sleep(0.05)
+    return None
+
+
+def tell(_: object = None) -> None:
     """Write what this process does, if somebody looks. Costs one `stat` a second if nobody does."""
     global _written_at
     now = monotonic()
@@ -73,44 +98,44 @@ def tell() -> None:
     _written_at = now
     with suppress(OSError, ImproperlyConfigured):  # such as without SECRET_KEY
         home = _path()
-        if time() - (home / LOOKED_AT).stat().st_mtime < AWAKE and _is_private(home):
+        if _is_fresh(home / LOOKED_AT, AWAKE) and _is_private(home):
             write(home)
 
 
 def write(home: Path) -> None:
-    text = json.dumps([asdict(row) for row in _own()])
-    part = home / f"{os.getpid()}.part"
+    mine = os.getpid()
+    told: dict[str, Any] = {"rows": list(_own())}
+    if _is_fresh(_asked(home, mine), AWAKE):
+        pools = {alias: live(alias) for alias in current_pools()}
+        told["pools"] = {alias: pool for alias, pool in pools.items() if pool}
+    part = home / f"{mine}-{threading.get_ident()}.part"
     try:
         handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         with open(handle, "w") as file:
-            file.write(text)
-        part.replace(_own_file(home))
+            file.write(json.dumps(told, default=to_json))
+        part.replace(_file(home, mine))
     except OSError:  # a full disk
         with suppress(OSError):
             part.unlink()
 
 
-def _own() -> list[Row]:
+def _own() -> Iterator[Row]:
     from abs_orm_app.backends.serving import requests_of
 
-    found = []
     for alias, pool in current_pools().items():
         if pool.closed:
             continue
         now, holders = snapshot(pool), pool.holders()
-        found.append(
-            Row(
-                pid=os.getpid(),
-                alias=alias,
-                in_use=now.in_use,
-                limit=now.limit,
-                waiting=now.waiting,
-                failed=now.errors,
-                trouble=now.cause.problem if now.cause else "",
-                longest=_longest(holders, requests_of({h.thread for h in holders[:1]})),
-            )
+        yield Row(
+            pid=os.getpid(),
+            alias=alias,
+            in_use=now.in_use,
+            limit=now.limit,
+            waiting=now.waiting,
+            failed=now.errors,
+            trouble=now.cause.problem if now.cause else "",
+            longest=_longest(holders, requests_of({h.thread for h in holders[:1]})),
         )
-    return found
 
 
 def _longest(holders: list[Holder], requests: dict[str, Any]) -> str:
@@ -123,28 +148,48 @@ def _longest(holders: list[Holder], requests: dict[str, Any]) -> str:
     return f"{who}, {longest.seconds:.1f} s"
 
 
-def _read(file: Path) -> list[Row]:
-    """The rows of a file; none, and the file is removed, if it is stale or its process is gone."""
+def _all(home: Path) -> Iterator[Any]:
+    """What each process has told; what is left of others is removed."""
+    with suppress(OSError):
+        for file in home.iterdir():
+            if not (_is_fresh(file, STALE) and lives(_pid_of(file))) and file.name != LOOKED_AT:
+                with suppress(OSError):
+                    file.unlink()
+            elif file.suffix == ".json" and (told := _read(file)):
+                yield told
+
+
+def _read(file: Path) -> Any:
+    """What a process has told lately; None if that is too old, or cannot be read."""
     try:
         with open(os.open(file, os.O_RDONLY | os.O_NOFOLLOW)) as text:
-            age = time() - os.fstat(text.fileno()).st_mtime
-            if age <= STALE and _lives(int(file.stem)):
-                return [Row(**row) for row in json.loads(text.read(LARGEST))]
-    except (OSError, ValueError, TypeError):
-        return []
-    with suppress(OSError):
-        file.unlink()
-    return []
+            fresh = time() - os.fstat(text.fileno()).st_mtime < STALE
+            return json.loads(text.read(LARGEST)) if fresh else None
+    except (OSError, ValueError):
+        return None
 
 
-def _lives(pid: int) -> bool:
+def lives(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
     except PermissionError:
         pass
-    return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return pid > 0  # else it is a group
+
+
+def _is_fresh(file: Path, seconds: float) -> bool:
+    try:
+        return time() - file.lstat().st_mtime < seconds
+    except OSError:
+        return False
+
+
+def _touch(*files: Path) -> None:
+    for file in files:
+        with suppress(OSError):
+            file.touch(0o600)
 
 
 def _directory() -> Path | None:
@@ -161,7 +206,7 @@ def _directory() -> Path | None:
 def _path() -> Path:
     """One for each user and project: its name is made with the project's secret key."""
     name = salted_hmac("abs_orm_app.neighbours", settings.SETTINGS_MODULE or "").hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"abs_orm_app-{os.geteuid()}-{name}"
+    return Path(gettempdir()) / f"abs_orm_app-{os.geteuid()}-{name}"
 
 
 def _is_private(home: Path) -> bool:
@@ -170,11 +215,22 @@ def _is_private(home: Path) -> bool:
     return mine and not found.st_mode & 0o077
 
 
-def _own_file(home: Path) -> Path:
-    return home / f"{os.getpid()}.json"
+def _file(home: Path, pid: int) -> Path:
+    return home / f"{pid}.json"
+
+
+def _asked(home: Path, pid: int) -> Path:
+    """The file whose age says when somebody looked at all that this process does."""
+    return home / f"{pid}.asked"
+
+
+def _pid_of(file: Path) -> int:
+    """The process that a file is of or about; 0 if it is none of ours."""
+    number = file.stem.partition("-")[0]
+    return int(number) if number.isascii() and number.isdecimal() else 0
 
 
 @atexit.register
 def _leave() -> None:
     with suppress(Exception):  # the settings may be gone
-        _own_file(_path()).unlink(missing_ok=True)
+        _file(_path(), os.getpid()).unlink(missing_ok=True)

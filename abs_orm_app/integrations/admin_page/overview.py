@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from django.db import connections
 
-from abs_orm_app.backends.serving import requests_of
 from abs_orm_app.capacity.budget import Limit, allowance, in_use
 from abs_orm_app.checks.collect import all_findings
 from abs_orm_app.checks.finding import Finding
-from abs_orm_app.facts.active import Active, active, current_pools
+from abs_orm_app.facts.active import Active, active
 from abs_orm_app.facts.databases import Configured, configured_databases
 from abs_orm_app.facts.failure import Failure
 from abs_orm_app.facts.report import Report
 from abs_orm_app.facts.server import ServerFacts
 from abs_orm_app.facts.sessions import Fleet
-from abs_orm_app.facts.snapshot import Snapshot, snapshot
 from abs_orm_app.integrations.admin_page.answers import Told, ask_all
-from abs_orm_app.integrations.admin_page.history import Past, history
-from abs_orm_app.integrations.admin_page.holders import HolderGroup, group_holders
-
-
-@dataclass(frozen=True, kw_only=True)
-class Live:
-    """The pool of one alias in this process."""
-
-    now: Snapshot
-    past: Past
-    holders: tuple[HolderGroup, ...]
+from abs_orm_app.integrations.admin_page.live import Live, live
+from abs_orm_app.integrations.admin_page.neighbours import Row, rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One alias in this process."""
+    """One alias in the process that is shown."""
 
     configured: Configured
     active: Active | Failure | None
@@ -63,17 +53,27 @@ class Database:
 
 @dataclass(frozen=True, kw_only=True)
 class Overview:
+    pid: int  # of the process that is shown
     panels: tuple[Panel, ...]
+    rows: tuple[Row, ...]  # of all processes of this machine
     databases: tuple[Database, ...]
     findings: tuple[Finding, ...]  # the gravest first
 
 
-def overview() -> Overview:
-    """Look at this process and at all servers. Takes as long as `ask_all`."""
+# A process that a reader has pinned, and what it has told of its pools; None: it is this one.
+Pinned = tuple[int, Mapping[str, Live] | None]
+
+
+def overview(pinned: Pinned | None = None) -> Overview:
+    """Look at this process, or at what the pinned one has told, and at all servers.
+
+    Takes as long as `ask_all`.
+    """
     configured = configured_databases()
     asked = [database for database in configured if database.vendor == "postgresql"]
     answers = ask_all(asked)
-    panels = tuple(_panel(database, answers.get(database.alias)) for database in configured)
+    pid, told = pinned or (os.getpid(), None)
+    panels = tuple(_panel(database, answers.get(database.alias), told) for database in configured)
     reports = [
         Report(
             configured=panel.configured,
@@ -85,28 +85,32 @@ def overview() -> Overview:
         for panel in panels
     ]
     return Overview(
+        pid=pid,
         panels=panels,
+        rows=tuple(rows()),
         databases=tuple(_databases(answers.items())),
         findings=tuple(sorted(all_findings(reports), key=lambda finding: -finding.level)),
     )
 
 
-def _panel(configured: Configured, answer: Told | Failure | None) -> Panel:
+def _panel(
+    configured: Configured, answer: Told | Failure | None, told: Mapping[str, Live] | None
+) -> Panel:
+    """`told`: the pools of the pinned process; None: of this one."""
+    pool = live(configured.alias) if told is None else told.get(configured.alias)
+    state = active(configured)
+    if told is not None and isinstance(state, Active):
+        state = pool.active if pool else _unused(state) if configured.hardened else None
     return Panel(
         configured=configured,
-        active=active(configured),
-        live=_live(configured.alias),
+        active=state,
+        live=pool,
         server=answer[0] if isinstance(answer, tuple) else answer,
     )
 
 
-def _live(alias: str) -> Live | None:
-    pool = current_pools().get(alias)
-    if pool is None or pool.closed:
-        return None
-    now, holders = snapshot(pool), pool.holders()
-    requests = requests_of({holder.thread for holder in holders})
-    return Live(now=now, past=history(pool, now), holders=group_holders(holders, requests))
+def _unused(mine: Active) -> Active:
+    return replace(mine, opened=False, connections=0, idle=0, waiting=0, trouble="")
 
 
 def _databases(answers: Iterable[tuple[str, Told | Failure]]) -> list[Database]:

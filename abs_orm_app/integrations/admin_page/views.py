@@ -8,6 +8,7 @@ command that reads the URLconf imports this module.
 from __future__ import annotations
 
 import os
+import re
 import socket
 from contextlib import suppress
 from datetime import datetime
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from django.contrib.admin import AdminSite
 
     from abs_orm_app.integrations.admin_page.access import Access
+    from abs_orm_app.integrations.admin_page.overview import Pinned
 
 REFRESH = 5  # seconds
 TITLE = "Connection pools"
@@ -50,13 +52,17 @@ def page(request: HttpRequest, site: AdminSite | None = None) -> HttpResponse:
     site, asked, refusal = _admit(request, site)
     if refusal:
         return refusal
-    process = f"{socket.gethostname()}:{os.getpid()}"
+    pinned, problem = _pinned(request.GET.get("process"))
+    seen, host = overview(pinned), socket.gethostname()
     context = {
         "title": TITLE,
-        "page": cards.page(overview(), asked.failure),
+        "page": cards.page(seen, asked.failure),
+        "page_url": request.path,
         "guide": f"{request.path}guide/",
-        "process": process,
-        "pid": os.getpid(),
+        "process": f"{host}:{seen.pid}",
+        "answered_by": f"{host}:{os.getpid()}",
+        "pinned": pinned is not None,
+        "problem": problem,
         "now": datetime.now(timezone.get_current_timezone()),
         "refresh": REFRESH,
     }
@@ -85,6 +91,23 @@ def guide_page(request: HttpRequest, topic: str, site: AdminSite | None = None) 
     page_url = request.path.removesuffix(f"guide/{topic}/")
     context = {"title": entry.title, "text": entry.text, "page_url": page_url}
     return _answer(request, site, asked, "guide", context)
+
+
+def _pinned(process: str | None) -> tuple[Pinned | None, str]:
+    """The process that the visitor wants to see; or None, and why it cannot be shown."""
+    from abs_orm_app.integrations.admin_page import neighbours
+
+    if process is None:
+        return None, ""
+    if not re.fullmatch("[0-9]{1,9}", process):
+        return None, "?process= takes the number of a process."
+    pid = int(process)
+    if pid == os.getpid():
+        return (pid, None), ""
+    if pools := neighbours.pinned(pid):
+        return (pid, pools), ""
+    said = "does not tell of its pools" if neighbours.lives(pid) else "is gone"
+    return None, f"Process {pid} {said}."
 
 
 def _admit(
@@ -127,9 +150,10 @@ def _begin_history(**_: Any) -> None:
     """Let each process that serves requests remember what its pools did, from its first request."""
     request_started.disconnect(_begin_history)
     with suppress(ImportError):  # psycopg_pool: there can be no pool to look at
-        from abs_orm_app.integrations.admin_page import history
+        from abs_orm_app.integrations.admin_page import history, neighbours
 
         history.keep()
+        neighbours.keep()
 
 
 request_started.connect(_begin_history)

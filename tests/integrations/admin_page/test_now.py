@@ -27,7 +27,7 @@ from abs_orm_app.pool.housekeeping import TICK
 from abs_orm_app.pool.pool import HardenedPool
 from abs_project.demo import PAGE
 from tests.support.databases import ask
-from tests.support.pages import IN_TIME, SMALL, card, content, pool_of, state
+from tests.support.pages import IN_TIME, SMALL, card, content, now, pool_of, state
 from tests.support.pools import Call
 from tests.support.projects import database, entry
 from tests.support.servers import Server, wait_until
@@ -59,12 +59,6 @@ urlpatterns = [
     path("orders/<int:order>/", hold),
     path("", include("abs_project.urls")),
 ]
-
-
-def now(html: str) -> str:
-    """What the page says at its top, as text."""
-    part = html.partition('id="pool-now"')[2].partition("</section>")[0].partition(">")[2]
-    return " ".join(unescape(re.sub("<[^>]+>", "", part)).split())
 
 
 def title(html: str) -> str:

@@ -47,6 +47,13 @@ def test_it_shows_which_servers_a_pool_is_connected_to(staff: Client, server: Se
     assert f"1 connection to 127.0.0.1:{server.port}, read-only (not wanted: replaced" in shown
 
 
+@pytest.mark.parametrize(("zone", "name"), [("Asia/Kolkata", "IST"), ("UTC", "UTC")])
+def test_the_clock_has_a_time_zone(staff: Client, zone: str, name: str) -> None:
+    with override_settings(TIME_ZONE=zone):
+        html = content(staff)
+    assert re.search(rf"<time [^>]*>[0-9]{{2}}:[0-9]{{2}}:[0-9]{{2}} {name}</time>", html)
+
+
 def test_it_takes_no_connection_from_the_pools(staff: Client, server: Server) -> None:
     with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
         pool = pool_of(alias)
@@ -162,8 +169,13 @@ def test_it_lists_the_processes_of_the_project_or_says_why_it_cannot(
     staff: Client, server: Server
 ) -> None:
     unknown = "The processes of this project cannot be told apart"
-    with psycopg.connect(server.conninfo, application_name="shop@web-2:12"):
-        for project, expected in (("shop", (1, 0)), (None, (0, 1))):
+    with (
+        psycopg.connect(server.conninfo, application_name="shop@web-2:12"),
+        psycopg.connect(server.conninfo, application_name="shop@web-2:13"),
+        psycopg.connect(server.conninfo, application_name="blog@web-2:14"),
+    ):
+        # Of one process, the table of the applications says as much.
+        for project, expected in (("shop", (1, 0)), ("blog", (0, 0)), (None, (0, 1))):
             given = entry(server.conninfo, OPTIONS=SMALL, ABS_ORM_APP={"project": project})
             with database(given) as alias:
                 shown = content(staff).partition(f'id="database-of-{alias}"')[2]

@@ -250,7 +250,7 @@ def test_it_refreshes_without_javascript(shop: Site) -> None:
         # Each look takes the page as it is: a refresh may come between two looks for elements.
         def is_fresh() -> bool:
             page = chromium.page_source
-            seen.update(re.findall(r"<time [^>]*>([0-9:]+)</time>", page))
+            seen.update(re.findall(r"<time [^>]*>([0-9:]+) [A-Z]+</time>", page))
             return len(seen) > 1 and re.search(r'id="pool-pause" hidden', page) is not None
 
         eventually(is_fresh, "a refresh")
@@ -306,9 +306,10 @@ def test_it_says_that_the_web_server_does_not_answer(shop: Site, module_server: 
         assert shown_at(chromium) >= at
 
 
-@pytest.mark.parametrize("width", [1280, 768, 390])
+@pytest.mark.parametrize("width", [1280, 768, 390, 360])
 def test_it_fits(chromium: Chrome, width: int) -> None:
     resize(chromium, width, 900)
+    eventually(lambda: bool(line(chromium)), "charts")
     script = "return [document.documentElement.scrollWidth, innerWidth]"
     assert chromium.execute_script(script) == [width, width]
     for card in chromium.find_elements(By.CSS_SELECTOR, ".pool-card"):
@@ -326,6 +327,31 @@ def test_each_table_has_a_name_can_be_scrolled_by_keyboard_and_has_no_empty_head
         ).length"""
     assert chromium.execute_script("return document.querySelectorAll('#pool-live table').length")
     assert chromium.execute_script(without) == 0
+
+
+FOCUSED = """
+    const style = getComputedStyle(document.activeElement);
+    const { left, top } = document.activeElement.getBoundingClientRect();
+    const outline = style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 1;
+    return [document.activeElement.outerHTML.slice(0, 300), outline, left >= 0 && top >= 0];"""
+
+
+def test_each_part_that_the_keyboard_reaches_shows_it(
+    chromium: Chrome, shop: Site, module_server: Server
+) -> None:
+    resize(chromium, 360, 900)
+    with slow_requests(shop, module_server, 6):
+        eventually(lambda: state(chromium) == "exhausted", "the pool to be exhausted")
+        chromium.find_element(By.ID, "pool-pause").click()
+        seen: dict[str, list[bool]] = {}
+        for _ in range(60):
+            ActionChains(chromium).send_keys(Keys.TAB).perform()
+            html, *shown = chromium.execute_script(FOCUSED)
+            if html in seen or html.startswith("<body"):
+                break
+            seen[html] = shown
+    assert {"<a ", "<sv", "<di", "<su"} <= {html[:3] for html in seen}
+    assert [html for html, shown in seen.items() if not all(shown)] == []
 
 
 def test_a_screen_reader_is_told_what_is_wrong_and_only_once(

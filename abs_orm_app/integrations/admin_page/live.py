@@ -1,0 +1,71 @@
+"""What the pool of one alias does in a process, also as JSON for the page of another process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from abs_orm_app.backends.serving import Request, requests_of
+from abs_orm_app.facts.active import Active, current_pools, in_effect
+from abs_orm_app.facts.snapshot import HISTOGRAMS, Snapshot, snapshot
+from abs_orm_app.integrations.admin_page.history import Past, Second, history
+from abs_orm_app.integrations.admin_page.holders import HolderGroup, group_holders
+from abs_orm_app.pool.messages import Cause
+from abs_orm_app.pool.placement import ServerInUse
+from abs_orm_app.pool.statistics import Distribution
+
+
+@dataclass(frozen=True, kw_only=True)
+class Live:
+    """The pool of one alias in one process."""
+
+    now: Snapshot
+    past: Past
+    holders: tuple[HolderGroup, ...]
+    active: Active
+
+
+def live(alias: str) -> Live | None:
+    """The pool of this process; None if nothing has used it yet, or it is not ours."""
+    pool = current_pools().get(alias)
+    if pool is None or pool.closed:
+        return None
+    now, holders = snapshot(pool), pool.holders()
+    requests = requests_of({holder.thread for holder in holders})
+    return Live(
+        now=now,
+        past=history(pool, now),
+        holders=group_holders(holders, requests),
+        active=in_effect(pool, checks=True),
+    )
+
+
+def to_json(value: Any) -> dict[str, Any]:
+    """A dataclass, for `json.dump`, which calls this again for each one in it."""
+    return {each.name: getattr(value, each.name) for each in fields(value)}
+
+
+def from_json(told: Mapping[str, Any]) -> Live:
+    """Raises KeyError or TypeError for what another version has written."""
+    now, past = told["now"], told["past"]
+    timed: dict[str, Any] = {name: _distribution(now[name]) for name in HISTOGRAMS}
+    since: dict[str, Any] = {name: _distribution(past[name]) for name in HISTOGRAMS}
+    cause, servers = now["cause"], tuple(ServerInUse(**each) for each in now["servers"])
+    seconds = tuple(Second(**each) for each in past["seconds"])
+    return Live(
+        now=Snapshot(**now | timed | {"cause": cause and Cause(**cause), "servers": servers}),
+        past=Past(**past | since | {"seconds": seconds}),
+        holders=tuple(map(_group, told["holders"])),
+        active=Active(**told["active"]),
+    )
+
+
+def _distribution(told: Mapping[str, Any]) -> Distribution:
+    return Distribution(tuple(told["counts"]), told["total"])
+
+
+def _group(told: Mapping[str, Any]) -> HolderGroup:
+    request, pins = told["request"], tuple((what, count) for what, count in told["pins"])
+    read = {"request": request and Request(**request), "pins": pins, "pids": tuple(told["pids"])}
+    return HolderGroup(**{**told, **read})
