@@ -167,7 +167,12 @@ async def _connect(wrapper: PooledMixin) -> Any:
                 conn.close()
 
     threads.start("abs_orm_app-connect", connect)
-    return await asyncio.wrap_future(done)
+    try:
+        return await asyncio.wrap_future(done)
+    except BaseException:
+        if not done.cancel() and done.exception() is None:  # it has just connected
+            done.result().close()
+        raise
 
 
 def _close(conn: Any, _dirty: object) -> None:

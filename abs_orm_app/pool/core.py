@@ -266,7 +266,8 @@ class Core:
     def close_stranded(self) -> list[Entry]:
         """Close connections of tasks that never go on, because their loop is closed; return them.
 
-        A frame of the task still has the handle, so it is left to that.
+        While requests wait, also one whose ping waits for a loop that rests. A frame of the task
+        still has the handle, so it is left to that.
         """
         stranded = []
         for entry in list(self.entries):
@@ -275,13 +276,14 @@ class Core:
             thread, conn = entry.thread, entry.weak()  # after the box: it is not an earlier one's
             if (
                 isinstance(thread, AsyncTask)
-                and thread.is_stranded
+                and (thread.is_stranded or (checkout and self.queue.waiters and thread.rests))
                 and conn is not None
-                and box is not None
+                and box == {}
                 and box.setdefault(ENDED, LOST) is LOST
             ):
-                self.statistics.leaked += 1
-                stranded.append(entry)
+                if thread.is_stranded:
+                    self.statistics.leaked += 1
+                    stranded.append(entry)
                 conn.lock.acquire(blocking=False)
                 self.discard(conn)
         return stranded

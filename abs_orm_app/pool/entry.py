@@ -73,6 +73,12 @@ class AsyncTask:
         return task is None or task.done()
 
     @property
+    def rests(self) -> bool:
+        """True if its loop does not run."""
+        task = self._task()
+        return task is not None and not task.done() and not task.get_loop().is_running()
+
+    @property
     def is_stranded(self) -> bool:
         """True if it never goes on, because its loop is closed."""
         task = self._task()

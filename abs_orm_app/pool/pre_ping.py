@@ -12,7 +12,7 @@ from abs_orm_app.pool import messages
 from abs_orm_app.pool.causes import Spell
 from abs_orm_app.pool.clock import monotonic
 from abs_orm_app.pool.core import Core
-from abs_orm_app.pool.entry import AnyConnection, Entry
+from abs_orm_app.pool.entry import ENDED, AnyConnection, Checkout, Entry
 from abs_orm_app.pool.growth import CHECK_RETRY_MOST, retry_after
 from abs_orm_app.pool.liveness import Answer, ping, ping_steps, server_has_closed
 from abs_orm_app.pool.placement import Placement
@@ -45,9 +45,12 @@ class PrePing:
         """
         # Half of the remaining time: if this one hangs, a new connection needs the other half.
         allowed = min(PING_TIMEOUT, max((deadline - now) / 2, PING_LEAST))
-        entry.checking = {}
+        checking: Checkout = {}
+        entry.checking = checking
         answer = yield from self.look(conn, entry, allowed)
         entry.checking = None
+        if checking.setdefault(ENDED, self) is not self:
+            return False  # its loop has rested, and the pool has closed it
         if answer is Answer.ALIVE:
             return entry.expires_at > now
         self._core.statistics.stale += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import re
+import warnings
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from datetime import datetime
@@ -140,6 +141,26 @@ def test_without_a_pool_it_is_a_connection_of_its_own(database: Database, mode: 
 
     run(use())
     wait_until(lambda: database.server.sessions("pool-under-test") == 1, "the session to end")
+
+
+def test_without_a_pool_a_task_that_is_cancelled_as_it_connects_closes_its_connection(
+    database: Database,
+) -> None:
+    database(OPTIONS={"pool": None})
+
+    async def use() -> None:
+        task = asyncio.create_task(first())
+        await asyncio.sleep(0)
+        sleep(0.5)  # the thread connects, and the task does not know it yet
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        run(use())
+        gc.collect()
+    assert not [warning for warning in warned if warning.category is ResourceWarning]
 
 
 def test_another_engine_is_refused(database: Database) -> None:

@@ -194,6 +194,38 @@ def test_the_slot_of_a_task_whose_loop_was_closed_during_a_ping_comes_back(
         gc.collect()
         check_whole(wrapper)
         assert len(pool.idle) == 1
+    assert pool.get_stats()["connections_leaked"] == 2
+
+
+def test_a_thread_gets_the_slot_of_a_task_whose_loop_rests_during_a_ping(
+    database: Database, server: Server, loop: asyncio.AbstractEventLoop
+) -> None:
+    database.server = server
+    wrapper = database(OPTIONS=ONE)
+    wrapper.pool.open(wait=True)
+    for answered in (True, False):
+        for entry in wrapper.pool.entries:
+            entry.suspect()
+        server.suspend()
+        try:
+            task = loop.create_task(first("SELECT 1"))
+            run_for(loop, 0.2)
+            if not answered:
+                thread = Call(wrapper.pool.getconn)
+                sleep(0.5)
+        finally:
+            server.resume()
+        if answered:
+            thread = Call(wrapper.pool.getconn)
+        conn = thread.result(within=LATE)
+        assert not task.done()
+        waiting = loop.create_task(first("SELECT 2"))
+        run_for(loop, 0.2)
+        wrapper.pool.putconn(conn)
+        both = asyncio.gather(task, waiting)
+        assert list(loop.run_until_complete(asyncio.wait_for(both, LATE))) == [1, 2]
+        check_whole(wrapper)
+        assert len(wrapper.pool.idle) == 1
 
 
 def test_loops_that_run_now_and_then_lose_no_connection(database: Database) -> None:
