@@ -151,6 +151,13 @@ def test_each_test_that_a_promise_names_exists(page: str) -> None:
     assert set(named) - modules == set()
 
 
+def test_the_house_in_contributing_has_each_room() -> None:
+    house = (ROOT / "CONTRIBUTING.md").read_text().partition("## The house")[2]
+    rooms = {path.name + "/" for path in (ROOT / "abs_orm_app").iterdir() if path.is_dir()}
+    rooms |= {path.name for path in (ROOT / "abs_orm_app").glob("[!_]*.py")} | {"tests/"}
+    assert {room for room in rooms - {"__pycache__/"} if room not in house} == set()
+
+
 def test_the_site_has_each_page_once() -> None:
     nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
     listed = re.findall(r": ([\w-]+\.md)$", nav, re.MULTILINE)
