@@ -40,7 +40,6 @@ from abs_orm_app.backends.lease import (
     ASKED,
     AUTOCOMMIT,
     HANDLE,
-    IN_TRANSACTION,
     LEASE,
     PINNED,
     Block,
@@ -49,7 +48,7 @@ from abs_orm_app.backends.lease import (
     User,
 )
 from abs_orm_app.config.entry import app_options
-from abs_orm_app.pool.entry import ENTRY
+from abs_orm_app.pool.entry import ENTRY, IN_TRANSACTION
 from abs_orm_app.pool.holders import frames_of_caller
 from abs_orm_app.pool.liveness import ROUND_TRIP, Answer, ping, server_has_closed
 from abs_orm_app.pool.pre_ping import PING_TIMEOUT

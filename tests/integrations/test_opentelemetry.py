@@ -165,11 +165,11 @@ def test_each_duration_is_in_a_histogram_with_our_bounds(
     assert used.count == 6
     assert used.max >= 0.03
     assert used.sum >= 0.09
-    assert waited.count == pool.timings().waits.count
+    assert waited.count == pool.statistics.waits.distribution().count
     assert waited.max >= 0.02
-    assert created.count == pool.timings().creates.count
+    assert created.count == pool.statistics.creates.distribution().count
     assert tuple(used.explicit_bounds) == tuple(map(float, BOUNDS))
-    assert list(used.bucket_counts) == list(pool.timings().uses.counts)
+    assert list(used.bucket_counts) == pool.statistics.uses.counts
 
 
 def test_durations_are_recorded_between_two_collections(
