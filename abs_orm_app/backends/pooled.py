@@ -19,7 +19,7 @@ from django.db.backends.postgresql.base import DatabaseWrapper as DjangoWrapper
 from django.db.backends.postgresql.client import DatabaseClient
 from django.utils.functional import cached_property
 
-from abs_orm_app.backends.celery_fixup import keeps_the_pool
+from abs_orm_app.backends.callers import keeps_the_pool
 from abs_orm_app.backends.cleaning import clean, prepare, statements
 from abs_orm_app.backends.cursors import SeenErrors, leased
 from abs_orm_app.backends.leasing import LeasingMixin
