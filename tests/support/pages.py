@@ -6,11 +6,9 @@ from time import monotonic
 from typing import Any
 
 from django.contrib.auth.models import Permission, User
-from django.db import connections
 from django.http import HttpResponse
 from django.test import Client
 
-from abs_orm_app.pool.pool import HardenedPool
 from abs_project.demo import PAGE
 
 SMALL = {"pool": {"min_size": 2, "max_size": 3, "timeout": 20.0}}
@@ -51,9 +49,3 @@ def card(html: str, alias: str) -> str:
 
 def state(html: str, alias: str) -> str:
     return card(html, alias).partition('data-state="')[2].partition('"')[0]
-
-
-def pool_of(alias: str) -> HardenedPool:
-    pool: HardenedPool = connections[alias].pool  # type: ignore[attr-defined]
-    pool.open(wait=True)
-    return pool

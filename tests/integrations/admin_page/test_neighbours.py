@@ -12,7 +12,8 @@ import pytest
 from django.test import Client
 
 from abs_orm_app.integrations.admin_page import neighbours
-from tests.support.pages import SMALL, content, pool_of
+from tests.support.databases import pool_of
+from tests.support.pages import SMALL, content
 from tests.support.projects import database, entry
 from tests.support.servers import Server
 
