@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -39,6 +40,7 @@ from abs_orm_app.config.variables import (
 __all__ = [
     "NEVER",
     "PLACEHOLDER_PASSWORDS",
+    "POOL_PARAMETERS",
     "SETTINGS",
     "VARIABLES",
     "Mode",
@@ -178,11 +180,9 @@ class PoolSettings:
 
     def pool_options(self) -> dict[str, Any]:
         """Return OPTIONS["pool"] of a DATABASES entry: parameters of psycopg_pool."""
-        return {
-            "min_size": self.size,
+        return {name: getattr(self, field) for field, name in POOL_PARAMETERS.items()} | {
             "max_size": self.size + self.overflow,
             "max_lifetime": float("inf") if self.recycle == NEVER else float(self.recycle),
-            "timeout": self.timeout,
         }
 
     def own_options(self) -> AppOptions:
@@ -198,6 +198,12 @@ class PoolSettings:
 
 
 SETTINGS: dict[str, Listed] = {each.name: each.metadata["listed"] for each in fields(PoolSettings)}
+# The parameters of psycopg_pool, by the field; `facts.databases.pool_values` reads them back.
+POOL_PARAMETERS = {
+    name: found[1]
+    for name, listed in SETTINGS.items()
+    if (found := re.match(r"pool\.(\w+)", listed.options.get("pool", "")))
+}
 _ALL: tuple[Variable[Any], ...] = (
     DATABASE_URL,
     *PARTS.values(),

@@ -1,6 +1,6 @@
 """Print the table of what a request leaves to the next, and loses itself, in each way to connect.
 
-`python -m benchmarks.inherited`; docs/leases.md sums up what it prints.
+`python -m benchmarks.inherited`; docs/promises.md sums up what it prints.
 """
 
 from __future__ import annotations

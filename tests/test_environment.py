@@ -1,7 +1,6 @@
 """PoolSettings and database_from_env: from variables to one entry of DATABASES."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from abs_orm_app.environment import (
     unknown_variables,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
 URL = "postgresql://app:s3cret@db.example:5433/shop"
 DEFAULTS = {
     "connect_timeout": "10",

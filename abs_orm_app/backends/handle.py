@@ -19,23 +19,6 @@ if TYPE_CHECKING:
 _VALUES = (type(None), bool, int, float, str, bytes, Enum)  # what a project may read
 _OWN = frozenset({"_lease", "_registration"})
 
-TRUSTED = frozenset({"abs_orm_app", "django"})  # they ask for the connection, and do not keep it
-_BETWEEN = frozenset({"django.utils.asyncio", "django.utils.connection"})  # the caller is outside
-
-
-def asked_by_project() -> bool:
-    """True if the project's code, or a package's, asked the caller for the connection."""
-    frame: Any = sys._getframe(2)
-    own = sys._getframe(1).f_globals
-    while frame is not None and frame.f_globals is own:
-        frame = frame.f_back
-    while frame is not None:
-        name: str = frame.f_globals.get("__name__") or ""
-        if name not in _BETWEEN:
-            return name.partition(".")[0] not in TRUSTED
-        frame = frame.f_back
-    return False
-
 
 class Handle(User):
     """The connection of a lease, which does not end while the project keeps this.

@@ -20,7 +20,7 @@ from weakref import ref
 from psycopg.pq import TransactionStatus
 
 from abs_orm_app.backends.session_state import UNSEEN, Change
-from abs_orm_app.pool.entry import Frames
+from abs_orm_app.pool.entry import IN_TRANSACTION, Frames
 from abs_orm_app.pool.holders import TRANSACTION, UNUSED, Pin, frames_of_caller
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ GOES_ON, ENDED = "goes on", "ended"  # its decisions
 ALWAYS = (True,)  # `wanted` of a lease that ends as soon as nothing needs the session
 
 LEASE = "_lease"  # the attribute of a connection that is its lease, or the last one
-IN_TRANSACTION = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
 
 CURSOR_OPEN = Pin("cursor", "an open cursor")
 PORTAL_OPEN = Pin("cursor", "an open server-side cursor")

@@ -20,27 +20,30 @@ from weakref import ref
 
 import psycopg
 from django.core.signals import request_finished, request_started
-from django.db import Error, InterfaceError, ProgrammingError, close_old_connections
+from django.db import Error, InterfaceError, ProgrammingError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql.base import CursorDebugWrapper, ServerSideCursor
 from django.db.backends.postgresql.psycopg_any import register_tzloader
 from django.db.backends.signals import connection_created
 from django.db.backends.utils import CursorWrapper
-from django.db.transaction import Atomic, TransactionManagementError
+from django.db.transaction import TransactionManagementError
 from django.utils.asyncio import async_unsafe
 from django.utils.functional import cached_property
 from psycopg import OperationalError
 from psycopg.pq import TransactionStatus
 
-from abs_orm_app.backends.celery_fixup import FIXUP
+from abs_orm_app.backends.callers import (
+    asked_by_project,
+    is_between_requests,
+    is_in_atomic_step,
+)
 from abs_orm_app.backends.cursors import LeasedCursorMixin, leased
-from abs_orm_app.backends.handle import Handle, asked_by_project
+from abs_orm_app.backends.handle import Handle
 from abs_orm_app.backends.lease import (
     ALWAYS,
     ASKED,
     AUTOCOMMIT,
     HANDLE,
-    IN_TRANSACTION,
     LEASE,
     PINNED,
     Block,
@@ -49,7 +52,7 @@ from abs_orm_app.backends.lease import (
     User,
 )
 from abs_orm_app.config.entry import app_options
-from abs_orm_app.pool.entry import ENTRY
+from abs_orm_app.pool.entry import ENTRY, IN_TRANSACTION
 from abs_orm_app.pool.holders import frames_of_caller
 from abs_orm_app.pool.liveness import ROUND_TRIP, Answer, ping, server_has_closed
 from abs_orm_app.pool.pre_ping import PING_TIMEOUT
@@ -78,9 +81,7 @@ logger = logging.getLogger("abs_orm_app.pool")
 AT_ONCE = 0.0  # `close_at` of a connection that is closed when the request ends
 _ENSURE_CONNECTION = BaseDatabaseWrapper.ensure_connection
 
-LOST = frozenset({TransactionStatus.ACTIVE, TransactionStatus.UNKNOWN})  # no statement can run
-
-_ATOMIC_STEPS = (Atomic.__enter__.__code__, Atomic.__exit__.__code__)
+UNFIT = frozenset({TransactionStatus.ACTIVE, TransactionStatus.UNKNOWN})  # no statement can run
 
 
 class _Farewell:
@@ -475,7 +476,7 @@ class LeasingMixin(Base):
         lease.used_at = now
         status = connection.pgconn.transaction_status
         try:
-            if status not in LOST and (unused < ROUND_TRIP or not connection._pool_entry.poll(0)):
+            if status not in UNFIT and (unused < ROUND_TRIP or not connection._pool_entry.poll(0)):
                 return True  # the server has sent nothing
         except RuntimeError:  # a signal handler queries while its thread looks
             return True
@@ -483,7 +484,7 @@ class LeasingMixin(Base):
         if status == TransactionStatus.ACTIVE:
             return not (is_alone and connection.autocommit and lease.pinned is None)
         at_rest = connection.autocommit and status not in IN_TRANSACTION
-        is_broken = status in LOST
+        is_broken = status in UNFIT
         if not is_broken and (not at_rest or not is_alone or _still_answers(connection)):
             return True
         pinned = lease.pinned
@@ -504,11 +505,10 @@ class LeasingMixin(Base):
         lease = self._held()
         if lease is None or lease.pinned is HANDLE or not self.settings_dict["AUTOCOMMIT"]:
             return
-        while (frame := frame.f_back) is not None:
-            if frame.f_code in _ATOMIC_STEPS:
-                return
+        if is_in_atomic_step(frame):
+            return
         connection: Any = lease.connection
-        if connection.pgconn.transaction_status not in LOST:
+        if connection.pgconn.transaction_status not in UNFIT:
             connection.rollback()
             connection.autocommit = self.autocommit = True
         self._forget_blocks()
@@ -686,7 +686,7 @@ class LeasingMixin(Base):
         """Between two requests, no block is open: an exception within `atomic` has left it."""
         blocks: list[Any] = self.atomic_blocks
         is_tests = any(block._from_testcase for block in blocks)
-        if self._bare is None and not is_tests and _is_between_requests(sys._getframe()):
+        if self._bare is None and not is_tests and is_between_requests(sys._getframe()):
             self._forget_blocks()
 
     @async_unsafe
@@ -813,19 +813,6 @@ class LeasingMixin(Base):
                 connection.close()
             self.in_atomic_block = False
             self.run_on_commit = []
-
-
-def _is_between_requests(frame: Any) -> bool:
-    """True if a signal of Django calls, or Celery before and after a task: no block is open then.
-
-    A project may call `close_old_connections` in a block; that is not the end of it.
-    """
-    while (frame := frame.f_back) is not None:
-        if frame.f_code is close_old_connections.__code__:
-            return "signal" in frame.f_locals["kwargs"]
-        if frame.f_globals.get("__name__") == FIXUP:
-            return True
-    return False
 
 
 def _still_answers(connection: Any) -> bool:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+import logging
+from collections.abc import Collection, Iterable
 from copy import deepcopy
+from functools import cache
 from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
 from weakref import ref
 
+from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.db.backends.base.base import NO_DB_ALIAS, BaseDatabaseWrapper
 from django.db.backends.postgresql.base import DatabaseWrapper as DjangoWrapper
+from django.db.backends.postgresql.client import DatabaseClient
 from django.utils.functional import cached_property
 
-from abs_orm_app.backends.celery_fixup import keeps_the_pool
+from abs_orm_app.backends.callers import keeps_the_pool
 from abs_orm_app.backends.cleaning import clean, prepare, statements
-from abs_orm_app.backends.client import Client
 from abs_orm_app.backends.cursors import SeenErrors, leased
-from abs_orm_app.backends.installed import warn_if_not_installed
 from abs_orm_app.backends.lease import ALWAYS, LEASE
 from abs_orm_app.backends.leasing import LeasingMixin
 from abs_orm_app.backends.routing import only_reads
@@ -39,6 +41,24 @@ if TYPE_CHECKING:
     from abs_orm_app.pool.entry import AnyConnection
     from abs_orm_app.pool.holders import Pin
     from abs_orm_app.pool.pool import HardenedPool
+
+
+logger = logging.getLogger("abs_orm_app.pool")
+
+
+class Client(DatabaseClient):
+    """Of `manage.py dbshell`: it asks for the password that is valid now, as the pool does."""
+
+    @classmethod
+    def settings_to_cmd_args_env(
+        cls, settings_dict: dict[str, Any], parameters: Iterable[str]
+    ) -> tuple[list[str], dict[str, str] | None]:
+        keys = {"HOST": "host", "PORT": "port", "NAME": "dbname", "USER": "user"}
+        params = {libpq: settings_dict[key] for key, libpq in keys.items() if settings_dict[key]}
+        password = current_password(app_options(settings_dict), params)
+        if password is not None:
+            settings_dict = {**settings_dict, "PASSWORD": password}
+        return super().settings_to_cmd_args_env(settings_dict, parameters)
 
 
 class PooledMixin(LeasingMixin):
@@ -194,7 +214,8 @@ class PooledMixin(LeasingMixin):
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         """As Django's; an error has no frames of psycopg, whose variables are the password."""
-        warn_if_not_installed(self.settings_dict["ENGINE"])
+        if apps.apps_ready:
+            _warn_if_not_installed(self.settings_dict["ENGINE"])
         try:
             return super().get_new_connection(conn_params)
         except Exception as error:
@@ -278,6 +299,17 @@ def _let_go(pool: HardenedPool) -> None:
         if lease is not None and lease.wanted is pool.core.queue.waiters:
             lease.wanted = ALWAYS
             lease.end_if_idle()
+
+
+@cache  # once
+def _warn_if_not_installed(engine: str) -> None:
+    """No check could say so."""
+    if not apps.is_installed("abs_orm_app"):
+        logger.warning(
+            "The engine %s is used, but its app is not installed, so nothing checks its settings,"
+            " and `manage.py check_pool` is missing: add 'abs_orm_app' to INSTALLED_APPS.",
+            engine,
+        )
 
 
 # The wrappers that were made outside of async code.

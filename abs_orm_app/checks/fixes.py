@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import re
 
+from abs_orm_app.config.entry import KEY
+from abs_orm_app.environment import POOL_PARAMETERS, SETTINGS
 from abs_orm_app.facts.databases import Configured, Value
-
-_OPTIONS_BY_HAND = {
-    "pre_ping": '"CONN_HEALTH_CHECKS": {value}',
-    "recycle": '"OPTIONS": {{"pool": {{"max_lifetime": {value}}}}}',
-    "timeout": '"OPTIONS": {{"pool": {{"timeout": {value}}}}}',
-}
 
 
 def written_by_hand(database: Configured) -> bool:
@@ -19,12 +15,16 @@ def written_by_hand(database: Configured) -> bool:
 
 
 def set_one(database: Configured, field: str, value: Value) -> str:
-    """Set `pre_ping`, `recycle` or `timeout`."""
+    """Set a field of PoolSettings; the mode and the sizes have functions of their own."""
     if not written_by_hand(database):
         return f"{variable(database, field)}={_in_environment(value)}"
-    if field == "recycle" and database.mode == "persistent":
-        return f'"CONN_MAX_AGE": {value}'
-    return _OPTIONS_BY_HAND[field].format(value=value)
+    option = SETTINGS[field].options[database.mode]
+    text = f'"{value}"' if isinstance(value, str) else value
+    if option == KEY:
+        return f'"{KEY}": {{"{field}": {text}}}'
+    if field in POOL_PARAMETERS and database.mode == "pool":
+        return f'"OPTIONS": {{"pool": {{"{POOL_PARAMETERS[field]}": {text}}}}}'
+    return f'"{option}": {text}'
 
 
 def set_sizes(database: Configured, size: int, overflow: int) -> str:
@@ -46,13 +46,6 @@ def set_mode(database: Configured, mode: str) -> str:
     return f'{entry}["CONN_MAX_AGE"] = 0; {entry}.setdefault("OPTIONS", {{}})["pool"] = {pool}'
 
 
-def set_release(database: Configured, release: str) -> str:
-    """Set when a connection goes back to the pool."""
-    if written_by_hand(database):
-        return f'"ABS_ORM_APP": {{"release": "{release}"}}'
-    return f"{variable(database, 'release')}={release}"
-
-
 def variable(database: Configured, field: str) -> str:
     """The variable that sets a field of PoolSettings for this alias."""
     return next(setting.name for setting in database.settings if setting.field == field)
@@ -71,4 +64,6 @@ def _identifier(name: str) -> str:
 
 
 def _in_environment(value: Value) -> str:
+    if isinstance(value, str):
+        return value
     return str(value).lower() if isinstance(value, bool) else f"{value:g}"

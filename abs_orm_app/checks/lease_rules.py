@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from abs_orm_app.checks.finding import Finding, new_finding
-from abs_orm_app.checks.fixes import set_release
+from abs_orm_app.checks.fixes import set_one
 from abs_orm_app.config.texts import counted
 from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.report import Report
@@ -56,7 +56,7 @@ def idle_while_others_wait(report: Report) -> Iterator[Finding]:
             " something else.",
             "Return each connection after the query or transaction that needs it:",
             database.alias,
-            fix=set_release(database, "transaction"),
+            fix=set_one(database, "release", "transaction"),
         )
 
 

@@ -11,15 +11,14 @@ from time import monotonic, perf_counter, sleep
 from typing import Any, Literal
 
 import psycopg
-from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
 from abs_orm_app.facts.databases import Configured
+from abs_orm_app.pool.entry import AnyConnection
 from abs_orm_app.pool.messages import first_line
 from abs_orm_app.pool.pool import HardenedPool
 
 AnyPool = HardenedPool | ConnectionPool[Any]
-AnyConnection = Connection[Any]
 Result = Literal["kept", "broken", "skipped"]
 
 STEP_TIMEOUT = 5.0  # seconds to wait for what should come immediately
@@ -69,7 +68,7 @@ class Control:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkout:
+class CheckedOut:
     """The result of one checkout and one query."""
 
     conn: AnyConnection | None
@@ -129,7 +128,7 @@ class Stage:
         conn: AnyConnection = self.pool.getconn(self.step_timeout)
         return conn
 
-    def check_out(self, timeout: float) -> Checkout:
+    def check_out(self, timeout: float) -> CheckedOut:
         """Check out and query. At the end, the connection is closed, returned or not."""
         configured = self.pool.timeout
         timeout = min(timeout, configured)
@@ -142,13 +141,13 @@ class Stage:
         except psycopg.Error as problem:
             error = first_line(problem)
         seconds = perf_counter() - began
-        return Checkout(
+        return CheckedOut(
             conn=conn, error=error, seconds=seconds, timeout=timeout, configured=configured
         )
 
     def check_out_many(self, count: int) -> list[AnyConnection]:
         """Check out up to `count` connections at the same time, each in its own thread."""
-        done: SimpleQueue[Checkout] = SimpleQueue()
+        done: SimpleQueue[CheckedOut] = SimpleQueue()
 
         def check_out() -> None:
             done.put(self.check_out(self.step_timeout))

@@ -12,7 +12,6 @@ from typing import Any
 
 from abs_orm_app.drill.stage import (
     THREAD,
-    AnyConnection,
     AnyPool,
     Promise,
     Seen,
@@ -23,6 +22,7 @@ from abs_orm_app.drill.stage import (
 )
 from abs_orm_app.environment import NEVER
 from abs_orm_app.facts.timeout import run_with_timeout
+from abs_orm_app.pool.entry import AnyConnection
 from abs_orm_app.pool.pool import HardenedPool
 from abs_orm_app.pool.pre_ping import PING_AFTER
 from abs_orm_app.pool.roles import MISPLACED_LIFE

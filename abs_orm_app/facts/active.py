@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from django.db import connections
 
-from abs_orm_app.environment import NEVER
+from abs_orm_app.environment import POOL_PARAMETERS
 from abs_orm_app.facts.connecting import errors_of, wrapper_of
-from abs_orm_app.facts.databases import Configured, Value
+from abs_orm_app.facts.databases import Configured, Value, pool_values
 from abs_orm_app.facts.failure import Failure, failure_of
 from abs_orm_app.facts.snapshot import Snapshot, snapshot
 from abs_orm_app.pool.registry import notice_fork, pools
@@ -57,13 +56,11 @@ def in_effect(pool: Any, *, checks: bool) -> Active:
     stats = {} if pool.closed else pool.get_stats()
     return Active(
         pool_class=f"{type(pool).__module__}.{type(pool).__qualname__}",
-        settings={
-            "size": pool.min_size,
-            "overflow": pool.max_size - pool.min_size,
-            "pre_ping": getattr(pool, "pre_ping", checks),
-            "recycle": NEVER if pool.max_lifetime == math.inf else pool.max_lifetime,
-            "timeout": pool.timeout,
-        },
+        settings=pool_values(
+            {name: getattr(pool, name) for name in POOL_PARAMETERS.values() if hasattr(pool, name)},
+            # psycopg_pool does not tell whether it checks; Django makes it check if this is set.
+            pre_ping=getattr(pool, "pre_ping", checks),
+        ),
         opened=not pool.closed,
         connections=stats.get("pool_size", 0),
         idle=stats.get("pool_available", 0),

@@ -19,7 +19,7 @@ from abs_orm_app.backends.routing import is_written
 from abs_orm_app.config.address import POSTGIS, POSTGRESQL
 from abs_orm_app.config.entry import KEY, AppOptions, app_options
 from abs_orm_app.config.texts import printable
-from abs_orm_app.environment import NEVER, SETTINGS, PoolSettings
+from abs_orm_app.environment import NEVER, POOL_PARAMETERS, SETTINGS, PoolSettings
 from abs_orm_app.facts.secrets import scrub
 
 Value = int | float | str | bool | None
@@ -290,7 +290,9 @@ def _values(entry: Mapping[str, Any], extra: AppOptions, mode: str) -> dict[str,
         "no_cursors": bool(entry.get("DISABLE_SERVER_SIDE_CURSORS")),
     }
     if mode == "pool":
-        values |= _pool_values(entry)
+        given = entry["OPTIONS"]["pool"]
+        pool = pool_parameters() | (given if isinstance(given, dict) else {})
+        values |= pool_values(pool, pre_ping=bool(entry["CONN_HEALTH_CHECKS"]))
     elif mode == "persistent":
         age = entry["CONN_MAX_AGE"]
         values |= {
@@ -310,24 +312,25 @@ def pool_parameters() -> dict[str, Any]:
     return {name: parameter.default for name, parameter in parameters.items()}
 
 
-def _pool_values(entry: Mapping[str, Any]) -> dict[str, Value]:
-    given = entry["OPTIONS"]["pool"]
-    pool = {**pool_parameters(), **(given if isinstance(given, dict) else {})}
-    size, most, recycle = pool.get("min_size"), pool.get("max_size"), pool.get("max_lifetime")
-    most = size if most is None else most
-    overflow = most - size if isinstance(size, int) and isinstance(most, int) else None
-    return {
-        "size": _shown(size),
-        "overflow": overflow,
-        "pre_ping": bool(entry["CONN_HEALTH_CHECKS"]),
-        "recycle": NEVER if recycle == math.inf else _shown(recycle),
-        "timeout": _shown(pool.get("timeout")),
+def pool_values(parameters: Mapping[str, Any], *, pre_ping: bool) -> dict[str, Value]:
+    """What the parameters of a pool stand for, by the fields of PoolSettings, in their order."""
+    values: dict[str, Value] = {
+        name: _shown(parameters[parameter])
+        for name, parameter in POOL_PARAMETERS.items()
+        if parameter in parameters
     }
+    size, most = parameters.get("min_size"), parameters.get("max_size")
+    most = size if most is None else most
+    values["overflow"] = most - size if isinstance(size, int) and isinstance(most, int) else None
+    values["pre_ping"] = pre_ping
+    if values.get("recycle") == math.inf:
+        values["recycle"] = NEVER
+    return {name: values[name] for name in SETTINGS if name in values}
 
 
 def _other_pool_options(pool: Any) -> list[Setting]:
     given = pool if isinstance(pool, dict) else {}
-    others = given.keys() - {"min_size", "max_size", "max_lifetime", "timeout"}
+    others = given.keys() - POOL_PARAMETERS.values()
     return [
         Setting(
             name=f"pool.{name}",

@@ -102,7 +102,7 @@ class ServerFacts:
 
 
 def read_server(connection: Any) -> ServerFacts:
-    """Ask the server, in one round trip, over an open DB-API connection (psycopg 3 or psycopg2).
+    """Ask the server, in one round trip, over an open connection.
 
     Raises the driver's `Error` if the server is older than PostgreSQL 13.
     """
@@ -110,16 +110,11 @@ def read_server(connection: Any) -> ServerFacts:
         cursor.execute(_QUERY, {"of_process": OF_PROCESS})
         facts = json.loads(cursor.fetchone()[0])
     facts |= {name: printable(facts[name]) for name in ("version", "database", "role")}
-    tls = _uses_tls(connection)
+    tls = bool(connection.pgconn.ssl_in_use)
     if not tls:
         # A pooler may use TLS towards the server; that is not the client's connection.
         facts |= {"tls_version": None, "tls_cipher": None}
     return ServerFacts(address=_address(connection), tls=tls, **facts)
-
-
-def _uses_tls(connection: Any) -> bool:
-    pgconn = getattr(connection, "pgconn", None)
-    return bool(connection.info.ssl_in_use if pgconn is None else pgconn.ssl_in_use)
 
 
 def _address(connection: Any) -> str:

@@ -114,7 +114,7 @@ class Fleet:
 
 
 def read_fleet(connection: Any) -> Fleet:
-    """Ask the server, in one round trip, over an open DB-API connection (psycopg 3 or psycopg2).
+    """Ask the server, in one round trip, over an open connection.
 
     Raises the driver's `Error`.
     """

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error, OperationalError, connections
 
+from abs_orm_app.facts.borrowed import STATEMENT_TIMEOUT
 from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.failure import Failure, failure_of
 from abs_orm_app.facts.timeout import run_with_timeout
@@ -28,7 +29,6 @@ else:
 T = TypeVar("T")
 
 CONNECT_TIMEOUT = 2  # seconds; a whole number for libpq
-STATEMENT_TIMEOUT = 2.0  # seconds
 SECONDS = 4.0  # for everything that one caller asks
 FRESH = 1.0  # seconds for which an answer is given again
 TURN = 2.0  # seconds that a caller waits until another has closed its connection
@@ -151,7 +151,7 @@ class Unpooled(Base):
     def init_connection_state(self) -> None:
         super().init_connection_state()
         with self.connection.cursor() as cursor:
-            cursor.execute(f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT * 1000:.0f}")
+            cursor.execute(f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT}")
 
     def _close(self) -> None:
         try:

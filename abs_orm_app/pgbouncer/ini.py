@@ -166,7 +166,7 @@ def _clients(targets: Sequence[Target], plan: Plan, private: bool) -> Iterator[s
         max_client_conn=clients,
     )
     yield from _block(
-        "Who may use SHOW POOLS and SHOW CONFIG (database `pgbouncer`), as check_pool does; and who"
+        "Who may use SHOW POOLS and SHOW CONFIG (database `pgbouncer`), and who"
         " may RELOAD, PAUSE and RESUME.",
         # A comma separates names here, and nothing quotes one.
         stats_users=", ".join(dict.fromkeys(e.user for e in targets if "," not in e.user)),

@@ -18,7 +18,7 @@ from psycopg.pq import TransactionStatus
 from abs_orm_app.pool import messages, threads
 from abs_orm_app.pool.clock import monotonic
 from abs_orm_app.pool.core import Core
-from abs_orm_app.pool.entry import Entry
+from abs_orm_app.pool.entry import IN_TRANSACTION, Entry
 from abs_orm_app.pool.hosts import Place
 from abs_orm_app.pool.liveness import ANSWERS, GONE, SILENT, reach
 from abs_orm_app.pool.messages import Cause
@@ -36,8 +36,6 @@ TOLD_AFTER = 1.5  # seconds that a request has waited when the log begins to tel
 CHANGE_AFTER = 10.0  # seconds after which it tells another cause of the same trouble, or the next
 OVER_AFTER = 3.0  # seconds without that cause until the log says that it is over
 REMIND = 60.0  # seconds between two lines about the same cause
-
-_IN_TRANSACTION = (TransactionStatus.INTRANS, TransactionStatus.INERROR)
 
 
 def cause_of(core: Core) -> Cause | None:
@@ -72,7 +70,7 @@ def why_waiting(core: Core) -> Cause:
         return messages.slow_or_locked(core.max_size, active)
     return messages.exhausted(
         core.max_size,
-        in_transaction=sum(status in _IN_TRANSACTION for status in statuses),
+        in_transaction=sum(status in IN_TRANSACTION for status in statuses),
         unused=core.count_pins()[1],
     )
 

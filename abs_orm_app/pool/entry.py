@@ -33,6 +33,7 @@ from typing import Any
 from weakref import ref
 
 from psycopg import Connection, OperationalError
+from psycopg.pq import TransactionStatus
 
 from abs_orm_app.pool.clock import monotonic
 from abs_orm_app.pool.liveness import make_poller
@@ -45,6 +46,7 @@ Frames = tuple[tuple[CodeType, int], ...]  # of each frame its code and its last
 ENTRY = "_pool_entry"  # the attribute of a connection that is its entry
 ENDED = 0  # the one key of a checkout: who has ended it
 LOST = "its holder has dropped it"
+IN_TRANSACTION = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
 
 
 class AsyncTask:

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from types import CodeType, FrameType
 from typing import Any
 
-from psycopg.pq import TransactionStatus
-
 from abs_orm_app.pool.clock import monotonic
-from abs_orm_app.pool.entry import AsyncTask, Entry, Frames
+from abs_orm_app.pool.entry import IN_TRANSACTION, AsyncTask, Entry, Frames
 
 STACK_LIMIT = 40  # frames recorded at a checkout when tracing is on
 PLUMBING = (
@@ -50,7 +48,6 @@ class Pin:
 TRANSACTION = Pin("transaction", "a transaction")
 UNUSED = Pin("", "nothing")  # nothing needs the session, but its holder keeps it
 PinOf = Callable[[Any], Pin | None]
-_IN_TRANSACTION = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
 
 
 @dataclass(frozen=True)
@@ -107,7 +104,7 @@ def _pin_of(entry: Entry, pin_of: PinOf) -> Pin | None:
     conn = entry.weak()
     if conn is not None and (pin := pin_of(conn)) is not None:
         return pin
-    return TRANSACTION if entry.pgconn.transaction_status in _IN_TRANSACTION else None
+    return TRANSACTION if entry.pgconn.transaction_status in IN_TRANSACTION else None
 
 
 def frames_of_caller() -> Frames:

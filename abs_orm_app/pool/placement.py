@@ -156,7 +156,7 @@ class Placement:
         entry.role = role
         self._limit([entry])
 
-    def answers(self, entry: Entry, conn: AnyConnection, timeout: float) -> bool:
+    def asks_role(self, entry: Entry, conn: AnyConnection, timeout: float) -> bool:
         """Ask for the role instead of pinging; False if the server does not answer."""
         try:
             self._asked(entry, _asked(conn, timeout))

@@ -37,7 +37,7 @@ from abs_orm_app.pool.placement import Placement
 from abs_orm_app.pool.pre_ping import PING_AFTER, PrePing, check_connection
 from abs_orm_app.pool.queue import Handover, Waiter, copied
 from abs_orm_app.pool.returning import Cleaner, make_idle
-from abs_orm_app.pool.statistics import BOUNDS, Timings
+from abs_orm_app.pool.statistics import BOUNDS
 from abs_orm_app.pool.steps import Steps, run
 from abs_orm_app.pool.upkeep import Upkeep
 from abs_orm_app.pool.waiting import closed_error, timeout_error, wait_for_connection
@@ -49,7 +49,7 @@ _CANCELLED = CancelledError, GeneratorExit
 LAST_WAIT = 2.0  # seconds; by then a process that has begun to end is over
 
 _every_pool: dict[object, Callable[[], HardenedPool | None]] = {}
-# Each is called with each new pool before it is opened, for example to set `use_times.record`.
+# Each is called with each new pool before it is opened, as to set `statistics.uses.record`.
 new_pool_hooks: list[Callable[[HardenedPool], object]] = []
 
 
@@ -143,9 +143,7 @@ class HardenedPool:
         self.idle, self.entries, self.queue = core.idle, core.entries, core.queue
         self._waiting = core.queue.waiters
         self.statistics = core.statistics
-        self.wait_times = core.statistics.waits
-        self.use_times = core.statistics.uses
-        self.create_times = core.statistics.creates
+        self._uses = core.statistics.uses
         self._source = source = Source(
             conninfo,
             connection_class,
@@ -335,7 +333,7 @@ class HardenedPool:
             entry, core = conn._pool_entry, self.core
             now = monotonic()
             held = now - entry.taken_at
-            uses = self.use_times
+            uses = self._uses
             uses.counts[bisect_left(BOUNDS, held)] += 1
             uses.total += held
             if uses.record is not None:
@@ -599,13 +597,6 @@ class HardenedPool:
         """The entries of the connections that are checked out."""
         return self.core.in_use
 
-    @property
-    def fault(self) -> Any:
-        """Why no connection could be opened last, or why the project's check refuses new ones; None
-        if one was opened and accepted since.
-        """
-        return self.core.fault or self.core.refusal
-
     def holders(self) -> list[Holder]:
         """Who has a connection checked out, the longest first."""
         holders = [self.core.holder_of(entry) for entry in self.core.in_use]
@@ -634,10 +625,6 @@ class HardenedPool:
             "requests_waiting": len(core.queue.waiters),
             "pool_opening": opening,
         }
-
-    def timings(self) -> Timings:
-        """How long requests waited and held, and connecting took, since the pool was made."""
-        return self.statistics.timings()
 
 
 HardenedPool.__module__ = "abs_orm_app.pool"  # its public name

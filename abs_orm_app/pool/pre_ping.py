@@ -75,7 +75,7 @@ class PrePing:
             checked: Answer = yield Blocking(partial(self._call, self.check, conn, timeout))
             return checked
         if self._placement.must_ask(entry):
-            answered = yield Blocking(partial(self._placement.answers, entry, conn, timeout))
+            answered = yield Blocking(partial(self._placement.asks_role, entry, conn, timeout))
             return Answer.ALIVE if answered else Answer.NONE
         answer = yield from ping_steps(conn, timeout)
         if answer is Answer.ALIVE and entry.must_ask:

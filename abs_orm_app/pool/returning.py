@@ -24,7 +24,7 @@ from abs_orm_app.pool import messages, threads
 from abs_orm_app.pool.clock import monotonic
 from abs_orm_app.pool.closing import cancel_handle
 from abs_orm_app.pool.core import Core
-from abs_orm_app.pool.entry import AnyConnection, Entry
+from abs_orm_app.pool.entry import IN_TRANSACTION, AnyConnection, Entry
 from abs_orm_app.pool.growth import RETRY_INTERVAL
 
 logger = logging.getLogger("abs_orm_app.pool")
@@ -34,7 +34,6 @@ MOST = 10.0
 CLEANING = 10.0  # seconds for `Hooks.clean`
 THREADS = 4  # at a time: a thread that waits for a hung server must not delay the others
 LINGER = 1.0  # seconds that a thread waits for more work
-IN_TRANSACTION = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
 
 Reset = Callable[[AnyConnection], object]
 

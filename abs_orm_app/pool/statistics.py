@@ -159,15 +159,6 @@ class Distribution:
         return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class Timings:
-    """What a pool has timed so far."""
-
-    waits: Distribution  # of the requests that found no idle connection
-    uses: Distribution
-    creates: Distribution
-
-
 class Histogram:
     """Counts durations. Without a lock, as this module explains.
 
@@ -214,14 +205,6 @@ class Statistics(Counters):
         counted = self.counters()
         self.popped = {name: self.popped.get(name, 0) + count for name, count in counted.items()}
         return counted
-
-    def timings(self) -> Timings:
-        """How long requests waited and held, and connecting took, since the pool was made."""
-        return Timings(
-            waits=self.waits.distribution(),
-            uses=self.uses.distribution(),
-            creates=self.creates.distribution(),
-        )
 
     def _totals(self) -> dict[str, int]:
         return {

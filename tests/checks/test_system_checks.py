@@ -29,10 +29,6 @@ def found(**arguments: Any) -> list[CheckMessage]:
     return [m for m in ours if m.id not in ("abs_orm_app.I002", "abs_orm_app.W006")]
 
 
-def ids(messages: list[CheckMessage]) -> list[str]:
-    return [(message.id or "").removeprefix("abs_orm_app.") for message in messages]
-
-
 def test_the_suites_own_settings_have_no_finding() -> None:
     assert found() == []
 

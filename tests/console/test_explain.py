@@ -10,8 +10,6 @@ import pytest
 from django.core.management import CommandError
 
 from abs_orm_app.checks.guide import entries, find_entry
-from abs_orm_app.pool import server_errors
-from abs_orm_app.pool.server_errors import ServerError
 from tests.support.projects import ROOT, Ran, manage
 
 NOWHERE = "postgresql://app:s3cret@127.0.0.1:1/shop"
@@ -100,21 +98,6 @@ def strings() -> Iterator[tuple[str, str]]:
                 yield source.name, node.value
 
 
-def test_each_topic_that_the_package_names_is_there() -> None:
-    named = {
-        topic
-        for source in SOURCES
-        for topic in re.findall(r'\bexplain\(["\']([\w-]+)["\']\)', source.read_text())
-    }
-    assert named
-    assert [topic for topic in named if topic not in entries()] == []
-
-
 def test_no_message_names_a_file_that_a_user_does_not_have() -> None:
     """The package has no docs/: a message names the command that prints them."""
     assert [(name, text) for name, text in strings() if re.search(r"\bdocs/", text)] == []
-
-
-def test_each_error_of_a_server_names_a_topic_that_is_there() -> None:
-    kinds = [kind for kind in vars(server_errors).values() if isinstance(kind, ServerError)]
-    assert {kind.entry for kind in kinds} - entries().keys() == set()

@@ -11,7 +11,7 @@ from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 from django.db import connections
 
-from abs_orm_app.environment import database_from_env
+from abs_orm_app.environment import SETTINGS, PoolSettings, database_from_env
 from abs_orm_app.facts.databases import configured
 from tests.support.projects import OURS, STOCK, database
 
@@ -89,6 +89,19 @@ def test_where_they_come_from_in_an_entry_written_by_hand_is_known(
         found = configured(alias)
     assert found.user_source == "DATABASES['other']['USER']"
     assert found.password_source == "PGPASSWORD (environment)"
+
+
+def test_each_setting_is_read_back_once_from_the_entry_that_it_became() -> None:
+    environ = {"DATABASE_URL": "postgresql://h/n", "DB_POOL_SIZE": "7", "DB_MAX_OVERFLOW": "3"}
+    environ |= {"DB_POOL_RECYCLE": "-1", "DB_POOL_TIMEOUT": "5", "DB_POOL_LEAK_SECONDS": "9"}
+    with database(database_from_env(environ=environ)) as alias:
+        shown = configured(alias).settings
+    settings = PoolSettings.from_env(environ=environ)
+    set_or_always = [n for n in SETTINGS if SETTINGS[n].shown != "if set" or n == "leak_seconds"]
+    assert [each.field for each in shown] == set_or_always
+    assert {each.field: each.value for each in shown} == {
+        name: getattr(settings, name) for name in set_or_always
+    }
 
 
 def error_of(engine: str) -> str:

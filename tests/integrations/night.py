@@ -32,7 +32,8 @@ from prometheus_client.registry import CollectorRegistry
 from abs_orm_app.integrations import health
 from abs_orm_app.integrations.prometheus import PoolCollector
 from abs_orm_app.pool.pool import HardenedPool
-from tests.support.pages import IN_TIME, content, logged_in, now, permitted, pool_of
+from tests.support.databases import pool_of
+from tests.support.pages import IN_TIME, content, logged_in, now, permitted
 from tests.support.pools import Call
 from tests.support.projects import ROOT, Ran, database, entry
 from tests.support.servers import ONE_CONNECTION, PASSWORD_OVER_TCP, Server, wait_until

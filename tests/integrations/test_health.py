@@ -25,6 +25,7 @@ from pytest_django.plugin import DjangoDbBlocker
 from abs_orm_app.integrations import health
 from abs_orm_app.integrations.unpooled import run_unpooled
 from abs_orm_app.pool.pool import HardenedPool
+from tests.support.databases import pool_of
 from tests.support.pools import Call
 from tests.support.processes import GUNICORN, states, web_server
 from tests.support.projects import SQLITE, STOCK, database, entry
@@ -56,12 +57,6 @@ def alias(server: Server) -> Iterator[str]:
 def nothing_is_late_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that was taken a moment ago says nothing of the server."""
     monkeypatch.setattr(health, "LATELY", 0.0)
-
-
-def pool_of(alias: str) -> HardenedPool:
-    pool: HardenedPool = connections[alias].pool  # type: ignore[attr-defined]
-    pool.open(wait=True)
-    return pool
 
 
 @contextmanager

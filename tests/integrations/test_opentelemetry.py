@@ -15,9 +15,9 @@ from psycopg_pool import PoolTimeout
 from abs_orm_app.facts.snapshot import EVICTIONS
 from abs_orm_app.integrations import opentelemetry
 from abs_orm_app.pool.housekeeping import TICK, observers
-from abs_orm_app.pool.pool import HardenedPool, new_pool_hooks
+from abs_orm_app.pool.pool import new_pool_hooks
 from abs_orm_app.pool.statistics import BOUNDS
-from tests.support.databases import ask
+from tests.support.databases import ask, pool_of
 from tests.support.pools import evict_one_for_each_reason, opened, ours
 from tests.support.processes import run
 from tests.support.projects import database, entry
@@ -44,12 +44,6 @@ def alias(server: Server, reader: InMemoryMetricReader, request: Any) -> Iterato
     """A different alias for each test, because the reader adds up everything it has seen."""
     with database(entry(server.conninfo, OPTIONS=SMALL), request.node.name) as alias:
         yield alias
-
-
-def open_pool(alias: str) -> HardenedPool:
-    pool: HardenedPool = connections[alias].pool  # type: ignore[attr-defined]
-    pool.open(wait=True)
-    return pool
 
 
 def points(reader: InMemoryMetricReader, alias: str) -> dict[str, Any]:
@@ -79,7 +73,7 @@ def values(reader: InMemoryMetricReader, alias: str) -> dict[str, int]:
 def test_the_instruments_are_those_of_the_semantic_conventions(
     reader: InMemoryMetricReader, alias: str
 ) -> None:
-    open_pool(alias)
+    pool_of(alias)
     data = reader.get_metrics_data()
     assert data is not None
     instruments = {
@@ -103,7 +97,7 @@ def test_the_instruments_are_those_of_the_semantic_conventions(
 def test_idle_and_used_connections_and_timeouts_are_counted(
     reader: InMemoryMetricReader, alias: str
 ) -> None:
-    pool = open_pool(alias)
+    pool = pool_of(alias)
     taken = [pool.getconn() for _ in range(3)]
     with pytest.raises(PoolTimeout):
         pool.getconn(timeout=0.02)
@@ -126,7 +120,7 @@ def test_idle_and_used_connections_and_timeouts_are_counted(
 def test_evictions_are_counted_by_their_reason(
     reader: InMemoryMetricReader, alias: str, server: Server
 ) -> None:
-    evict_one_for_each_reason(open_pool(alias), server)
+    evict_one_for_each_reason(pool_of(alias), server)
     seen = values(reader, alias)
     prefix = "abs_orm_app.connection.evicted "
     evicted = {name.removeprefix(prefix): n for name, n in seen.items() if name.startswith(prefix)}
@@ -151,7 +145,7 @@ def test_pins_are_counted_by_their_reason(
 def test_each_duration_is_in_a_histogram_with_our_bounds(
     reader: InMemoryMetricReader, alias: str
 ) -> None:
-    pool = open_pool(alias)
+    pool = pool_of(alias)
     for _ in range(3):
         with pool.connection():
             time.sleep(0.03)
@@ -165,17 +159,17 @@ def test_each_duration_is_in_a_histogram_with_our_bounds(
     assert used.count == 6
     assert used.max >= 0.03
     assert used.sum >= 0.09
-    assert waited.count == pool.timings().waits.count
+    assert waited.count == pool.statistics.waits.distribution().count
     assert waited.max >= 0.02
-    assert created.count == pool.timings().creates.count
+    assert created.count == pool.statistics.creates.distribution().count
     assert tuple(used.explicit_bounds) == tuple(map(float, BOUNDS))
-    assert list(used.bucket_counts) == list(pool.timings().uses.counts)
+    assert list(used.bucket_counts) == pool.statistics.uses.counts
 
 
 def test_durations_are_recorded_between_two_collections(
     reader: InMemoryMetricReader, alias: str
 ) -> None:
-    pool = open_pool(alias)
+    pool = pool_of(alias)
     for _ in range(5):
         with pool.connection():
             pass
@@ -188,7 +182,7 @@ def test_durations_are_recorded_between_two_collections(
 def test_a_closed_pool_has_recorded_its_last_durations(
     reader: InMemoryMetricReader, alias: str
 ) -> None:
-    pool = open_pool(alias)
+    pool = pool_of(alias)
     with pool.connection():
         pass
     connections[alias].close_pool()  # type: ignore[attr-defined]
@@ -208,7 +202,7 @@ def test_no_metric_shows_the_address_or_the_credentials(
 ) -> None:
     given = entry(server.conninfo, OPTIONS=SMALL, PASSWORD="do-not-tell")
     with database(given, "secretive") as alias:
-        open_pool(alias)
+        pool_of(alias)
         assert points(reader, alias)
         data = reader.get_metrics_data()
     assert data is not None
@@ -218,14 +212,14 @@ def test_no_metric_shows_the_address_or_the_credentials(
 
 def test_instrumenting_twice_counts_once(reader: InMemoryMetricReader, alias: str) -> None:
     opentelemetry.instrument(MeterProvider(metric_readers=[InMemoryMetricReader()]))
-    pool = open_pool(alias)
+    pool = pool_of(alias)
     with pool.connection():
         pass
     assert points(reader, alias)["use_time"].count == 1
 
 
 def use_pool_before_and_after_instrumenting() -> None:
-    pool = open_pool("default")
+    pool = pool_of("default")
     with pool.connection():
         pass
     reader = InMemoryMetricReader()

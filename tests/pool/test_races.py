@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 import threading
-from collections.abc import Iterator
 from functools import partial
 from itertools import count
 
@@ -14,22 +12,12 @@ from psycopg_pool import TooManyRequests
 
 from abs_orm_app.pool import registry
 from tests.support.bytecodes import paused
+from tests.support.hurry import hurried
 from tests.support.pools import LATE, AnyPool, Call, opened, ours
 from tests.support.servers import Server, wait_until
 
 
-@pytest.fixture
-def hurried() -> Iterator[None]:
-    """Let Python switch threads as often as it can."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
-
-
-@pytest.mark.usefixtures("hurried")
+@hurried()
 def test_pools_are_listed_while_others_are_made(shared: Server) -> None:
     """A fork in one thread lists the pools while another thread makes its first."""
     over = threading.Event()

@@ -15,6 +15,7 @@ import pytest
 
 from abs_orm_app.checks.guide import entries
 from abs_orm_app.environment import database_from_env
+from abs_orm_app.integrations.admin_page.cards import GUIDE
 from benchmarks.plot import NEVER, lengths
 from tests.project.outputs import PAGES as OUTPUTS
 
@@ -58,7 +59,7 @@ def test_each_link_leads_somewhere(page: Path) -> None:
 def test_each_page_that_the_code_names_exists() -> None:
     spoken = {
         (module.name, path)
-        for module in MODULES
+        for module in (*MODULES, ROOT / "docs" / "alerts.yml")
         for path in re.findall(r"docs/[\w-]+\.md(?:#[\w-]+)?", module.read_text())
     }
     assert spoken
@@ -85,7 +86,7 @@ def topics(module: Path) -> Iterator[str]:
 
 
 def test_each_topic_that_the_code_names_is_in_the_guide_and_in_the_docs() -> None:
-    named = {topic for module in MODULES for topic in topics(module)}
+    named = {topic for module in MODULES for topic in topics(module)} | {*GUIDE.values()}
     assert {"server-down", "pool-exhausted", "E021", "pgbouncer"} <= named
     assert named - entries().keys() == set()
     pages = {page.stem for page in DOCS}
@@ -149,6 +150,13 @@ def test_each_test_that_a_promise_names_exists(page: str) -> None:
     named = re.findall(r"`(test_\w+)`", (ROOT / "docs" / page).read_text())
     assert named
     assert set(named) - modules == set()
+
+
+def test_the_house_in_contributing_has_each_room() -> None:
+    house = (ROOT / "CONTRIBUTING.md").read_text().partition("## The house")[2]
+    rooms = {path.name + "/" for path in (ROOT / "abs_orm_app").iterdir() if path.is_dir()}
+    rooms |= {path.name for path in (ROOT / "abs_orm_app").glob("[!_]*.py")} | {"tests/"}
+    assert {room for room in rooms - {"__pycache__/"} if room not in house} == set()
 
 
 def test_the_site_has_each_page_once() -> None:

@@ -8,6 +8,7 @@ import pytest
 from abs_orm_app.config.entry import KEY, AppOptions
 from abs_orm_app.environment import (
     PLACEHOLDER_PASSWORDS,
+    SETTINGS,
     VARIABLES,
     PoolSettings,
     database_from_env,
@@ -16,6 +17,7 @@ from abs_orm_app.environment import (
 from tests.support.projects import ROOT
 
 OF_THE_SAMPLE_PROJECT = {"DEBUG", "SECRET_KEY", "ALLOWED_HOSTS"}
+MODES = ("pool", "persistent")
 DEFAULTS_IN_WORDS = {
     "DB_POOL_PROCESSES": "WEB_CONCURRENCY, else 1",
     "DB_DISABLE_SERVER_SIDE_CURSORS": "true in pgbouncer mode, else false",
@@ -70,6 +72,16 @@ def test_the_page_of_settings_lists_every_variable_with_its_default() -> None:
     tables = re.findall(r"^\| variable \| default \|.*\n((?:\|.*\n)+)", text, re.MULTILINE)
     rows = re.findall(r"^\| `([A-Z_]+)` \| (?:`(.*?)`|-) \|", "".join(tables), re.MULTILINE)
     assert dict(rows) == documented_defaults()
+
+
+def test_the_table_of_modes_says_what_each_setting_of_the_pool_becomes() -> None:
+    text = (ROOT / "docs/settings.md").read_text().partition("\n### Modes")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(DB_\w+)` \| `?([\w.-]+).*? \| `?([\w.-]+).*? \|$", text, re.MULTILINE)
+    assert rows == [
+        (listed.variable.name, *(listed.options.get(mode, "-").split(",")[0] for mode in MODES))
+        for name, listed in SETTINGS.items()
+        if listed.shown == "always" and name != "mode"
+    ]
 
 
 def test_the_keys_of_abs_orm_app_are_written_and_explained_all() -> None:

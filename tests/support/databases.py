@@ -14,6 +14,7 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from abs_orm_app.backends.leasing import LeasingMixin
+from abs_orm_app.pool.pool import HardenedPool
 from tests.support.pools import APP
 from tests.support.servers import Server
 
@@ -35,6 +36,13 @@ def entry(server: Server, **changes: Any) -> dict[str, Any]:
         **changes,
         "OPTIONS": {**options, **changes.get("OPTIONS", {})},
     }
+
+
+def pool_of(alias: str) -> HardenedPool:
+    """The open pool of an alias."""
+    pool: HardenedPool = connections[alias].pool  # type: ignore[attr-defined]
+    pool.open(wait=True)
+    return pool
 
 
 class Database:

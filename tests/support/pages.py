@@ -8,11 +8,9 @@ from time import monotonic
 from typing import Any
 
 from django.contrib.auth.models import Permission, User
-from django.db import connections
 from django.http import HttpResponse
 from django.test import Client
 
-from abs_orm_app.pool.pool import HardenedPool
 from abs_project.demo import PAGE
 
 SMALL = {"pool": {"min_size": 2, "max_size": 3, "timeout": 20.0}}
@@ -59,9 +57,3 @@ def now(html: str) -> str:
     """What the page says at its top, as text."""
     part = html.partition('id="pool-now"')[2].partition("</section>")[0].partition(">")[2]
     return " ".join(unescape(re.sub("<[^>]+>", "", part)).split())
-
-
-def pool_of(alias: str) -> HardenedPool:
-    pool: HardenedPool = connections[alias].pool  # type: ignore[attr-defined]
-    pool.open(wait=True)
-    return pool

@@ -65,10 +65,3 @@ def follow(former: Server, primary: Server) -> None:
     (former.data / "standby.signal").touch()
     former.settings["primary_conninfo"] = conninfo
     former.start()
-
-
-def is_standby(server: Server) -> bool:
-    with server.admin() as admin:
-        row = admin.execute("SELECT pg_is_in_recovery()").fetchone()
-    assert row is not None
-    return bool(row[0])

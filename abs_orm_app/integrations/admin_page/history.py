@@ -36,7 +36,6 @@ class Second:
     age: float  # seconds
     in_use: int
     unused: int  # of these: nothing needs them
-    waiting: int
     checkouts: float  # per second
     waits: float  # per second: requests that found no idle connection
     failures: int  # requests that got no connection
@@ -125,7 +124,6 @@ def _second(before: Look, after: Look, now: float) -> Second:
         age=now - after.at,
         in_use=after.pool.in_use,
         unused=after.pool.unused,
-        waiting=after.pool.waiting,
         checkouts=(after.pool.checkouts - before.pool.checkouts) / seconds,
         waits=(after.pool.queued - before.pool.queued) / seconds,
         failures=after.pool.errors - before.pool.errors,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from django.db import connections
 
 from abs_orm_app.capacity.budget import Limit, allowance, in_use
 from abs_orm_app.checks.collect import all_findings
 from abs_orm_app.checks.finding import Finding
+from abs_orm_app.config.entry import app_options
 from abs_orm_app.facts.active import Active, active
 from abs_orm_app.facts.databases import Configured, configured_databases
 from abs_orm_app.facts.failure import Failure
@@ -121,12 +121,11 @@ def _databases(answers: Iterable[tuple[str, Told | Failure]]) -> list[Database]:
             key = (answer[0].identity, answer[0].database)
             found.setdefault(key, ([], answer))[0].append(alias)
     return [
-        Database(aliases=tuple(aliases), project=_project(aliases[0]), server=server, fleet=fleet)
+        Database(
+            aliases=tuple(aliases),
+            project=app_options(connections[aliases[0]].settings_dict).get("project") or "",
+            server=server,
+            fleet=fleet,
+        )
         for aliases, (server, fleet) in found.values()
     ]
-
-
-def _project(alias: str) -> str:
-    entry: dict[str, Any] = connections[alias].settings_dict
-    extra = entry.get("ABS_ORM_APP") or {}
-    return str(extra.get("project") or "")

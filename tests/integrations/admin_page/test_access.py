@@ -28,6 +28,7 @@ from abs_orm_app.integrations.admin_page import access
 from abs_orm_app.integrations.admin_page.admin import PoolsAdmin
 from abs_orm_app.integrations.admin_page.models import Pools
 from abs_project.demo import PAGE
+from tests.support.databases import pool_of
 from tests.support.pages import (
     IN_TIME,
     SMALL,
@@ -36,7 +37,6 @@ from tests.support.pages import (
     get,
     logged_in,
     permitted,
-    pool_of,
     state,
 )
 from tests.support.pools import Call, sockets
@@ -103,7 +103,7 @@ def locked(table: str) -> Iterator[None]:
     parameters: Any = connections["default"].get_connection_params()
     with psycopg.connect(**parameters) as blocker, pytest.MonkeyPatch.context() as patch:
         blocker.execute(f"lock table {table}")
-        patch.setattr(unpooled, "STATEMENT_TIMEOUT", 0.5)
+        patch.setattr(unpooled, "STATEMENT_TIMEOUT", 500)
         yield
 
 

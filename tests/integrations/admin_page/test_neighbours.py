@@ -19,8 +19,8 @@ from django.test import Client, override_settings
 from abs_orm_app.integrations.admin_page import history, neighbours
 from abs_orm_app.integrations.admin_page.live import from_json, live, to_json
 from abs_project.demo import PAGE
-from tests.support.databases import ask
-from tests.support.pages import SMALL, content, now, pool_of
+from tests.support.databases import ask, pool_of
+from tests.support.pages import SMALL, content, now
 from tests.support.projects import database, entry
 from tests.support.servers import Server
 

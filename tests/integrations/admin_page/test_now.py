@@ -26,8 +26,8 @@ from abs_orm_app.integrations.admin_page import history, neighbours
 from abs_orm_app.pool.housekeeping import TICK
 from abs_orm_app.pool.pool import HardenedPool
 from abs_project.demo import PAGE
-from tests.support.databases import ask
-from tests.support.pages import IN_TIME, SMALL, card, content, now, pool_of, state
+from tests.support.databases import ask, pool_of
+from tests.support.pages import IN_TIME, SMALL, card, content, now, state
 from tests.support.pools import Call
 from tests.support.projects import database, entry
 from tests.support.servers import Server, wait_until

@@ -10,7 +10,8 @@ from django.db import connections
 from django.test import Client, override_settings
 
 from abs_orm_app.facts.snapshot import snapshot
-from tests.support.pages import IN_TIME, SMALL, card, content, pool_of
+from tests.support.databases import pool_of
+from tests.support.pages import IN_TIME, SMALL, card, content
 from tests.support.pgbouncers import PgBouncer, needs_pgbouncer
 from tests.support.pools import Call
 from tests.support.projects import SQLITE, STOCK, database, entry
