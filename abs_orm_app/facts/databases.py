@@ -58,6 +58,7 @@ class Configured:
     mode: str  # "pool", "persistent", "pgbouncer" or "null"
     mode_was_chosen: bool  # the entry says it: ABS_ORM_APP["mode"], as DB_POOL_MODE does
     pool: Any = field(repr=False)  # OPTIONS["pool"], unchanged
+    ours: Any = field(repr=False)  # ABS_ORM_APP, unchanged
     conn_max_age: float | None  # seconds; None: no limit
     health_checks: bool
     settings: tuple[Setting, ...]
@@ -116,7 +117,6 @@ def configured(alias: str) -> Configured:
         error = _engine_error(entry["ENGINE"], problem)
     entry = {**entry, "OPTIONS": entry["OPTIONS"] or {}}
     options = entry["OPTIONS"]
-    pool = options.get("pool") or None
     extra = app_options(entry)
     mode = _mode(entry, extra)
     hardened = engine is not None and any(
@@ -131,7 +131,8 @@ def configured(alias: str) -> Configured:
         error=error,
         mode=mode,
         mode_was_chosen="mode" in extra,
-        pool=pool,
+        pool=options.get("pool"),
+        ours=entry.get(KEY),
         conn_max_age=entry["CONN_MAX_AGE"],
         health_checks=bool(entry["CONN_HEALTH_CHECKS"]),
         settings=_settings(entry, extra, mode, hardened=hardened),
