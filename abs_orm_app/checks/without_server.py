@@ -18,7 +18,12 @@ from abs_orm_app.checks import (
 )
 from abs_orm_app.checks.finding import Finding
 from abs_orm_app.environment import SettingsError, pool_processes, unknown_variables
-from abs_orm_app.facts.databases import Configured, pool_parameters, variables_are_read
+from abs_orm_app.facts.databases import (
+    Configured,
+    configured_databases,
+    pool_parameters,
+    variables_are_read,
+)
 
 
 def settings_findings(databases: Sequence[Configured]) -> list[Finding]:
@@ -31,7 +36,7 @@ def settings_findings(databases: Sequence[Configured]) -> list[Finding]:
     found += lease_rules.static_lease_findings(databases)
     found += adoption_rules.adoption_findings(databases)
     if not variables_are_read():
-        found += adoption_rules.unread_settings(databases, os.environ)
+        found += adoption_rules.unread_settings(configured_databases(), os.environ)
     found += package_rules.package_findings(databases, settings.INSTALLED_APPS, _project_settings())
     try:
         pool_processes()

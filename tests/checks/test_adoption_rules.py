@@ -30,6 +30,13 @@ def test_our_engine_without_a_pool_is_a_warning_whose_lines_turn_it_on(age: int 
     assert adoption_findings([facts(**databases["other"])]) == []
 
 
+@pytest.mark.parametrize("given", [False, {}])
+def test_a_pool_that_is_off_is_quoted(given: object) -> None:
+    """Django takes an empty dict for none."""
+    [finding] = adoption_findings([facts(OPTIONS={"pool": given})])
+    assert f"but OPTIONS['pool'] is {given!r}, so each request opens" in finding.message
+
+
 @pytest.mark.parametrize("mode", ["pool", "persistent", "pgbouncer", "null"])
 def test_a_mode_that_was_chosen_is_no_finding(mode: str) -> None:
     assert adoption_findings([from_env(DB_POOL_MODE=mode)]) == []
@@ -41,12 +48,24 @@ def test_a_mode_that_the_entry_names_is_a_choice_too() -> None:
 
 
 def test_pool_settings_beside_an_entry_that_was_not_made_from_them_are_named() -> None:
-    given = ["DB_POOL_SIZE", "DB_MAX_OVERFLOW", "HOME"]
+    given = dict.fromkeys(["DB_POOL_SIZE", "DB_MAX_OVERFLOW", "HOME"], "5")
     [finding] = unread_settings([facts(OURS, OPTIONS={"pool": True})], given)
     assert finding.number == "W007"
     assert "DB_POOL_SIZE, DB_MAX_OVERFLOW" in finding.message
-    assert unread_settings([facts(OURS)], ["HOME"]) == []
+    assert unread_settings([facts(OURS)], {"HOME": "/"}) == []
     assert unread_settings([facts(**SQLITE)], given) == []
+
+
+@pytest.mark.parametrize("url", ["postgresql://app@/x", "postgres://app@/x", "embedded:///x"])
+def test_a_url_that_no_database_was_made_from_is_named(url: str) -> None:
+    """The app was added to INSTALLED_APPS, but the line of DATABASES was forgotten."""
+    given = {"DATABASE_URL": url, "DB_POOL_SIZE": "5"}
+    [finding] = unread_settings([facts(**SQLITE)], given)
+    assert finding.message == (
+        "Nothing reads DATABASE_URL, DB_POOL_SIZE: no database of this project is PostgreSQL."
+    )
+    assert finding.fix == "DATABASES['default'] = database_from_env()"
+    assert unread_settings([facts(**SQLITE)], {"DATABASE_URL": "sqlite:///x"}) == []
 
 
 def test_check_names_them_in_a_project_whose_entry_is_written_by_hand() -> None:
