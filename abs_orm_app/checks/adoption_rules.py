@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from django.db import DEFAULT_DB_ALIAS
 
@@ -76,7 +76,7 @@ def no_pool(database: Configured) -> Finding:
 
 def unread_settings(databases: Sequence[Configured], environ: Mapping[str, str]) -> list[Finding]:
     """A finding on variables in the environment, for DATABASES that is not made from them."""
-    given = [each.variable.name for each in SETTINGS.values() if each.variable.name in environ]
+    given = _pool_settings(environ)
     aliases = [database.alias for database in databases if database.vendor == "postgresql"]
     entry = f"DATABASES[{(aliases or [DEFAULT_DB_ALIAS])[0]!r}]"
     why = f"{entry} is not made from variables"
@@ -96,3 +96,22 @@ def unread_settings(databases: Sequence[Configured], environ: Mapping[str, str])
         fix=f"{entry} = database_from_env()",
     )
     return [unread]
+
+
+def ungiven_settings(read: Collection[str], environ: Collection[str]) -> list[Finding]:
+    """A finding on pool settings that are not in the mapping which the project gave in its place.
+
+    read: the variables that DATABASES was made from.
+    """
+    if not (lost := [name for name in _pool_settings(environ) if name not in read]):
+        return []
+    unread = new_finding(
+        "W007",
+        f"Nothing reads {', '.join(lost)}: the `environ` of database_from_env does not have it.",
+        "Add it there, such as to the class that reads the environment, or unset it.",
+    )
+    return [unread]
+
+
+def _pool_settings(environ: Collection[str]) -> list[str]:
+    return [each.variable.name for each in SETTINGS.values() if each.variable.name in environ]

@@ -96,9 +96,11 @@ class Configured:
         return next((s.value for s in self.settings if s.field == field), None)
 
 
-def variables_are_read() -> bool:
-    """True if `database_from_env` has made an entry of DATABASES."""
-    return any("sources" in app_options(connections.settings[alias]) for alias in connections)
+def variables_read() -> set[str] | None:
+    """The variables, without prefix, that DATABASES is made from; None: no entry is made so."""
+    entries = [app_options(connections.settings[alias]) for alias in connections]
+    made = [extra["sources"].items() for extra in entries if "sources" in extra]
+    return {name for each in made for name, source in each if source != "default"} if made else None
 
 
 def configured_databases(aliases: Iterable[str] | None = None) -> list[Configured]:

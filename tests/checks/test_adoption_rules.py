@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 
 from abs_orm_app.checks.adoption_rules import adoption_findings, unread_settings
+from abs_orm_app.checks.without_server import settings_findings
+from abs_orm_app.environment import database_from_env
+from abs_orm_app.facts.databases import configured
 from tests.support.aliases import facts, from_env, ids
 from tests.support.projects import OURS, SQLITE, STOCK, Ran, database, entry, manage
 
@@ -66,6 +69,27 @@ def test_a_url_that_no_database_was_made_from_is_named(url: str) -> None:
     )
     assert finding.fix == "DATABASES['default'] = database_from_env()"
     assert unread_settings([facts(**SQLITE)], {"DATABASE_URL": "sqlite:///x"}) == []
+
+
+def test_a_setting_that_the_given_environ_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a class of pydantic-settings that does not declare it."""
+    monkeypatch.setenv("DB_POOL_SIZE", "5")
+    monkeypatch.setenv("DB_POOL_TIMEOUT", "7")
+    given = {"DATABASE_URL": "postgresql:///x", "DB_POOL_SIZE": "5"}
+    with database(database_from_env(environ=given)) as alias:
+        found = settings_findings([configured(alias)])
+    assert [finding.message for finding in found] == [
+        "Nothing reads DB_POOL_TIMEOUT: the `environ` of database_from_env does not have it."
+    ]
+
+
+def test_a_setting_that_one_with_the_prefix_overrides_is_no_finding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DB_POOL_SIZE", "5")
+    given = {"R_DATABASE_URL": "postgresql:///x", "R_DB_POOL_SIZE": "6", "DB_POOL_SIZE": "5"}
+    with database(database_from_env("R_", environ=given)) as alias:
+        assert settings_findings([configured(alias)]) == []
 
 
 def test_check_names_them_in_a_project_whose_entry_is_written_by_hand() -> None:
