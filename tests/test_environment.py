@@ -356,6 +356,12 @@ def test_an_invalid_number_of_processes_is_refused() -> None:
         pool_processes({"DB_POOL_PROCESSES": "0"})
 
 
+@pytest.mark.parametrize("name", ["DB_POOLSIZE", "DB_POLL_SIZE", "DBPOOL_SIZE", "POOL_SIZE"])
+def test_a_typo_in_the_middle_is_found_while_the_variable_is_not_set(name: str) -> None:
+    assert unknown_variables({name: "5"}) == {name: "DB_POOL_SIZE"}
+    assert unknown_variables({name: "5", "DB_POOL_SIZE": "5"}) == {}
+
+
 def test_an_unknown_pool_variable_is_found_with_a_suggestion() -> None:
     names = [
         *("DB_POOL_SISE", "DB_POOL_MAX_OVERFLOW", "DB_MAX_OVERFLOWS", "DB_POOL_QUUX", "DB_SHARDS"),

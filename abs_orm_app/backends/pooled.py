@@ -100,7 +100,7 @@ class PooledMixin(LeasingMixin):
                 return pool
             if pool is not None:
                 self._replace(pool)
-            pool = self._build_pool({} if options is True else options)
+            pool = self._build_pool(options)
             register_child_exit_hook()
             pool = self._connection_pools.setdefault(self.alias, pool)
             if (elder := _elders.pop(self.alias, None)) is not None:
@@ -123,9 +123,14 @@ class PooledMixin(LeasingMixin):
             _let_go(pool)
             self.close_pool()
 
-    def _build_pool(self, options: dict[str, Any]) -> HardenedPool:
+    def _build_pool(self, options: Any) -> HardenedPool:
         from abs_orm_app.pool.pool import HardenedPool
 
+        options = {} if options is True else options
+        if not isinstance(options, dict):
+            raise ImproperlyConfigured(
+                f"DATABASES[{self.alias!r}]['OPTIONS']['pool'] must be a dict or True."
+            )
         if self.settings_dict.get("CONN_MAX_AGE", 0) != 0:
             raise ImproperlyConfigured("Pooling doesn't support persistent connections.")
         template = self._bare_copy(deepcopy(self.settings_dict))

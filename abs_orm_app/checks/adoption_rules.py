@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+
+from django.db import DEFAULT_DB_ALIAS
 
 from abs_orm_app.checks.finding import Finding, new_finding
 from abs_orm_app.checks.fixes import set_mode
+from abs_orm_app.config.address import SCHEMES
 from abs_orm_app.environment import SETTINGS
 from abs_orm_app.facts.databases import Configured
 
@@ -60,9 +63,10 @@ def no_pool(database: Configured) -> Finding:
         if database.mode == "persistent"
         else "each request opens a connection and closes it"
     )
+    pool = "not set" if database.pool is None else repr(database.pool)
     return new_finding(
         "W006",
-        f"No pool is in use: the engine is this app's, but OPTIONS['pool'] is not set, so {does}.",
+        f"No pool is in use: the engine is this app's, but OPTIONS['pool'] is {pool}, so {does}.",
         "Turn the pool on below DATABASES, or say in the entry that it is meant so:"
         f" 'ABS_ORM_APP': {{'mode': {database.mode!r}}}. To turn it on:",
         database.alias,
@@ -70,18 +74,44 @@ def no_pool(database: Configured) -> Finding:
     )
 
 
-def unread_settings(databases: Sequence[Configured], environ: Collection[str]) -> list[Finding]:
-    """A finding on pool settings in the environment, for DATABASES that is not made from them."""
-    given = [each.variable.name for each in SETTINGS.values() if each.variable.name in environ]
+def unread_settings(databases: Sequence[Configured], environ: Mapping[str, str]) -> list[Finding]:
+    """A finding on variables in the environment, for DATABASES that is not made from them."""
+    given = _pool_settings(environ)
     aliases = [database.alias for database in databases if database.vendor == "postgresql"]
-    if not (given and aliases):
+    entry = f"DATABASES[{(aliases or [DEFAULT_DB_ALIAS])[0]!r}]"
+    why = f"{entry} is not made from variables"
+    if not aliases:
+        # Pool settings may wait for another environment, but an address is meant for this one.
+        if environ.get("DATABASE_URL", "").partition("://")[0] not in (*SCHEMES, "embedded"):
+            return []
+        given = ["DATABASE_URL", *given]
+        why = "no database of this project is PostgreSQL"
+    if not given:
         return []
-    entry = f"DATABASES[{aliases[0]!r}]"
     unread = new_finding(
         "W007",
-        f"Nothing reads {', '.join(given)}: {entry} is not made from variables.",
+        f"Nothing reads {', '.join(given)}: {why}.",
         "Unset them, or make it from them, with `from abs_orm_app.environment import"
         " database_from_env` (it reads DATABASE_URL, or DB_HOST and DB_NAME):",
         fix=f"{entry} = database_from_env()",
     )
     return [unread]
+
+
+def ungiven_settings(read: Collection[str], environ: Collection[str]) -> list[Finding]:
+    """A finding on pool settings that are not in the mapping which the project gave in its place.
+
+    read: the variables that DATABASES was made from.
+    """
+    if not (lost := [name for name in _pool_settings(environ) if name not in read]):
+        return []
+    unread = new_finding(
+        "W007",
+        f"Nothing reads {', '.join(lost)}: the `environ` of database_from_env does not have it.",
+        "Add it there, such as to the class that reads the environment, or unset it.",
+    )
+    return [unread]
+
+
+def _pool_settings(environ: Collection[str]) -> list[str]:
+    return [each.variable.name for each in SETTINGS.values() if each.variable.name in environ]

@@ -43,7 +43,10 @@ def set_mode(database: Configured, mode: str) -> str:
         return '"CONN_MAX_AGE": 0, "DISABLE_SERVER_SIDE_CURSORS": True'
     entry = f'DATABASES["{database.alias}"]'  # whatever has made it
     pool = '{"min_size": 4, "max_size": 10}'
-    return f'{entry}["CONN_MAX_AGE"] = 0; {entry}.setdefault("OPTIONS", {{}})["pool"] = {pool}'
+    return (
+        f'{entry} |= {{"CONN_MAX_AGE": 0, "CONN_HEALTH_CHECKS": True}};'
+        f' {entry}.setdefault("OPTIONS", {{}})["pool"] = {pool}'
+    )
 
 
 def variable(database: Configured, field: str) -> str:

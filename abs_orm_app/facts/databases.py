@@ -58,6 +58,7 @@ class Configured:
     mode: str  # "pool", "persistent", "pgbouncer" or "null"
     mode_was_chosen: bool  # the entry says it: ABS_ORM_APP["mode"], as DB_POOL_MODE does
     pool: Any = field(repr=False)  # OPTIONS["pool"], unchanged
+    ours: Any = field(repr=False)  # ABS_ORM_APP, unchanged
     conn_max_age: float | None  # seconds; None: no limit
     health_checks: bool
     settings: tuple[Setting, ...]
@@ -95,9 +96,11 @@ class Configured:
         return next((s.value for s in self.settings if s.field == field), None)
 
 
-def variables_are_read() -> bool:
-    """True if `database_from_env` has made an entry of DATABASES."""
-    return any("sources" in app_options(connections.settings[alias]) for alias in connections)
+def variables_read() -> set[str] | None:
+    """The variables, without prefix, that DATABASES is made from; None: no entry is made so."""
+    entries = [app_options(connections.settings[alias]) for alias in connections]
+    made = [extra["sources"].items() for extra in entries if "sources" in extra]
+    return {name for each in made for name, source in each if source != "default"} if made else None
 
 
 def configured_databases(aliases: Iterable[str] | None = None) -> list[Configured]:
@@ -116,7 +119,6 @@ def configured(alias: str) -> Configured:
         error = _engine_error(entry["ENGINE"], problem)
     entry = {**entry, "OPTIONS": entry["OPTIONS"] or {}}
     options = entry["OPTIONS"]
-    pool = options.get("pool") or None
     extra = app_options(entry)
     mode = _mode(entry, extra)
     hardened = engine is not None and any(
@@ -131,7 +133,8 @@ def configured(alias: str) -> Configured:
         error=error,
         mode=mode,
         mode_was_chosen="mode" in extra,
-        pool=pool,
+        pool=options.get("pool"),
+        ours=entry.get(KEY),
         conn_max_age=entry["CONN_MAX_AGE"],
         health_checks=bool(entry["CONN_HEALTH_CHECKS"]),
         settings=_settings(entry, extra, mode, hardened=hardened),

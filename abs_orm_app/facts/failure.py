@@ -15,7 +15,6 @@ from abs_orm_app.pool.server_errors import (
     IMPOSSIBLE,
     NO_PASSWORD,
     NO_SOCKET,
-    UNKNOWN,
     WRONG_SETTINGS,
     ServerError,
     classify,
@@ -64,8 +63,9 @@ def _hint(error: BaseException, cause: str, database: Configured | None) -> str:
 
 def _kind(error: BaseException, cause: str) -> ServerError:
     kind = classify(cause)
+    # Not from the server, even if a word of it is one of the server's, such as "timeout".
     wrong = isinstance(error, ImproperlyConfigured | LookupError | TypeError | ValueError)
-    return WRONG_SETTINGS if kind is UNKNOWN and wrong else kind
+    return WRONG_SETTINGS if wrong and kind.problem != IMPOSSIBLE else kind
 
 
 def one_line(text: str) -> str:

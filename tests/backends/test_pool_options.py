@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
@@ -17,6 +19,12 @@ def test_a_name_is_that_of_the_pool_or_refused_in_a_sentence(database: Database)
     except ImproperlyConfigured as refused:
         refusal = str(refused)
     assert "name" in refusal if refusal else wrapper.pool.name == "mine"
+
+
+@pytest.mark.parametrize("options", ["yes", 20, [4]])
+def test_a_pool_that_is_no_dict_is_refused_in_a_sentence(database: Database, options: Any) -> None:
+    with pytest.raises(ImproperlyConfigured, match=r"\['pool'\] must be a dict or True"):
+        ask(database(OPTIONS={"pool": options}))
 
 
 def test_an_unknown_option_is_refused_in_a_sentence(database: Database) -> None:

@@ -7,6 +7,10 @@ from typing import Any
 import pytest
 
 from abs_orm_app.checks.adoption_rules import adoption_findings, unread_settings
+from abs_orm_app.checks.production_rules import deploy_findings
+from abs_orm_app.checks.without_server import settings_findings
+from abs_orm_app.environment import database_from_env
+from abs_orm_app.facts.databases import configured
 from tests.support.aliases import facts, from_env, ids
 from tests.support.projects import OURS, SQLITE, STOCK, Ran, database, entry, manage
 
@@ -27,7 +31,16 @@ def test_our_engine_without_a_pool_is_a_warning_whose_lines_turn_it_on(age: int 
     assert finding.number == "W006"
     databases = {"other": mine}
     exec(finding.fix, {"DATABASES": databases})  # noqa: S102
-    assert adoption_findings([facts(**databases["other"])]) == []
+    turned_on = facts(**{"CONN_HEALTH_CHECKS": False, **databases["other"]})
+    assert adoption_findings([turned_on]) == []
+    assert deploy_findings([turned_on]) == []
+
+
+@pytest.mark.parametrize("given", [False, {}])
+def test_a_pool_that_is_off_is_quoted(given: object) -> None:
+    """Django takes an empty dict for none."""
+    [finding] = adoption_findings([facts(OPTIONS={"pool": given})])
+    assert f"but OPTIONS['pool'] is {given!r}, so each request opens" in finding.message
 
 
 @pytest.mark.parametrize("mode", ["pool", "persistent", "pgbouncer", "null"])
@@ -41,12 +54,45 @@ def test_a_mode_that_the_entry_names_is_a_choice_too() -> None:
 
 
 def test_pool_settings_beside_an_entry_that_was_not_made_from_them_are_named() -> None:
-    given = ["DB_POOL_SIZE", "DB_MAX_OVERFLOW", "HOME"]
+    given = dict.fromkeys(["DB_POOL_SIZE", "DB_MAX_OVERFLOW", "HOME"], "5")
     [finding] = unread_settings([facts(OURS, OPTIONS={"pool": True})], given)
     assert finding.number == "W007"
     assert "DB_POOL_SIZE, DB_MAX_OVERFLOW" in finding.message
-    assert unread_settings([facts(OURS)], ["HOME"]) == []
+    assert unread_settings([facts(OURS)], {"HOME": "/"}) == []
     assert unread_settings([facts(**SQLITE)], given) == []
+
+
+@pytest.mark.parametrize("url", ["postgresql://app@/x", "postgres://app@/x", "embedded:///x"])
+def test_a_url_that_no_database_was_made_from_is_named(url: str) -> None:
+    """The app was added to INSTALLED_APPS, but the line of DATABASES was forgotten."""
+    given = {"DATABASE_URL": url, "DB_POOL_SIZE": "5"}
+    [finding] = unread_settings([facts(**SQLITE)], given)
+    assert finding.message == (
+        "Nothing reads DATABASE_URL, DB_POOL_SIZE: no database of this project is PostgreSQL."
+    )
+    assert finding.fix == "DATABASES['default'] = database_from_env()"
+    assert unread_settings([facts(**SQLITE)], {"DATABASE_URL": "sqlite:///x"}) == []
+
+
+def test_a_setting_that_the_given_environ_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a class of pydantic-settings that does not declare it."""
+    monkeypatch.setenv("DB_POOL_SIZE", "5")
+    monkeypatch.setenv("DB_POOL_TIMEOUT", "7")
+    given = {"DATABASE_URL": "postgresql:///x", "DB_POOL_SIZE": "5"}
+    with database(database_from_env(environ=given)) as alias:
+        found = settings_findings([configured(alias)])
+    assert [finding.message for finding in found] == [
+        "Nothing reads DB_POOL_TIMEOUT: the `environ` of database_from_env does not have it."
+    ]
+
+
+def test_a_setting_that_one_with_the_prefix_overrides_is_no_finding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DB_POOL_SIZE", "5")
+    given = {"R_DATABASE_URL": "postgresql:///x", "R_DB_POOL_SIZE": "6", "DB_POOL_SIZE": "5"}
+    with database(database_from_env("R_", environ=given)) as alias:
+        assert settings_findings([configured(alias)]) == []
 
 
 def test_check_names_them_in_a_project_whose_entry_is_written_by_hand() -> None:

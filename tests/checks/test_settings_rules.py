@@ -131,6 +131,24 @@ def test_a_pool_must_be_a_dict_or_true(value: Any) -> None:
     assert ids(static(facts(OPTIONS={"pool": value}))) == ["E005"]
 
 
+@pytest.mark.parametrize(
+    ("given", "number", "named"),
+    [
+        ({"release": "transactions"}, "E005", "['release'] is 'transactions'"),
+        ({"reset": None}, "E005", "['reset'] is None"),
+        ({"leak_seconds": "60"}, "E005", "['leak_seconds'] is '60'"),
+        ({"leak_seconds": 0}, "E005", "['leak_seconds'] is 0"),
+        ({"relase": "transaction"}, "E004", "'relase' (did you mean 'release'?)"),
+        ("transaction", "E005", "ABS_ORM_APP is of type str"),
+    ],
+)
+def test_a_mistake_in_our_own_key_is_found(given: Any, number: str, named: str) -> None:
+    """The first request would fail, or the key would have no effect."""
+    [finding] = static(facts(OPTIONS={"pool": True}, ABS_ORM_APP=given))
+    assert finding.number == number
+    assert named in finding.message
+
+
 def test_an_engine_without_a_pool_is_found() -> None:
     [finding] = static(facts(**SQLITE, OPTIONS={"pool": True}))
     assert finding.id == "abs_orm_app.E006"

