@@ -23,6 +23,8 @@ if not apps.ready:  # not in a test
 
 from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
+from django.core.handlers.wsgi import WSGIHandler
+from django.core.signals import request_finished, request_started
 from django.db import OperationalError, connections, transaction
 from django.http import HttpRequest, HttpResponse
 from django.test import Client, RequestFactory, override_settings
@@ -101,7 +103,13 @@ current: Stage
 
 
 def _get(url: str) -> Any:
-    return Client(raise_request_exception=True).get(url)
+    """A request, as a web server begins and ends it."""
+    environ: dict[str, object] = {}  # it lives as long as the request
+    request_started.send(WSGIHandler, environ=environ)
+    try:
+        return Client(raise_request_exception=True).get(url)
+    finally:
+        request_finished.send(WSGIHandler)
 
 
 # What the requests do
