@@ -173,7 +173,7 @@ def test_a_thread_that_keeps_a_connection_of_an_alias_that_is_gone_keeps_no_sess
     call = Call(work)
     assert asked.wait(20)
     database.aliases.clear()
-    del connections.databases[ALIAS]
+    del connections[ALIAS], connections.databases[ALIAS]
     wait_until(lambda: database.server.sessions(APP) == 0, "the sessions to end")
     stay.set()
     call.result(within=20)
