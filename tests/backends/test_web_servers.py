@@ -142,8 +142,9 @@ def test_under_gunicorn_workers_do_not_use_a_pool_opened_before_the_fork(
         assert len(masters) == 1
         assert not theirs & masters
         wait_until(lambda: states(server).keys() == {"idle"}, "the connections to be returned")
-        result = web.program.stop()
-    assert not result.errors, result.errors
+        errors = web.program.stop().errors.splitlines()
+    # On a busy machine a request may wait, and the pool says so.
+    assert [line for line in errors if not line.startswith("pool 'default': ")] == []
 
 
 @contextmanager
