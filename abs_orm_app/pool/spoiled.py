@@ -95,12 +95,16 @@ class Rollback:
 
     def __call__(self, block: Any) -> None:
         self._block = ref(block)
+        block._commit_gen = partial(self._commit, type(block)._commit_gen)
         block._rollback_gen = partial(self._roll_back, type(block)._rollback_gen)
 
+    def _commit(self, steps: Any) -> Any:
+        self._ended = True  # there is none
+        return (yield from steps(self._block and self._block()))
+
     def _roll_back(self, steps: Any, error: BaseException | None) -> Any:
-        block = self._block and self._block()
         try:
-            result = yield from steps(block, error)
+            result = yield from steps(self._block and self._block(), error)
         except psycopg.Error as problem:
             self._ended = _is_of_psycopg(problem, error)
             raise
@@ -108,8 +112,7 @@ class Rollback:
         return result
 
     def is_half_done(self) -> bool:
-        block = self._block and self._block()
-        return bool(block and not self._ended and block.status != block.Status.COMMITTED)
+        return self._block is not None and not self._ended
 
 
 def _depth(conn: Any) -> tuple[bool, int]:

@@ -45,10 +45,12 @@ def conn(shared: Server) -> Iterator[psycopg.Connection]:
         yield conn
 
 
-def test_a_block_rolls_back_in_a_generator() -> None:
+def test_a_block_ends_in_a_generator() -> None:
     """Which `pool/spoiled.py` watches."""
     for block in (psycopg.Transaction, psycopg.AsyncTransaction):
+        assert list(inspect.signature(block._commit_gen).parameters) == ["self"]
         assert list(inspect.signature(block._rollback_gen).parameters) == ["self", "exc_val"]
+        assert inspect.isgeneratorfunction(block._commit_gen)
         assert inspect.isgeneratorfunction(block._rollback_gen)
 
 
