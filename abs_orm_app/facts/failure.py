@@ -65,6 +65,7 @@ def _kind(error: BaseException, cause: str) -> ServerError:
     kind = classify(cause)
     # Not from the server, even if a word of it is one of the server's, such as "timeout".
     wrong = isinstance(error, ImproperlyConfigured | LookupError | TypeError | ValueError)
+    wrong = wrong and not isinstance(error, UnicodeError)  # of a host name
     return WRONG_SETTINGS if wrong and kind.problem != IMPOSSIBLE else kind
 
 
