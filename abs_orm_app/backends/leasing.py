@@ -152,7 +152,7 @@ _said: list[bool] = []
 
 
 def _begin_request(sender: Any = None, environ: Any = None, **_: object) -> None:
-    if any(each.__module__ == "django.test.client" for each in getattr(sender, "__mro__", ())):
+    if _is_of("django.test.client", sender):
         _thread.tests += 1  # a part of what the thread does, be that a request
         return
     if _thread.in_request and _is_served(sender):
@@ -180,9 +180,16 @@ def _end_request(sender: Any = None, **_: object) -> None:
 
 def _is_served(sender: Any) -> bool:
     """True for a request of WSGI, by Django's handler for servers."""
-    from django.core.handlers.wsgi import WSGIHandler
+    return _is_of("django.core.handlers.wsgi", sender)
 
-    return isinstance(sender, type) and issubclass(sender, WSGIHandler)
+
+def _is_of(module: str, sender: Any) -> bool:
+    """True if it is a class of this module of Django, or of its own below one.
+
+    Without an import: an exception of another thread in one leaves the import's lock locked, and
+    each request would wait for it.
+    """
+    return any(each.__module__ == module for each in getattr(sender, "__mro__", ()))
 
 
 def _notice_unending(*, is_over: bool) -> None:

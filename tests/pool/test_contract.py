@@ -68,6 +68,16 @@ def test_no_other_private_name_of_a_connection_is_used() -> None:
     assert used & theirs == OF_CONNECTIONS | OF_CLEANING | OF_PLUGGING
 
 
+@pytest.mark.parametrize("name", ["leasing", "lease", "cursors", "handle"])
+def test_no_request_executes_an_import(name: str) -> None:
+    """An exception of another thread in one leaves the import's lock locked, for all threads."""
+    tree = ast.parse((APP / "backends" / f"{name}.py").read_text())
+    functions = [each for each in ast.walk(tree) if isinstance(each, ast.FunctionDef)]
+    inside = [each for function in functions for each in ast.walk(function)]
+    assert functions
+    assert not [each.lineno for each in inside if isinstance(each, ast.Import | ast.ImportFrom)]
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(APP)))
 def test_only_public_names_of_psycopg_pool_are_imported(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
