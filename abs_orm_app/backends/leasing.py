@@ -184,10 +184,10 @@ def _is_served(sender: Any) -> bool:
 
 
 def _is_of(module: str, sender: Any) -> bool:
-    """True if it is a class of this module of Django, or of its own below one.
+    """True if the sender is a class of this module, or a subclass of one.
 
-    Without an import: an exception of another thread in one leaves the import's lock locked, and
-    each request would wait for it.
+    It does not import the class: if another thread throws an exception into an import, the lock of
+    that module stays locked, and every request would wait for it.
     """
     return any(each.__module__ == module for each in getattr(sender, "__mro__", ()))
 

@@ -176,12 +176,7 @@ def test_what_a_receiver_queries_when_the_request_ends_starves_nobody(mounted: A
     with Listening(request_finished, lambda **_: ask(connections[ALIAS])):
         threads = [Call(work) for _ in range(4)]
         served.wait(20)
-    began = monotonic()
-    assert ask(mounted)
-    assert monotonic() - began < 5.0
-    stay.set()
-    for thread in threads:
-        thread.result(within=20)
+    check_is_served(mounted, threads, stay)
 
 
 def test_a_request_of_the_test_client_outside_of_a_request_keeps_nothing(mounted: Any) -> None:
@@ -195,12 +190,7 @@ def test_a_request_of_the_test_client_outside_of_a_request_keeps_nothing(mounted
 
     threads = [Call(work) for _ in range(4)]
     served.wait(20)
-    began = monotonic()
-    assert ask(mounted)
-    assert monotonic() - began < 5.0
-    stay.set()
-    for thread in threads:
-        thread.result(within=20)
+    check_is_served(mounted, threads, stay)
 
 
 @pytest.mark.usefixtures("_ends_again")
@@ -262,6 +252,16 @@ def request(*, closes: bool, start: Callable[..., None] = lambda *_: None) -> No
     assert int(b"".join(response)) > 0
     if closes:
         response.close()
+
+
+def check_is_served(mounted: Any, threads: list[Call], stay: threading.Event) -> None:
+    """A query gets a connection although these threads go on."""
+    began = monotonic()
+    assert ask(mounted)
+    assert monotonic() - began < 5.0
+    stay.set()
+    for thread in threads:
+        thread.result(within=20)
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def test_no_other_private_name_of_a_connection_is_used() -> None:
 
 @pytest.mark.parametrize("name", ["leasing", "lease", "cursors", "handle"])
 def test_no_request_executes_an_import(name: str) -> None:
-    """An exception of another thread in one leaves the import's lock locked, for all threads."""
+    """If another thread interrupts an import, its lock stays locked, for all threads."""
     tree = ast.parse((APP / "backends" / f"{name}.py").read_text())
     functions = [each for each in ast.walk(tree) if isinstance(each, ast.FunctionDef)]
     inside = [each for function in functions for each in ast.walk(function)]
