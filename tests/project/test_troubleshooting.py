@@ -182,7 +182,7 @@ def theirs(server: Server) -> Iterator[str]:
         with pytest.raises(psycopg.OperationalError) as killed:
             conn.execute("SELECT 1")
         yield str(killed.value)
-    server.stop()
+    server.stop("immediate")  # it may still be recovering, and would not end for long
     with ConnectionPool(server.conninfo, open=False, min_size=0, max_size=1) as pool:
         with pytest.raises(PoolTimeout) as late:
             pool.getconn(timeout=0.1)
