@@ -45,11 +45,14 @@ class Role(Enum):
 
 
 def reported(pgconn: Any) -> Role:
-    """The role that the server has reported last. Costs no message."""
-    return role_of(
-        pgconn.parameter_status(b"in_hot_standby"),
-        pgconn.parameter_status(b"default_transaction_read_only"),
-    )
+    """The role that the server has reported last; unknown if it is closed. Costs no message."""
+    try:
+        return role_of(
+            pgconn.parameter_status(b"in_hot_standby"),
+            pgconn.parameter_status(b"default_transaction_read_only"),
+        )
+    except psycopg.OperationalError:
+        return Role.UNKNOWN
 
 
 def role_of(in_hot_standby: bytes | None, read_only: bytes | None) -> Role:

@@ -14,6 +14,7 @@ import pytest
 from psycopg_pool import PoolTimeout
 
 from abs_orm_app import aio
+from abs_orm_app.pool.closing import CLOSED
 from abs_orm_app.pool.pool import HardenedPool
 from tests.aio.test_connection import ONE, check_whole, first
 from tests.support.databases import ALIAS, Database, ask
@@ -226,6 +227,29 @@ def test_a_thread_gets_the_slot_of_a_task_whose_loop_rests_during_a_ping(
         assert list(loop.run_until_complete(asyncio.wait_for(both, LATE))) == [1, 2]
         check_whole(wrapper)
         assert len(wrapper.pool.idle) == 1
+
+
+def test_a_task_goes_on_while_the_pool_takes_the_connection_that_it_pinged(
+    database: Database, server: Server, loop: asyncio.AbstractEventLoop
+) -> None:
+    """The server has answered, and the handle is still open."""
+    database.server = server
+    wrapper = database(OPTIONS=ONE)
+    wrapper.pool.open(wait=True)
+    [entry] = wrapper.pool.entries
+    entry.suspect()
+    server.suspend()
+    try:
+        task = loop.create_task(first("SELECT 1"))
+        run_for(loop, 0.2)
+    finally:
+        server.resume()
+    thread = Call(wrapper.pool.getconn)
+    wait_until(lambda: entry.pgconn is CLOSED, "the pool to take it")
+    run_for(loop, 0.1)
+    wrapper.pool.putconn(thread.result(within=LATE))
+    assert loop.run_until_complete(task) == 1
+    check_whole(wrapper)
 
 
 def test_loops_that_run_now_and_then_lose_no_connection(database: Database) -> None:
