@@ -25,7 +25,7 @@ from abs_orm_app.config.application_name import process_name
 from abs_orm_app.pool import threads
 from abs_orm_app.pool.housekeeping import THREAD
 from abs_orm_app.pool.pool import HardenedPool
-from tests.support.processes import backend, run
+from tests.support.processes import OF_CLIENTS, backend, run
 from tests.support.proxy import Proxy
 from tests.support.servers import Server, wait_until
 
@@ -106,10 +106,7 @@ def threads_that_connect() -> list[str]:
 def sessions() -> set[int]:
     """The backend pids of all sessions on the server, of any process."""
     with connection.cursor() as cursor:
-        cursor.execute(
-            "select pid from pg_stat_activity"
-            " where backend_type = 'client backend' and application_name <> 'admin'"
-        )
+        cursor.execute(f"select pid from pg_stat_activity {OF_CLIENTS}")
         return {row[0] for row in cursor.fetchall()}
 
 

@@ -213,9 +213,10 @@ def web_server(
 
 # Sessions on the server
 
-SESSIONS = """
-    select state, count(*) from pg_stat_activity
-    where backend_type = 'client backend' and application_name <> 'admin' group by state"""
+# While it starts, a session has no name: it may be the tests' own.
+OF_CLIENTS = """
+    where backend_type = 'client backend' and application_name <> 'admin' and state <> 'starting'"""
+SESSIONS = f"select state, count(*) from pg_stat_activity {OF_CLIENTS} group by state"
 
 
 class Watch:
@@ -257,10 +258,7 @@ def states(server: Server) -> dict[str, int]:
 def backends(server: Server) -> set[int]:
     """The backend pids of the sessions."""
     with server.admin() as admin:
-        rows: list[Any] = admin.execute(
-            "select pid from pg_stat_activity where backend_type = 'client backend'"
-            " and application_name <> 'admin'"
-        ).fetchall()
+        rows: list[Any] = admin.execute(f"select pid from pg_stat_activity {OF_CLIENTS}").fetchall()
     return {row[0] for row in rows}
 
 

@@ -11,15 +11,14 @@ from time import monotonic
 
 import pytest
 
-from tests.support.processes import GUNICORN, Web, backends, program, web_server
+from tests.support.processes import GUNICORN, OF_CLIENTS, Web, backends, program, web_server
 from tests.support.servers import Server
 
 pytestmark = pytest.mark.server({"max_connections": "60"})
 PAGE = "/admin/abs_orm_app/pools/"
 SECONDS = 4.0
 RATE = 5  # lookups a second, and at once, that access.py allows
-PIDS = """select pid from pg_stat_activity
-    where backend_type = 'client backend' and application_name <> 'admin'"""
+PIDS = f"select pid from pg_stat_activity {OF_CLIENTS}"
 SITE = {"DB_POOL_SIZE": "1", "DB_MAX_OVERFLOW": "0"}
 
 
