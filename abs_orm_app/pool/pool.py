@@ -345,8 +345,6 @@ class HardenedPool:
                 pgconn.transaction_status != IDLE
                 or entry.spoiled
                 or conn.lock.locked()
-                or conn._num_transactions
-                or conn._tpc
                 or self._reset is not None
             ):
                 limits = self.cleaner.limits

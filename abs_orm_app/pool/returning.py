@@ -96,8 +96,7 @@ def make_idle(
     status = entry.pgconn.transaction_status
     if status == TransactionStatus.ACTIVE:
         return False, messages.returned_active(core.name)
-    two_phase = conn._tpc and status == TransactionStatus.IDLE  # psycopg has no way back
-    if entry.spoiled or conn.lock.locked() or conn._num_transactions or two_phase:
+    if entry.spoiled or conn.lock.locked():
         return False, messages.returned_spoiled(core.name)
     in_transaction = status in IN_TRANSACTION
     text = messages.rolled_back(core.name) if in_transaction else ""

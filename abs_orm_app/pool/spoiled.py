@@ -63,25 +63,30 @@ def balanced(conn: Any, owner: Any = None) -> Iterator[Rollback]:
 
     `owner`: as for `judged`. Yields what must be called with psycopg's block.
     """
-    entry: Any = getattr(owner or conn, ENTRY, None)
-    checkout = entry.checkout if entry is not None else None
+    entry = getattr(owner or conn, ENTRY, None)
     handled, before, rollback = sys.exception(), _depth(conn), Rollback()
+    if entry is None:
+        yield rollback
+        return
+    checkout = entry.checkout
 
-    def is_half_ended(error: BaseException | None) -> bool:
-        if entry is None or entry.checkout is not checkout or ENDED in checkout or conn.closed:
-            return False
-        return rollback.is_half_done() or (
-            error is not None and _depth(conn) != before and not _is_of_psycopg(error, handled)
-        )
+    def end(error: BaseException | None) -> None:
+        if entry.checkout is not checkout or ENDED in checkout:
+            return
+        if not conn.closed and (
+            rollback.is_half_done()
+            or (error and _depth(conn) != before and not _is_of_psycopg(error, handled))
+        ):
+            spoil(conn, entry)
+        entry.spoiled -= 1
 
+    entry.spoiled += 1  # while psycopg counts it: the next holder's would not commit
     try:
         yield rollback
     except BaseException as error:
-        if is_half_ended(error):
-            spoil(conn, entry)
+        end(error)
         raise
-    if is_half_ended(None):
-        spoil(conn, entry)
+    end(None)
 
 
 class Rollback:
@@ -190,6 +195,14 @@ class _GuardedConnection:
         with balanced(self) as rollback, super().transaction(*args, **kwargs) as block:  # type: ignore[misc]
             rollback(block)
             yield block
+
+    def tpc_begin(self, xid: Any) -> None:
+        """psycopg has no way back from a two-phase transaction that is not ended on this
+        connection.
+        """
+        if (entry := getattr(self, ENTRY, None)) is not None:
+            entry.expire()
+        super().tpc_begin(xid)  # type: ignore[misc]
 
     def rollback(self) -> None:
         """It also ends what psycopg has prepared: half-way, psycopg's list of that is wrong."""

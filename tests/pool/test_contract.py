@@ -26,9 +26,8 @@ APP = Path(abs_orm_app.__file__).parent
 MODULES = sorted(APP.rglob("*.py"))
 
 # The pool of a connection: Django's engine returns a connection through it, and `with conn` does
-# not close one that has it. How many blocks of `transaction()` are open: `pool/spoiled.py`. Its
-# two-phase transaction: `pool/returning.py`.
-OF_CONNECTIONS = {"_num_transactions", "_pool", "_tpc"}
+# not close one that has it. How many blocks of `transaction()` are open: `pool/spoiled.py`.
+OF_CONNECTIONS = {"_num_transactions", "_pool"}
 # What a project may have changed of a connection whose handle it asked for, and what has no public
 # name to set it back: `backends/cleaning.py`.
 OF_CLEANING = {"_adapters", "_notice_handlers", "_notify_handlers", "_prepared"}
