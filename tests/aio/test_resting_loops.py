@@ -37,6 +37,33 @@ def run_for(loop: asyncio.AbstractEventLoop, seconds: float) -> None:
     loop.run_until_complete(asyncio.sleep(seconds))
 
 
+def begun(
+    database: Database, loop: asyncio.AbstractEventLoop
+) -> tuple[Any, Any, asyncio.Task[Any]]:
+    """A pool's wrapper, the pool's only connection, and a task that waits for it."""
+    wrapper = database(OPTIONS=ONE)
+    wrapper.pool.open(wait=True)
+    conn = wrapper.pool.getconn()
+    task = loop.create_task(first("SELECT 1"))
+    run_for(loop, 0.1)
+    return wrapper, conn, task
+
+
+def pinging(
+    server: Server, loop: asyncio.AbstractEventLoop, pool: HardenedPool, *queries: str
+) -> asyncio.Task[Any]:
+    """A task whose loop rests while it pings the only connection; then the server answers."""
+    [entry] = pool.entries
+    entry.suspect()
+    server.suspend()
+    try:
+        task = loop.create_task(first(*queries))
+        run_for(loop, 0.2)
+    finally:
+        server.resume()
+    return task
+
+
 def while_it_rests(_loop: asyncio.AbstractEventLoop, pool: HardenedPool, conn: Any) -> None:
     pool.putconn(conn)
 
@@ -72,12 +99,8 @@ def test_a_thread_gets_what_a_task_of_a_resting_loop_does_not_take(
 def test_a_thread_gets_what_a_task_of_a_blocked_loop_does_not_take(
     database: Database, loop: asyncio.AbstractEventLoop
 ) -> None:
-    wrapper = database(OPTIONS=ONE)
+    wrapper, conn, task = begun(database, loop)
     pool = wrapper.pool
-    pool.open(wait=True)
-    conn = pool.getconn()
-    task = loop.create_task(first("SELECT 1"))
-    run_for(loop, 0.1)
     thread = Call(pool.getconn)
     wait_until(lambda: pool.statistics.queued == 2, "the thread to wait")
     loop.call_soon(pool.putconn, conn)
@@ -95,13 +118,8 @@ def test_a_thread_gets_what_a_task_of_a_blocked_loop_does_not_take(
 def test_what_a_resting_task_does_not_take_is_there_for_who_comes_later(
     database: Database, loop: asyncio.AbstractEventLoop
 ) -> None:
-    wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": LATE}})
-    pool = wrapper.pool
-    pool.open(wait=True)
-    conn = pool.getconn()
-    task = loop.create_task(first("SELECT 1"))
-    run_for(loop, 0.1)
-    in_its_last_turn(loop, pool, conn)
+    wrapper, conn, task = begun(database, loop)
+    in_its_last_turn(loop, wrapper.pool, conn)
     assert ask(wrapper, "SELECT 2") == 2
     wrapper.close()
     assert loop.run_until_complete(task) == 1
@@ -153,12 +171,8 @@ def test_a_task_that_is_cancelled_while_its_loop_rests_gives_back_nothing_twice(
 def test_closing_the_pool_ends_the_session_that_a_resting_task_has_not_taken(
     database: Database, loop: asyncio.AbstractEventLoop
 ) -> None:
-    wrapper = database(OPTIONS=ONE)
+    wrapper, conn, task = begun(database, loop)
     pool = wrapper.pool
-    pool.open(wait=True)
-    conn = pool.getconn()
-    task = loop.create_task(first("SELECT 1"))
-    run_for(loop, 0.1)
     in_its_last_turn(loop, pool, conn)
     del conn
     wrapper.close_pool()
@@ -174,15 +188,8 @@ def test_the_slot_of_a_task_whose_loop_was_closed_during_a_ping_comes_back(
     pool = wrapper.pool
     pool.open(wait=True)
     for kept in (True, False):
-        for entry in pool.entries:
-            entry.suspect()
         loop = asyncio.new_event_loop()
-        server.suspend()
-        try:
-            tasks = [loop.create_task(first())]
-            run_for(loop, 0.2)
-        finally:
-            server.resume()
+        tasks = [pinging(server, loop, pool)]
         loop.close()
         assert not pool.idle
         assert not tasks[0].done()
@@ -237,13 +244,7 @@ def test_a_task_goes_on_while_the_pool_takes_the_connection_that_it_pinged(
     wrapper = database(OPTIONS=ONE)
     wrapper.pool.open(wait=True)
     [entry] = wrapper.pool.entries
-    entry.suspect()
-    server.suspend()
-    try:
-        task = loop.create_task(first("SELECT 1"))
-        run_for(loop, 0.2)
-    finally:
-        server.resume()
+    task = pinging(server, loop, wrapper.pool, "SELECT 1")
     thread = Call(wrapper.pool.getconn)
     wait_until(lambda: entry.pgconn is CLOSED, "the pool to take it")
     run_for(loop, 0.1)

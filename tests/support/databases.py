@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from asgiref.sync import SyncToAsync
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from abs_orm_app.backends.leasing import LeasingMixin
 from abs_orm_app.pool.pool import HardenedPool
-from tests.support.pools import APP
+from tests.support.pools import APP, LATE
 from tests.support.servers import Server
 
 ALIAS = "pooled"
@@ -69,6 +70,9 @@ class Database:
             wrapper.close()
             wrapper.close_pool()
             del connections[alias]
+            executor = SyncToAsync.single_thread_executor
+            if executor._threads:  # one, which has a wrapper of its own since `sync_to_async`
+                executor.submit(connections.__delitem__, alias).exception(LATE)
             del connections.databases[alias]
 
 
