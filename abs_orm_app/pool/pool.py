@@ -309,8 +309,14 @@ class HardenedPool:
 
     def putconn(self, conn: AnyConnection) -> None:
         """Return a connection. Raises `ValueError` for one that is not checked out of this pool."""
-        entry: Any = getattr(conn, ENTRY, None)
-        if entry is None or not self.end_checkout(conn, entry.checkout):
+        with_entry: Any = conn
+        try:
+            checkout = with_entry._pool_entry.checkout
+        except AttributeError:
+            returned = False  # it is of no pool of ours
+        else:
+            returned = self.end_checkout(conn, checkout)
+        if not returned:
             raise ValueError(self._why_not_ours(conn))
 
     def end_checkout(  # noqa: C901 - one screen
@@ -326,7 +332,7 @@ class HardenedPool:
             return False
         handover = given = None
         text = ""
-        mine = object()  # of its own: this thread can ask whether it has won
+        mine: list[object] = []  # of its own: this thread can ask whether it has won
         try:
             if checkout.setdefault(ENDED, mine) is not mine:
                 return False
@@ -367,7 +373,8 @@ class HardenedPool:
                 elif not (self._waiting and self.queue.hand_over(handover := Handover(conn))):
                     given = True
                     self.idle.append(conn)
-                    core.look_again()
+                    if self._waiting or core.closed or core.until_full.waiters:
+                        core.look_again()
         except BaseException:
             self.core.interrupted = True
             won = checkout.get(ENDED) is mine
