@@ -32,7 +32,7 @@ from abs_orm_app.pool import threads
 from abs_orm_app.pool.clock import monotonic
 from abs_orm_app.pool.entry import AnyConnection, Entry, shut_down
 from abs_orm_app.pool.liveness import ANSWERS, reach
-from abs_orm_app.pool.polling import Poller
+from abs_orm_app.pool.steps import Poller
 
 CLOSE_TIMEOUT = 10.0  # seconds after which a slot is free, even if the server does not answer
 CANCEL_TIMEOUT = 5.0  # seconds for the request to cancel; psycopg's own for Ctrl-C

@@ -12,8 +12,7 @@ import psycopg
 from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 
 from abs_orm_app.pool.clock import monotonic
-from abs_orm_app.pool.polling import Poller
-from abs_orm_app.pool.steps import Readable, Steps, run
+from abs_orm_app.pool.steps import Poller, Readable, Steps, run
 
 ROUND_TRIP = 20e-6  # seconds; no server can answer in less
 # After this many reads that each returned data, a peer that only sends counts as dead.

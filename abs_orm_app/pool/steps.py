@@ -15,7 +15,6 @@ from typing import Any, Protocol, TypeVar
 
 from abs_orm_app.pool import threads
 from abs_orm_app.pool.clock import monotonic
-from abs_orm_app.pool.polling import Poller
 
 
 class Wait(Protocol):
@@ -62,6 +61,25 @@ async def run_in_task(steps: Steps[T]) -> T:
         wait = None
         steps.throw(error)
         raise
+
+
+class _Select:
+    """What the pool uses of `select.poll`, which eventlet removes; it leaves `select.select`."""
+
+    def __init__(self) -> None:
+        self._events: dict[Any, int] = {}
+
+    def register(self, fd: Any, events: int) -> None:
+        self._events[fd] = events
+
+    def poll(self, milliseconds: float) -> list[Any]:
+        reads = [fd for fd, events in self._events.items() if events & select.POLLIN]
+        writes = [fd for fd, events in self._events.items() if events & select.POLLOUT]
+        readable, writable, _ = select.select(reads, writes, [], milliseconds / 1000)
+        return readable + writable
+
+
+Poller: Any = getattr(select, "poll", _Select)
 
 
 class Readable:
