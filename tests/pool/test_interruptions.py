@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from contextlib import closing
 from itertools import count
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import psycopg
@@ -178,8 +178,8 @@ def test_an_exception_in_a_wait_affects_no_other_request(shared: Server) -> None
 
             victim = Call(interrupted, checkout_and_return, at)
             end = monotonic() + 0.05
-            while pool.get_stats()["requests_waiting"] == 0 and monotonic() < end:
-                pass
+            while victim.is_alive() and not pool.queue.waiters and monotonic() < end:
+                sleep(0.001)
             pool.putconn(holding.pop())
             went_on = victim.result(within=TIMEOUT + 5)
             check_that_all_come_soon(pool, 1, at)
