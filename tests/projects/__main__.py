@@ -63,8 +63,15 @@ def _rest_framework(below: Path) -> Path:
 def _healthchecks(below: Path) -> Path:
     if chosen.healthchecks:
         return Path(chosen.healthchecks).resolve()
-    with urllib.request.urlopen(HEALTHCHECKS, timeout=60) as answer:
-        return _unpack(answer.read(), below)
+    try:
+        with urllib.request.urlopen(HEALTHCHECKS, timeout=60) as answer:
+            return _unpack(answer.read(), below)
+    except OSError as error:
+        sys.exit(
+            f"The source of healthchecks cannot be fetched: {error}. Name a copy of it:"
+            " make projects PROJECTS='--healthchecks DIR'; or try only the other project:"
+            " make projects PROJECTS=rest_framework"
+        )
 
 
 def _requirements(source: Path) -> list[str]:
