@@ -5,14 +5,14 @@ is replaced without end.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from threading import Event
+from contextlib import AbstractContextManager
+from time import sleep
 from typing import Any
 
 import psycopg
 import pytest
 
-from tests.support.pools import AnyPool, Call, opened, ours
+from tests.support.pools import AnyPool, opened, ours, repeating
 from tests.support.servers import Server, wait_until
 
 SIZE = 4
@@ -55,22 +55,12 @@ def execute(server: Server, statements: Sequence[str]) -> None:
             admin.execute(statement)
 
 
-@contextmanager
-def reading(pool: AnyPool) -> Iterator[None]:
-    end = Event()
-
+def reading(pool: AnyPool) -> AbstractContextManager[None]:
     def read() -> None:
-        while not end.wait(0.02):
-            with pool.connection() as conn:
-                conn.execute("SELECT count(*) FROM written")
+        with pool.connection() as conn:
+            conn.execute("SELECT count(*) FROM written")
 
-    calls = [Call(read) for _ in range(2)]
-    try:
-        yield
-    finally:
-        end.set()
-        for call in calls:
-            call.result(within=20)
+    return repeating(read, 2)
 
 
 def can_write(pool: AnyPool) -> bool:
@@ -104,7 +94,7 @@ def test_reads_cost_no_reconnects_without_end(
     wait_until(lambda: not can_write(pool), "the setting to be in force")
     before = count.count
     with reading(pool):
-        Event().wait(SECONDS)
+        sleep(SECONDS)
     assert count.count - before <= MOST
 
 

@@ -5,14 +5,13 @@ requests come, which fills the server's log, and locks the account of some servi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from threading import Event
+from functools import partial
 from time import sleep
 
 import psycopg
 import pytest
 
-from tests.support.pools import AnyPool, Call, ours, use
+from tests.support.pools import AnyPool, Call, ours, repeating, use
 from tests.support.servers import PASSWORD_OVER_TCP, Server, wait_until
 
 SECONDS = 3.0
@@ -33,28 +32,14 @@ def pool(server: Server) -> Iterator[AnyPool]:
     pool.close()
 
 
-@contextmanager
-def requests(pool: AnyPool) -> Iterator[None]:
-    """Requests that come all the time, and fail."""
-    end = Event()
-
-    def ask() -> None:
-        while not end.wait(0.02):
-            with pytest.raises(psycopg.OperationalError, match="password"):
-                use(pool)
-
-    calls = [Call(ask) for _ in range(4)]
-    try:
-        yield
-    finally:
-        end.set()
-        for call in calls:
-            call.result(within=20)
+def asks(pool: AnyPool) -> None:
+    with pytest.raises(psycopg.OperationalError, match="password"):
+        use(pool)
 
 
 def test_a_refused_password_is_retried_less_and_less_often(server: Server, pool: AnyPool) -> None:
-    with requests(pool):
-        Event().wait(SECONDS)
+    with repeating(partial(asks, pool), 4):
+        sleep(SECONDS)
     assert 1 <= attempts(server) <= MOST
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import psycopg
-from psycopg.rows import dict_row
 
 from tests.support.servers import DEADLINE, Server, wait_until
 from tests.support.system import needs
@@ -121,13 +120,6 @@ class PgBouncer:
             self._process.kill()
             self._process.wait(DEADLINE)
             self._process = None
-
-    def show(self, what: str) -> list[dict[str, Any]]:
-        """The rows of `SHOW what`, from the admin console."""
-        with psycopg.connect(
-            self.conninfo, dbname="pgbouncer", autocommit=True, row_factory=dict_row
-        ) as console:
-            return console.execute(f"SHOW {what}").fetchall()
 
     def command(self, command: str) -> None:
         """Run `PAUSE`, `RESUME` ... on the admin console."""

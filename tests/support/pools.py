@@ -104,6 +104,24 @@ class Call(threading.Thread):
         return self.value
 
 
+@contextmanager
+def repeating(function: Callable[[], object], threads: int) -> Iterator[None]:
+    """Call it again and again in so many threads until the block ends; raises what it raises."""
+    end = threading.Event()
+
+    def repeat() -> None:
+        while not end.wait(0.02):
+            function()
+
+    calls = [Call(repeat) for _ in range(threads)]
+    try:
+        yield
+    finally:
+        end.set()
+        for call in calls:
+            call.result(within=20)
+
+
 def use(pool: AnyPool, query: str = "SELECT 1", timeout: float | None = None) -> int:
     """Check out a connection, query and return it; returns the backend's pid."""
     with pool.connection(timeout) as conn:
