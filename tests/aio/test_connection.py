@@ -777,14 +777,11 @@ def test_a_frozen_server_costs_a_task_its_timeout_and_no_more(
     wrapper = database(OPTIONS=ONE)
     run(first())
     wrapper.pool.ping_after = -1.0
-    server.suspend()
-    try:
+    with server.suspended():
         began = monotonic()
         with pytest.raises(PoolTimeout):
             run(first(timeout=1))
         assert 0.9 < monotonic() - began < 1 + LATE
-    finally:
-        server.resume()
     assert run(first("SELECT 1", timeout=20)) == 1
 
 

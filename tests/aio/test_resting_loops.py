@@ -55,12 +55,9 @@ def pinging(
     """A task whose loop rests while it pings the only connection; then the server answers."""
     [entry] = pool.entries
     entry.suspect()
-    server.suspend()
-    try:
+    with server.suspended():
         task = loop.create_task(first(*queries))
         run_for(loop, 0.2)
-    finally:
-        server.resume()
     return task
 
 
@@ -214,15 +211,12 @@ def test_a_thread_gets_the_slot_of_a_task_whose_loop_rests_during_a_ping(
     for answered in (True, False):
         for entry in wrapper.pool.entries:
             entry.suspect()
-        server.suspend()
-        try:
+        with server.suspended():
             task = loop.create_task(first("SELECT 1"))
             run_for(loop, 0.2)
             if not answered:
                 thread = Call(wrapper.pool.getconn)
                 sleep(0.5)
-        finally:
-            server.resume()
         if answered:
             thread = Call(wrapper.pool.getconn)
         conn = thread.result(within=LATE)

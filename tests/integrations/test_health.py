@@ -263,11 +263,8 @@ def test_a_server_that_hangs_is_failed_even_right_after_a_good_query(
     pool = pool_of(alias)
     with pool.connection() as conn:
         conn.execute("select 1")
-    server.suspend()
-    try:
+    with server.suspended():
         assert state(alias) == "failed"
-    finally:
-        server.resume()
     assert state(alias, seconds=10.0) == "ok"
 
 
@@ -297,14 +294,11 @@ def test_only_one_thread_waits_for_a_server_that_hangs(
 ) -> None:
     # A name of its own, because threads of other tests may still be running.
     with database(entry(server.conninfo), "hanging") as alias:
-        server.suspend()
-        try:
+        with server.suspended():
             for _ in range(3):
                 assert state(alias) == "failed"
             names = [thread.name for thread in threading.enumerate()]
             assert names.count(f"{alias}-health") == 1
-        finally:
-            server.resume()
         assert state(alias, seconds=10.0) == "ok"
 
 

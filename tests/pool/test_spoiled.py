@@ -147,16 +147,13 @@ def test_an_interrupted_statement_of_a_suspended_server_keeps_its_slot_until_a_d
         session = begin()
         with time_limit(0.1), session.cursor() as cursor:
             cursor.execute("SELECT pg_sleep(60)")
-        server.suspend()
-        try:
+        with server.suspended():
             began = monotonic()
             session.end()
             assert monotonic() - began < MOMENT + LATE, "a return does not wait for the server"
             waiting = Call(use, pool)
             wait_until(lambda: pool.get_stats()["pool_opening"] > 0, "a new connection", 60)
             assert DEADLINE / 2 < monotonic() - began < DEADLINE + LATE
-        finally:
-            server.resume()
         waiting.result(within=20)
 
 

@@ -47,11 +47,8 @@ def terminate(world: World) -> None:
 
 def suspend(world: World) -> None:
     """Freeze the server for a moment."""
-    world.server.suspend()
-    try:
+    with world.server.suspended():
         sleep(world.random.uniform(0.1, 1.5))
-    finally:
-        world.server.resume()
 
 
 def suspend_backend(world: World) -> None:

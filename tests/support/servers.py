@@ -198,6 +198,14 @@ class Server:
         """Undo `suspend` and `suspend_backend`."""
         self._signal(signal.SIGCONT)
 
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        self.suspend()
+        try:
+            yield
+        finally:
+            self.resume()
+
     def suspend_backend(self, pid: int) -> None:
         """Freeze the server process of one session, see `pg_backend_pid()`."""
         assert pid in [process.pid for process in _family(self.pid)], f"no process {pid} here"

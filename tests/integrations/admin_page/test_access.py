@@ -88,11 +88,8 @@ def test_a_server_of_another_alias_that_hangs_does_not_hold_up_the_page(
 ) -> None:
     with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
         pool_of(alias)
-        server.suspend()
-        try:
+        with server.suspended():
             html = content(staff)
-        finally:
-            server.resume()
     assert 'data-state="failed"' in card(html, alias)
     assert "2 idle" in card(html, alias)
 
@@ -389,13 +386,10 @@ def test_a_hung_connection_is_the_only_one_until_it_is_given_up(
 ) -> None:
     with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
         pool = pool_of(alias)
-        server.suspend()
-        try:
+        with server.suspended():
             for _ in range(2):
                 assert state(content(staff), alias) == "failed"
             opened = len(psutil.Process().net_connections("unix"))
             assert state(content(staff), alias) == "failed"
             assert len(psutil.Process().net_connections("unix")) <= opened + 1
-        finally:
-            server.resume()
         assert snapshot(pool).checkouts == 0

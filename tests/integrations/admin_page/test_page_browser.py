@@ -284,12 +284,9 @@ def test_it_is_there_when_the_server_is_away_and_comes_back_with_it(
 def test_it_is_there_when_the_server_hangs(
     chromium: Chrome, shop: Site, module_server: Server
 ) -> None:
-    module_server.suspend()
-    try:
+    with module_server.suspended():
         visit(chromium, shop)
         assert "does not answer" in text(chromium, "#pool-now")
-    finally:
-        module_server.resume()
     eventually(lambda: text(chromium, "#pool-now").startswith("OK"), "the page to be whole again")
 
 
