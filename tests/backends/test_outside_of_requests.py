@@ -23,7 +23,7 @@ from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.test import Client, RequestFactory, override_settings
 from django.urls import path
 
-from abs_orm_app.backends import leasing
+from abs_orm_app.backends import requests
 from tests.support.databases import ALIAS, Database, ask, entry, held
 from tests.support.pools import Call
 from tests.support.servers import Server, wait_until
@@ -237,10 +237,10 @@ def _ends_again() -> Iterator[None]:
 
 
 def _forget() -> None:
-    leasing._ending.clear()
-    leasing._unending.clear()
-    leasing._said.clear()
-    leasing._thread.__dict__.update(in_request=False, unended=0)
+    requests._ending.clear()
+    requests.unending.clear()
+    requests._said.clear()
+    requests.thread.__dict__.update(in_request=False, unended=0)
 
 
 def request(*, closes: bool, start: Callable[..., None] = lambda *_: None) -> None:
@@ -382,7 +382,7 @@ def test_a_response_that_never_starts_is_no_sign_of_requests_that_never_end(
             request(closes=True)
 
     Call(work).result(within=30)
-    assert not leasing._unending
+    assert not requests.unending
     assert ("close()" in caplog.text) == first
     assert held(mounted) == 0
 
@@ -442,7 +442,7 @@ def test_requests_that_end_are_not_taken_for_others(
     Call(work).result(within=30)
     assert "close()" not in caplog.text
     assert held(mounted) == 0
-    assert not leasing._unending
+    assert not requests.unending
 
 
 WITHOUT_POLL = """
