@@ -155,19 +155,10 @@ class Connector:
             due = min(due, now + RETRY_INTERVAL)  # a thread may end without a word
         if core.is_below_size() and not core.paused:
             due = min(due, self._retry_at(now))
-        return min(due, self._tell_that_it_fails(now)), self._look_again_at(now)
-
-    def _look_again_at(self, now: float) -> float:
-        """When a guess about the requests that wait is due (`monotonic`): that the server is near,
-        or that open connections serve them sooner than new ones.
-        """
-        core, fastest = self._core, self._hosts.fastest
-        if core.fault is not None or not core.queue.waiters:
-            return inf
-        if fastest == inf:
-            is_due = self._attempted_at + NEAR
-            return is_due if now < is_due else inf
-        return inf if core.attempts or not core.has_room() else now + fastest
+        first_is_due = self._attempted_at + NEAR  # then the server is not near: open more at a time
+        is_first = self._hosts.fastest == inf and core.fault is None and core.queue.waiters
+        soon = first_is_due if is_first and now < first_is_due else inf
+        return min(due, self._tell_that_it_fails(now)), soon
 
     def _tell_that_it_fails(self, now: float) -> float:
         """Call `reconnect_failed` once an outage lasts so long; return when."""
@@ -212,8 +203,6 @@ class Connector:
             limit=core.max_size - core.inherited,
             parallel=self._source.parallel,
             fastest=self._hosts.fastest,
-            held=core.statistics.uses.mean,
-            since_free=now - max((each.idle_since for each in list(core.entries)), default=-inf),
             failing=fault is not None,
             since_attempt=now - self._attempted_at,
             retry_after=fault.retry_after if fault else RETRY_INTERVAL,

@@ -32,8 +32,6 @@ class Situation:
     parallel: int = PARALLEL_CONNECTS
     cores: int = os.cpu_count() or 1
     fastest: float = inf  # the shortest time in which a connection was opened; inf: none was yet
-    held: float = inf  # how long a connection is held, on average; inf: none was yet
-    since_free: float = inf  # since one was opened or returned; inf: none is open
     failing: bool = False  # the last attempt failed
     since_attempt: float = inf  # since the last attempt began
     retry_after: float = RETRY_INTERVAL  # after the last attempt, try again while a request waits
@@ -43,17 +41,16 @@ class Situation:
 def connections_to_open(now: Situation) -> int:
     """Return how many attempts to begin.
 
-    Connections that requests wait for are opened many at a time (`at_a_time`), unless those that
-    are open serve the requests sooner (`served_sooner`). Those up to the pool size are opened a few
-    at a time, because the running requests need the processors more. After a fault, and when an
-    attempt takes long, one more is started at each interval while a request waits, because the
-    network may work again. There are never more than the limit allows.
+    Connections that requests wait for are opened many at a time (`at_a_time`). Those up to the pool
+    size are opened a few at a time, because the running requests need the processors more. After a
+    fault, and when an attempt takes long, one more is started at each interval while a request
+    waits, because the network may work again. There are never more than the limit allows.
     """
     missing = now.size - now.open - now.opening
     parallel = at_a_time(now)
     filling = parallel if now.awaited else REFILL
     wanted = max(
-        min(now.waiting - served_sooner(now), parallel) - now.opening,
+        min(now.waiting, parallel) - now.opening,
         min(missing, filling - now.opening),
     )
     if now.failing:
@@ -76,17 +73,6 @@ def at_a_time(now: Situation) -> int:
     elif now.since_attempt >= NEAR:
         return now.parallel
     return min(most, now.parallel)
-
-
-def served_sooner(now: Situation) -> int:
-    """Return how many requests the open connections can serve before a new one is open.
-
-    That is a guess: it counts for nothing if no connection became free for as long as that takes.
-    """
-    if not now.since_free <= now.fastest < inf:
-        return 0
-    meanwhile = now.open * now.fastest
-    return int(meanwhile / now.held) if meanwhile < now.waiting * now.held else now.waiting
 
 
 def retry_after(lasts: float, most: float) -> float:

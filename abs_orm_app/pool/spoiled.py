@@ -69,9 +69,10 @@ def balanced(conn: Any, owner: Any = None) -> Iterator[Rollback]:
         yield rollback
         return
     checkout = entry.checkout
+    ended = checkout.get(ENDED)  # not None if the pool itself uses it
 
     def end(error: BaseException | None) -> None:
-        if entry.checkout is not checkout or ENDED in checkout:
+        if entry.checkout is not checkout or checkout.get(ENDED) is not ended:
             return
         if not conn.closed and (
             rollback.is_half_done()

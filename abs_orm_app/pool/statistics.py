@@ -179,12 +179,6 @@ class Histogram:
         if self.record is not None:
             self.record(seconds)
 
-    @property
-    def mean(self) -> float:
-        """In seconds; infinity if there is none."""
-        count = sum(self.counts)
-        return self.total / count if count else inf
-
     def distribution(self) -> Distribution:
         return Distribution(tuple(self.counts), self.total)
 

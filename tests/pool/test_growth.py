@@ -20,8 +20,6 @@ from abs_orm_app.pool.growth import (
 
 # Many threads at a pool that was just opened, on two processors.
 BURST = {"size": 20, "limit": 30, "waiting": 60, "cores": 2}
-# Of 4 connections, one becomes free each quarter of a millisecond, and opening one takes four.
-QUICK = {"open": 4, "ago": 0.1, "fastest": 0.004, "held": 0.001, "since_free": 0.0002}
 # A pool of 4 + 6, unless said otherwise.
 CASES: dict[str, tuple[dict[str, Any], int]] = {
     "a full pool that nobody waits for": ({"open": 4}, 0),
@@ -45,13 +43,6 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
     "the server is near, on many processors": ({**BURST, "cores": 8, "fastest": 0.004}, 16),
     "the server is far away": ({**BURST, "opening": 4, "fastest": 0.045}, 12),
     "the server is not that far away": ({**BURST, "opening": 2, "fastest": 0.02}, 6),
-    "the open ones serve them sooner": ({**QUICK, "waiting": 16}, 0),
-    "all but three of them": ({**QUICK, "waiting": 19, "cores": 2}, 3),
-    "they are held longer than opening one takes": ({**QUICK, "waiting": 3, "held": 0.02}, 3),
-    "none became free for as long as that": ({**QUICK, "waiting": 3, "since_free": 0.1}, 3),
-    "sooner, but requests wait again and again": ({**QUICK, "waiting": 3, "ago": 0.2}, 1),
-    "sooner, but a few are missing": ({**QUICK, "waiting": 3, "open": 2}, REFILL),
-    "held for no time at all": ({**QUICK, "waiting": 3, "held": 0.0}, 0),
     "a fault just now": ({"waiting": 5, "failing": True, "ago": 0.1}, 0),
     "a fault, and the interval is over: one tries": ({"waiting": 5, "failing": True}, 1),
     "a fault, and nobody waits: not yet": ({"failing": True, "ago": 0.5, "after": 1.0}, 0),
@@ -85,9 +76,6 @@ situations = st.builds(
     parallel=st.integers(1, 20),
     failing=st.booleans(),
     since_attempt=st.floats(0, 100),
-    fastest=st.one_of(st.floats(0.0001, 1), st.just(float("inf"))),
-    held=st.one_of(st.floats(0, 1), st.just(float("inf"))),
-    since_free=st.floats(0, 1),
     refill_after=st.one_of(st.floats(1, 30), st.just(float("inf"))),
 ).filter(lambda situation: situation.size <= situation.limit)
 

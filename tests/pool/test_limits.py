@@ -10,6 +10,7 @@ from time import monotonic, sleep
 import pytest
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
+from abs_orm_app.pool.growth import RETRY_INTERVAL
 from tests.support.pools import (
     APP,
     LATE,
@@ -80,6 +81,18 @@ def test_a_burst_opens_connections_in_parallel(shared: Server, make: MakePool) -
         wait_until(lambda: proxy.connections == 8, "seven connects at the same time", LATE)
         proxy.resume()
         conns += [call.result(within=20) for call in calls]
+        for conn in conns:
+            pool.putconn(conn)
+
+
+def test_a_burst_of_slow_requests_after_quick_ones_waits_for_no_interval(shared: Server) -> None:
+    options = {"min_size": 1, "max_size": 31, "num_workers": 1}
+    with opened(ours, shared.conninfo, **options) as pool:
+        for _ in range(1000):
+            use(pool)
+        calls = [Call(pool.getconn) for _ in range(31)]
+        conns = [call.result(within=20) for call in calls]
+        assert max(call.seconds for call in calls) < 30 * RETRY_INTERVAL / 2
         for conn in conns:
             pool.putconn(conn)
 

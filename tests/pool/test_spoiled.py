@@ -248,6 +248,19 @@ def test_a_block_of_transaction_that_was_never_left_is_not_the_next_holders(
                 assert conn.execute("SELECT 1").fetchone() == (1,)
 
 
+@pytest.mark.parametrize("what", ["check", "reset", "clean"])
+def test_a_block_in_a_function_of_the_project_closes_no_connection(
+    shared: Server, what: str
+) -> None:
+    def block(conn: psycopg.Connection[Any], *_: object) -> bool:
+        with conn.transaction():
+            conn.execute("SELECT 1")
+        return True
+
+    with opened(ours, shared.conninfo, min_size=1, cleans_all=True, **{what: block}) as pool:
+        assert len({use(pool, timeout=20) for _ in range(3)}) == 1
+
+
 @pytest.mark.server({"max_prepared_transactions": "2"})
 def test_a_two_phase_transaction_is_not_the_next_holders(server: Server) -> None:
     """psycopg refuses to commit on such a connection."""
