@@ -2,14 +2,27 @@
 
 from contextlib import suppress
 from importlib import import_module
+from typing import Any
 
 from django.apps import AppConfig, apps
+from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
+
+from abs_orm_app.config.address import POSTGIS, POSTGRESQL
+from abs_orm_app.config.variables import refuse
 
 
 class AbsOrmAppConfig(AppConfig):
     name = "abs_orm_app"
     verbose_name = "Database"
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        # Models ask the default database for its engine. They are imported after this.
+        engine = settings.DATABASES.get("default", {}).get("ENGINE", "")
+        ours = (POSTGRESQL, POSTGIS)
+        if engine.startswith("abs_orm_app") and engine not in ours:
+            refuse([f"There is no ENGINE {engine!r}, only {' and '.join(map(repr, ours))}."])
 
     def import_models(self) -> None:
         super().import_models()

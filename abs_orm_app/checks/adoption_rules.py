@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from django.db import DEFAULT_DB_ALIAS
 
 from abs_orm_app.checks.finding import Finding, new_finding
-from abs_orm_app.checks.fixes import set_mode
+from abs_orm_app.checks.fixes import set_mode, written_by_hand
 from abs_orm_app.config.address import SCHEMES
 from abs_orm_app.environment import SETTINGS
 from abs_orm_app.facts.databases import Configured
@@ -34,7 +34,8 @@ def adoption_findings(databases: Sequence[Configured]) -> list[Finding]:
 def has_unused_pool(database: Configured) -> bool:
     """True for this app's engine without a pool, where nobody said that this is meant."""
     meant = database.mode == "pgbouncer" or database.mode_was_chosen
-    return database.hardened and not (database.pools or meant)
+    wrong = not isinstance(database.entry["OPTIONS"], Mapping)  # E005 says it
+    return database.hardened and not (database.pools or meant or wrong)
 
 
 def databases_empty() -> Finding:
@@ -64,13 +65,20 @@ def no_pool(database: Configured) -> Finding:
         else "each request opens a connection and closes it"
     )
     pool = "not set" if database.pool is None else repr(database.pool)
+    remedy = (
+        "Turn the pool on below DATABASES, or say in the entry that it is meant so:"
+        f" 'ABS_ORM_APP': {{'mode': {database.mode!r}}}. To turn it on:"
+    )
+    fix = set_mode(database, "pool")
+    if not written_by_hand(database):
+        remedy = "A line below database_from_env() replaced OPTIONS. Add to it there, as in:"
+        fix = f'DATABASES["{database.alias}"]["OPTIONS"] |= {{"sslmode": "require"}}'
     return new_finding(
         "W006",
         f"No pool is in use: the engine is this app's, but OPTIONS['pool'] is {pool}, so {does}.",
-        "Turn the pool on below DATABASES, or say in the entry that it is meant so:"
-        f" 'ABS_ORM_APP': {{'mode': {database.mode!r}}}. To turn it on:",
+        remedy,
         database.alias,
-        fix=set_mode(database, "pool"),
+        fix=fix,
     )
 
 
@@ -82,7 +90,8 @@ def unread_settings(databases: Sequence[Configured], environ: Mapping[str, str])
     why = f"{entry} is not made from variables"
     if not aliases:
         # Pool settings may wait for another environment, but an address is meant for this one.
-        if environ.get("DATABASE_URL", "").partition("://")[0] not in (*SCHEMES, "embedded"):
+        scheme = environ.get("DATABASE_URL", "").partition("://")[0]
+        if scheme not in (*SCHEMES, "embedded") or any(map(_is_in_memory, databases)):
             return []
         given = ["DATABASE_URL", *given]
         why = "no database of this project is PostgreSQL"
@@ -91,7 +100,7 @@ def unread_settings(databases: Sequence[Configured], environ: Mapping[str, str])
     unread = new_finding(
         "W007",
         f"Nothing reads {', '.join(given)}: {why}.",
-        "Unset them, or make it from them, with `from abs_orm_app.environment import"
+        "Unset them, or make the entry from them, with `from abs_orm_app.environment import"
         " database_from_env` (it reads DATABASE_URL, or DB_HOST and DB_NAME):",
         fix=f"{entry} = database_from_env()",
     )
@@ -111,6 +120,12 @@ def ungiven_settings(read: Collection[str], environ: Collection[str]) -> list[Fi
         "Add it there, such as to the class that reads the environment, or unset it.",
     )
     return [unread]
+
+
+def _is_in_memory(database: Configured) -> bool:
+    """True for SQLite without a file, which settings for tests choose beside any DATABASE_URL."""
+    name = str(database.entry["NAME"])
+    return database.vendor == "sqlite" and (name == ":memory:" or "mode=memory" in name)
 
 
 def _pool_settings(environ: Collection[str]) -> list[str]:

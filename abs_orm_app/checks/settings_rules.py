@@ -6,10 +6,11 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, get_args
 
 from abs_orm_app.checks.finding import Finding, new_finding
-from abs_orm_app.config.entry import AppOptions, Release, Reset
+from abs_orm_app.config.entry import KEY, AppOptions, Mode, Release, Reset
 from abs_orm_app.config.texts import did_you_mean
 from abs_orm_app.facts.databases import Configured
 
@@ -38,7 +39,6 @@ def static_findings(databases: Iterable[Configured], installed: Installed) -> li
         parameters_set_by_engine,
         impossible_values,
         size_above_maximum,
-        mistakes_in_our_key,
     )
     return [
         finding
@@ -47,6 +47,52 @@ def static_findings(databases: Iterable[Configured], installed: Installed) -> li
         for rule in rules
         for finding in rule(database, installed)
     ]
+
+
+def entry_findings(databases: Iterable[Configured]) -> list[Finding]:
+    """Findings on the keys of each entry for PostgreSQL, with or without a pool."""
+    rules = (unknown_keys, wrong_types, mistakes_in_our_key)
+    return [
+        finding
+        for database in databases
+        if database.vendor == "postgresql"
+        for rule in rules
+        for finding in rule(database)
+    ]
+
+
+_FLAG = ("True or False", int)  # not "false" of the environment, which is true
+_KEYS: dict[str, tuple[str, Any]] = {
+    "CONN_MAX_AGE": ("a number of seconds, or None", int | float | None),
+    "OPTIONS": ("a dict", Mapping),
+    **dict.fromkeys(("ATOMIC_REQUESTS", "AUTOCOMMIT", "CONN_HEALTH_CHECKS"), _FLAG),
+    "DISABLE_SERVER_SIDE_CURSORS": _FLAG,
+}
+
+
+def unknown_keys(database: Configured) -> Iterator[Finding]:
+    """Keys that resemble one of Django's or ours. Others may be for another package."""
+    known = (*_KEYS, KEY, "ENGINE", "NAME", "USER", "PASSWORD", "HOST", "PORT", "TIME_ZONE", "TEST")
+    for name in database.entry:
+        if name not in known and (meant := get_close_matches(name, known, n=1, cutoff=0.85)):
+            yield new_finding(
+                "W001",
+                f"Nothing reads the key {name!r}; did you mean {meant[0]!r}?",
+                "Rename or remove it.",
+                database.alias,
+            )
+
+
+def wrong_types(database: Configured) -> Iterator[Finding]:
+    """What Django would fail on at the first query, or take for True."""
+    for name, (accepted, kind) in _KEYS.items():
+        if name in database.entry and not isinstance(database.entry[name], kind):
+            yield new_finding(
+                "E005",
+                f"{name} is {_type(database.entry[name])}; it must be {accepted}.",
+                "Correct the value, or remove it to use Django's default.",
+                database.alias,
+            )
 
 
 def engine_without_pool(database: Configured, _: Installed) -> Iterator[Finding]:
@@ -61,10 +107,11 @@ def engine_without_pool(database: Configured, _: Installed) -> Iterator[Finding]
 
 
 def max_age_with_pool(database: Configured, _: Installed) -> Iterator[Finding]:
-    if database.can_pool and database.conn_max_age != 0:
+    age: object = database.conn_max_age
+    if database.can_pool and age != 0 and not isinstance(age, str):  # a text is wrong in itself
         yield new_finding(
             "E001",
-            f"CONN_MAX_AGE={database.conn_max_age} and OPTIONS['pool'] are both set; Django"
+            f"CONN_MAX_AGE={age} and OPTIONS['pool'] are both set; Django"
             " refuses this combination.",
             "Remove CONN_MAX_AGE; the pool's max_lifetime limits the age of a connection.",
             database.alias,
@@ -171,6 +218,10 @@ _ACCEPTED = {
     "max_idle": ("a number of seconds above 0, up to a year", _seconds(365 * 86400)),
     "max_lifetime": ("a number of seconds above 0", _seconds(math.inf)),
     "reconnect_timeout": ("a number of seconds, 0 or more", _seconds(math.inf, zero=True)),
+    **dict.fromkeys(
+        ("check", "reset", "reconnect_failed"),
+        ("a function, or None", lambda value: value is None or callable(value)),
+    ),
 }
 
 
@@ -206,6 +257,7 @@ def size_above_maximum(database: Configured, _: Installed) -> Iterator[Finding]:
 _OURS: dict[Any, tuple[str, Callable[[object], bool]]] = {
     "release": ("'request' or 'transaction'", lambda value: value in get_args(Release)),
     "reset": ("'dirty', 'always' or 'never'", lambda value: value in get_args(Reset)),
+    "mode": ("a mode, such as 'null'", lambda value: value in get_args(Mode)),
     "leak_seconds": (
         "a number of seconds above 0, up to a day, or None",
         lambda value: value is None or _seconds(86400)(value),
@@ -213,9 +265,9 @@ _OURS: dict[Any, tuple[str, Callable[[object], bool]]] = {
 }
 
 
-def mistakes_in_our_key(database: Configured, _: Installed) -> Iterator[Finding]:
+def mistakes_in_our_key(database: Configured) -> Iterator[Finding]:
     """What an entry written by hand may have wrong: Django ignores the key, typos and all."""
-    given = database.ours or {}
+    given = database.entry.get(KEY) or {}
     if not isinstance(given, Mapping):
         yield new_finding(
             "E005",

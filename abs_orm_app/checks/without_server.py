@@ -31,6 +31,7 @@ def settings_findings(databases: Sequence[Configured]) -> list[Finding]:
     prefixes = {"", *(database.prefix for database in databases)}
     unknown = unknown_variables(prefixes=sorted(prefixes))
     found = environment_rules.unknown_variables(unknown)
+    found += settings_rules.entry_findings(databases)
     if any(database.pool for database in databases):
         found += settings_rules.static_findings(databases, _installed())
     found += lease_rules.static_lease_findings(databases)

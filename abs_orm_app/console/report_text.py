@@ -140,11 +140,8 @@ def _mark(server: ServerFacts, database: Configured, layout: Layout) -> str:
 def _pool_section(
     active: Active | Failure | None, database: Configured, layout: Layout, everything: bool
 ) -> str:
-    title = "Pool of this process"
-    if active is None:
-        return ""
-    if isinstance(active, Failure):
-        return _lines([layout.heading(title, layout.signs.bad), *_failure(active, layout)])
+    if active is None or isinstance(active, Failure):
+        return ""  # the problems say why it cannot be made
     differs = active.differs(database)
     if not (differs or active.opened or everything):
         return ""
@@ -169,7 +166,7 @@ def _pool_section(
     whose = "" if database.hardened else " (Django's own)"
     about = layout.pairs([("pool", f"{active.pool_class}{whose}"), ("now", now)], 9)
     mark = layout.signs.warning if differs else layout.signs.good
-    return _lines([layout.heading(title, mark), *about, *lines])
+    return _lines([layout.heading("Pool of this process", mark), *about, *lines])
 
 
 def _server_section(

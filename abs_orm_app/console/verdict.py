@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 from abs_orm_app.checks.adoption_rules import OUR_ENGINES
 from abs_orm_app.checks.finding import Finding
 from abs_orm_app.config.texts import counted
-from abs_orm_app.console.layout import Layout
+from abs_orm_app.console.layout import INDENT, Layout
 from abs_orm_app.console.profiles import Compared, Comparison
 from abs_orm_app.facts.active import Active
 from abs_orm_app.facts.failure import Failure
 from abs_orm_app.facts.report import Report
 from abs_orm_app.facts.server import ServerFacts
 from abs_orm_app.facts.wording import LEVELS, format_value, sessions_in_trouble, writes_fail
+from abs_orm_app.pool.server_errors import WRONG_SETTINGS
 
 if TYPE_CHECKING:
     from abs_orm_app.drill.runner import Drilled
@@ -26,9 +27,10 @@ class Problem:
     """One reason for an exit code of 1."""
 
     where: str  # an alias, or the level and number of a finding
-    cause: str  # "" if the output has it above
+    cause: str
     remedy: str
     fix: str = ""  # a line to copy
+    explain: str = ""  # the command that prints more about it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,10 @@ def judge(
     differing = [] if comparison is None else list(_differing(comparison))
     engines = {report.configured.alias: report.configured.engine for report in reports}
     unproven = [] if drills is None else list(_unproven(drills, engines))
-    problems = (*unusable, *severe, *differing, *unproven)
+    # A pool that cannot be made has its reason in the finding.
+    found = {f.alias for f in findings if f.level >= fail_level and f.number.startswith("E00")}
+    said = [p for p in unusable if p.where in found and p.remedy == WRONG_SETTINGS.hint]
+    problems = (*(p for p in unusable if p not in said), *severe, *differing, *unproven)
     if not problems:
         but = [trouble for report in reports if (trouble := _trouble(report))]
         summary = f"OK: {_usable(reports)}{_below(findings)}."
@@ -123,9 +128,10 @@ def _trouble(report: Report) -> str:
 def _severe(finding: Finding) -> Problem:
     return Problem(
         where=finding.title,
-        cause="" if finding.fix else finding.message,
+        cause=finding.message,
         remedy=finding.remedy,
         fix=finding.fix,
+        explain=finding.explained_by,
     )
 
 
@@ -199,8 +205,9 @@ def verdict_section(verdict: Verdict, layout: Layout) -> str:
     """One line and one fix for each problem, and the verdict as the last line."""
     lines: list[str] = []
     for problem in verdict.problems:
-        lines += layout.wrap(f"{problem.where}: {problem.cause}".removesuffix(": "))
+        lines += layout.wrap(f"{problem.where}: {problem.cause}")
         lines += layout.fix(problem.remedy, problem.fix, 2)
+        lines += [INDENT * 2 + problem.explain] * bool(problem.explain)
     paint = layout.style.ERROR if verdict.problems else layout.style.SUCCESS
     if lines:
         lines = [layout.heading("Problems", layout.signs.bad), *lines, ""]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 from zoneinfo import ZoneInfoNotFoundError
 
@@ -34,7 +35,8 @@ def parameters_of(wrapper: Any) -> dict[str, Any]:
 
 def seconds_to_connect(configured: Configured) -> float:
     """Return how long a connection may take: each of several hosts has the connect_timeout."""
-    options = wrapper_of(configured).settings_dict["OPTIONS"] or {}
+    given = wrapper_of(configured).settings_dict["OPTIONS"]
+    options = given if isinstance(given, Mapping) else {}
     hosts = max(str(given).count(",") + 1 for given in (configured.host, options.get("hostaddr")))
     rounds = 2 if options.get("target_session_attrs") == "prefer-standby" else 1
     return rounds * hosts * (configured.connect_timeout or CONNECT_TIMEOUT)

@@ -56,9 +56,9 @@ class Configured:
     error: str  # why the engine cannot be loaded, or ""
 
     mode: str  # "pool", "persistent", "pgbouncer" or "null"
-    mode_was_chosen: bool  # the entry says it: ABS_ORM_APP["mode"], as DB_POOL_MODE does
+    mode_was_chosen: bool  # a mode without a pool: by ABS_ORM_APP["mode"], as DB_POOL_MODE does
     pool: Any = field(repr=False)  # OPTIONS["pool"], unchanged
-    ours: Any = field(repr=False)  # ABS_ORM_APP, unchanged
+    entry: Mapping[str, Any] = field(repr=False)  # of DATABASES, unchanged
     conn_max_age: float | None  # seconds; None: no limit
     health_checks: bool
     settings: tuple[Setting, ...]
@@ -117,8 +117,9 @@ def configured(alias: str) -> Configured:
         engine, entry = type(wrapper), wrapper.settings_dict
     except (ImproperlyConfigured, ImportError) as problem:
         error = _engine_error(entry["ENGINE"], problem)
-    entry = {**entry, "OPTIONS": entry["OPTIONS"] or {}}
-    options = entry["OPTIONS"]
+    given = entry
+    options = given["OPTIONS"] if isinstance(given["OPTIONS"], Mapping) else {}
+    entry = {**given, "OPTIONS": options}
     extra = app_options(entry)
     mode = _mode(entry, extra)
     hardened = engine is not None and any(
@@ -132,9 +133,9 @@ def configured(alias: str) -> Configured:
         hardened=hardened,
         error=error,
         mode=mode,
-        mode_was_chosen="mode" in extra,
+        mode_was_chosen=extra.get("mode", "pool") != "pool",
         pool=options.get("pool"),
-        ours=entry.get(KEY),
+        entry=given,
         conn_max_age=entry["CONN_MAX_AGE"],
         health_checks=bool(entry["CONN_HEALTH_CHECKS"]),
         settings=_settings(entry, extra, mode, hardened=hardened),

@@ -31,8 +31,9 @@ def scrub(text: str) -> str:
 
 def secrets_of(entry: Mapping[str, Any]) -> set[str]:
     """Return the values of an entry of DATABASES that must not be shown."""
-    options = entry.get("OPTIONS") or {}
-    hidden = [value for name, value in options.items() if is_secret(name)]
+    options = entry.get("OPTIONS")
+    items = options.items() if isinstance(options, Mapping) else ()
+    hidden = [value for name, value in items if is_secret(name)]
     # Somebody may have put a whole URL, with its password, into a part of the address.
     in_urls = [word for part in _shown(entry) for word in re.findall("://[^:/@]*:([^@]+)@", part)]
     found = (entry.get("PASSWORD"), *hidden, *in_urls)

@@ -43,6 +43,23 @@ def test_a_pool_that_is_off_is_quoted(given: object) -> None:
     assert f"but OPTIONS['pool'] is {given!r}, so each request opens" in finding.message
 
 
+@pytest.mark.parametrize("given", [{"sslmode": "require"}, {}])
+def test_options_that_replace_those_of_the_environment_are_found(given: dict[str, str]) -> None:
+    """`DATABASES["default"]["OPTIONS"] = ...` below database_from_env() takes the pool away."""
+    made = database_from_env(environ={"DATABASE_URL": "postgresql:///x"})
+    with database({**made, "OPTIONS": given}) as alias:
+        [finding] = adoption_findings([configured(alias)])
+    assert finding.number == "W006"
+    options = dict(made["OPTIONS"])
+    exec(finding.fix, {"DATABASES": {"other": {"OPTIONS": options}}})  # noqa: S102
+    assert options["pool"]
+
+
+def test_a_mode_without_its_pool_is_no_choice() -> None:
+    [finding] = adoption_findings([facts(ABS_ORM_APP={"mode": "pool"})])
+    assert finding.number == "W006"
+
+
 @pytest.mark.parametrize("mode", ["pool", "persistent", "pgbouncer", "null"])
 def test_a_mode_that_was_chosen_is_no_finding(mode: str) -> None:
     assert adoption_findings([from_env(DB_POOL_MODE=mode)]) == []
@@ -66,12 +83,20 @@ def test_pool_settings_beside_an_entry_that_was_not_made_from_them_are_named() -
 def test_a_url_that_no_database_was_made_from_is_named(url: str) -> None:
     """The app was added to INSTALLED_APPS, but the line of DATABASES was forgotten."""
     given = {"DATABASE_URL": url, "DB_POOL_SIZE": "5"}
-    [finding] = unread_settings([facts(**SQLITE)], given)
+    in_a_file = facts(**{**SQLITE, "NAME": "db.sqlite3"})
+    [finding] = unread_settings([in_a_file], given)
     assert finding.message == (
         "Nothing reads DATABASE_URL, DB_POOL_SIZE: no database of this project is PostgreSQL."
     )
     assert finding.fix == "DATABASES['default'] = database_from_env()"
-    assert unread_settings([facts(**SQLITE)], {"DATABASE_URL": "sqlite:///x"}) == []
+    assert unread_settings([in_a_file], {"DATABASE_URL": "sqlite:///x"}) == []
+
+
+@pytest.mark.parametrize("name", [":memory:", "file:shop?mode=memory&cache=shared"])
+def test_a_url_beside_a_database_in_memory_is_no_finding(name: str) -> None:
+    """Settings for tests choose it on purpose."""
+    given = {"DATABASE_URL": "postgresql:///x"}
+    assert unread_settings([facts(**{**SQLITE, "NAME": name})], given) == []
 
 
 def test_a_setting_that_the_given_environ_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from abs_orm_app.checks import settings_rules
+from abs_orm_app.checks.adoption_rules import adoption_findings
 from abs_orm_app.checks.finding import Finding
-from abs_orm_app.checks.settings_rules import Installed, static_findings
+from abs_orm_app.checks.settings_rules import Installed, entry_findings, static_findings
 from abs_orm_app.facts.databases import Configured, pool_parameters
 from tests.support.aliases import facts, from_env, ids, pool
 from tests.support.projects import OURS, ROOT, SQLITE, STOCK
@@ -103,6 +104,8 @@ def test_without_psycopg_pool_its_parameters_are_not_checked() -> None:
         ("max_idle", "600"),
         ("max_idle", float("inf")),
         ("max_waiting", -1),
+        ("check", "shop.db.check"),
+        ("reset", True),
         ("num_workers", 0),
         ("reconnect_timeout", -1),
     ],
@@ -138,15 +141,61 @@ def test_a_pool_must_be_a_dict_or_true(value: Any) -> None:
         ({"reset": None}, "E005", "['reset'] is None"),
         ({"leak_seconds": "60"}, "E005", "['leak_seconds'] is '60'"),
         ({"leak_seconds": 0}, "E005", "['leak_seconds'] is 0"),
+        ({"mode": "nul"}, "E005", "['mode'] is 'nul'"),
         ({"relase": "transaction"}, "E004", "'relase' (did you mean 'release'?)"),
         ("transaction", "E005", "ABS_ORM_APP is of type str"),
     ],
 )
 def test_a_mistake_in_our_own_key_is_found(given: Any, number: str, named: str) -> None:
     """The first request would fail, or the key would have no effect."""
-    [finding] = static(facts(OPTIONS={"pool": True}, ABS_ORM_APP=given))
-    assert finding.number == number
-    assert named in finding.message
+    for options in ({"pool": True}, {}):
+        [finding] = entry_findings([facts(OPTIONS=options, ABS_ORM_APP=given)])
+        assert finding.number == number
+        assert named in finding.message
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("OPTION", "OPTIONS"),
+        ("CONN_HEALTH_CHECK", "CONN_HEALTH_CHECKS"),
+        ("ABS_ORM_AP", "ABS_ORM_APP"),
+    ],
+)
+def test_a_mistyped_key_of_the_entry_is_found(given: str, meant: str) -> None:
+    [finding] = entry_findings([facts(OURS, **{given: {}})])
+    assert finding.number == "W001"
+    assert f"{given!r}; did you mean {meant!r}?" in finding.message
+
+
+def test_keys_of_other_packages_and_of_other_engines_are_no_finding() -> None:
+    assert entry_findings([facts(POOL_OPTIONS={}, SCHEMA="x", TEST_CHARSET="utf8")]) == []
+    assert entry_findings([facts(**SQLITE, OPTION={})]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OPTIONS", None),
+        ("OPTIONS", "pool"),
+        ("OPTIONS", ["pool"]),
+        ("CONN_MAX_AGE", "60"),
+        ("CONN_HEALTH_CHECKS", "false"),
+        ("ATOMIC_REQUESTS", "false"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_found(name: str, value: Any) -> None:
+    """Django would fail at the first query, or take "false" for true."""
+    [finding] = entry_findings([database := facts(**{name: value})])
+    assert finding.number == "E005"
+    assert finding.message.startswith(f"{name} is of type ")
+    assert adoption_findings([database]) == [] or name != "OPTIONS"
+
+
+def test_a_max_age_that_is_a_text_is_said_once() -> None:
+    """As from `os.environ.get("CONN_MAX_AGE", "0")`."""
+    given = facts(OPTIONS={"pool": True}, CONN_MAX_AGE="0")
+    assert ids([*static(given), *entry_findings([given])]) == ["E005"]
 
 
 def test_an_engine_without_a_pool_is_found() -> None:

@@ -83,15 +83,45 @@ def test_no_free_connection_on_the_server_is_a_failure_with_its_cause(server: Se
 
 
 @pytest.mark.parametrize("engine", [OURS, STOCK])
-def test_a_parameter_that_the_pool_refuses_is_a_failure_and_a_finding(
-    shared: Server, engine: str
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"OPTIONS": {"pool": {"min_sise": 4}}}, "psycopg_pool has no parameter 'min_sise'"),
+        ({"OPTIONS": {"pool": True}, "CONN_MAX_AGE": 60}, "CONN_MAX_AGE=60 and OPTIONS['pool']"),
+        ({"OPTIONS": {"pool": {"min_size": 9, "max_size": 4}}}, "min_size is 9"),
+    ],
+)
+def test_a_pool_that_cannot_be_made_is_said_once_and_all_facts_are_shown(
+    shared: Server, engine: str, wrong: dict[str, Any], said: str
 ) -> None:
-    with database(entry(shared.conninfo, engine, OPTIONS={"pool": {"min_sise": 4}})) as alias:
-        ran = Ran(database=[alias])
+    with database(entry(shared.conninfo, engine, **wrong)) as alias:
+        ran, full = Ran(database=[alias], verbosity=1), Ran(database=[alias])
+    assert ran.code == full.code == 1
+    assert " ".join(ran.out.split()).count(said) == 1
+    assert "Correct the settings of this database" not in ran.out
+    assert "manage.py check_pool --explain E00" in ran.out
+    assert ran.last == "FAILED: 1 of 1 database cannot be used; 1 finding of level ERROR or above."
+    assert " ms " in line(full.out, "connect")
+
+
+def test_wrong_settings_do_not_hide_that_the_server_is_down() -> None:
+    down = entry("host=127.0.0.1 port=1 user=x dbname=x", ABS_ORM_APP={"relase": "request"})
+    with database({**down, "OPTIONS": {"pool": True}}) as alias:
+        out = Ran(database=[alias], verbosity=1).out
+    assert "Connection refused" in out
+    assert "'relase' (did you mean 'release'?)" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("OPTIONS", None), ("OPTIONS", "pool"), ("ABS_ORM_APP", ["x"])]
+)
+def test_a_key_of_the_wrong_type_is_said_once(shared: Server, name: str, value: Any) -> None:
+    given = {"OPTIONS": {"pool": True}, name: value}
+    with database(entry(shared.conninfo, **given)) as alias:
+        ran = Ran(database=[alias], verbosity=1)
     assert ran.code == 1
-    assert "Failed: " in ran.out
-    assert "did you mean 'min_size'?" in ran.out
-    assert " ms " in line(ran.out, "connect")
+    assert ran.out.count(f"{name} is of type ") == 1
+    assert "Correct the settings of this database" not in ran.out
 
 
 def test_an_engine_that_cannot_be_loaded_is_a_failure() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -11,7 +12,7 @@ from django.db import connections
 from django.test import override_settings
 
 from abs_orm_app.config.broken_settings import SCHEMA
-from tests.support.projects import POOL, SQLITE, STOCK, Ran, database, entry, manage
+from tests.support.projects import OURS, POOL, SQLITE, STOCK, Ran, database, entry, manage
 from tests.support.servers import PASSWORD_OVER_TCP, Server
 
 pytestmark = [
@@ -167,3 +168,19 @@ def test_settings_that_cannot_be_used_end_in_the_verdict() -> None:
     assert (done.returncode, done.stdout) == (1, "FAILED: the settings cannot be used.\n")
     assert "DB_POOL_SIZE='abc'" in done.stderr
     assert manage("migrate", DB_POOL_SIZE="abc").stdout == ""
+
+
+@pytest.mark.parametrize("engine", ["abs_orm_app", "abs_orm_app.backends.postgres", f"{OURS}.base"])
+def test_an_engine_of_ours_with_a_typo_is_a_line_and_no_traceback(
+    engine: str, tmp_path: Path
+) -> None:
+    """Django loads it with the first model, before it knows any command."""
+    (tmp_path / "wrong.py").write_text(
+        "INSTALLED_APPS = ['django.contrib.contenttypes', 'abs_orm_app']\n"
+        f"DATABASES = {{'default': {{'ENGINE': {engine!r}, 'NAME': 'x'}}}}\n"
+    )
+    done = manage("check_pool", "--settings=wrong", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"SettingsError: There is no ENGINE {engine!r}, only {OURS!r}")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == "FAILED: the settings cannot be used.\n"

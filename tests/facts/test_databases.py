@@ -16,7 +16,7 @@ from abs_orm_app.facts.databases import configured
 from tests.support.projects import OURS, STOCK, database
 
 BROKEN: list[tuple[dict[str, Any], str]] = [
-    ({"OPTIONS": None}, "'NoneType' object is not a mapping."),
+    ({"OPTIONS": None}, "OPTIONS is of type NoneType"),
     ({"OPTIONS": {3: 4}}, "keywords must be strings."),
     ({"OPTIONS": {"pool": {1: 2}}}, "psycopg_pool has no parameter '1'."),
     ({"ABS_ORM_APP": None}, "Connection refused"),

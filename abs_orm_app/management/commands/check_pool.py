@@ -183,8 +183,9 @@ class Command(BaseCommand):
         if in_text:
             unchecked = not_checked(reports, debug=settings.DEBUG)
             everything = options["verbosity"] > 1
-            # W024 is among the problems, with the same words.
-            shown = [finding for finding in findings if not finding.id.endswith(".W024")]
+            # Those of the fail level are among the problems, and so are these two in other words.
+            others = [f for f in findings if f.number not in ("W002", "W024")]
+            shown = [f for f in others if everything or f.level < level]
             found = findings_section(shown, unchecked, layout, everything=everything)
             blocks = [
                 *([] if planned.budgets is None else [budget_section(planned, layout)]),
