@@ -46,7 +46,7 @@ def test_a_server_that_is_down_is_one_sentence_and_the_settings_are_shown() -> N
     cause = 'connection to server at "127.0.0.1", port 1 failed: Connection refused.'
     assert f"default: the server cannot be reached: {cause} Fix: " in said
     assert said.count(cause) == 1
-    assert "Start it, or correct the host and port." in said
+    assert "Start PostgreSQL there, or correct the host and port." in said
     assert "s3cret" not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
 
