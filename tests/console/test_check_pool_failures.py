@@ -13,7 +13,7 @@ import pytest
 from django.db import connections
 from psycopg.pq import TransactionStatus
 
-from abs_orm_app.facts import wording
+from abs_orm_app.facts import connection_test, wording
 from tests.support.pools import Call
 from tests.support.projects import OURS, POOL, STOCK, Ran, database, entry, line, manage
 from tests.support.servers import PASSWORD_OVER_TCP, Server, wait_until
@@ -69,6 +69,27 @@ def test_a_server_that_hangs_ends_in_a_failure(server: Server) -> None:
         server.resume()
     assert ran.code == 1
     assert "other: the server does not answer: " in ran.out
+
+
+def test_a_server_that_does_not_answer_is_told_before_the_connect_timeout(server: Server) -> None:
+    with database(entry(server.conninfo, OPTIONS={**POOL, "connect_timeout": 30})) as alias:
+        server.suspend()
+        began = monotonic()
+        ran = Ran(database=[alias])
+        assert monotonic() - began < 20
+        server.resume()
+    assert ran.code == 1
+    assert "other: the server does not answer: " in ran.out
+
+
+def test_a_server_that_answers_may_take_the_connect_timeout(
+    shared: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_test, "EARLY", 2)
+    options = {"connect_timeout": 30, "options": "-c post_auth_delay=3"}
+    with database(entry(shared.conninfo, OPTIONS=options)) as alias:
+        ran = Ran(database=[alias])
+    assert ran.code == 0, ran.out
 
 
 @pytest.mark.server({"max_connections": "5"})
