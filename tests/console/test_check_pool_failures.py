@@ -216,6 +216,23 @@ def test_a_lock_queue_is_told_with_the_root_and_the_line_that_ends_it(server: Se
     assert (session["pid"], waiting) == (root, 3)
 
 
+def test_a_root_that_blocks_some_is_not_said_to_block_all(server: Server) -> None:
+    with (
+        database(entry(server.conninfo, OPTIONS=POOL)) as alias,
+        server.admin() as admin,
+        closing(psycopg.connect(server.conninfo)) as another,
+        closing(psycopg.connect(server.conninfo)) as fourth,
+    ):
+        admin.execute("CREATE TABLE third_lot ()")
+        another.execute("LOCK TABLE third_lot")
+        with queue_for_a_lock(server):
+            call = Call(fourth.execute, "LOCK TABLE third_lot")
+            wait_until(lambda: "4 sessions wait" in Ran(database=[alias]).last, "the fourth")
+            ran = Ran(database=[alias])
+        call.join(20)
+    assert ran.last.endswith(", blocks 3 of them.")
+
+
 def test_a_forgotten_transaction_and_a_long_query_are_told(
     shared: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from abs_orm_app.config.texts import counted, printable
@@ -148,7 +148,9 @@ def _why_waiting(live: Live, fleet: Fleet | None) -> tuple[str, str]:
     if cause is None or not is_exhausted(live.now):
         return "requests wait", "more connections are being opened."
     if cause.name == "slow or locked":
-        text, line = (sessions_in_trouble(fleet) if fleet else None) or (cause.text, "")
+        # Statements run: that another session is idle in a transaction is not why.
+        seen = sessions_in_trouble(replace(fleet, forgotten=None)) if fleet else None
+        text, line = seen or (cause.text, "")
         short = "waits for a lock" if fleet and fleet.blocked else "slow statements"
         return short, f"{text} To end it: {line}" if line else text
     short = cause.name if cause.name == "exhausted" else cause.problem
