@@ -76,7 +76,7 @@ def diagnose(overview: Overview, failure: Failure | None = None) -> tuple[Troubl
         if trouble.text not in said
     ]
     of_others = [each for each in _of_neighbours(overview) if each.short not in said]
-    of_visitor = _of_visitor(failure) if failure else ()
+    of_visitor = _of_visitor(failure, said) if failure else ()
     return (*of_aliases, *of_databases, *of_others, *of_visitor)
 
 
@@ -101,10 +101,11 @@ def _read_only(panel: Panel) -> str:
     return ""
 
 
-def _of_visitor(failure: Failure) -> Iterable[Trouble]:
+def _of_visitor(failure: Failure, said: str) -> Iterable[Trouble]:
+    why = "" if failure.cause in said else f" {failure.cause} {failure.hint}"
     text = (
-        f"your session could not be looked up. {failure.cause} {failure.hint} You see this page"
-        " because this browser was let in during the last five minutes."
+        f"your session could not be looked up.{why} You see this page because this browser was let"
+        " in during the last five minutes."
     )
     yield Trouble("login", "no answer", text)
 
