@@ -15,7 +15,7 @@ from abs_orm_app.facts.wording import sessions_in_trouble, who_is_connected, wri
 from abs_orm_app.integrations.admin_page.history import is_exhausted
 from abs_orm_app.integrations.admin_page.holders import HolderGroup
 from abs_orm_app.integrations.admin_page.live import Live
-from abs_orm_app.integrations.admin_page.neighbours import Row
+from abs_orm_app.integrations.admin_page.neighbours import troubles
 from abs_orm_app.integrations.admin_page.overview import Database, Overview, Panel
 from abs_orm_app.integrations.admin_page.wording import duration, place
 from abs_orm_app.pool.server_errors import FULL
@@ -186,14 +186,8 @@ def holder_name(group: HolderGroup) -> str:
 
 def _of_neighbours(overview: Overview) -> Iterable[Trouble]:
     """What is wrong in the processes that are not shown."""
-    found: dict[tuple[str, str], list[Row]] = {}
-    for row in overview.rows:
-        if row.trouble and row.pid != overview.pid:
-            found.setdefault((row.alias, row.trouble), []).append(row)
-    for (alias, trouble), rows in found.items():
-        processes = " and ".join(str(row.pid) for row in rows)
-        waiting = counted(sum(row.waiting for row in rows), "request")
-        yield Trouble(alias, trouble, f"{trouble}, in process {processes}: {waiting} waiting.")
+    others = [row for row in overview.rows if row.pid != overview.pid]
+    return [Trouble(*trouble) for trouble in troubles(others)]
 
 
 def _of_database(database: Database) -> Iterable[Trouble]:
