@@ -44,6 +44,10 @@ os.environ |= {
     "ENV_FILE": os.devnull,
 }
 django.setup()
+# Other test processes are no neighbours, and none is waited for.
+from abs_orm_app.integrations.admin_page import neighbours  # noqa: E402 - needs the settings
+
+vars(neighbours).update(gettempdir=lambda: str(_server.socket_dir), TOLD_WITHIN=0.0)
 # On a busy machine, examples take long to generate and to run.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")

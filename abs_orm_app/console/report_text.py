@@ -261,12 +261,17 @@ def _now_section(report: Report, layout: Layout) -> str:
             rows.append((name, f"{session.seconds or 0.0:.1f} s, {who(session)}"))
     rows.append(("sessions", who_is_connected(fleet)))
     lines = layout.pairs(rows)
+    trouble = report.active.trouble if isinstance(report.active, Active) else ""
+    if trouble:
+        lines += map(layout.style.WARNING, layout.wrap(f"{trouble[0].upper()}{trouble[1:]}"))
     if seen := sessions_in_trouble(fleet):
         text, line = seen
         lines += map(layout.style.WARNING, layout.wrap(f"{text[0].upper()}{text[1:]}"))
-        lines += layout.fix("End that session:", line) if line else []
-    lines += layout.wrap("The pools of other processes cannot be seen from here.")
-    mark = layout.signs.warning if seen else layout.signs.good
+        lines += layout.fix("End that session, as its role or a superuser:", line) if line else []
+    lines += layout.wrap(
+        "Pools of other machines, or without the live page, cannot be seen from here."
+    )
+    mark = layout.signs.warning if seen or trouble else layout.signs.good
     return _lines([layout.heading("Now", mark), *lines])
 
 

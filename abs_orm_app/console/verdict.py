@@ -16,6 +16,7 @@ from abs_orm_app.facts.failure import Failure
 from abs_orm_app.facts.report import Report
 from abs_orm_app.facts.server import ServerFacts
 from abs_orm_app.facts.wording import LEVELS, format_value, sessions_in_trouble, writes_fail
+from abs_orm_app.pool.messages import SLOW_OR_LOCKED
 from abs_orm_app.pool.server_errors import WRONG_SETTINGS
 
 if TYPE_CHECKING:
@@ -119,10 +120,9 @@ def _unusable(report: Report) -> Iterator[Problem]:
 
 def _trouble(report: Report) -> str:
     """What may keep requests waiting, although the database can be used."""
-    if isinstance(report.active, Active) and report.active.trouble:
-        return report.active.trouble
+    pool = report.active.trouble if isinstance(report.active, Active) else ""
     seen = sessions_in_trouble(report.now) if report.now else None
-    return seen[0] if seen else ""
+    return seen[0] if seen and (not pool or SLOW_OR_LOCKED in pool) else pool
 
 
 def _severe(finding: Finding) -> Problem:

@@ -29,7 +29,7 @@ class Active:
     connections: int
     idle: int
     waiting: int
-    trouble: str = ""  # why requests wait or fail now, as the pool's messages say it
+    trouble: str = ""  # why requests wait or fail now, here or in another process
 
     def differs(self, configured: Configured) -> tuple[str, ...]:
         """Return the fields whose value is not the configured one."""

@@ -13,8 +13,9 @@ from psycopg.errors import ConnectionTimeout
 
 from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.secrets import remember
-from abs_orm_app.pool.causes import located
-from abs_orm_app.pool.hosts import listed
+from abs_orm_app.pool.causes import located, reached
+from abs_orm_app.pool.hosts import Place, listed
+from abs_orm_app.pool.liveness import GONE, SILENT
 
 MARGIN = 5.0  # seconds for everything after connecting
 CONNECT_TIMEOUT = 10.0  # seconds, if the settings have none
@@ -47,9 +48,18 @@ def explained(error: BaseException, configured: Configured) -> BaseException:
     timeouts = (TimeoutError, ConnectionTimeout)
     if not isinstance(error, timeouts) and not isinstance(error.__cause__, timeouts):
         return error
+    return located(error, _places_of(configured))
+
+
+def is_silent(configured: Configured) -> bool:
+    """Ask the server of an alias, without a session: True if nothing answers there."""
+    found, _ = reached([place.target for place in _places_of(configured)])
+    return found in (SILENT, GONE)
+
+
+def _places_of(configured: Configured) -> list[Place]:
     given = wrapper_of(configured).settings_dict
-    options = given["OPTIONS"] or {}
-    return located(error, listed({"host": given["HOST"], "port": given["PORT"], **options}))
+    return listed({"host": given["HOST"], "port": given["PORT"], **(given["OPTIONS"] or {})})
 
 
 def errors_of(wrapper: Any) -> tuple[type[Exception], ...]:

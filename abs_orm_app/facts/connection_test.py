@@ -11,8 +11,10 @@ from typing import Any
 from abs_orm_app.config.address import session_options
 from abs_orm_app.facts.borrowed import ask_borrowed, is_full
 from abs_orm_app.facts.connecting import (
+    CONNECT_TIMEOUT,
     errors_of,
     explained,
+    is_silent,
     parameters_of,
     seconds_to_connect,
     wrapper_of,
@@ -25,6 +27,7 @@ from abs_orm_app.facts.server import ServerFacts, read_server
 from abs_orm_app.facts.sessions import Fleet, read_fleet
 from abs_orm_app.facts.timeout import run_with_timeout
 
+EARLY = 5  # seconds after which a server that does not let in is asked whether it answers
 NOTICE = 0.5  # seconds that a server takes to notice the end of a session
 
 
@@ -75,7 +78,7 @@ def _ask(configured: Configured) -> tuple[ServerFacts | Failure, Fleet | None, f
     wrapper = wrapper_of(configured)
     parameters = parameters_of(wrapper)
     began = perf_counter()
-    connection = wrapper.Database.connect(**parameters)
+    connection = _open(wrapper, parameters, configured)
     try:
         connect_ms = _ms_since(began)
         connection.autocommit = True
@@ -97,6 +100,20 @@ def _ask(configured: Configured) -> tuple[ServerFacts | Failure, Fleet | None, f
         return server, now, connect_ms, query_ms
     finally:
         connection.close()
+
+
+def _open(wrapper: Any, parameters: Mapping[str, Any], configured: Configured) -> Any:
+    """A new connection. After `EARLY` seconds, only a server that answers is waited for."""
+    connect = wrapper.Database.connect
+    if (configured.connect_timeout or CONNECT_TIMEOUT) <= EARLY:
+        return connect(**parameters)
+    began = perf_counter()
+    try:
+        return connect(**{**parameters, "connect_timeout": EARLY})
+    except wrapper.Database.OperationalError:
+        if perf_counter() - began < EARLY or is_silent(configured):
+            raise
+        return connect(**parameters)
 
 
 def pooler_of(wrapper: Any, connection: Any, parameters: Mapping[str, Any]) -> PoolerFacts | None:

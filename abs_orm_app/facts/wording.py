@@ -48,17 +48,19 @@ MOST = 4  # applications that are named
 def sessions_in_trouble(fleet: Fleet) -> tuple[str, str] | None:
     """What the sessions of a database wait for: a sentence, and a line of SQL that ends it."""
     if fleet.blocked:
-        text = f"{counted(len(fleet.blocked), 'session')} wait for a lock"
-        text = text.replace("1 session wait ", "1 session waits ")
+        number = len(fleet.blocked)
+        wait = "waits" if number == 1 else "wait"
+        text = f"{counted(number, 'session')} {wait} for a lock"
         if (seconds := fleet.blocked[0].seconds) is not None:
             text += f", the longest for {seconds:.0f} s"
         if not fleet.roots:
             return f"{text}.", ""
-        root, _ = fleet.roots[0]
+        root, behind = fleet.roots[0]
+        whom = f"{behind} of them" if behind < number else "it" if number == 1 else "them"
         if not root.pid:
-            return f"{text}; a prepared transaction blocks them (pg_prepared_xacts).", ""
+            return f"{text}; a prepared transaction blocks {whom} (pg_prepared_xacts).", ""
         doing = f", {root.state} for {root.seconds:.0f} s" if root.state and root.seconds else ""
-        return f"{text}; {who(root)}{doing}, blocks them.", end_of(root)
+        return f"{text}; {who(root)}{doing}, blocks {whom}.", end_of(root)
     if fleet.longest and (fleet.longest.seconds or 0) >= LONG:
         return (
             f"slow statements: the longest has run for {fleet.longest.seconds:.0f} s,"

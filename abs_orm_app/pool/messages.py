@@ -11,6 +11,9 @@ from abs_orm_app.pool.holders import Holder
 from abs_orm_app.pool.server_errors import HANGS, SAYS_NOTHING, Fault, classify
 
 MOST_HOLDERS = 3  # views, tasks and commands that a message names
+SLOW_OR_LOCKED = (
+    "the server answers, but there are slow statements, or statements that wait for a lock"
+)
 CALLERS = 5  # lines of the project that a warning names, beside the one that took a connection
 
 
@@ -62,8 +65,7 @@ def slow_or_locked(limit: int, active: int) -> Cause:
     run = f"{active} of them run" if active < limit else "each runs" if limit > 1 else "it runs"
     return Cause(
         name="slow or locked",
-        problem="the server answers, but there are slow statements, or statements that wait for a"
-        " lock",
+        problem=SLOW_OR_LOCKED,
         detail=f"{_all_in_use(limit)}, and {run} a statement.",
         hint="`manage.py check_pool` shows which, and who blocks them.",
         entry="slow-statements",

@@ -101,7 +101,7 @@ WRONG_SETTINGS = ServerError(  # raised on this side, before the server was aske
 )
 HANGS = ServerError(
     pattern=SAYS_NOTHING,
-    hint="Look at its machine: is PostgreSQL stopped, is memory or the disk short?",
+    hint="Look at its machine for a stopped PostgreSQL, and for memory or a disk that is short.",
     problem=HUNG,
     entry="hung-server",
 )
@@ -199,7 +199,7 @@ SERVER_ERRORS = (
     ),
     ServerError(
         pattern=r"Connection refused|No such file or directory",
-        hint="Is PostgreSQL running there? Start it, or correct the host and port.",
+        hint="Start PostgreSQL there, or correct the host and port.",
     ),
     _refusal(
         r"(?:Name or service|(?:node|host)name nor servname).*not known"  # EAI_NONAME
@@ -283,7 +283,7 @@ SERVER_ERRORS = (
         problem=REFUSED,
     ),
     ServerError(
-        pattern=r"starting up|shutting down|recovery|not yet accepting",
+        pattern=r"starting up|shutting down|recovery|not yet accepting|server is not ready",
         hint="Wait until the server is ready, and try again.",
         problem=NOT_READY,
     ),
@@ -306,8 +306,8 @@ SERVER_ERRORS = (
     HANGS,
     ServerError(
         pattern=r"time(?:d )?out|no answer|Network is unreachable|No route to host",
-        hint="Is the server's machine up, do the firewalls in between let this port through, and"
-        " is it PostgreSQL that listens there?",
+        hint="Check that the server's machine is up, that the firewalls in between let this port"
+        " through, and that PostgreSQL listens there.",
     ),
 )
 

@@ -13,7 +13,7 @@ import pytest
 from django.db import connections
 from psycopg.pq import TransactionStatus
 
-from abs_orm_app.facts import wording
+from abs_orm_app.facts import connection_test, wording
 from tests.support.pools import Call
 from tests.support.projects import OURS, POOL, STOCK, Ran, database, entry, line, manage
 from tests.support.servers import PASSWORD_OVER_TCP, Server, wait_until
@@ -46,7 +46,7 @@ def test_a_server_that_is_down_is_one_sentence_and_the_settings_are_shown() -> N
     cause = 'connection to server at "127.0.0.1", port 1 failed: Connection refused.'
     assert f"default: the server cannot be reached: {cause} Fix: " in said
     assert said.count(cause) == 1
-    assert "Start it, or correct the host and port." in said
+    assert "Start PostgreSQL there, or correct the host and port." in said
     assert "s3cret" not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
 
@@ -69,6 +69,27 @@ def test_a_server_that_hangs_ends_in_a_failure(server: Server) -> None:
         server.resume()
     assert ran.code == 1
     assert "other: the server does not answer: " in ran.out
+
+
+def test_a_server_that_does_not_answer_is_told_before_the_connect_timeout(server: Server) -> None:
+    with database(entry(server.conninfo, OPTIONS={**POOL, "connect_timeout": 30})) as alias:
+        server.suspend()
+        began = monotonic()
+        ran = Ran(database=[alias])
+        assert monotonic() - began < 20
+        server.resume()
+    assert ran.code == 1
+    assert "other: the server does not answer: " in ran.out
+
+
+def test_a_server_that_answers_may_take_the_connect_timeout(
+    shared: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_test, "EARLY", 2)
+    options = {"connect_timeout": 30, "options": "-c post_auth_delay=3"}
+    with database(entry(shared.conninfo, OPTIONS=options)) as alias:
+        ran = Ran(database=[alias])
+    assert ran.code == 0, ran.out
 
 
 @pytest.mark.server({"max_connections": "5"})
@@ -223,6 +244,23 @@ def test_a_lock_queue_is_told_with_the_root_and_the_line_that_ends_it(server: Se
     assert ran.code == 0
     [(session, waiting)] = json["databases"][0]["now"]["roots"]
     assert (session["pid"], waiting) == (root, 3)
+
+
+def test_a_root_that_blocks_some_is_not_said_to_block_all(server: Server) -> None:
+    with (
+        database(entry(server.conninfo, OPTIONS=POOL)) as alias,
+        server.admin() as admin,
+        closing(psycopg.connect(server.conninfo)) as another,
+        closing(psycopg.connect(server.conninfo)) as fourth,
+    ):
+        admin.execute("CREATE TABLE third_lot ()")
+        another.execute("LOCK TABLE third_lot")
+        with queue_for_a_lock(server):
+            call = Call(fourth.execute, "LOCK TABLE third_lot")
+            wait_until(lambda: "4 sessions wait" in Ran(database=[alias]).last, "the fourth")
+            ran = Ran(database=[alias])
+        call.join(20)
+    assert ran.last.endswith(", blocks 3 of them.")
 
 
 def test_a_forgotten_transaction_and_a_long_query_are_told(

@@ -10,6 +10,8 @@ import pytest
 from django.core.management import CommandError
 
 from abs_orm_app.checks.guide import entries, find_entry
+from abs_orm_app.pool import messages
+from abs_orm_app.pool.messages import Cause
 from tests.support.projects import ROOT, Ran, manage
 
 NOWHERE = "postgresql://app:s3cret@127.0.0.1:1/shop"
@@ -51,10 +53,40 @@ def test_a_message_is_explained_by_its_entry() -> None:
         ("cannot execute UPDATE in a read-only transaction", "Writes go to a standby"),
         ('password authentication failed for user "shop"', "Wrong credentials"),
         ("terminating connection due to administrator command", "Stale connection"),
+        ("ERROR:  canceling statement due to statement timeout", "Slow statements"),
+        ("ERROR:  canceling statement due to lock timeout", "Lock queue"),
+        (
+            "1 session waits for a lock, the longest for 3 s; server process 7 blocks it.",
+            "Lock queue",
+        ),
+        ("idle in a transaction: the longest for 9 s, server process 7.", "Pool exhausted"),
+        ("slow or locked", "Slow statements"),
+        ("hung", "Hung server"),
     ],
 )
 def test_a_message_that_was_pasted_is_explained(message: str, title: str) -> None:
     assert find_entry(message).title == title
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        messages.exhausted(1, in_transaction=0, unused=0),
+        messages.slow_or_locked(6, 6),
+        messages.no_answer("db:5432", silent=True),
+        messages.no_answer("db:5432", silent=False),
+        messages.opening(3.0),
+        messages.read_only("db:5432", "read-only"),
+    ],
+    ids=lambda cause: cause.name,
+)
+def test_each_line_of_the_log_is_explained_by_the_entry_of_its_cause(cause: Cause) -> None:
+    for line in (
+        f"pool 'default': {cause.text}",
+        messages.requests_fail("default", cause, "Held by GET /orders/ (6)."),
+        messages.trouble_goes_on("default", cause, 60.0, 5, 5),
+    ):
+        assert find_entry(line).topic == cause.entry
 
 
 def test_an_entry_is_shown_without_what_only_a_browser_needs() -> None:

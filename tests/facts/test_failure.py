@@ -37,7 +37,7 @@ def test_a_refused_connection_has_a_cause_and_a_hint() -> None:
     assert failure.cause == (
         'connection to server at "127.0.0.1", port 1 failed: Connection refused.'
     )
-    assert failure.hint == "Is PostgreSQL running there? Start it, or correct the host and port."
+    assert failure.hint == "Start PostgreSQL there, or correct the host and port."
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,34 @@ the metrics tell the same cause, and none of them is green.
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 from django.core.management import call_command
 from pytest_django.plugin import DjangoDbBlocker
 
-from tests.integrations.night import FAULTS, PAGE, PLACE, PLACES, Fault, look, table
+from tests.integrations.night import FAULTS, PAGE, PLACE, PLACES, WORDS, Fault, look, table
+from tests.support.pools import Call
+from tests.support.processes import DEADLINE, GUNICORN, web_server
+from tests.support.projects import manage
+from tests.support.servers import Server, wait_until
 
 MOST_LINES = 4  # of the log in the first seconds of a fault
+
+# After the first request, a thread holds the one connection, and no statement runs on it.
+HOLD = """
+def post_worker_init(worker):
+    import threading, time
+    from django.core.signals import request_finished
+    from django.db import connection
+    def hold():
+        held = connection.pool.getconn()
+        time.sleep(60)
+    def begin(**_):
+        request_finished.disconnect(begin)
+        threading.Thread(target=hold, daemon=True).start()
+    request_finished.connect(begin, weak=False)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +62,27 @@ def test_each_fault_has_one_cause_wherever_one_looks(
     assert "again, after" not in told.texts["log"], "it lasts"
     assert len(told.texts["log"].splitlines()) <= MOST_LINES
     assert [part for part in fault.says if part not in told.texts["exception"]] == []
+
+
+def test_check_pool_tells_what_the_pools_of_other_processes_say(
+    server: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "hold.py").write_text(HOLD)
+    options = ("--worker-class=gthread", "--threads=4", f"--config={tmp_path}/hold.py")
+    small = {"DB_POOL_SIZE": "1", "DB_MAX_OVERFLOW": "0"}
+    with web_server(GUNICORN, server, *options, **small) as web:
+        of_server = {"DATABASE_URL": server.url, "TMPDIR": str(Path(web.socket).parent)}
+        waiting = Call(web.get, ["/"] * 3)
+        wait_until(lambda: WORDS["exhausted"] in web.program.errors, "the log")
+        ran = manage("check_pool", **of_server)
+    waiting.join(DEADLINE)
+    last = ran.stdout.splitlines()[-1]
+    assert "! Now" in ran.stdout
+    assert last.startswith(
+        "OK: default can be used, but requests may be waiting: the pool is exhaus"
+    )
+    assert ": 3 requests waiting; one is held by thread " in last
+    assert ran.returncode == 0
 
 
 def test_the_table_of_the_faults_is_that_of_the_docs() -> None:

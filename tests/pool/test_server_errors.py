@@ -141,7 +141,7 @@ def test_the_message_about_a_port_that_accepts_and_says_nothing_asks_what_listen
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         error = refused(f"host=127.0.0.1 port={port} user=x dbname=x connect_timeout=2")
-    assert "is it PostgreSQL that listens there?" in classify(error).hint
+    assert "that PostgreSQL listens there." in classify(error).hint
 
 
 def test_the_message_about_a_port_that_speaks_http_says_so() -> None:

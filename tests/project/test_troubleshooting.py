@@ -97,6 +97,7 @@ def timed_out(cause: messages.Cause, **given: Any) -> str:
 SAID: dict[Callable[..., object], list[str]] = {
     messages.why_nothing_came: [
         timed_out(EXHAUSTED, in_use=30, waiting=12, longest=BUSY, held_by=ORDERS),
+        timed_out(messages.exhausted(30, in_transaction=6, unused=0), in_use=30, waiting=1),
         timed_out(messages.of_fault(FULL), in_use=3, waiting=4),
         timed_out(messages.no_answer("db.example:5432", silent=True), in_use=1, waiting=1),
         timed_out(messages.slow_or_locked(6, 6), in_use=6, waiting=1),
@@ -171,6 +172,19 @@ def theirs(server: Server) -> Iterator[str]:
             conn.execute("CREATE TABLE lot ()")
         yield str(written.value)
         yield str(written.value).replace("CREATE TABLE", "INSERT")
+        conn.execute("SET default_transaction_read_only = off")
+        conn.execute("CREATE TABLE lot ()")
+        conn.execute("SET statement_timeout = 10")
+        with pytest.raises(psycopg.errors.QueryCanceled) as slow:
+            conn.execute("SELECT pg_sleep(60)")
+        yield str(slow.value)
+        conn.execute("SET statement_timeout = 0")
+        conn.execute("SET lock_timeout = 10")
+        with psycopg.connect(server.conninfo) as blocker:
+            blocker.execute("LOCK TABLE lot")
+            with pytest.raises(psycopg.errors.LockNotAvailable) as locked:
+                conn.execute("DROP TABLE lot")
+        yield str(locked.value)
         with pytest.raises(psycopg.OperationalError) as ended:
             conn.execute("SELECT pg_terminate_backend(pg_backend_pid())")
         yield str(ended.value)

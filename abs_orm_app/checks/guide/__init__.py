@@ -21,6 +21,8 @@ PAGES = {name: Path(__file__).with_name(f"{name}.md") for name in _NAMES}
 _HEADING = re.compile(r"(?P<marks>##+) (?:<a id=\"(?P<anchor>[^\"]+)\"></a>)?(?P<title>.+)")
 _FENCE = "```"
 _MESSAGES = re.compile(r"^\| (.+) \| .*\(#([\w-]+)\).* \|$", re.MULTILINE)
+# The table of the faults: the entry, the words of every place, and the name in metrics.
+_FAULTS = re.compile(r"^\| \[.+\]\(#([\w-]+)\) \| (.+) \| `(.+)` \|$", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,17 +62,19 @@ def find_entry(topic: str) -> GuideEntry:
 
 
 def _of_message(text: str) -> GuideEntry | None:
-    """The entry that a message names, or that the table of messages has for it, or its kind."""
+    """The entry that a message names, that one of the tables has for it, or of its kind."""
     text = printable(text)
     if named := re.search(r"--explain ([\w-]+)", text):
         return entries().get(named[1])
-    page = PAGES["troubleshooting"].read_text(encoding="utf-8")
+    page, kind = PAGES["troubleshooting"].read_text(encoding="utf-8"), classify(text)
+    for anchor, words, name in _FAULTS.findall(page) if kind is UNKNOWN else ():
+        if words in text.replace("waits for", "wait for") or text.casefold() == name:
+            return entries().get(anchor)
     for messages, anchor in _MESSAGES.findall(page):
         for message in re.findall(r"`([^`]+)`", messages):
             parts = [part.strip() for part in re.split(r"…|\d[\d.]*", message)]
             if re.search(".*".join(map(re.escape, parts)), text, re.IGNORECASE):
                 return entries().get(anchor)
-    kind = classify(text)
     return None if kind is UNKNOWN else entries().get(kind.entry)
 
 

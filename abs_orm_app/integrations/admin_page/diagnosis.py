@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from abs_orm_app.config.texts import counted, printable
@@ -15,7 +15,7 @@ from abs_orm_app.facts.wording import sessions_in_trouble, who_is_connected, wri
 from abs_orm_app.integrations.admin_page.history import is_exhausted
 from abs_orm_app.integrations.admin_page.holders import HolderGroup
 from abs_orm_app.integrations.admin_page.live import Live
-from abs_orm_app.integrations.admin_page.neighbours import Row
+from abs_orm_app.integrations.admin_page.neighbours import troubles
 from abs_orm_app.integrations.admin_page.overview import Database, Overview, Panel
 from abs_orm_app.integrations.admin_page.wording import duration, place
 from abs_orm_app.pool.server_errors import FULL
@@ -76,7 +76,7 @@ def diagnose(overview: Overview, failure: Failure | None = None) -> tuple[Troubl
         if trouble.text not in said
     ]
     of_others = [each for each in _of_neighbours(overview) if each.short not in said]
-    of_visitor = _of_visitor(failure) if failure else ()
+    of_visitor = _of_visitor(failure, said) if failure else ()
     return (*of_aliases, *of_databases, *of_others, *of_visitor)
 
 
@@ -101,10 +101,11 @@ def _read_only(panel: Panel) -> str:
     return ""
 
 
-def _of_visitor(failure: Failure) -> Iterable[Trouble]:
+def _of_visitor(failure: Failure, said: str) -> Iterable[Trouble]:
+    why = "" if failure.cause in said else f" {failure.cause} {failure.hint}"
     text = (
-        f"your session could not be looked up. {failure.cause} {failure.hint} You see this page"
-        " because this browser was let in during the last five minutes."
+        f"your session could not be looked up.{why} You see this page because this browser was let"
+        " in during the last five minutes."
     )
     yield Trouble("login", "no answer", text)
 
@@ -148,7 +149,9 @@ def _why_waiting(live: Live, fleet: Fleet | None) -> tuple[str, str]:
     if cause is None or not is_exhausted(live.now):
         return "requests wait", "more connections are being opened."
     if cause.name == "slow or locked":
-        text, line = (sessions_in_trouble(fleet) if fleet else None) or (cause.text, "")
+        # Statements run: that another session is idle in a transaction is not why.
+        seen = sessions_in_trouble(replace(fleet, forgotten=None)) if fleet else None
+        text, line = seen or (cause.text, "")
         short = "waits for a lock" if fleet and fleet.blocked else "slow statements"
         return short, f"{text} To end it: {line}" if line else text
     short = cause.name if cause.name == "exhausted" else cause.problem
@@ -183,14 +186,8 @@ def holder_name(group: HolderGroup) -> str:
 
 def _of_neighbours(overview: Overview) -> Iterable[Trouble]:
     """What is wrong in the processes that are not shown."""
-    found: dict[tuple[str, str], list[Row]] = {}
-    for row in overview.rows:
-        if row.trouble and row.pid != overview.pid:
-            found.setdefault((row.alias, row.trouble), []).append(row)
-    for (alias, trouble), rows in found.items():
-        processes = " and ".join(str(row.pid) for row in rows)
-        waiting = counted(sum(row.waiting for row in rows), "request")
-        yield Trouble(alias, trouble, f"{trouble}, in process {processes}: {waiting} waiting.")
+    others = [row for row in overview.rows if row.pid != overview.pid]
+    return [Trouble(*trouble) for trouble in troubles(others)]
 
 
 def _of_database(database: Database) -> Iterable[Trouble]:

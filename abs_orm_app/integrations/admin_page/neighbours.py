@@ -13,7 +13,7 @@ import json
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.crypto import salted_hmac
 
+from abs_orm_app.config.texts import counted
 from abs_orm_app.facts.active import current_pools
 from abs_orm_app.facts.snapshot import snapshot
 from abs_orm_app.integrations.admin_page.live import Live, from_json, live, to_json
@@ -36,6 +37,7 @@ AWAKE = 15.0  # seconds after a look for which processes write
 STALE = 10.0  # seconds after which a file counts no more
 LARGEST = 10_000_000  # bytes of a file that are read
 EVERY = 0.9  # seconds between two files of a process, at least
+TOLD_WITHIN = 1.5  # seconds after the first look
 ANSWER_WITHIN = 3.0  # seconds for a process that was just pinned
 
 _written_at = 0.0
@@ -67,10 +69,32 @@ def rows() -> list[Row]:
     if home := _directory():
         _touch(home / LOOKED_AT)
         write(home)
-        for told in _all(home):
-            with suppress(KeyError, TypeError, ValueError):  # of another version
-                found += [Row(**row) for row in told["rows"]]
+        found = list(_told(home))
     return sorted(found, key=lambda row: (str(row.pid).rjust(10), str(row.alias)))
+
+
+def troubles(told: Iterable[Row]) -> Iterator[tuple[str, str, str]]:
+    """Each alias that is in trouble, the trouble, and a sentence that says in which processes."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in told:
+        if row.trouble:
+            found.setdefault((row.alias, row.trouble), []).append(row)
+    for (alias, trouble), them in found.items():
+        processes = " and ".join(str(row.pid) for row in them)
+        waiting = counted(sum(row.waiting for row in them), "request")
+        held = f"; one is held by {them[0].longest}" if them[0].longest else ""
+        yield alias, trouble, f"{trouble}, in process {processes}: {waiting} waiting{held}."
+
+
+def trouble_of(alias: str) -> str:
+    """What is wrong with an alias in other processes; "" if none tells of it."""
+    if (home := _directory()) is None:
+        return ""
+    asleep = not _is_fresh(home / LOOKED_AT, AWAKE)
+    _touch(home / LOOKED_AT)
+    sleep(TOLD_WITHIN if asleep else 0)
+    others = [row for row in _told(home) if row.pid != os.getpid()]
+    return " ".join(text for name, _, text in troubles(others) if name == alias)
 
 
 def pinned(pid: int) -> dict[str, Live] | None:
@@ -146,6 +170,12 @@ def _longest(holders: list[Holder], requests: dict[str, Any]) -> str:
     kind = "task" if longest.is_task else "thread"
     who = request.label if request else f"{kind} {longest.thread}"
     return f"{who}, {longest.seconds:.1f} s"
+
+
+def _told(home: Path) -> Iterator[Row]:
+    for told in _all(home):
+        with suppress(KeyError, TypeError, ValueError):  # of another version
+            yield from [Row(**row) for row in told["rows"]]
 
 
 def _all(home: Path) -> Iterator[Any]:

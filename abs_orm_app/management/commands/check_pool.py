@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +32,10 @@ from abs_orm_app.console.layout import Layout, signs_for, terminal_width
 from abs_orm_app.console.profiles import Profile, compare, profiles
 from abs_orm_app.console.report_text import answer_sections, settings_section
 from abs_orm_app.console.verdict import judge, verdict_section
+from abs_orm_app.facts.active import Active
 from abs_orm_app.facts.databases import Configured, configured_databases
 from abs_orm_app.facts.report import Report, report
+from abs_orm_app.facts.server import ServerFacts
 
 if TYPE_CHECKING:
     from abs_orm_app.drill.runner import Drilled
@@ -205,7 +208,7 @@ class Command(BaseCommand):
         if in_text:  # before the server is asked: one that is down takes its time
             self.stdout.write(settings_section(database, layout, everything=everything) + "\n\n")
             self.stdout.flush()
-        gathered = report(database)
+        gathered = _with_neighbours(report(database))
         if in_text and database.vendor == "postgresql":
             sections = answer_sections(gathered, layout, everything=everything)
             if sections:
@@ -229,6 +232,19 @@ class Command(BaseCommand):
         if in_text:
             self.stdout.write("\n")
         return drilled
+
+
+def _with_neighbours(gathered: Report) -> Report:
+    """With what other processes of this machine tell of their pools."""
+    pool, server = gathered.active, gathered.server
+    if not isinstance(pool, Active) or pool.trouble or not isinstance(server, ServerFacts):
+        return gathered
+    if not server.used_by_role:
+        return gathered
+    from abs_orm_app.integrations.admin_page.neighbours import trouble_of
+
+    trouble = trouble_of(gathered.configured.alias)
+    return replace(gathered, active=replace(pool, trouble=trouble))
 
 
 def _print_no_usage(file: Any = None) -> None:

@@ -54,7 +54,8 @@ def test_the_page_has_a_row_for_each_process(staff: Client, server: Server) -> N
     assert "GET /txn/, 12.0 s" in html
     assert "5 of 6" in html
     parent = os.getppid()
-    assert f"other: the pool is exhausted, in process {parent}: 3 requests waiting." in now(html)
+    said = f"other: the pool is exhausted, in process {parent}: 3 requests waiting; one is held by"
+    assert f"{said} GET /txn/, 12.0 s." in now(html)
 
 
 def test_a_process_writes_only_while_somebody_looks(server: Server, home: Path) -> None:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import unescape
+from time import sleep
 from typing import Any
 
 import psycopg
@@ -21,6 +22,7 @@ from django.test import Client, override_settings
 from django.urls import include, path
 from psycopg_pool import PoolTimeout
 
+from abs_orm_app.facts import wording
 from abs_orm_app.facts.snapshot import snapshot
 from abs_orm_app.integrations.admin_page import history, neighbours
 from abs_orm_app.pool.housekeeping import TICK
@@ -307,7 +309,34 @@ def test_sessions_that_wait_for_a_lock_are_told_with_what_blocks_them(
         blocker.rollback()
         blocked.result(IN_TIME)
     assert f"; server process {pid}, idle in transaction for " in said
-    assert said.endswith(f" blocks them. To end it: SELECT pg_terminate_backend({pid});")
+    assert said.endswith(f" blocks it. To end it: SELECT pg_terminate_backend({pid});")
+
+
+def test_a_transaction_that_is_idle_elsewhere_is_no_cause_of_slow_statements(
+    staff: Client, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wording, "LONG", 4.0)
+    with (
+        database(entry(server.conninfo, OPTIONS=SMALL)) as alias,
+        psycopg.connect(server.conninfo) as importer,
+    ):
+        importer.execute("select 1")
+        sleep(wording.LONG)
+        pool = pool_of(alias)
+        taken = [pool.getconn() for _ in range(3)]
+        calls = [Call(conn.execute, "select pg_sleep(60)") for conn in taken]
+        calls.append(Call(pool.getconn))
+        wait_until(lambda: pool.core.reached[1] == "answers", "the server to be asked", IN_TIME)
+        said = now(content(staff))
+        server.cancel()
+        for conn, call in zip(taken, calls, strict=False):
+            call.join(IN_TIME)
+            conn.rollback()
+            pool.putconn(conn)
+        pool.putconn(calls[-1].result(IN_TIME))
+    assert said.startswith("other: ")
+    assert "slow statements" in said
+    assert "idle in a transaction" not in said
 
 
 def test_a_server_without_a_connection_left_is_told(staff: Client, server: Server) -> None:

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from urllib.error import HTTPError
 from urllib.request import OpenerDirector
 
 import pytest
@@ -19,6 +20,7 @@ from selenium.webdriver.common.keys import Keys
 from abs_project.demo import PAGE
 from tests.support.browsers import STAFF, Site, browser, needs_browser, prepare, site
 from tests.support.login import visitor
+from tests.support.pages import now
 from tests.support.pools import Call
 from tests.support.processes import DEADLINE
 from tests.support.servers import Server, wait_until
@@ -160,3 +162,14 @@ def test_a_reader_pins_a_worker_with_the_keyboard_and_keeps_it(
         assert chromium.current_url.endswith(f"?process={pid}")
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: f"Process {pid} is gone." in chromium.page_source, "its end", DEADLINE)
+
+
+def test_a_server_that_is_down_is_told_once(
+    shop: Site, staff: OpenerDirector, server: Server
+) -> None:
+    server.stop()
+    with pytest.raises(HTTPError) as answer:
+        staff.open(f"{shop.url}{PAGE}", timeout=DEADLINE)
+    said = now(answer.value.read().decode())
+    assert "your session could not be looked up. You see this page" in said
+    assert said.count("connection to server on socket") == 1
