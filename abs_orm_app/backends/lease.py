@@ -50,6 +50,7 @@ class Lease:
     `leases`: those of its wrapper that were not returned yet: several, if a signal handler has
     queried while one was begun.
     `wanted`: the lease ends when nothing needs the session, if this is not empty then.
+    `request`: the one that its thread was serving, or the last one before.
     `users`: what needs the connection now: weak references to its `User`s.
     `pinned`: why it lasts until its wrapper ends it, and `pinned_at` since where, if tracing is on.
     `portals`: the names of server-side cursors that the server may have. (A collection clears the
@@ -59,16 +60,18 @@ class Lease:
 
     __slots__ = (
         "checkout", "connection", "dirty", "leases", "pinned", "pinned_at", "pool", "portals",
-        "used_at", "users", "vote", "wanted",
+        "request", "used_at", "users", "vote", "wanted",
     )  # fmt: skip
 
-    def __init__(self, connection: Any, wanted: Sized, leases: set[Lease]) -> None:
+    def __init__(
+        self, connection: Any, wanted: Sized, leases: set[Lease], request: object = ()
+    ) -> None:
         self.connection: Connection[Any] | None = connection
         self.pool = connection._pool
         entry = connection._pool_entry
         self.checkout = entry.checkout
         self.used_at: float = entry.taken_at  # when a statement began
-        self.wanted = wanted
+        self.wanted, self.request = wanted, request
         self.users: set[ref[User]] = set()
         self.vote: dict[str, Any] = {}  # the newest, or one before it: `NEXT` leads on
         self.pinned: Change | None = None

@@ -165,7 +165,7 @@ class LeasingMixin(Base):
             wanted = ALWAYS if unending else thread.request
         else:
             wanted = connection._pool.queue.waiters
-        lease = Lease(connection, wanted, self._leases)
+        lease = Lease(connection, wanted, self._leases, thread.request)
         if self._blocks:
             for weak in list(self._blocks):
                 if (block := weak()) is not None:

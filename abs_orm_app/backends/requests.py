@@ -65,12 +65,15 @@ def _end_leases(request: Any = None) -> None:
     for pool in list(pools.values()):
         for entry in pool.core.in_use:
             lease: Lease | None = getattr(entry.weak(), LEASE, None)
-            if lease is None or type(lease.wanted) is not _Request:
+            if lease is None:
                 continue
-            if request is None:
+            if request is None and type(lease.wanted) is _Request:
                 lease.wanted = ALWAYS
-            if request is None or lease.wanted is request:
-                lease.end_if_idle()
+            elif lease.request is request:
+                lease.pinned = None  # a changed session is kept until the request ends
+            else:
+                continue
+            lease.end_if_idle()
 
 
 class _Thread(threading.local):

@@ -225,7 +225,11 @@ def stream(_request: HttpRequest) -> StreamingHttpResponse:
     return StreamingHttpResponse(str(ask(connections[ALIAS])) for _ in range(9))
 
 
-urlpatterns = [path("", view), path("stream/", stream)]
+def change(_request: HttpRequest) -> HttpResponse:
+    return HttpResponse(ask(connections[ALIAS], "SELECT set_config('app.tenant', '7', false)"))
+
+
+urlpatterns = [path("", view), path("stream/", stream), path("change/", change)]
 
 
 @pytest.fixture
@@ -243,9 +247,9 @@ def _forget() -> None:
     requests.thread.__dict__.update(in_request=False, unended=0)
 
 
-def request(*, closes: bool, start: Callable[..., None] = lambda *_: None) -> None:
+def request(*, closes: bool, start: Callable[..., None] = lambda *_: None, path: str = "/") -> None:
     """As a WSGI server does it; starlette's WSGIMiddleware does not close the response."""
-    environ = RequestFactory(SERVER_NAME="localhost").get("/").environ
+    environ = RequestFactory(SERVER_NAME="localhost").get(path).environ
     environ["wsgi.input"] = BytesIO()
     handler: Any = WSGIHandler()
     response = handler(environ, start)
@@ -298,9 +302,10 @@ def test_requests_that_never_end_are_said_once_and_starve_nobody(
 
 
 @pytest.mark.usefixtures("_ends_again")
+@pytest.mark.parametrize("path", ["/", "/change/"])
 @pytest.mark.parametrize("beside", [False, True], ids=["", "beside some that end"])
 def test_the_first_requests_of_threads_starve_nobody_if_they_never_end(
-    mounted: Any, beside: bool
+    mounted: Any, beside: bool, path: str
 ) -> None:
     """As a server does with a thread for each: none of them begins another request."""
     if beside:
@@ -308,7 +313,7 @@ def test_the_first_requests_of_threads_starve_nobody_if_they_never_end(
     stay = threading.Event()
 
     def work() -> None:
-        request(closes=False)
+        request(closes=False, path=path)
         stay.wait(60)
 
     began = monotonic()
