@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from abs_orm_app.checks.adoption_rules import OUR_ENGINES
 from abs_orm_app.checks.finding import Finding
+from abs_orm_app.checks.fixes import set_mode
 from abs_orm_app.config.texts import counted
 from abs_orm_app.console.layout import INDENT, Layout
 from abs_orm_app.console.profiles import Compared, Comparison
 from abs_orm_app.facts.active import Active
+from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.failure import Failure
 from abs_orm_app.facts.report import Report
 from abs_orm_app.facts.server import ServerFacts
@@ -59,7 +61,8 @@ def judge(
     """
     unusable = [problem for report in reports for problem in _unusable(report)]
     severe = [_severe(finding) for finding in findings if finding.level >= fail_level]
-    differing = [] if comparison is None else list(_differing(comparison))
+    databases = {report.configured.alias: report.configured for report in reports}
+    differing = [] if comparison is None else list(_differing(comparison, databases))
     engines = {report.configured.alias: report.configured.engine for report in reports}
     unproven = [] if drills is None else list(_unproven(drills, engines))
     # A pool that cannot be made has its reason in the finding.
@@ -135,7 +138,7 @@ def _severe(finding: Finding) -> Problem:
     )
 
 
-def _differing(comparison: Comparison) -> Iterator[Problem]:
+def _differing(comparison: Comparison, databases: Mapping[str, Configured]) -> Iterator[Problem]:
     if not comparison.aliases:
         yield Problem(
             where=comparison.profile,
@@ -144,11 +147,14 @@ def _differing(comparison: Comparison) -> Iterator[Problem]:
         )
     for alias in comparison.aliases:
         rows = [row for row in comparison.of(alias) if not row.matches]
+        unused = any(row.here is None for row in rows)  # what the profile sets has no effect
+        remedy = f"Set {', '.join(map(_as_wanted, rows))}; or use another profile."
         if rows:
             yield Problem(
                 where=alias,
                 cause=f"The settings differ from {comparison.profile}.",
-                remedy=f"Set {', '.join(map(_as_wanted, rows))}; or use another profile.",
+                remedy="Turn the pool on, or use another profile:" if unused else remedy,
+                fix=set_mode(databases[alias], "pool") if unused else "",
             )
 
 
