@@ -14,7 +14,7 @@ from abs_orm_app.console.layout import INDENT, Layout
 from abs_orm_app.console.profiles import Compared, Comparison
 from abs_orm_app.facts.active import Active
 from abs_orm_app.facts.databases import Configured
-from abs_orm_app.facts.failure import Failure
+from abs_orm_app.facts.failure import INSTALL_POOL, Failure
 from abs_orm_app.facts.report import Report
 from abs_orm_app.facts.server import ServerFacts
 from abs_orm_app.facts.wording import LEVELS, format_value, sessions_in_trouble, writes_fail
@@ -67,7 +67,8 @@ def judge(
     unproven = [] if drills is None else list(_unproven(drills, engines))
     # A pool that cannot be made has its reason in the finding.
     found = {f.alias for f in findings if f.level >= fail_level and f.number.startswith("E00")}
-    said = [p for p in unusable if p.where in found and p.remedy == WRONG_SETTINGS.hint]
+    vague = (WRONG_SETTINGS.hint, INSTALL_POOL)
+    said = [p for p in unusable if p.where in found and p.remedy in vague]
     problems = (*(p for p in unusable if p not in said), *severe, *differing, *unproven)
     if not problems:
         but = [trouble for report in reports if (trouble := _trouble(report))]
