@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -184,17 +185,24 @@ def test_settings_that_cannot_be_used_end_in_the_verdict() -> None:
     assert manage("migrate", DB_POOL_SIZE="abc").stdout == ""
 
 
-@pytest.mark.parametrize("engine", ["abs_orm_app", "abs_orm_app.backends.postgres", f"{OURS}.base"])
-def test_an_engine_of_ours_with_a_typo_is_a_line_and_no_traceback(
-    engine: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("databases", "said"),
+    [
+        ({"default": {"ENGINE": wrong}}, f"There is no ENGINE {wrong!r}, only {OURS!r}")
+        for wrong in ("abs_orm_app", "abs_orm_app.backends.postgres", f"{OURS}.base")
+    ]
+    + [({"ENGINE": OURS, "NAME": "x"}, "DATABASES is an entry; it must be ")],
+)
+def test_what_stops_django_at_the_first_model_is_a_line_and_no_traceback(
+    databases: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
-    """Django loads it with the first model, before it knows any command."""
+    """It loads the engine then, before it knows any command."""
     (tmp_path / "wrong.py").write_text(
         "INSTALLED_APPS = ['django.contrib.contenttypes', 'abs_orm_app']\n"
-        f"DATABASES = {{'default': {{'ENGINE': {engine!r}, 'NAME': 'x'}}}}\n"
+        f"DATABASES = {databases!r}\n"
     )
     done = manage("check_pool", "--settings=wrong", PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
-    assert done.stderr.startswith(f"SettingsError: There is no ENGINE {engine!r}, only {OURS!r}")
+    assert done.stderr.startswith(f"SettingsError: {said}")
     assert done.stderr.count("\n") == 1
     assert done.stdout == "FAILED: the settings cannot be used.\n"
