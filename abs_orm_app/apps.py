@@ -19,9 +19,11 @@ class AbsOrmAppConfig(AppConfig):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         # Models ask the default database for its engine. They are imported after this.
+        if "ENGINE" in settings.DATABASES:
+            refuse(['DATABASES is an entry; it must be {"default": database_from_env()}.'])
         engine = settings.DATABASES.get("default", {}).get("ENGINE", "")
         ours = (POSTGRESQL, POSTGIS)
-        if engine.startswith("abs_orm_app") and engine not in ours:
+        if engine.partition(".")[0] == self.name and engine not in ours:
             refuse([f"There is no ENGINE {engine!r}, only {' and '.join(map(repr, ours))}."])
 
     def import_models(self) -> None:

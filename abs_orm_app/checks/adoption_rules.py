@@ -49,12 +49,17 @@ def databases_empty() -> Finding:
 
 def djangos_engine(database: Configured) -> Finding:
     has = "has a pool of Django's own" if database.pools else "has no pool of this app"
+    engine = OUR_ENGINES[database.engine]
+    remedy, fix = "change the engine (the other settings stay):", f'"ENGINE": "{engine}"'
+    if written_by_hand(database) and not database.pools:
+        remedy = "add below DATABASES:"
+        fix = f'DATABASES["{database.alias}"]["ENGINE"] = "{engine}"; {set_mode(database, "pool")}'
     return new_finding(
         "I002",
         f"The engine is {database.engine}: the alias {has}.",
-        "To use the pool of this app, change the engine (the other settings stay):",
+        f"To use the pool of this app, {remedy}",
         database.alias,
-        fix=f'"ENGINE": "{OUR_ENGINES[database.engine]}"',
+        fix=fix,
     )
 
 

@@ -93,6 +93,8 @@ def parse_url(url: str) -> Address:
     url = url.strip()
     if url[:1] in ("'", '"'):
         raise ValueError("begins with a quotation mark: remove it")
+    if re.search(r"\s#", url):
+        raise ValueError("contains a comment: it needs a line of its own")
     match = URL.fullmatch(url)
     if not match:
         raise ValueError(f"is not a URL like {EXAMPLE}")

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from abs_orm_app.checks.adoption_rules import OUR_ENGINES
 from abs_orm_app.checks.finding import Finding
+from abs_orm_app.checks.fixes import set_mode
 from abs_orm_app.config.texts import counted
 from abs_orm_app.console.layout import INDENT, Layout
 from abs_orm_app.console.profiles import Compared, Comparison
 from abs_orm_app.facts.active import Active
-from abs_orm_app.facts.failure import Failure
+from abs_orm_app.facts.databases import Configured
+from abs_orm_app.facts.failure import INSTALL_POOL, Failure
 from abs_orm_app.facts.report import Report
 from abs_orm_app.facts.server import ServerFacts
 from abs_orm_app.facts.wording import LEVELS, format_value, sessions_in_trouble, writes_fail
@@ -59,12 +61,14 @@ def judge(
     """
     unusable = [problem for report in reports for problem in _unusable(report)]
     severe = [_severe(finding) for finding in findings if finding.level >= fail_level]
-    differing = [] if comparison is None else list(_differing(comparison))
+    databases = {report.configured.alias: report.configured for report in reports}
+    differing = [] if comparison is None else list(_differing(comparison, databases))
     engines = {report.configured.alias: report.configured.engine for report in reports}
     unproven = [] if drills is None else list(_unproven(drills, engines))
     # A pool that cannot be made has its reason in the finding.
     found = {f.alias for f in findings if f.level >= fail_level and f.number.startswith("E00")}
-    said = [p for p in unusable if p.where in found and p.remedy == WRONG_SETTINGS.hint]
+    vague = (WRONG_SETTINGS.hint, INSTALL_POOL)
+    said = [p for p in unusable if p.where in found and p.remedy in vague]
     problems = (*(p for p in unusable if p not in said), *severe, *differing, *unproven)
     if not problems:
         but = [trouble for report in reports if (trouble := _trouble(report))]
@@ -135,7 +139,7 @@ def _severe(finding: Finding) -> Problem:
     )
 
 
-def _differing(comparison: Comparison) -> Iterator[Problem]:
+def _differing(comparison: Comparison, databases: Mapping[str, Configured]) -> Iterator[Problem]:
     if not comparison.aliases:
         yield Problem(
             where=comparison.profile,
@@ -144,11 +148,14 @@ def _differing(comparison: Comparison) -> Iterator[Problem]:
         )
     for alias in comparison.aliases:
         rows = [row for row in comparison.of(alias) if not row.matches]
+        unused = any(row.here is None for row in rows)  # what the profile sets has no effect
+        remedy = f"Set {', '.join(map(_as_wanted, rows))}; or use another profile."
         if rows:
             yield Problem(
                 where=alias,
                 cause=f"The settings differ from {comparison.profile}.",
-                remedy=f"Set {', '.join(map(_as_wanted, rows))}; or use another profile.",
+                remedy="Turn the pool on, or use another profile:" if unused else remedy,
+                fix=set_mode(databases[alias], "pool") if unused else "",
             )
 
 

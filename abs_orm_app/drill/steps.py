@@ -10,6 +10,7 @@ from threading import Thread
 from time import sleep
 from typing import Any
 
+from abs_orm_app.backends.routing import only_reads
 from abs_orm_app.drill.stage import (
     THREAD,
     AnyPool,
@@ -255,6 +256,8 @@ def leaves_read_only(stage: Stage) -> Seen:
     attrs = stage.configured.target_session_attrs
     if attrs not in ("", "read-write"):
         return Seen("skipped", f"with target_session_attrs={attrs} such a server is good enough")
+    if not attrs and only_reads(stage.configured.alias, stage.configured.entry):
+        return Seen("skipped", "the project writes nothing through this alias")
     conn = stage.first()
     if _is_read_only(conn) != "off":
         return Seen("skipped", "the server does not report whether it is read-only, or it is")

@@ -15,12 +15,21 @@ from tests.support.aliases import facts, from_env, ids
 from tests.support.projects import OURS, SQLITE, STOCK, Ran, database, entry, manage
 
 
-@pytest.mark.parametrize("options", [{}, {"pool": True}])
-def test_djangos_engine_is_found_with_the_line_to_change(options: dict[str, object]) -> None:
-    [finding] = adoption_findings([facts(STOCK, OPTIONS=options)])
+def test_djangos_pool_is_found_with_the_line_to_change() -> None:
+    [finding] = adoption_findings([facts(STOCK, OPTIONS={"pool": True})])
     assert finding.number == "I002"
     assert finding.fix == '"ENGINE": "abs_orm_app.backends.postgresql"'
-    assert ("has a pool of Django's own" in finding.message) == bool(options)
+    assert "has a pool of Django's own" in finding.message
+
+
+@pytest.mark.parametrize("age", [0, 60])
+def test_djangos_engine_is_found_with_the_lines_that_give_a_pool(age: int) -> None:
+    """As by env.db(), or dj_database_url.config(conn_max_age=600)."""
+    mine: dict[str, Any] = {"ENGINE": STOCK, "NAME": "x", "CONN_MAX_AGE": age}
+    [finding] = adoption_findings([facts(**mine)])
+    assert finding.number == "I002"
+    exec(finding.fix, {"DATABASES": {"other": mine}})  # noqa: S102
+    assert settings_findings([facts(**{**mine, "CONN_HEALTH_CHECKS": True})]) == []
 
 
 @pytest.mark.parametrize("age", [0, 60, None])

@@ -192,6 +192,7 @@ def test_an_embedded_server_is_named_by_its_directory() -> None:
         ("host=h dbname=n", "is not a URL like postgresql://USER:PASSWORD@HOST:PORT/NAME"),
         ('"postgres://h/n"', "begins with a quotation mark: remove it"),
         ("'postgres://h/n'", "begins with a quotation mark"),
+        ("postgres://h/n # ours", "contains a comment: it needs a line of its own"),
         ("postgresql://USER:PASSWORD@HOST:PORT/NAME", "has a port that is not a number from 1 to"),
         ("mysql://h/n", "begins with mysql://; this app supports PostgreSQL only: postgresql://"),
         ("postgress://h/n", "begins with an unknown scheme (did you mean 'postgres'?); this"),

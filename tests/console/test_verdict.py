@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -12,7 +13,17 @@ from django.db import connections
 from django.test import override_settings
 
 from abs_orm_app.config.broken_settings import SCHEMA
-from tests.support.projects import OURS, POOL, SQLITE, STOCK, Ran, database, entry, manage
+from tests.support.projects import (
+    OURS,
+    POOL,
+    SQLITE,
+    STOCK,
+    Ran,
+    database,
+    entry,
+    manage,
+    of_environment,
+)
 from tests.support.servers import PASSWORD_OVER_TCP, Server
 
 pytestmark = [
@@ -107,7 +118,11 @@ def test_a_difference_from_the_profile_fails(shared: Server) -> None:
         out = Ran(database=[alias], compare="fullon_orm").out
     assert summary == "FAILED: the settings differ from fullon_orm."
     assert "there is no pool here (mode null)." in " ".join(out.split())
-    assert "Fix: Set DB_POOL_SIZE to 20, DB_MAX_OVERFLOW to 10," in " ".join(out.split())
+    assert "Fix: Turn the pool on, or use another profile:" in " ".join(out.split())
+    out = of_environment(
+        "--compare=fullon_orm", DATABASE_URL="postgresql:///x", DB_POOL_SIZE="9"
+    ).out
+    assert "Fix: Set DB_POOL_SIZE to 20; or use another profile." in " ".join(out.split())
     with database(SQLITE) as alias:
         assert both(database=[alias], compare="fullon_orm").startswith("FAILED: ")
 
@@ -170,17 +185,24 @@ def test_settings_that_cannot_be_used_end_in_the_verdict() -> None:
     assert manage("migrate", DB_POOL_SIZE="abc").stdout == ""
 
 
-@pytest.mark.parametrize("engine", ["abs_orm_app", "abs_orm_app.backends.postgres", f"{OURS}.base"])
-def test_an_engine_of_ours_with_a_typo_is_a_line_and_no_traceback(
-    engine: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("databases", "said"),
+    [
+        ({"default": {"ENGINE": wrong}}, f"There is no ENGINE {wrong!r}, only {OURS!r}")
+        for wrong in ("abs_orm_app", "abs_orm_app.backends.postgres", f"{OURS}.base")
+    ]
+    + [({"ENGINE": OURS, "NAME": "x"}, "DATABASES is an entry; it must be ")],
+)
+def test_what_stops_django_at_the_first_model_is_a_line_and_no_traceback(
+    databases: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
-    """Django loads it with the first model, before it knows any command."""
+    """It loads the engine then, before it knows any command."""
     (tmp_path / "wrong.py").write_text(
         "INSTALLED_APPS = ['django.contrib.contenttypes', 'abs_orm_app']\n"
-        f"DATABASES = {{'default': {{'ENGINE': {engine!r}, 'NAME': 'x'}}}}\n"
+        f"DATABASES = {databases!r}\n"
     )
     done = manage("check_pool", "--settings=wrong", PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
-    assert done.stderr.startswith(f"SettingsError: There is no ENGINE {engine!r}, only {OURS!r}")
+    assert done.stderr.startswith(f"SettingsError: {said}")
     assert done.stderr.count("\n") == 1
     assert done.stdout == "FAILED: the settings cannot be used.\n"

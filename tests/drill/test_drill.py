@@ -146,6 +146,12 @@ def test_what_is_not_configured_is_skipped(shared: Server) -> None:
     assert seen(outcomes, "recycle") == "recycle is off: no connection expires"
 
 
+def test_a_replica_need_not_accept_writes(shared: Server) -> None:
+    outcomes = drilled(shared.conninfo, 9, TEST={"MIRROR": "default"})
+    assert verdicts(outcomes)["read-only"] == "skipped"
+    assert seen(outcomes, "read-only") == "the project writes nothing through this alias"
+
+
 def test_with_leak_tracing_the_place_of_a_checkout_is_recorded(shared: Server) -> None:
     outcomes = drilled(shared.conninfo, 4, ABS_ORM_APP={"leak_seconds": 60.0})
     assert "where it was taken is recorded" in seen(outcomes, "explanation")
