@@ -230,7 +230,25 @@ def test_a_root_that_blocks_some_is_not_said_to_block_all(server: Server) -> Non
             wait_until(lambda: "4 sessions wait" in Ran(database=[alias]).last, "the fourth")
             ran = Ran(database=[alias])
         call.join(20)
-    assert ran.last.endswith(", blocks 3 of them.")
+    assert ran.last.endswith(" s, blocks 3 of them.")
+
+
+def test_a_root_whose_state_is_hidden_is_named(server: Server) -> None:
+    with server.admin() as admin:
+        admin.execute("CREATE TABLE lot (); GRANT ALL ON lot TO app")
+    with (
+        database(entry(server.conninfo, OPTIONS=POOL, USER="app")) as alias,
+        closing(psycopg.connect(server.conninfo)) as blocker,
+        closing(psycopg.connect(f"{server.conninfo} user=app")) as waiter,
+    ):
+        blocker.execute("LOCK TABLE lot")
+        call = Call(waiter.execute, "LOCK TABLE lot")
+        wait_until(lambda: "1 session waits" in Ran(database=[alias]).last, "the lock")
+        ran = Ran(database=[alias])
+        root = blocker.info.backend_pid
+        server.terminate()
+        call.join(20)
+    assert ran.last.endswith(f"; server process {root} blocks it.")
 
 
 def test_a_forgotten_transaction_and_a_long_query_are_told(
