@@ -120,7 +120,7 @@ def tell(_: object = None) -> None:
     if now - _written_at < EVERY:
         return
     _written_at = now
-    with suppress(OSError, ImproperlyConfigured):  # such as without SECRET_KEY
+    with suppress(OSError, ImproperlyConfigured):
         home = _path()
         if _is_fresh(home / LOOKED_AT, AWAKE) and _is_private(home):
             write(home)
@@ -229,7 +229,7 @@ def _directory() -> Path | None:
         with suppress(FileExistsError):
             home.mkdir(0o700)
         return home if _is_private(home) else None
-    except OSError:
+    except (OSError, ImproperlyConfigured):  # such as without SECRET_KEY
         return None
 
 

@@ -115,6 +115,12 @@ def test_a_directory_that_others_can_use_is_not_used(home: Path, tmp_path: Path)
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
+@override_settings(SECRET_KEY="")
+def test_without_a_secret_key_no_other_process_is_seen() -> None:
+    assert neighbours.trouble_of("other") == ""
+    assert neighbours.rows() == []
+
+
 def test_a_file_that_cannot_be_written_costs_the_row_and_nothing_else(home: Path) -> None:
     neighbours.rows()
     mine = home / f"{os.getpid()}.json"
