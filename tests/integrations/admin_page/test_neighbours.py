@@ -56,6 +56,12 @@ def test_the_page_has_a_row_for_each_process(staff: Client, server: Server) -> N
     parent = os.getppid()
     said = f"other: the pool is exhausted, in process {parent}: 3 requests waiting; one is held by"
     assert f"{said} GET /txn/, 12.0 s." in now(html)
+    another(
+        neighbours._path(), parent, trouble="the server is a standby, so writes fail", waiting=0
+    )
+    assert f"other: the server is a standby, so writes fail, in process {parent}." in now(
+        content(staff)
+    )
 
 
 def test_a_process_writes_only_while_somebody_looks(server: Server, home: Path) -> None:
