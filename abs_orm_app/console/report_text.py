@@ -269,7 +269,7 @@ def _now_section(report: Report, layout: Layout) -> str:
         lines += map(layout.style.WARNING, layout.wrap(f"{text[0].upper()}{text[1:]}"))
         lines += layout.fix("End that session, as its role or a superuser:", line) if line else []
     lines += layout.wrap(
-        "Pools of other machines, or without the live page, cannot be seen from here."
+        "Pools of other machines or accounts, or without the live page, cannot be seen here."
     )
     mark = layout.signs.warning if seen or trouble else layout.signs.good
     return _lines([layout.heading("Now", mark), *lines])

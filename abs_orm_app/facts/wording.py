@@ -59,8 +59,8 @@ def sessions_in_trouble(fleet: Fleet) -> tuple[str, str] | None:
         whom = f"{behind} of them" if behind < number else "it" if number == 1 else "them"
         if not root.pid:
             return f"{text}; a prepared transaction blocks {whom} (pg_prepared_xacts).", ""
-        doing = f", {root.state} for {root.seconds:.0f} s" if root.state and root.seconds else ""
-        return f"{text}; {who(root)}{doing}, blocks {whom}.", end_of(root)
+        doing = f", {root.state} for {root.seconds:.0f} s," if root.state and root.seconds else ""
+        return f"{text}; {who(root)}{doing} blocks {whom}.", end_of(root)
     if fleet.longest and (fleet.longest.seconds or 0) >= LONG:
         return (
             f"slow statements: the longest has run for {fleet.longest.seconds:.0f} s,"

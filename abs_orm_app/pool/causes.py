@@ -138,7 +138,7 @@ def located(error: BaseException, places: list[Place]) -> BaseException:
     text = {
         SILENT: f"{where} {SAYS_NOTHING}",
         GONE: f"nothing accepts connections at {where}",
-        ANSWERS: f"{where} answers now" if isinstance(error, ConnectionTimeout) else "",
+        ANSWERS: f"{where} answers now",
     }.get(found)
     if not text:
         return error

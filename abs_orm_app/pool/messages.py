@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from abs_orm_app.config.texts import explain, printable
 from abs_orm_app.pool.holders import Holder
-from abs_orm_app.pool.server_errors import HANGS, SAYS_NOTHING, Fault, classify
+from abs_orm_app.pool.server_errors import HANGS, NAMES, OPENING, SAYS_NOTHING, Fault, classify
 
 MOST_HOLDERS = 3  # views, tasks and commands that a message names
 SLOW_OR_LOCKED = (
@@ -84,8 +84,8 @@ def no_answer(where: str, *, silent: bool) -> Cause:
 def opening(seconds: float) -> Cause:
     """An attempt to open a connection takes long, and it is not known why."""
     return Cause(
-        name="opening",
-        problem="no connection could be opened in time",
+        name=NAMES[OPENING],
+        problem=OPENING,
         detail=f"the first attempt has taken {seconds:.1f} s." if seconds > 0 else "",
         hint="",
         entry="hung-server",

@@ -20,6 +20,7 @@ FULL = "the server accepts no more connections"
 NOT_READY = "the server is not ready"
 IMPOSSIBLE = "a connection cannot be made"
 HUNG = "the server does not answer"
+OPENING = "no connection could be opened in time"
 READ_ONLY = "the server is a standby, so writes fail"
 SHORT = "this process is out of resources"
 # The short names of these causes, in metrics and for machines.
@@ -30,6 +31,7 @@ NAMES = {
     NOT_READY: "not ready",
     IMPOSSIBLE: "settings",
     HUNG: "hung",
+    OPENING: "opening",
     READ_ONLY: "read-only",
     SHORT: "resources",
 }
@@ -304,6 +306,12 @@ SERVER_ERRORS = (
         hint="Find out what delays the server, or raise that timeout of the session.",
     ),
     HANGS,
+    ServerError(
+        pattern="answers now",
+        hint="Look at the load of its machine, or raise connect_timeout.",
+        problem=OPENING,
+        entry="hung-server",
+    ),
     ServerError(
         pattern=r"time(?:d )?out|no answer|Network is unreachable|No route to host",
         hint="Check that the server's machine is up, that the firewalls in between let this port"

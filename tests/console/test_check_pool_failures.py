@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from django.db import connections
 from psycopg.pq import TransactionStatus
+from psycopg_pool import PoolTimeout
 
 from abs_orm_app.facts import connection_test, wording
 from tests.support.pools import Call
@@ -90,6 +91,21 @@ def test_a_server_that_answers_may_take_the_connect_timeout(
     with database(entry(shared.conninfo, OPTIONS=options)) as alias:
         ran = Ran(database=[alias])
     assert ran.code == 0, ran.out
+
+
+def test_a_server_that_answers_but_lets_in_too_late_is_not_called_unreachable(
+    server: Server,
+) -> None:
+    options = {**POOL, "connect_timeout": 2, "options": "-c post_auth_delay=4"}
+    with database(entry(server.tcp_conninfo, OPTIONS=options)) as alias:
+        ran = Ran(database=[alias], verbosity=1)
+        pool: Any = connections[alias].pool  # type: ignore[attr-defined]
+        pool.open()
+        with pytest.raises(PoolTimeout) as late:
+            pool.getconn(timeout=4)
+    said, why = " ".join(ran.out.split()), "no connection could be opened in time"
+    assert f"other: {why}: connection timeout expired: 127.0.0.1:{server.port} answers now." in said
+    assert f"{why}: connection timeout expired: 127.0.0.1:" in str(late.value)
 
 
 @pytest.mark.server({"max_connections": "5"})
@@ -260,7 +276,25 @@ def test_a_root_that_blocks_some_is_not_said_to_block_all(server: Server) -> Non
             wait_until(lambda: "4 sessions wait" in Ran(database=[alias]).last, "the fourth")
             ran = Ran(database=[alias])
         call.join(20)
-    assert ran.last.endswith(", blocks 3 of them.")
+    assert ran.last.endswith(" s, blocks 3 of them.")
+
+
+def test_a_root_whose_state_is_hidden_is_named(server: Server) -> None:
+    with server.admin() as admin:
+        admin.execute("CREATE TABLE lot (); GRANT ALL ON lot TO app")
+    with (
+        database(entry(server.conninfo, OPTIONS=POOL, USER="app")) as alias,
+        closing(psycopg.connect(server.conninfo)) as blocker,
+        closing(psycopg.connect(f"{server.conninfo} user=app")) as waiter,
+    ):
+        blocker.execute("LOCK TABLE lot")
+        call = Call(waiter.execute, "LOCK TABLE lot")
+        wait_until(lambda: "1 session waits" in Ran(database=[alias]).last, "the lock")
+        ran = Ran(database=[alias])
+        root = blocker.info.backend_pid
+        server.terminate()
+        call.join(20)
+    assert ran.last.endswith(f"; server process {root} blocks it.")
 
 
 def test_a_forgotten_transaction_and_a_long_query_are_told(

@@ -77,6 +77,7 @@ TEXTS = (
     "connection failed: FATAL:  server login has been failing, (server_login_retry)",
     "canceling statement due to lock timeout",
     "127.0.0.1:5432 accepts connections, but does not answer",
+    "connection timeout expired: 127.0.0.1:5432 answers now",
     "connection timeout expired",
 )
 

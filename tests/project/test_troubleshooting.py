@@ -180,7 +180,7 @@ def theirs(server: Server) -> Iterator[str]:
         yield str(slow.value)
         conn.execute("SET statement_timeout = 0")
         conn.execute("SET lock_timeout = 10")
-        with psycopg.connect(server.conninfo) as blocker:
+        with server.admin() as blocker, blocker.transaction():
             blocker.execute("LOCK TABLE lot")
             with pytest.raises(psycopg.errors.LockNotAvailable) as locked:
                 conn.execute("DROP TABLE lot")

@@ -107,7 +107,7 @@ def _of_visitor(failure: Failure, said: str) -> Iterable[Trouble]:
         f"your session could not be looked up.{why} You see this page because this browser was let"
         " in during the last five minutes."
     )
-    yield Trouble("login", "no answer", text)
+    yield Trouble("login", "not looked up", text)
 
 
 def _of_panel(panel: Panel, fleet: Fleet | None) -> Iterable[Trouble]:

@@ -81,9 +81,11 @@ def troubles(told: Iterable[Row]) -> Iterator[tuple[str, str, str]]:
             found.setdefault((row.alias, row.trouble), []).append(row)
     for (alias, trouble), them in found.items():
         processes = " and ".join(str(row.pid) for row in them)
-        waiting = counted(sum(row.waiting for row in them), "request")
-        held = f"; one is held by {them[0].longest}" if them[0].longest else ""
-        yield alias, trouble, f"{trouble}, in process {processes}: {waiting} waiting{held}."
+        text = f"{trouble}, in process {processes}"
+        if waiting := sum(row.waiting for row in them):
+            held = f"; one is held by {them[0].longest}" if them[0].longest else ""
+            text += f": {counted(waiting, 'request')} waiting{held}"
+        yield alias, trouble, f"{text}."
 
 
 def trouble_of(alias: str) -> str:
@@ -120,7 +122,7 @@ def tell(_: object = None) -> None:
     if now - _written_at < EVERY:
         return
     _written_at = now
-    with suppress(OSError, ImproperlyConfigured):  # such as without SECRET_KEY
+    with suppress(OSError, ImproperlyConfigured):
         home = _path()
         if _is_fresh(home / LOOKED_AT, AWAKE) and _is_private(home):
             write(home)
@@ -229,7 +231,7 @@ def _directory() -> Path | None:
         with suppress(FileExistsError):
             home.mkdir(0o700)
         return home if _is_private(home) else None
-    except OSError:
+    except (OSError, ImproperlyConfigured):  # such as without SECRET_KEY
         return None
 
 

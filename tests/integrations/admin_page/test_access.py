@@ -120,6 +120,7 @@ def test_who_was_let_in_sees_this_process_while_the_database_does_not_answer(
             html = content(staff, status=503)
             # The server has given up as well: a page that is reloaded leaves nobody behind.
             wait_until(lambda: sessions_waiting() == 0, "the query to end", IN_TIME)
+        assert "⚠ login: not looked up" in html, "the server answers"
         assert "session could not be looked up" in html
         assert "2 idle" in card(html, alias)
         assert "Welcome" not in html

@@ -56,6 +56,12 @@ def test_the_page_has_a_row_for_each_process(staff: Client, server: Server) -> N
     parent = os.getppid()
     said = f"other: the pool is exhausted, in process {parent}: 3 requests waiting; one is held by"
     assert f"{said} GET /txn/, 12.0 s." in now(html)
+    another(
+        neighbours._path(), parent, trouble="the server is a standby, so writes fail", waiting=0
+    )
+    assert f"other: the server is a standby, so writes fail, in process {parent}." in now(
+        content(staff)
+    )
 
 
 def test_a_process_writes_only_while_somebody_looks(server: Server, home: Path) -> None:
@@ -113,6 +119,12 @@ def test_a_directory_that_others_can_use_is_not_used(home: Path, tmp_path: Path)
     home.symlink_to(tmp_path / "elsewhere")
     assert neighbours.rows() == []
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@override_settings(SECRET_KEY="")
+def test_without_a_secret_key_no_other_process_is_seen() -> None:
+    assert neighbours.trouble_of("other") == ""
+    assert neighbours.rows() == []
 
 
 def test_a_file_that_cannot_be_written_costs_the_row_and_nothing_else(home: Path) -> None:
