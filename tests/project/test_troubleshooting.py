@@ -13,10 +13,13 @@ from typing import Any
 
 import psycopg
 import pytest
+from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.postgresql.base import DatabaseWrapper
 from psycopg_pool import ConnectionPool, PoolTimeout
 
+import abs_orm_app
+from abs_orm_app.apps import AbsOrmAppConfig
 from abs_orm_app.checks.guide import find_entry
 from abs_orm_app.environment import SettingsError, database_from_env
 from abs_orm_app.pool import messages
@@ -210,6 +213,11 @@ def theirs(server: Server) -> Iterator[str]:
             environ={"DATABASE_URL": server.url, "DB_POOL_SIZE": "x", "DB_POOL_TIMEOUT": "y"}
         )
     yield f"{type(wrong.value).__name__}: {wrong.value}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(settings.DATABASES, "default", {"ENGINE": "abs_orm_app.backends.postgres"})
+        with pytest.raises(SettingsError) as unknown:
+            AbsOrmAppConfig("abs_orm_app", abs_orm_app)
+    yield str(unknown.value)
 
 
 def test_each_message_on_the_page_is_one_that_is_printed(server: Server) -> None:
