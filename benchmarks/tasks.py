@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from math import inf
 from time import monotonic, process_time
@@ -317,7 +317,7 @@ async def loops(acquire: Acquire) -> int:
     return served
 
 
-async def turn(name: str, server: Server) -> dict[str, Any]:
+async def turn(name: str, server: Server) -> None:
     async with PEERS[name](server.tcp_url) as acquire:
         used = await checkout(acquire)
         query, fairness = await load(acquire)
@@ -326,11 +326,15 @@ async def turn(name: str, server: Server) -> dict[str, Any]:
         one, errors_of_one = await restart(acquire, server, 1)
         eight, errors = await restart(acquire, server, 8)
         stopped = await frozen(acquire, server)
-    async with PEERS[name](server.tcp_url) as acquire:
-        served = await loops(acquire)
     errors += errors_of_one
-    row = Tasks(name, used, query, fairness, one, eight, errors, stopped, lost, running, served)
-    return vars(row)
+    row = Tasks(name, used, query, fairness, one, eight, errors, stopped, lost, running, 0)
+    _tell(row)  # asyncpg may crash when another loop uses its pool
+    async with PEERS[name](server.tcp_url) as acquire:
+        _tell(replace(row, loops=await loops(acquire)))
+
+
+def _tell(row: Tasks) -> None:
+    print(json.dumps(vars(row)), flush=True)
 
 
 def tasks(_peers: Sequence[Peer], effort: Effort) -> Figure:
@@ -367,12 +371,14 @@ _COUNTS = ("errors", "lost", "left")
 
 def _in_a_process(name: str) -> Tasks:
     command = [sys.executable, "-m", "benchmarks.tasks", name]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=DEADLINE)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=DEADLINE, check=False)
+    if not done.stdout:
+        done.check_returncode()
     return Tasks(**json.loads(done.stdout.splitlines()[-1]))
 
 
-async def _bounded(work: Awaitable[dict[str, Any]]) -> dict[str, Any]:
-    return await asyncio.wait_for(work, DEADLINE - 10)
+async def _bounded(work: Awaitable[None]) -> None:
+    await asyncio.wait_for(work, DEADLINE - 10)
 
 
 if __name__ == "__main__":
@@ -380,8 +386,7 @@ if __name__ == "__main__":
         if sys.argv[2:] == ["uvloop"]:
             import uvloop
 
-            _result = uvloop.run(_bounded(turn(sys.argv[1], _server)))
+            uvloop.run(_bounded(turn(sys.argv[1], _server)))
         else:
-            _result = asyncio.run(_bounded(turn(sys.argv[1], _server)))
-    print(json.dumps(_result), flush=True)
+            asyncio.run(_bounded(turn(sys.argv[1], _server)))
     os._exit(0)  # threads of a peer may still wait for the server that was stopped
