@@ -21,7 +21,7 @@ class AbsOrmAppConfig(AppConfig):
         # Models ask the default database for its engine. They are imported after this.
         if "ENGINE" in settings.DATABASES:
             refuse(['DATABASES is an entry; it must be {"default": database_from_env()}.'])
-        engine = settings.DATABASES.get("default", {}).get("ENGINE", "")
+        engine = settings.DATABASES.get("default", {}).get("ENGINE") or ""
         ours = (POSTGRESQL, POSTGIS)
         if engine.partition(".")[0] == self.name and engine not in ours:
             refuse([f"There is no ENGINE {engine!r}, only {' and '.join(map(repr, ours))}."])

@@ -206,3 +206,14 @@ def test_what_stops_django_at_the_first_model_is_a_line_and_no_traceback(
     assert done.stderr.startswith(f"SettingsError: {said}")
     assert done.stderr.count("\n") == 1
     assert done.stdout == "FAILED: the settings cannot be used.\n"
+
+
+@pytest.mark.parametrize("databases", [{}, {"default": {}}, {"default": {"ENGINE": None}}])
+def test_a_project_without_a_default_database_starts(
+    databases: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "none.py").write_text(
+        f"SECRET_KEY, INSTALLED_APPS = 'x', ['abs_orm_app']\nDATABASES = {databases!r}\n"
+    )
+    done = manage("check", "--settings=none", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
