@@ -99,7 +99,7 @@ def main() -> None:
     if options.output:
         page = options.output / PAGE
         page.write_text(present.document(judged, missing, _command(options), PLOT))
-        (options.output / present.RESULTS).write_text(present.results(figures.values()))
+        (options.output / present.RESULTS).write_text(present.results(judged, figures.values()))
         draw(figures, page.with_name(PLOT))
     if failed:
         sys.exit(f"not measured: {', '.join(failed)}")

@@ -26,31 +26,35 @@ PACKAGES = (
 
 
 def document(
-    judged: Iterable[Target],
+    judged: Sequence[Target],
     missing: Mapping[Peer, str],
     command: str,
     plot: str,
 ) -> str:
     """The page. missing: peers that do not run here, and why; plot: the picture's name."""
+    missed = [each for each in judged if not each.kept]
     parts = [
         "# Benchmarks",
         f"Written by `{command}` in one run, the peers in turns; medians of the turns. Each peer is"
         " a process with the sample project and the default settings, on a PostgreSQL of the same"
-        f" machine. [All results](../{RESULTS}) has each figure of each peer.",
+        f" machine. [All results](../{RESULTS}) has each target, and each figure of each peer.",
         surroundings(),
         *(absences(missing)),
-        "## Targets",
-        target_table(judged),
+        "## Targets that are missed",
+        f"Of {len(judged)} targets, {len(judged) - len(missed)} are reached.",
+        target_table(missed),
         f"![The figures as bars]({plot})",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def results(figures: Iterable[Figure]) -> str:
-    """Each figure, with its method and its peers."""
+def results(judged: Iterable[Target], figures: Iterable[Figure]) -> str:
+    """Each target, and each figure with its method and its peers."""
     parts = [
         "# All results",
         "[Benchmarks](../docs/benchmarks.md) says where they are from.",
+        "## Targets",
+        target_table(judged),
         *(part for figure in figures for part in (f"## {figure.title}", section(figure))),
     ]
     return "\n\n".join(parts) + "\n"
