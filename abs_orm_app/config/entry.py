@@ -1,4 +1,4 @@
-"""The key ABS_ORM_APP of a DATABASES entry: what this app knows of it beyond what Django reads."""
+"""What this app reads of a DATABASES entry: its key ABS_ORM_APP, and OPTIONS."""
 
 from __future__ import annotations
 
@@ -33,3 +33,9 @@ def app_options(entry: Mapping[str, Any]) -> AppOptions:
     """Read the key of an entry of DATABASES; one written by hand may have none, or no dict."""
     given = entry.get(KEY)
     return cast(AppOptions, given if isinstance(given, Mapping) else {})
+
+
+def options_of(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """OPTIONS of an entry of DATABASES; empty where it is wrong, which is E005."""
+    given = entry.get("OPTIONS")
+    return given if isinstance(given, Mapping) else {}

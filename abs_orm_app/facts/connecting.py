@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 from zoneinfo import ZoneInfoNotFoundError
 
@@ -11,6 +10,7 @@ from django.db import Error as DjangoError
 from django.db import connections
 from psycopg.errors import ConnectionTimeout
 
+from abs_orm_app.config.entry import options_of
 from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.secrets import remember
 from abs_orm_app.pool.causes import located, reached
@@ -36,8 +36,7 @@ def parameters_of(wrapper: Any) -> dict[str, Any]:
 
 def seconds_to_connect(configured: Configured) -> float:
     """Return how long a connection may take: each of several hosts has the connect_timeout."""
-    given = wrapper_of(configured).settings_dict["OPTIONS"]
-    options = given if isinstance(given, Mapping) else {}
+    options = options_of(wrapper_of(configured).settings_dict)
     hosts = max(str(given).count(",") + 1 for given in (configured.host, options.get("hostaddr")))
     rounds = 2 if options.get("target_session_attrs") == "prefer-standby" else 1
     return rounds * hosts * (configured.connect_timeout or CONNECT_TIMEOUT)
@@ -59,7 +58,7 @@ def is_silent(configured: Configured) -> bool:
 
 def _places_of(configured: Configured) -> list[Place]:
     given = wrapper_of(configured).settings_dict
-    return listed({"host": given["HOST"], "port": given["PORT"], **(given["OPTIONS"] or {})})
+    return listed({"host": given["HOST"], "port": given["PORT"], **options_of(given)})
 
 
 def errors_of(wrapper: Any) -> tuple[type[Exception], ...]:

@@ -17,7 +17,7 @@ from django.db import connections
 
 from abs_orm_app.backends.routing import is_written
 from abs_orm_app.config.address import POSTGIS, POSTGRESQL
-from abs_orm_app.config.entry import KEY, AppOptions, app_options
+from abs_orm_app.config.entry import KEY, AppOptions, app_options, options_of
 from abs_orm_app.config.texts import printable
 from abs_orm_app.environment import NEVER, POOL_PARAMETERS, SETTINGS, PoolSettings
 from abs_orm_app.facts.secrets import scrub
@@ -118,7 +118,7 @@ def configured(alias: str) -> Configured:
     except (ImproperlyConfigured, ImportError) as problem:
         error = _engine_error(entry["ENGINE"], problem)
     given = entry
-    options = given["OPTIONS"] if isinstance(given["OPTIONS"], Mapping) else {}
+    options = options_of(given)
     entry = {**given, "OPTIONS": options}
     extra = app_options(entry)
     mode = _mode(entry, extra)

@@ -8,6 +8,7 @@ from typing import Any
 
 from django.db import connections
 
+from abs_orm_app.config.entry import options_of
 from abs_orm_app.config.parameters import is_secret
 
 _read_later: dict[str, str] = {}  # by alias: the last password from a file or a function
@@ -31,9 +32,7 @@ def scrub(text: str) -> str:
 
 def secrets_of(entry: Mapping[str, Any]) -> set[str]:
     """Return the values of an entry of DATABASES that must not be shown."""
-    options = entry.get("OPTIONS")
-    items = options.items() if isinstance(options, Mapping) else ()
-    hidden = [value for name, value in items if is_secret(name)]
+    hidden = [value for name, value in options_of(entry).items() if is_secret(name)]
     # Somebody may have put a whole URL, with its password, into a part of the address.
     in_urls = [word for part in _shown(entry) for word in re.findall("://[^:/@]*:([^@]+)@", part)]
     found = (entry.get("PASSWORD"), *hidden, *in_urls)
