@@ -107,7 +107,7 @@ def budget_section(planned: Planned, layout: Layout) -> str:
 def _in_words(load: Load) -> str:
     room = "" if load.fitting is None else f"; the server has room for {load.fitting} of them"
     return (
-        f"{load.rps:g} requests per second x {load.hold_ms:g} ms = {load.busy:.3g} busy"
+        f"{load.rps:.10g} requests per second x {load.hold_ms:g} ms = {load.busy:.10g} busy"
         f" connections: DB_POOL_SIZE={load.size} DB_MAX_OVERFLOW={load.overflow} in"
         f" {counted(load.processes, 'process')}{room}."
     )

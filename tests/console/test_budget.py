@@ -133,6 +133,12 @@ def test_a_load_adds_one_line_with_the_pool_that_it_needs(shared: Server) -> Non
     assert code == 0
 
 
+def test_a_large_load_is_printed_in_all_its_digits(shared: Server) -> None:
+    with database(app(shared)) as alias:
+        out, _ = run(alias, "--rps", "2000000", "--hold-ms", "40")
+    assert "2000000 requests per second x 40 ms = 80000 busy connections" in one_line(out)
+
+
 @pytest.mark.parametrize("age", [0, None])
 def test_a_load_is_sized_without_a_pool_too(shared: Server, age: int | None) -> None:
     with database(app(shared, OPTIONS={"pool": None}, CONN_MAX_AGE=age)) as alias:
