@@ -1,4 +1,4 @@
-"""psycopg's connection as a project sees it: reading a status pins nothing, using it does."""
+"""psycopg's connection for projects: reading a status does not pin the lease; using it does."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Lease:
     `wanted`: if this is not empty, the lease ends as soon as nothing needs the session.
     `request`: the one that its thread was serving, or the last one before.
     `users`: weak references to the `User`s that need the connection now.
-    `pinned`: why it lasts until its wrapper ends it; `pinned_at`: which stack, if tracing is on.
+    `pinned`: why it lasts until its wrapper ends it; `pinned_at`: the stack, if tracing is on.
     `portals`: the names of server-side cursors that the server may have. (A garbage collection
     clears the weak references in `users` before it closes the cursors.)
     `dirty`: what was changed on the session, and must be cleaned before the next holder.

@@ -138,7 +138,7 @@ def _is_of(module: str, sender: Any) -> bool:
 def _notice_unending(*, is_over: bool) -> None:
     """Handle requests of this thread that do not end, or that end without Django being told.
 
-    `is_over`: the trace of the last one has ended its leases, so only the log is left.
+    `is_over`: the trace of the last one has ended its leases, so only the log message is left.
     """
     if not is_over:
         unending.append(get_ident())

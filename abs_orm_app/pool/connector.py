@@ -91,7 +91,7 @@ class Attempt:
         self.began = inf  # when it started to connect to the server that it has reached
         self.twin: socket.socket | None = None
         self.pgconn: Any = None  # once it is connected
-        self.cancelled = False  # the statement that `configure` was executing
+        self.cancelled = False  # True once the statement of `configure` was cancelled
         self.thread: threads.Handle | None = None
 
 
@@ -155,7 +155,7 @@ class Connector:
             due = min(due, now + RETRY_INTERVAL)  # a thread may end without reporting it
         if core.is_below_size() and not core.paused:
             due = min(due, self._retry_at(now))
-        first_is_due = self._attempted_at + NEAR  # after that, it is not near: open more at a time
+        first_is_due = self._attempted_at + NEAR  # after that, the server is not near: open more
         is_first = self._hosts.fastest == inf and core.fault is None and core.queue.waiters
         soon = first_is_due if is_first and now < first_is_due else inf
         return min(due, self._tell_that_it_fails(now)), soon

@@ -7,10 +7,10 @@ it the owner does not touch it:
 | state | shown by | step that ends it |
 |---|---|---|
 | idle | it is in `Core.idle` | `deque.pop` or `remove` |
-| checked before checkout | in no container; `checkout` is decided | any, by who popped it; \
+| checked before checkout | in no container; `checkout` is decided | any step, by its owner; \
 during a ping, `checking.setdefault` |
 | in use | `checkout` is empty | `checkout.setdefault`: a return, a loss, closing an orphan |
-| being returned | `checkout` is decided | any, by the winner, which can look into `checkout` |
+| being returned | `checkout` is decided | any step, by its owner, who can read `checkout` |
 | offered to a waiter | a new `Handover` for each offer | the waiter's `setdefault` |
 | waiting to be cleaned | it is in the cleaner's deque | `deque.popleft` |
 | closing | it is in `Core.closing` | `deque.popleft`; it counts until it is closed |
@@ -41,10 +41,10 @@ from abs_orm_app.pool.roles import Role
 
 AnyConnection = Connection[Any]
 Checkout = dict[int, Any]  # empty while the connection is in use
-Frames = tuple[tuple[CodeType, int], ...]  # of each frame its code and its last instruction
+Frames = tuple[tuple[CodeType, int], ...]  # each frame's code and last instruction
 
-ENTRY = "_pool_entry"  # the attribute of a connection that is its entry
-ENDED = 0  # the one key of a checkout: who has ended it
+ENTRY = "_pool_entry"  # the attribute of a connection that holds its entry
+ENDED = 0  # the only key of a checkout: who has ended it
 LOST = "its holder has dropped it"
 IN_TRANSACTION = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
 
@@ -139,7 +139,7 @@ class Entry:
         return not self.checkout
 
     def expire(self) -> None:
-        """Have it replaced at its next checkout, its return, or the next look by housekeeping."""
+        """Have the pool replace it, at the next checkout, return or check by housekeeping."""
         self.expires_at = -inf
 
     def suspect(self) -> None:

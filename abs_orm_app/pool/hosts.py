@@ -212,8 +212,8 @@ class Resolver:
 
 
 class Hosts:
-    """What one pool remembers of its hosts. For its connectors, which share it without a lock:
-    each step is one operation of a dict.
+    """What one pool remembers about its hosts. Its connectors share this without a lock: each step
+    is one operation on a dict.
     """
 
     def __init__(self) -> None:
@@ -368,7 +368,7 @@ def _close(how: Try[T], conns: Iterable[T]) -> None:
 
 
 def _all_failed(errors: Mapping[Place, Exception]) -> Exception:
-    """The last error, with the errors of all places in its text, as psycopg does it."""
+    """The last error, with the errors of all places in its text, as in psycopg."""
     last = list(errors.values())[-1]
     if len(errors) == 1:
         return last

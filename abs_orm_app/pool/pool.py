@@ -519,7 +519,7 @@ class HardenedPool:
             self.settle(timeout)
             observers.tell(self)
         if was_opened:
-            core.call_housekeeping()  # which forgets it
+            core.call_housekeeping()  # it then forgets this pool
 
     def close_orphans(self) -> None:
         """Close the connections in use whose thread has ended without returning them."""

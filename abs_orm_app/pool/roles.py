@@ -28,7 +28,7 @@ MISPLACED_LIFE = 0.25  # seconds that a connection to a standby is kept if a pri
 PREFERRED_LIFE = 60.0  # seconds that a connection to a primary is kept with prefer-standby
 LOOK_AGAIN = 2.0  # maximum seconds until a pool checks a read-only server again
 FORGET = 300.0  # seconds with standbys and no refused write, after which no primary is wanted
-QUIET = 60.0  # seconds without a new connection to a standby that end such a period
+QUIET = 60.0  # such a period ends after these seconds without a new connection to a standby
 
 READ_ONLY_TRANSACTION = "25006"  # a write was refused
 ENDED_BY_SERVER = frozenset({"57P01", "57P02", "57P03"})  # shutdown, crash, not accepting

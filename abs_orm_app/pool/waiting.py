@@ -28,7 +28,7 @@ from abs_orm_app.pool.steps import Steps
 
 SHARED = 0.05  # seconds for which requests that time out share one description
 OLDEST = 1.0  # seconds; up to this age it is also used while another thread makes a new one
-AHEAD = 2 * RETRY_INTERVAL  # seconds before the first deadline; housekeeping runs twice in them
+AHEAD = 2 * RETRY_INTERVAL  # seconds before the first deadline, in which housekeeping runs twice
 PATROL = 1.0  # seconds after which the first waiter checks that housekeeping still runs
 LEADERS = 4  # requests that wake at the same time when many time out, see `queue.py`
 
@@ -141,9 +141,9 @@ def timeout_error(core: Core, timeout: float) -> PoolTimeout:
 
 
 def prepare_timeouts(core: Core, now: float) -> float:
-    """If a deadline is near, describe the pool and let the first waiters lead.
+    """If a deadline is near, describe the pool and make the first waiters leaders.
 
-    For housekeeping. Returns when to do it again (`monotonic`).
+    For housekeeping. Returns when to run again (`monotonic`).
     """
     first = nsmallest(LEADERS, copied(core.queue.waiters), key=_deadline)
     if not first or first[0].deadline - now > AHEAD:
