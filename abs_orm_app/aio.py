@@ -1,4 +1,4 @@
-"""Async code gets a connection of the same pool.
+"""Gives async code connections of the same pool.
 
     from abs_orm_app import aio
 
@@ -6,8 +6,7 @@
         async with conn.transaction():
             await conn.execute("INSERT INTO notes VALUES (%s)", ["hello"])
 
-It is not the connection of the ORM: a transaction of one does not see what the other has not
-committed.
+This is not the connection of the ORM: neither of the two sees what the other has not committed.
 """
 
 from __future__ import annotations
@@ -46,16 +45,16 @@ __all__ = ["connection"]
 def connection(
     alias: str = DEFAULT_DB_ALIAS, *, timeout: float | None = None
 ) -> AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]:
-    """A connection of the alias's pool for an `async with` block, with Django's autocommit.
+    """Return a connection of the alias's pool for an `async with` block, with Django's autocommit.
 
-    `timeout`: seconds to wait at most; DB_POOL_TIMEOUT by default. Where the alias has no pool, it
+    `timeout`: seconds to wait at most; DB_POOL_TIMEOUT by default. If the alias has no pool, this
     is a new connection, closed at the end.
 
-    A transaction that is open at the end of the block is rolled back. The end never waits, so it
-    cannot be cancelled.
+    A transaction that is open at the end of the block is rolled back. Leaving the block never
+    waits, so it cannot be cancelled.
 
-    Raises `psycopg_pool.PoolTimeout` and psycopg's other errors, without Django's in their place,
-    and `TransactionManagementError` inside of `atomic()` of the alias.
+    Raises `psycopg_pool.PoolTimeout` and psycopg's other errors, not Django's in their place, and
+    `TransactionManagementError` inside `atomic()` of the alias.
     """
     return _Door(alias, timeout)
 
@@ -93,7 +92,7 @@ class _Door(AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]):
 
 
 async def check_out(alias: str, timeout: float | None, holder: AsyncTask) -> PluggedConnection:
-    """A connection whose `unplug` gives it back."""
+    """Return a connection whose `unplug` returns it to the pool."""
     notice_fork()
     settings, pool = connections.settings.get(alias), pools.get(alias)
     if not settings or pool is None or pool.closed or pool.origin != origin(settings):
@@ -149,7 +148,7 @@ async def _refuse_in_atomic_block(alias: str) -> None:
 
 
 async def _connect(wrapper: PooledMixin) -> Any:
-    """Connect in a thread, because what sets a connection up may be the project's own code."""
+    """Connect in a thread, because the project's own code may set up the connection."""
     done: Future[Any] = Future()
 
     def connect() -> None:
@@ -176,7 +175,7 @@ async def _connect(wrapper: PooledMixin) -> Any:
 
 
 def _close(conn: Any, _dirty: object) -> None:
-    if conn.lock.locked():  # another task has its socket in the loop
+    if conn.lock.locked():  # another task waits on its socket in the loop
         with twin_of(conn) as twin:
             shut_down(twin)
     else:

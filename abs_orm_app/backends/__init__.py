@@ -1,4 +1,4 @@
-"""Return the connection before something slow, or keep it for a change that the pool cannot see.
+"""Return the connection before slow work, or keep it for a change that the pool cannot see.
 
     from abs_orm_app.backends import pinned, release, released
 
@@ -25,16 +25,15 @@ __all__ = ["pinned", "release", "released"]
 
 
 def release(using: str | None = None) -> None:
-    """Return the connection of this thread to the pool now; the next query leases one again.
+    """Return this thread's connection to the pool now; the next query leases one again.
 
-    `using`: an alias; the default one if None. The state of the session is gone (`SET`, temporary
-    tables, advisory locks). An open cursor can still fetch what it has read, but execute nothing
-    more.
+    `using`: an alias; the default one if None. Session state is lost (`SET`, temporary tables,
+    advisory locks). An open cursor can still fetch what it has read, but cannot execute anything.
 
     Raises `TransactionManagementError` in an atomic block or another transaction, with autocommit
     turned off, in a `pinned()` block, and while a server-side cursor, `stream()` or `copy()` is
-    open; `SynchronousOnlyOperation` in async code, whose connections are those of other threads:
-    there it is `await sync_to_async(release)()`.
+    open; `SynchronousOnlyOperation` in async code, whose queries run in other threads: there, use
+    `await sync_to_async(release)()`.
     """
     wrapper: Any = connections[using or DEFAULT_DB_ALIAS]
     if hasattr(wrapper, "release"):
@@ -52,10 +51,10 @@ def released(using: str | None = None) -> Iterator[None]:
 def pinned(using: str | None = None) -> Iterator[None]:
     """Keep one connection for the block, from its first query on.
 
-    Use it for changes of the session that the pool cannot see: a function of the project that sets
-    a variable, or takes a lock of the session. The session counts as changed: in `transaction` mode
-    the connection is returned at the end of the block, and in either mode it is cleaned before its
-    next holder.
+    Use it for session changes that the pool cannot see, such as a database function that sets a
+    variable or takes a session lock. The session counts as changed: in `transaction` mode the
+    connection is returned at the end of the block, and in either mode it is cleaned before its next
+    holder.
     """
     wrapper: Any = connections[using or DEFAULT_DB_ALIAS]
     if not hasattr(wrapper, "pinned"):

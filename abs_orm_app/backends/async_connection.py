@@ -1,8 +1,8 @@
-"""psycopg's async connection around the handle of a connection of the pool, for `aio.py`.
+"""psycopg's async connection on the handle of a pool's connection, for `aio.py`.
 
 The pool keeps sync connections, which belong to no event loop. For each checkout a new async one is
-plugged into the handle, and unplugged at the return. After that it has no handle, and whatever
-still uses it fails.
+plugged into the handle, and unplugged on return. After that it has no handle, and whatever still
+uses it fails.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ UNWATCHED = Change(UNSEEN, "a cursor of another class")
 class PluggedConnection(AsyncConnection[Any]):
     """An async connection that does not own its handle.
 
-    `dirty`: what was changed in the session. `give_back`: ends it; called once.
+    `dirty`: what was changed in the session. `unplug`: ends it; only the first call counts.
     """
 
     _origin: Connection[Any] | None = None
     dirty: Change | None = None
-    _requests = 0  # to cancel, that are under way
-    _cancel: Any = None  # libpq's handle of the last one
+    _requests = 0  # cancel requests in progress; failed ones still count
+    _cancel: Any = None  # libpq's handle of the last cancel request
 
     @classmethod
     def plug_into(
         cls, conn: Connection[Any], end: Callable[[Any, Change | None], object], *, autocommit: bool
     ) -> Self:
-        """`end`: is called with `conn` and what was changed, when it is unplugged."""
+        """`end`: called with `conn` and what was changed in its session, when it is unplugged."""
         pgconn = conn.pgconn
         handlers = pgconn.notice_handler, pgconn.notify_handler
         connection = cls(pgconn)
         connection._handlers = handlers
         connection._end = end
-        pool: Any = getattr(conn, "_pool", None) or end  # anything: `async with` then only commits
+        pool: Any = getattr(conn, "_pool", None) or end  # not None: `async with` then only commits
         connection._pool = pool
         connection._autocommit = autocommit
         connection._isolation_level = conn.isolation_level
-        # One session has one list of prepared statements, or both would give the same names.
+        # One session has one list of prepared statements; two lists would use the same names.
         connection._prepared = conn._prepared
         connection._limits = conn.prepare_threshold, conn.prepared_max
         connection._adapters = AdaptersMap(conn.adapters)
@@ -73,7 +73,7 @@ class PluggedConnection(AsyncConnection[Any]):
     _limits: tuple[int | None, int | None]
 
     def unplug(self) -> None:
-        """Give the connection back. Never waits."""
+        """Return the connection. Never waits."""
         conn, self._origin = self._origin, None
         if conn is None:
             return
@@ -81,11 +81,11 @@ class PluggedConnection(AsyncConnection[Any]):
             conn.lock.acquire(blocking=False)  # the pool then leaves the handle to it
         entry = getattr(conn, ENTRY, None)
         if entry is not None and entry.cancel is None and self.closed:
-            entry.cancel = self._cancel  # the statement may go on, see `cancel_safe`
+            entry.cancel = self._cancel  # the statement may still run, see `cancel_safe`
         pgconn, self.pgconn = self.pgconn, CLOSED
         pgconn.notice_handler, pgconn.notify_handler = self._handlers
         self.prepare_threshold, self.prepared_max = self._limits
-        self._prepared = type(self._prepared)()  # the other one is the next holder's
+        self._prepared = type(self._prepared)()  # the shared list is now the next holder's
         self._end(conn, self.dirty)
 
     async def cancel_safe(self, *, timeout: float = 30.0) -> None:
@@ -101,7 +101,7 @@ class PluggedConnection(AsyncConnection[Any]):
         self._requests -= 1
 
     async def close(self) -> None:
-        """Return it if the pool has `close_returns`, which is psycopg_pool's; else close it."""
+        """Return it if the pool has psycopg_pool's `close_returns`; otherwise close it."""
         if getattr(self._pool, "close_returns", False):
             self.unplug()
         else:
@@ -109,8 +109,8 @@ class PluggedConnection(AsyncConnection[Any]):
             await super().close()
 
     def _is_in_use(self) -> bool:
-        """True if another task still uses it, or an iteration was not finished, or what a request
-        to cancel would meet may be the next holder's.
+        """True if another task still uses it, an iteration was not finished, or a cancel request is
+        in progress, which could hit a statement of the next holder.
         """
         return (
             self.lock.locked()
@@ -149,7 +149,7 @@ class PluggedConnection(AsyncConnection[Any]):
 
     @asynccontextmanager
     async def _pipeline_nolock(self) -> AsyncIterator[Any]:
-        """`executemany` calls it; that of older releases calls `pipeline`."""
+        """Called by `executemany`; in older releases, `pipeline` is called instead."""
         with judged(self, self._origin):
             async with super()._pipeline_nolock() as pipeline:
                 yield pipeline
@@ -168,7 +168,7 @@ class PluggedConnection(AsyncConnection[Any]):
 
 
 class _WatchedMixin(Base):
-    """A cursor that tells its connection what its statements change in the session."""
+    """A cursor that reports to its connection what its statements change in the session."""
 
     def _watch(self, query: Any) -> None:
         change = change_of_query(self, query)

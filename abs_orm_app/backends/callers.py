@@ -1,10 +1,10 @@
-"""Who calls? All behaviour of the engine that depends on it is here, for a promise that needs it.
+"""Finds out who calls the engine. Only these promises make its behaviour depend on the caller:
 
 - A project that asks for psycopg's connection keeps the lease; Django, which asks for each query,
   does not (`docs/leases.md`).
-- At the end of a request or a task no block of `atomic` is open, whatever an exception has left.
+- After a request or a task, no block of `atomic` is open, whatever an exception has left behind.
 - Celery's fixup closes the pool of a prefork child before and after each task, because a fork would
-  share a pool (Celery #10554). Ours is never shared, so it may live as long as the child.
+  share a pool (Celery #10554). This pool is never shared, so it may live as long as the child.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from django.db.transaction import Atomic
 from abs_orm_app.pool.registry import close_all
 
 TRUSTED = frozenset({"abs_orm_app", "django"})  # they ask for the connection, and do not keep it
-_BETWEEN = frozenset({"django.utils.asyncio", "django.utils.connection"})  # the caller is outside
+_BETWEEN = frozenset({"django.utils.asyncio", "django.utils.connection"})  # skipped: not the caller
 _FIXUP = "celery.fixups.django"
 _ATOMIC_STEPS = (Atomic.__enter__.__code__, Atomic.__exit__.__code__)
 
@@ -38,7 +38,7 @@ def asked_by_project() -> bool:
 
 
 def is_in_atomic_step(frame: Any) -> bool:
-    """True if `atomic` begins or ends a block in a frame that called this one."""
+    """True if an outer frame is `atomic` entering or leaving a block."""
     while (frame := frame.f_back) is not None:
         if frame.f_code in _ATOMIC_STEPS:
             return True
@@ -46,9 +46,9 @@ def is_in_atomic_step(frame: Any) -> bool:
 
 
 def is_between_requests(frame: Any) -> bool:
-    """True if a signal of Django calls, or Celery before and after a task: no block is open then.
+    """True if called by a signal of Django, or by Celery around a task: no block is open then.
 
-    A project may call `close_old_connections` in a block; that is not the end of it.
+    A project may call `close_old_connections` within a block, which does not end the block.
     """
     while (frame := frame.f_back) is not None:
         if frame.f_code is close_old_connections.__code__:
@@ -59,10 +59,10 @@ def is_between_requests(frame: Any) -> bool:
 
 
 def keeps_the_pool() -> bool:
-    """True if Celery's fixup called the caller because a task begins or ends.
+    """True if Celery's fixup called the caller because a task starts or ends.
 
-    Then the pool is closed when the child ends, which runs no exit handlers. The fixup also closes
-    the pool of the parent, before the children are forked: that is in no task, and is done.
+    The pool is then closed when the child ends, which runs no exit handlers. The fixup also closes
+    the parent's pool, before the children are forked: that is outside of a task, so it is allowed.
     """
     caller: Any = sys._getframe(2)
     if caller.f_globals.get("__name__") != _FIXUP:

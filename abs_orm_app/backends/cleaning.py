@@ -16,8 +16,8 @@ from abs_orm_app.pool.liveness import ask
 if TYPE_CHECKING:
     from abs_orm_app.backends.session_state import Change
 
-# What DISCARD ALL does. DISCARD ALL itself cannot be sent together with other statements; these
-# can, and make one message and one transaction.
+# The parts of DISCARD ALL, which itself cannot be sent together with other statements. These can,
+# as one message and one transaction.
 DISCARD = (
     "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; DEALLOCATE ALL;"
     " UNLISTEN *; SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD PLANS; DISCARD TEMP;"
@@ -46,7 +46,7 @@ class Pristine:
 
 
 def prepare(connection: Connection[Any], isolation_level: Any) -> None:
-    """Finish a new connection, and record its state."""
+    """Finish the setup of a new connection, and record its state."""
     if isolation_level is not None:
         connection.isolation_level = IsolationLevel(isolation_level)
     server_cursor: Any = connection.server_cursor_factory
@@ -68,7 +68,7 @@ def prepare(connection: Connection[Any], isolation_level: Any) -> None:
 
 
 def statements(time_zone: str | None, role: str | None) -> bytes:
-    """One message that resets the session, and sets again what the alias sets at connect."""
+    """Return one message that resets the session and sets what the alias sets at connect."""
     parts: list[sql.Composable] = [sql.SQL(DISCARD)]
     if time_zone:
         parts.append(sql.SQL("SET TIME ZONE {}").format(sql.Literal(time_zone)))
@@ -107,7 +107,7 @@ def _restore(connection: Connection[Any], pristine: Pristine) -> None:
         pass
     if backlog := getattr(connection, "_notifies_backlog", None):  # psycopg < 3.2.4 has none
         backlog.clear()
-    # The server has none of the statements that psycopg believes it has prepared.
+    # The server no longer has the statements that psycopg believes to be prepared.
     connection._prepared = type(connection._prepared)()
     connection.prepare_threshold = pristine.prepare_threshold
     connection.prepared_max = pristine.prepared_max

@@ -1,4 +1,4 @@
-"""psycopg's cursors, which tell their lease what they do, and the pool which errors they meet."""
+"""psycopg's cursors; they report what they do to their lease, and their errors to the pool."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ INTERRUPTED = Change(PREPARED, "an interrupted statement")
 class LeasedCursorMixin(User):
     """A cursor that is a user of its lease while it is open.
 
-    Django's cursors join their lease when they are made; one that the project makes from the
+    Django's cursors join their lease when they are created; one that the project creates from the
     handle joins at its first statement. On a connection without a lease (the pool's own, a bare
-    one) it behaves as psycopg's.
+    one) it behaves like psycopg's.
     """
 
     why = CURSOR_OPEN
 
     def close(self) -> None:
-        """As psycopg's, but a server-side cursor says no word to the server while a statement is
-        executed: a collection may close it within a statement of its own thread, which would wait
-        for itself. Nor after the lease has ended. The session is cleaned in place of it.
+        """Like psycopg's, but a server-side cursor sends nothing after its lease has ended, or
+        while a statement runs: a garbage collection may close it within a statement of its own
+        thread, which would wait for itself. The session is cleaned instead.
         """
         lease = self._lease
         try:
@@ -94,7 +94,7 @@ def _must_be_silent(cursor: Any, lease: Lease | None) -> bool:
         cursor.closed
         or cursor.connection.lock.locked()
         or (lease is not None and lease.has_ended())
-        # A collection has cleared the reference: its thread must not wait for a server that hangs.
+        # Cleared by a garbage collection, whose thread must not wait for a hung server.
         or (registration is not None and registration() is None)
     )
 
@@ -116,9 +116,9 @@ def _watch(cursor: Any, query: Any) -> None:
 
 
 def change_of_query(cursor: Any, query: Any) -> Change | None:
-    """For each type that psycopg accepts: text, bytes, its `sql` objects, template strings."""
+    """`change_of` for each type that psycopg accepts: text, bytes, `sql` objects, templates."""
     if isinstance(query, sql.Composable):
-        # With the cursor: a literal's type may be known to this connection only.
+        # With the cursor: this connection may be the only one that knows a literal's type.
         return change_of(query.as_string(cursor))
     if isinstance(query, bytes):
         return change_of(query.decode(errors="replace"))
@@ -126,7 +126,7 @@ def change_of_query(cursor: Any, query: Any) -> Change | None:
 
 
 def _note_interruption(cursor: Any) -> None:
-    """psycopg's list of what it has prepared on the server may be wrong."""
+    """Clean the session later: psycopg's list of prepared statements may be wrong."""
     lease: Lease | None = cursor._lease
     connection = None if lease is None else lease.connection
     if lease is not None and connection is not None and connection.prepare_threshold is not None:
@@ -166,7 +166,7 @@ def _rows_of_the_server(iterate: Callable[[Any], Iterator[Any]]) -> Callable[[An
 
 @cache
 def leased(cursor_class: type[Any]) -> type[Any]:
-    """A subclass of `cursor_class` that is registered with its lease."""
+    """Return a subclass of `cursor_class` that is registered with its lease."""
     if issubclass(cursor_class, LeasedCursorMixin):
         return cursor_class
     names: dict[str, Any] = {"__module__": cursor_class.__module__}
@@ -184,7 +184,7 @@ def leased(cursor_class: type[Any]) -> type[Any]:
 class SeenErrors(DatabaseErrorWrapper):
     """Django's translation of errors, which wraps each statement and each fetch.
 
-    It tells the pool of an error, and costs nothing if there is none.
+    It reports an error to the pool, and costs nothing if there is none.
     """
 
     wrapper: BaseDatabaseWrapper

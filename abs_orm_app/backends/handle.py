@@ -1,4 +1,4 @@
-"""psycopg's connection as a project sees it: reading a status keeps nothing, using it does."""
+"""psycopg's connection for projects: reading a status does not pin the lease; using it does."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _OWN = frozenset({"_lease", "_registration"})
 
 
 class Handle(User):
-    """The connection of a lease, which does not end while the project keeps this.
+    """The connection of a lease. The lease does not end while the project keeps this handle.
 
-    Reading a value leaves nothing behind: `closed`, `autocommit`, a status or the server's process
-    in `info`. Everything else may change the session, or lead to the connection itself: that pins
-    the lease, and the session is cleaned. After the lease has ended, the connection may have
-    another holder: then this raises `InterfaceError`.
+    Reading a value has no effect: `closed`, `autocommit`, a status or the server's process in
+    `info`. Everything else may change the session, or give access to the connection itself, so it
+    pins the lease, and the session is cleaned. After the lease has ended, the connection may have
+    another holder, so this raises `InterfaceError`.
     """
 
     why = Pin(HANDLE.kind, HANDLE.what)
@@ -94,14 +94,14 @@ class Handle(User):
 
 
 class _Info(ConnectionInfo):
-    """`info` of a handle, which it keeps: later, it would tell of another request's session."""
+    """`info` of a handle. It keeps the handle, or it could show another request's session later."""
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
 
     @property
     def pgconn(self) -> Any:  # type: ignore[override]
-        """For psycopg's own reads; a project that takes it may change the session."""
+        """psycopg only reads from it; a project that takes it may change the session."""
         handle = self._handle
         reads = sys._getframe(1).f_globals.get("__name__", "").startswith("psycopg.")
         return (handle._connection() if reads else handle._use()).pgconn

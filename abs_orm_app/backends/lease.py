@@ -1,15 +1,15 @@
 """A lease: a connection that one wrapper holds, what needs its session, and what changed on it.
 
-A lease ends once. After that it does not touch the connection, which may have another holder.
-Anyone may end it at any point: its wrapper, a cursor that is garbage-collected in any thread, the
-pool for a waiting request. Nobody waits for anybody:
+A lease ends once. After that it does not touch the connection, which may have another holder. It
+may be ended at any point: by its wrapper, by a cursor that is garbage-collected in any thread, or
+by the pool for a waiting request. None of them waits for another:
 
-- Its state is a *vote*, a dict: open while it is empty. Who wants to end an idle lease proposes it,
-  looks once more for users, and then decides. A new user registers first, and then looks: at a
-  proposal, it decides that the lease goes on, and opens the next vote. One of them decides, by
-  `dict.setdefault`; both see which.
+- The state is a *vote*: a dict, open while it is empty. To end an idle lease, a thread proposes the
+  end, checks once more for users, and then decides. A new user registers first and then checks the
+  vote: if there is a proposal, it decides that the lease continues, and opens the next vote. One of
+  the two decides, by `dict.setdefault`, and both see the decision.
 - An interrupted step leaves nothing behind: an open proposal costs the next user one step, and
-  whoever meets an ended lease returns its connection (`finish`), which the pool accepts once.
+  whoever finds an ended lease returns its connection (`finish`), which the pool accepts once.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ _PORTAL_LEFT = Change("held cursor", "an open server-side cursor")
 class Lease:
     """What one wrapper knows about the connection that it has checked out.
 
-    `connection`: None once it was returned. `checkout`: tells the pool which checkout that returns.
-    `leases`: those of its wrapper that were not returned yet: several, if a signal handler has
-    queried while one was begun.
-    `wanted`: the lease ends when nothing needs the session, if this is not empty then.
+    `connection`: None once it was returned. `checkout`: tells the pool which checkout to end.
+    `leases`: the leases of its wrapper that were not returned yet; several, if a signal handler has
+    queried while one was being started.
+    `wanted`: if this is not empty, the lease ends as soon as nothing needs the session.
     `request`: the one that its thread was serving, or the last one before.
-    `users`: what needs the connection now: weak references to its `User`s.
-    `pinned`: why it lasts until its wrapper ends it, and `pinned_at` since where, if tracing is on.
-    `portals`: the names of server-side cursors that the server may have. (A collection clears the
-    weak references in `users` before it closes the cursors.)
+    `users`: weak references to the `User`s that need the connection now.
+    `pinned`: why it lasts until its wrapper ends it; `pinned_at`: the stack, if tracing is on.
+    `portals`: the names of server-side cursors that the server may have. (A garbage collection
+    clears the weak references in `users` before it closes the cursors.)
     `dirty`: what was changed on the session, and must be cleaned before the next holder.
     """
 
@@ -70,10 +70,10 @@ class Lease:
         self.pool = connection._pool
         entry = connection._pool_entry
         self.checkout = entry.checkout
-        self.used_at: float = entry.taken_at  # when a statement began
+        self.used_at: float = entry.taken_at  # when the last statement started
         self.wanted, self.request = wanted, request
         self.users: set[ref[User]] = set()
-        self.vote: dict[str, Any] = {}  # the newest, or one before it: `NEXT` leads on
+        self.vote: dict[str, Any] = {}  # the newest vote, or one before it: follow `NEXT`
         self.pinned: Change | None = None
         self.pinned_at: Frames | None = None
         self.portals: set[str] | None = None
@@ -93,7 +93,7 @@ class Lease:
         return False
 
     def goes_on(self) -> bool:
-        """Decide for a registered user that the lease goes on; False if it has ended."""
+        """Decide for a registered user that the lease continues; False if it has ended."""
         vote = self.vote
         while vote:
             if vote.setdefault(DECISION, GOES_ON) is ENDED:
@@ -119,10 +119,10 @@ class Lease:
         self.finish()
 
     def finish(self) -> bool:
-        """Return the connection of an ended lease; True if this call did."""
+        """Return the connection of an ended lease; True if this call returned it."""
         connection = self.connection
         if connection is None:
-            self.leases.discard(self)  # who returned it may have been interrupted
+            self.leases.discard(self)  # the thread that returned it may have been interrupted
             return False
         if self.portals:
             self.soil(_PORTAL_LEFT)
@@ -132,14 +132,14 @@ class Lease:
         return returned
 
     def abandon(self) -> Connection[Any] | None:
-        """End the lease without returning the connection to the pool; return it to the caller."""
+        """End the lease, but give the connection to the caller, not to the pool."""
         connection, self.connection = self.connection, None
         self.leases.discard(self)
         self.end()
         return connection
 
     def reclaim(self) -> bool:
-        """End the lease, for the pool, if its holder would not keep it; True if that returned it.
+        """End the lease, for the pool, if its holder would not keep it; True if it was returned.
 
         Also completes an end that was interrupted.
         """
@@ -150,11 +150,11 @@ class Lease:
         return self.has_ended() and self.finish()
 
     def _is_idle(self) -> bool:
-        # `users` first: who pins the lease is among them meanwhile.
+        # Check `users` first: a user that is pinning the lease is among them meanwhile.
         if self.users or self.pinned is not None:
             return False
         connection = self.connection
-        # Without a user, a statement that is being executed was given up.
+        # Without a user, a statement that is being executed was abandoned.
         return connection is None or (
             connection.autocommit and connection.pgconn.transaction_status not in IN_TRANSACTION
         )
@@ -162,7 +162,7 @@ class Lease:
     # What needs the session, and what changed on it
 
     def note(self, change: Change) -> None:
-        """The session was changed, or is about to be: that pins the lease."""
+        """Record that the session was changed, or is about to be; this pins the lease."""
         self.soil(change)
         if self.pinned is None or self.pinned is ASKED:
             self.pin(change)
@@ -173,7 +173,7 @@ class Lease:
             self.dirty = change
 
     def pin(self, why: Change) -> None:
-        """Keep the connection until the wrapper ends the lease. The caller is a user."""
+        """Keep the connection until the wrapper ends the lease. The caller must be a user."""
         self.pinned = why
         if self.pool.leak_seconds is not None:
             self.pinned_at = frames_of_caller()
@@ -183,9 +183,9 @@ class Lease:
         return any(user.why is PORTAL_OPEN for user in self._living_users())
 
     def why_kept(self) -> Pin | None:
-        """What needs the session; `UNUSED` if nothing does, but the lease continues.
+        """Return what needs the session; `UNUSED` if nothing does, but the lease continues.
 
-        None while a statement is executed. Called by other threads, for reports.
+        None while a statement is being executed. Other threads call this, for reports.
         """
         connection = self.connection
         if connection is None:
@@ -212,10 +212,10 @@ class Lease:
 
 
 class User:
-    """What needs the connection of a lease until it leaves, or is garbage-collected.
+    """Something that needs the connection of a lease until it leaves or is garbage-collected.
 
-    A built-in function ends its registration then: no exception can arrive in it, as it can in
-    `__del__` or in a `finally`. What can be lost is only that the lease ends at once.
+    A built-in function then ends its registration: no exception can interrupt that, as one can in
+    `__del__` or in a `finally`. At worst, the lease does not end at once.
     """
 
     why: Pin | None = None  # for reports
@@ -235,17 +235,17 @@ class User:
         return False
 
     def leave(self) -> None:
-        """Need the connection no more; the last user may end the lease."""
+        """Stop needing the connection; the last user to leave may end the lease."""
         lease = self._lease
         if lease is not None:
             users = lease.users
             users.discard(self._registration)
             if not users and lease.wanted:
                 lease.end_if_idle()
-            self._lease = None  # last: interrupted before, `__del__` does it again
+            self._lease = None  # last: if interrupted before, `__del__` repeats it
 
     def quit(self) -> None:
-        """Leave, and let the lease continue in any case."""
+        """Leave, but let the lease continue in any case."""
         lease = self._lease
         if lease is not None:
             lease.users.discard(self._registration)
@@ -257,13 +257,13 @@ class User:
 
 
 class Step(User):
-    """A step of the wrapper, while its frame lives."""
+    """A step of the wrapper, for as long as its frame lives."""
 
 
 class Block(User):
     """A `pinned()` block, or other threads that share the wrapper.
 
-    `change`: what it may change on the session, unseen.
+    `change`: the change to clean up after it, because it may change the session unseen.
     """
 
     def __init__(self, change: Change | None, frames: Frames | None = None) -> None:

@@ -1,8 +1,8 @@
-"""When a wrapper leases a connection of the pool, and when it returns it.
+"""Decides when a wrapper leases a connection of the pool, and when it returns it.
 
-It leases a connection at the first query. In `request` mode it returns it when the request ends, as
-Django does; in `transaction` mode as soon as nothing needs the session (`lease.py`). Without a pool
-it behaves as Django's own.
+A wrapper leases a connection at the first query. In `request` mode it returns the connection when
+the request ends, as Django does; in `transaction` mode as soon as nothing needs the session
+(`lease.py`). Without a pool it behaves like Django's own.
 """
 
 from __future__ import annotations
@@ -80,16 +80,16 @@ UNFIT = frozenset({TransactionStatus.ACTIVE, TransactionStatus.UNKNOWN})  # no s
 
 
 class LeasingMixin(Base):
-    """Keeps the lease of a wrapper whose `pool` is a `HardenedPool`."""
+    """Manages the leases of a wrapper whose `pool` is a `HardenedPool`."""
 
     if TYPE_CHECKING:
 
         def _find_pool(self) -> HardenedPool | None: ...
 
     _lease: Lease | None = None
-    _bare: AnyConnection | None = None  # a connection of no pool
-    _sharing: Block | None = None  # the one of them for threads that share this wrapper
-    _step: ref[Step] | None = None  # a lease is being begun while this lives
+    _bare: AnyConnection | None = None  # a connection outside of any pool
+    _sharing: Block | None = None  # keeps the lease while threads share this wrapper
+    _step: ref[Step] | None = None  # while this lives, a lease is being started
     _early = False  # release = "transaction"
     _is_manual = False  # the project has set autocommit off
     _familiar = False  # Django's `connect` has succeeded once with these settings
@@ -107,12 +107,12 @@ class LeasingMixin(Base):
 
     @cached_property
     def _leases(self) -> set[Lease]:
-        """Those that were not returned yet."""
+        """The leases that were not returned yet."""
         return set()
 
     @cached_property
     def _blocks(self) -> set[ref[Block]]:
-        """What keeps any connection that is leased meanwhile."""
+        """The blocks during which every leased connection is kept."""
         return set()
 
     # The handle
@@ -121,7 +121,7 @@ class LeasingMixin(Base):
     def connection(self) -> AnyConnection | None:
         """psycopg's connection; None before the first query and after `close()`.
 
-        A project gets a `Handle`, which keeps the lease, and begins one if there is none.
+        A project gets a `Handle`, which keeps the lease, and starts one if there is none.
         """
         lease = self._lease
         if lease is None:
@@ -146,7 +146,7 @@ class LeasingMixin(Base):
             self._bare = connection
 
     def _handle(self) -> Any:
-        """The connection for a project; it leases one if the last lease has ended by itself."""
+        """Return the connection for a project; lease one if the last lease has ended by itself."""
         lease = self._held()
         for weak in list(lease.users) if lease is not None else ():
             if type(user := weak()) is Handle:
@@ -181,14 +181,14 @@ class LeasingMixin(Base):
 
     @property
     def _connecting(self) -> bool:
-        """True while a lease is being begun, and `connection_created` is sent."""
+        """True while a lease is being started and `connection_created` is being sent."""
         return self._step is not None and self._step() is not None
 
     # Leasing
 
     @async_unsafe
     def ensure_connection(self) -> None:
-        """As Django's. A project that calls it wants the handle: the lease is pinned."""
+        """Like Django's. A project that calls it wants the connection, so the lease is pinned."""
         notice_fork()
         with self.wrap_database_errors:
             self._ensure_lease()
@@ -201,7 +201,7 @@ class LeasingMixin(Base):
     def _begin_lease(self) -> Lease | None:
         """Lease a connection; None without a pool."""
         last = self._lease
-        # Test tools replace either, to forbid queries.
+        # Test tools replace this method or `connect` to forbid queries.
         if BaseDatabaseWrapper.ensure_connection is not _ENSURE_CONNECTION or not self._familiar:
             super().ensure_connection()
         elif self.in_atomic_block and self.closed_in_transaction:
@@ -217,7 +217,7 @@ class LeasingMixin(Base):
 
     @async_unsafe
     def connect(self) -> None:
-        """As Django's. A project that calls it wants the handle, too."""
+        """Like Django's. A project that calls it wants the connection, too."""
         notice_fork()
         self._connect()
         self._note_who_asks()
@@ -241,7 +241,7 @@ class LeasingMixin(Base):
     def _connect(self) -> None:
         if self._leases:
             for lease in list(self._leases):
-                lease.finish_if_ended()  # who ended it was interrupted
+                lease.finish_if_ended()  # its end may have been interrupted
         pool = self._find_pool()
         if pool is not None and self._familiar:
             self._take(pool)
@@ -263,7 +263,7 @@ class LeasingMixin(Base):
         self._familiar = pool is not None and self._is_plain
 
     def _take(self, pool: HardenedPool) -> None:
-        """What remains of Django's `connect` for a connection that the pool has configured."""
+        """Do what is left of Django's `connect` for a connection that the pool has configured."""
         self._forget_blocks()
         self.errors_occurred = False
         self._set_age()
@@ -286,7 +286,7 @@ class LeasingMixin(Base):
                 self._end_to_connect(step)
         except BaseException:
             if lease is not None:
-                lease.end()  # the receivers have not done everything for it
+                lease.end()  # not all receivers have handled it
             else:
                 pool.end_checkout(connection, connection._pool_entry.checkout)
             raise
@@ -300,7 +300,7 @@ class LeasingMixin(Base):
         self.closed_in_transaction = False
 
     def _end_to_connect(self, step: Step) -> None:
-        """Receivers are called for each lease: what they set does not pin it."""
+        """Receivers are called for each lease, so what they set does not pin it."""
         self._step = None
         lease = step._lease
         if lease is not None:
@@ -333,11 +333,11 @@ class LeasingMixin(Base):
     def _is_fit(self, lease: Lease) -> bool:
         """False for a connection that broke while nothing needed its session.
 
-        Also for one that still executes a statement that was given up. It is checked before each
-        statement, because afterwards nothing can tell whether a statement has run: libpq reports a
-        send that failed as one that worked.
+        Also False for one that still executes an abandoned statement. This is checked before each
+        statement, because afterwards it is unknown whether the statement has run: libpq reports a
+        failed send as a success.
 
-        Raises `OperationalError` where something needs the session: what was set on it is gone.
+        Raises `OperationalError` if something needs the session: what was set on it is lost.
         """
         connection: Any = lease.connection
         if connection is None:
@@ -349,9 +349,9 @@ class LeasingMixin(Base):
         try:
             if status not in UNFIT and (unused < ROUND_TRIP or not connection._pool_entry.poll(0)):
                 return True  # the server has sent nothing
-        except RuntimeError:  # a signal handler queries while its thread looks
+        except RuntimeError:  # a signal handler queries while its thread is here
             return True
-        is_alone = len(lease.users) <= 1  # the caller, if at all
+        is_alone = len(lease.users) <= 1  # at most the caller uses it
         if status == TransactionStatus.ACTIVE:
             return not (is_alone and connection.autocommit and lease.pinned is None)
         at_rest = connection.autocommit and status not in IN_TRANSACTION
@@ -367,11 +367,11 @@ class LeasingMixin(Base):
         return not at_rest
 
     def _leave_interrupted_block(self, frame: Any) -> None:
-        """An exception between two steps of `atomic` has ended a block: what comes next is not in
-        it. Or it would be written into a transaction that nobody commits.
+        """Leave a block of `atomic` that an exception has ended between two of its steps. Otherwise
+        the next statements would be in a transaction that is never committed.
 
         `frame`: the caller's. It may be a signal handler's between two such steps: then the block
-        goes on.
+        continues.
         """
         lease = self._held()
         if lease is None or lease.pinned is HANDLE or not self.settings_dict["AUTOCOMMIT"]:
@@ -389,10 +389,10 @@ class LeasingMixin(Base):
     def set_autocommit(
         self, autocommit: bool, force_begin_transaction_with_broken_autocommit: bool = False
     ) -> None:
-        """As Django's. Only `atomic` gives the second argument.
+        """Like Django's. Only `atomic` passes the second argument.
 
-        Without a connection it is only a flag: the next one that is leased is in autocommit, and
-        `atomic` would wait for one here before its error arrives.
+        Without a connection this only sets a flag: the next lease is in autocommit anyway, and
+        `atomic` would have to wait for a connection here before its error is raised.
         """
         if autocommit and self.settings_dict["AUTOCOMMIT"] and self._waits_for_lease():
             self.validate_no_atomic_block()
@@ -412,11 +412,11 @@ class LeasingMixin(Base):
 
     @async_unsafe
     def get_autocommit(self) -> bool:
-        """As Django's; in `transaction` mode it needs no connection for the answer."""
+        """Like Django's, but in `transaction` mode it needs no connection for the answer."""
         if self._early and self.settings_dict["AUTOCOMMIT"] and self._held() is None:
             return True
         if not (self.autocommit or self.atomic_blocks or self._is_manual):
-            self._leave_interrupted_block(sys._getframe(2))  # 1 is of `async_unsafe`
+            self._leave_interrupted_block(sys._getframe(2))  # frame 1 is `async_unsafe`
         return super().get_autocommit()
 
     def _set_autocommit(self, autocommit: bool) -> None:
@@ -438,7 +438,7 @@ class LeasingMixin(Base):
         self._finish(super()._rollback)  # type: ignore[misc]
 
     def _finish(self, end: Callable[[], None]) -> None:
-        """Commit or roll back; nothing if the lease has ended, as there is no transaction then."""
+        """Commit or roll back; do nothing if the lease has ended: there is no transaction then."""
         lease, step = self._lease, Step()
         try:
             if lease is None or step.join(lease):
@@ -462,7 +462,7 @@ class LeasingMixin(Base):
             return super()._cursor(name) if cursor is None else self._prepare_cursor(cursor)
 
     def _leased_cursor(self, name: str | None) -> Any:
-        """A cursor that is a user of its lease; None without a pool."""
+        """Return a cursor that is a user of its lease; None without a pool."""
         while True:
             lease = self._lease
             is_new = lease is None or (lease.vote and lease.has_ended())
@@ -472,7 +472,7 @@ class LeasingMixin(Base):
                 return None
             try:
                 cursor = self.create_cursor(name)
-            except OperationalError:  # it is closed
+            except OperationalError:  # the connection is closed
                 if is_new or self._is_fit(lease):
                     raise
                 lease.end()
@@ -490,7 +490,7 @@ class LeasingMixin(Base):
 
     @async_unsafe
     def create_cursor(self, name: str | None = None) -> Any:
-        """As Django's; None if the lease has ended meanwhile."""
+        """Like Django's; None if the lease has ended meanwhile."""
         lease = self._lease
         if lease is None:
             return super().create_cursor(name)
@@ -505,16 +505,16 @@ class LeasingMixin(Base):
             cursor = leased(ServerSideCursor)(
                 connection, name=name, scrollable=False, withhold=connection.autocommit
             )
-        # Else it is of a factory that the project has set.
+        # Otherwise a factory that the project has set made it.
         if isinstance(cursor, LeasedCursorMixin) and not cursor.join(lease):
-            psycopg.Cursor.close(cursor)  # type: ignore[arg-type]  # no word to the server: it has another holder
+            psycopg.Cursor.close(cursor)  # type: ignore[arg-type]  # send nothing: it has another holder
             return None
         if self.timezone != connection._pristine.time_zone:
             register_tzloader(self.timezone, cursor)
         return cursor
 
     def ensure_timezone(self) -> bool:
-        """Called when the settings change: forget what was compared before."""
+        """Called when the settings change: the next lease runs all of Django's `connect` again."""
         self._familiar = False
         return super().ensure_timezone()
 
@@ -524,14 +524,14 @@ class LeasingMixin(Base):
     def make_debug_cursor(self, cursor: Any) -> Any:
         return LeasedCursorDebugWrapper(cursor, self)
 
-    # Giving back
+    # Returning
 
     def close_if_health_check_failed(self) -> None:
         if self._lease is None:
             super().close_if_health_check_failed()
 
     def is_usable(self) -> bool:
-        """As Django's. It leases a connection if the last lease has ended by itself."""
+        """Like Django's. It leases a connection if the last lease has ended by itself."""
         if self._lease is None:
             return super().is_usable()
         step = Step()
@@ -543,7 +543,7 @@ class LeasingMixin(Base):
             step.leave()
 
     def close_if_unusable_or_obsolete(self) -> None:
-        """At the beginning and the end of a request: return the pool's connection."""
+        """At the start and the end of a request: return the pool's connection."""
         if self.in_atomic_block:
             self._forget_left_blocks()
         if self.close_at != AT_ONCE or self._bare is not None:
@@ -554,7 +554,7 @@ class LeasingMixin(Base):
             self._lease = None  # it has ended by itself
 
     def _forget_left_blocks(self) -> None:
-        """Between two requests, no block is open: an exception within `atomic` has left it."""
+        """Between two requests no block is open: forget those that an exception has left behind."""
         blocks: list[Any] = self.atomic_blocks
         is_tests = any(block._from_testcase for block in blocks)
         if self._bare is None and not is_tests and is_between_requests(sys._getframe()):
@@ -572,7 +572,7 @@ class LeasingMixin(Base):
         self.run_on_commit = []
         if self.closed_in_transaction:
             return
-        notice_fork()  # which ends the lease, without a word to the pool
+        notice_fork()  # in a fork, this ends the lease without using the pool
         try:
             with self.wrap_database_errors:
                 for lease in list(self._leases):
@@ -621,7 +621,7 @@ class LeasingMixin(Base):
         if status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):
             return "it is in a transaction: commit or roll back first"
         if (autocommit := self.autocommit) is not self.settings_dict["AUTOCOMMIT"]:
-            # The next lease would have the alias's own, and its statements would be committed.
+            # The next lease would have the alias's setting, and would commit its statements.
             return f"set_autocommit({autocommit}) is in effect: set it back first"
         return None
 
@@ -696,7 +696,7 @@ def _still_answers(connection: Any) -> bool:
 
 
 class _HandleMixin:
-    """A cursor of Django; a project that asks it for the connection gets a `Handle`."""
+    """A cursor of Django whose `connection` is a `Handle` for the project."""
 
     cursor: Any
     db: Any
@@ -710,8 +710,8 @@ class _HandleMixin:
 
 
 class LeasedCursorWrapper(_HandleMixin, CursorWrapper):
-    """Django's."""
+    """Django's cursor wrapper."""
 
 
 class LeasedCursorDebugWrapper(_HandleMixin, CursorDebugWrapper):
-    """Django's, which logs the queries."""
+    """Django's cursor wrapper that logs the queries."""

@@ -1,4 +1,4 @@
-"""What the PostgreSQL and the PostGIS engine share: one hardened pool per alias and process."""
+"""What the PostgreSQL and PostGIS engines share: one hardened pool per alias and process."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ logger = logging.getLogger("abs_orm_app.pool")
 
 
 class Client(DatabaseClient):
-    """Of `manage.py dbshell`: it asks for the password that is valid now, as the pool does."""
+    """For `manage.py dbshell`: it gets the current password, as the pool does."""
 
     @classmethod
     def settings_to_cmd_args_env(
@@ -79,7 +79,7 @@ class PooledMixin(LeasingMixin):
 
     @property
     def pool(self) -> HardenedPool | None:
-        """This process's pool for the alias, built at its first use; None without a `pool` option.
+        """This process's pool for the alias, built on first use; None without a `pool` option.
 
         Also None for code that queries after the pools were closed at the end of the process: it
         connects directly. Raises `ImproperlyConfigured` for settings that no pool can have.
@@ -88,7 +88,7 @@ class PooledMixin(LeasingMixin):
         return self._find_pool()
 
     def _find_pool(self) -> HardenedPool | None:
-        """`pool`, where a fork was looked for just now."""
+        """`pool`, for callers that have just checked for a fork."""
         options = self.settings_dict["OPTIONS"].get("pool")
         if not options or self.alias == NO_DB_ALIAS:
             return None
@@ -107,9 +107,9 @@ class PooledMixin(LeasingMixin):
                 pool.succeed(elder)
 
     def _replace(self, pool: HardenedPool) -> None:
-        """The entry of the alias was changed at run time: close the pool of the old one.
+        """Close the pool of an alias whose entry was changed at run time.
 
-        Django's test runner does so, and projects with an alias for each tenant.
+        Django's test runner changes entries, and so do projects with an alias for each tenant.
         """
         current = connections.databases.get(self.alias)
         if self.settings_dict is not current and current and pool.origin == origin(current):
@@ -165,7 +165,7 @@ class PooledMixin(LeasingMixin):
             )
 
     def _with_own_reset(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Set again, after the project's own `reset`, what the alias sets at connect."""
+        """Reapply, after the project's own `reset`, what the alias sets at connect."""
         if (reset := options.get("reset")) is None:
             return options
 
@@ -176,16 +176,16 @@ class PooledMixin(LeasingMixin):
         return {**options, "reset": reset_and_configure}
 
     def _bare_copy(self, settings: dict[str, Any]) -> Self:
-        """A wrapper with these settings and no connection, made without a subclass's `__init__`.
+        """Return a wrapper with these settings and no connection, without a subclass's `__init__`.
 
         Such an `__init__` may query (django-tenants), and would wait for the pool that is being
-        built. It must be a copy, because the pool lives longer than this thread, and must not keep
-        alive the thread's wrapper, nor a connection that the wrapper holds when the thread ends.
+        built. It must be a copy: the pool lives longer than this thread, and must not keep the
+        thread's wrapper alive, nor a connection that the wrapper holds when the thread ends.
         """
         bare = object.__new__(type(self))
         BaseDatabaseWrapper.__init__(bare, settings, self.alias)
         for name, value in vars(self).items():
-            # Not its lease, and no cached property, which may refer to the wrapper.
+            # Neither its lease nor a cached property, which may refer to the wrapper.
             if name != "_lease" and not isinstance(
                 getattr(type(self), name, None), cached_property
             ):
@@ -197,11 +197,11 @@ class PooledMixin(LeasingMixin):
         return SeenErrors(self)
 
     def get_connection_params(self) -> dict[str, Any]:
-        """libpq's parameters of one connection, with the password that is valid now.
+        """libpq's parameters of one connection, with the current password.
 
         psycopg.AsyncConnection, procrastinate and others connect with them, without the pool.
-        Django also calls this at each checkout, but does not use the result: the password is then
-        not read again.
+        Django also calls this at each checkout, but does not use the result, so the password is not
+        read again then.
         """
         params = self._params_of_settings()
         if self._connecting:
@@ -218,7 +218,7 @@ class PooledMixin(LeasingMixin):
             raise without_frames(error) from error.__cause__
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
-        """As Django's; an error has no frames of psycopg, whose variables are the password."""
+        """Like Django's, but without psycopg's frames in errors: they hold the password."""
         if apps.apps_ready:
             _warn_if_not_installed(self.settings_dict["ENGINE"])
         try:
@@ -227,7 +227,7 @@ class PooledMixin(LeasingMixin):
             raise without_frames(error) from error.__cause__
 
     def connect_apart(self) -> AnyConnection:
-        """A new connection of no pool, set up as one of the alias's own. It may block."""
+        """Return a new connection of no pool, set up like those of the alias. May block."""
         template = self._bare_copy(self.settings_dict)
         connection = template.get_new_connection(template._params_for_pool())
         try:
@@ -238,7 +238,7 @@ class PooledMixin(LeasingMixin):
         return connection  # type: ignore[no-any-return]
 
     def for_new_connection(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Add the password that is valid now, and the name of this process, which may be a fork."""
+        """Add the current password, and the name of this process, which may be a fork."""
         extra = app_options(self.settings_dict)
         password = current_password(extra, params)
         if password is not None:
@@ -252,7 +252,7 @@ class PooledMixin(LeasingMixin):
         """libpq's parameters for one connection of the pool, in a thread of the pool."""
         params = self.get_connection_params()
         params["cursor_factory"] = leased(params["cursor_factory"])
-        return {**params, "autocommit": True}  # Django sets its own at checkout
+        return {**params, "autocommit": True}  # the alias's own is set at checkout
 
     def _configure_for_pool(self, connection: AnyConnection) -> None:
         """Set the time zone and the role, in a thread of the pool.
@@ -298,7 +298,7 @@ class PooledMixin(LeasingMixin):
 
 
 def _let_go(pool: HardenedPool) -> None:
-    """Have the threads outside of a request return their connections."""
+    """Make threads outside of a request return their connections."""
     for entry in pool.core.in_use:
         lease: Lease | None = getattr(entry.weak(), LEASE, None)
         if lease is not None and lease.wanted is pool.core.queue.waiters:
@@ -308,7 +308,7 @@ def _let_go(pool: HardenedPool) -> None:
 
 @cache  # once
 def _warn_if_not_installed(engine: str) -> None:
-    """No check could say so."""
+    """Log this here, because without the app its checks do not run."""
     if not apps.is_installed("abs_orm_app"):
         logger.warning(
             "The engine %s is used, but its app is not installed, so nothing checks its settings,"
@@ -322,7 +322,7 @@ _wrappers: dict[int, ref[PooledMixin]] = {}
 
 
 def threads_in_atomic_block(alias: str) -> set[int]:
-    """The threads that are in `atomic()` of the alias. Async code may call it, too."""
+    """Return the threads that are in `atomic()` of the alias. Async code may call this, too."""
     found = set()
     for weak in list(_wrappers.values()):
         wrapper = weak()
@@ -339,8 +339,8 @@ _POOLS_OWN = ("reset", "leak_seconds", "project", "password_file", "password_pro
 
 
 def origin(entry: dict[str, Any]) -> tuple[Any, ...]:
-    """What of an entry of DATABASES makes its connections: where they lead, as whom, and how they
-    are set up and cleaned.
+    """Return the parts of a DATABASES entry that define its connections: where they lead, as which
+    user, and how they are set up and cleaned.
     """
     extra = app_options(entry)
     return (
@@ -357,14 +357,14 @@ def origin(entry: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def kept(value: Any) -> Any:
-    """A copy that does not change with the entry; what is no dict or tuple is the same object."""
+    """Return a copy that does not change with the entry; only dicts and tuples are copied."""
     if isinstance(value, dict):
         return {key: kept(each) for key, each in value.items()}
     return tuple(map(kept, value)) if isinstance(value, tuple) else value
 
 
 class EngineHooks(Hooks):
-    """What the engine answers its pool. `template`: a wrapper of the alias without a connection."""
+    """The engine's answers to its pool. `template`: a wrapper of the alias without a connection."""
 
     def __init__(self, template: PooledMixin, extra: AppOptions) -> None:
         self._template = template
@@ -401,14 +401,14 @@ class EngineHooks(Hooks):
             return False
         if (pool := pools.get(alias)) is not None:
             _let_go(pool)
-            # Or the project has wrappers of the alias that Django does not know.
+            # The project may have wrappers of the alias that Django does not know.
             if pool.core.in_use or pool.core.queue.waiters:
                 return False
             pools.pop(alias, None)
         return True
 
     def successor(self) -> HardenedPool | None:
-        """The pool that the alias has now; None if the alias is gone."""
+        """Return the pool that the alias has now; None if the alias is gone."""
         alias = self._template.alias
         if registry.pools_are_closed() or alias not in connections.databases:
             return None
@@ -417,7 +417,7 @@ class EngineHooks(Hooks):
 
 
 def _hang_up() -> None:
-    """Hang up this thread's connections of our engines."""
+    """Hang up this thread's connections that these engines have opened."""
     for wrapper in connections.all(initialized_only=True):
         if isinstance(wrapper, PooledMixin):
             wrapper.hang_up()

@@ -1,8 +1,8 @@
-"""The requests that the threads of this process serve: when they begin, and when they are over.
+"""Tracks the requests that this process's threads serve: when they start, and when they end.
 
-Django tells of both, but its end of a request may never come: where a web server does not close
-responses, and where a thread ends in the middle of one. A lease of a request (`Lease.wanted`) ends
-with it all the same.
+Django signals both, but `request_finished` may never come: if a web server does not close
+responses, or if a thread ends in the middle of one. A lease of a request (`Lease.wanted`) must end
+with it even then.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ logger = logging.getLogger("abs_orm_app.pool")
 
 
 class _Farewell:
-    """In the storage of a thread: at its end, it has what the thread has left behind taken back.
+    """Stored in a thread's local storage: when the thread ends, what it left behind is taken back.
 
-    A web server may end a request in a way that Django does not see: gunicorn's asgi worker
-    cancels it a few seconds after its client has gone, and `request_finished` with it.
+    A web server may end a request without Django noticing: gunicorn's asgi worker cancels it, and
+    `request_finished` with it, a few seconds after its client has gone.
     """
 
     def __init__(self) -> None:
@@ -43,12 +43,12 @@ class _Farewell:
 
 
 class _Request(list[bool]):
-    """What the leases of a request look at: not empty once it is over."""
+    """`Lease.wanted` of the leases of a request: not empty once the request is over."""
 
 
 class _Trace:
-    """In the environ of a WSGI request: once its server has dropped that, nobody can close the
-    response any more, so the request is over, although Django does not hear of it.
+    """Stored in the environ of a WSGI request: once the server has dropped that, the response can
+    no longer be closed, so the request is over, although Django is not told.
     """
 
     def __init__(self, request: _Request) -> None:
@@ -78,17 +78,17 @@ def _end_leases(request: Any = None) -> None:
 
 class _Thread(threading.local):
     in_request = False
-    unended = 0  # requests in a row that have not ended, and another one began
+    unended = 0  # consecutive requests that had not ended when the next one started
     tests = 0  # requests of Django's test client that have not ended; their end has no sender
 
     def __init__(self) -> None:
-        self.request = _Request()  # the last one
+        self.request = _Request()  # the current or the last one
         self._farewell = _Farewell()
 
 
 thread = _Thread()
-# Of WSGI. Not empty: a web server of this process has ended a request; there is one that does not
-# end its requests, which this thread has noticed; the log says so.
+# For WSGI. `_ending`: not empty once a web server of this process has ended a request. `unending`:
+# threads that have noticed a server that does not. `_said`: not empty once that was logged.
 _ending: list[bool] = []
 unending: list[int] = []
 _said: list[bool] = []
@@ -96,11 +96,11 @@ _said: list[bool] = []
 
 def _begin_request(sender: Any = None, environ: Any = None, **_: object) -> None:
     if _is_of("django.test.client", sender):
-        thread.tests += 1  # a part of what the thread does, be that a request
+        thread.tests += 1  # part of what the thread is doing, which may be a request itself
         return
     if thread.in_request and _is_served(sender):
         thread.unended += 1
-        # Where requests end, one that was broken off is no sign: it takes two in a row.
+        # If requests do end, a single broken-off one proves nothing: it takes two in a row.
         if thread.unended > len(_ending) and not unending:
             _notice_unending(is_over=bool(thread.request))
     thread.in_request = True
@@ -122,23 +122,23 @@ def _end_request(sender: Any = None, **_: object) -> None:
 
 
 def _is_served(sender: Any) -> bool:
-    """True for a request of WSGI, by Django's handler for servers."""
+    """True for a WSGI request: its sender is Django's handler for web servers."""
     return _is_of("django.core.handlers.wsgi", sender)
 
 
 def _is_of(module: str, sender: Any) -> bool:
     """True if the sender is a class of this module, or a subclass of one.
 
-    It does not import the class: if another thread throws an exception into an import, the lock of
-    that module stays locked, and every request would wait for it.
+    It does not import the class: if an exception from another thread interrupts an import, the lock
+    of that module stays locked, and every request would wait for it.
     """
     return any(each.__module__ == module for each in getattr(sender, "__mro__", ()))
 
 
 def _notice_unending(*, is_over: bool) -> None:
-    """Requests of this thread do not end, or they end before Django hears of it.
+    """Handle requests of this thread that do not end, or that end without Django being told.
 
-    `is_over`: the trace of the last one has told so, and no more is needed.
+    `is_over`: the trace of the last one has ended its leases, so only the log message is left.
     """
     if not is_over:
         unending.append(get_ident())

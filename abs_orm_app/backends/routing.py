@@ -1,4 +1,4 @@
-"""Does the project write through an alias? Its settings and its routers tell."""
+"""Finds out from settings and routers whether the project writes through an alias."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def only_reads(alias: str, entry: Mapping[str, Any]) -> bool:
     """True if the project's settings or routers show that the alias is a replica.
 
     That is a mirror in tests (`TEST: {"MIRROR": ...}`), or an alias that no router returns for
-    writes. The default alias never is one. Also False if a router cannot be asked.
+    writes. The default alias is never a replica. Also False if a router cannot be asked.
     """
     if alias == DEFAULT_DB_ALIAS:
         return False
@@ -24,7 +24,7 @@ def only_reads(alias: str, entry: Mapping[str, Any]) -> bool:
 
 
 def is_written(alias: str, entry: Mapping[str, Any]) -> bool:
-    """True if the project is known to write through the alias: the default one, or by a router."""
+    """True if the project is known to write through the alias: it is the default, or routed to."""
     if alias == DEFAULT_DB_ALIAS:
         return True
     return bool(router.routers) and not only_reads(alias, entry)

@@ -1,7 +1,7 @@
 """What a thread is doing, in the project's words: the request, the task or the command.
 
-A checkout records nothing for this: it is found on the stack of the thread, when somebody looks.
-A greenlet, and a thread that has left its request behind, are named by their thread instead.
+A checkout records nothing for this; it is read from the thread's stack when a report needs it. A
+greenlet, or a thread that has left its request behind, is shown by its thread's name instead.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Request:
 
     @property
     def label(self) -> str:
-        """As in "GET /orders/<int:pk>/", "task shop.tasks.send", "command import_orders"."""
+        """For example "GET /orders/<int:pk>/", "task shop.tasks.send", "command import_orders"."""
         if self.method in ("task", "command"):
             return f"{self.method} {self.route}"
         if not self.route:
@@ -45,7 +45,7 @@ class Request:
 
 
 def requests_of(threads: Collection[str]) -> dict[str, Request]:
-    """What the threads with these names are serving; those that serve nothing are left out."""
+    """Return what the threads with these names are serving, without those that serve nothing."""
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
         return {}  # without the GIL, another thread's frames cannot be read safely
     every = threading.enumerate()
@@ -64,10 +64,10 @@ def requests_of(threads: Collection[str]) -> dict[str, Request]:
 
 
 def _served_on(frame: FrameType | None) -> Request | None:
-    """The outermost request or task on a stack: a view may make others, as Django's test client
-    does.
+    """Return the outermost request or task on a stack: a view may make others, as Django's test
+    client does.
 
-    Only variables of Django's handlers and of asgiref are read. To read those of another frame
+    Only variables of Django's handlers and of asgiref are read. Reading those of another frame
     would keep their values alive, such as a connection that the project has dropped.
     """
     found = None
@@ -85,7 +85,7 @@ def _served_on(frame: FrameType | None) -> Request | None:
 
 
 def _values(frame: FrameType) -> Iterator[Any]:
-    """The variables of a frame, and what asgiref is about to call in this thread with."""
+    """Yield the variables of a frame, and the arguments of what asgiref is about to call."""
     for value in frame.f_locals.values():
         yield value
         for each in value if type(value) is tuple else (value,):
@@ -95,7 +95,7 @@ def _values(frame: FrameType) -> Iterator[Any]:
 
 @cache
 def _command() -> Request | None:
-    """The command that this process runs, where it is one of Django's."""
+    """Return the command that this process runs, if it is one of Django's."""
     if len(sys.argv) > 1 and os.path.basename(sys.argv[0]) in ("manage.py", "django-admin"):
         return Request("command", sys.argv[1])
     return None

@@ -1,7 +1,7 @@
-"""Tells whether a statement changes its session, so that the next holder would find the change.
+"""Finds out whether a statement changes its session, so that the next holder would see it.
 
-`change_of(text)` is a pure function of the statement's text. A statement that it cannot read counts
-as a change. It cannot look into functions: it only recognises those in `FUNCTIONS`.
+`change_of(text)` is a pure function of the statement's text. A statement that it cannot parse
+counts as a change. It cannot look into functions: it only recognises those in `FUNCTIONS`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from abs_orm_app.config.texts import printable
 
-# The kinds of state that PostgreSQL keeps for a session: the reason of a pin, a label of a metric.
+# Kinds of state that PostgreSQL keeps for a session; the reason of a pin and a metric's label.
 SETTING = "setting"  # SET, set_config(..., false), SET ROLE, SET SESSION AUTHORIZATION, RESET
 TEMPORARY = "temporary table"  # and views, sequences, types and functions in pg_temp
 PREPARED = "prepared statement"  # PREPARE; not those that psycopg prepares by itself
@@ -22,12 +22,12 @@ LOCK = "advisory lock"  # of the session, not of the transaction
 CURSOR = "held cursor"  # DECLARE ... WITH HOLD
 LIBRARY = "library"  # LOAD
 OTHER = "other"  # setseed(), dblink_connect(), replication origins and slots
-UNSEEN = "unseen"  # DO, CALL, and what cannot be read: it may have done anything
+UNSEEN = "unseen"  # DO, CALL, and what cannot be parsed: it may have done anything
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a statement leaves on its session: the kind, and the statement in a few words.
+    """What a statement changes in its session: the kind, and the statement in a few words.
 
     `lasts`: no statement undoes it, so the connection must be replaced.
     """
@@ -51,7 +51,7 @@ FUNCTIONS = {
     "pg_copy_physical_replication_slot": Change(OTHER, "replication slot", lasts=True),
 }
 
-# First words of statements that leave nothing behind, unless a function or a temporary table does.
+# First words of statements that leave nothing in a session, except by a function or temp table.
 _PLAIN = frozenset(
     """
     abort alter analyze analyse begin checkpoint close cluster comment commit copy create delete
@@ -63,20 +63,20 @@ _PLAIN = frozenset(
 _OFTEN = (
     "select ", "insert ", "update ", "delete ", "with ", "savepoint ", "release ", "rollback ",
 )  # fmt: skip
-# A statement that begins so and has none of these is clean: no need to read it.
+# A statement that starts with one of `_OFTEN` and has none of these needs no parsing.
 _SUSPECT = (
     ";", "temp", "advisory", "set_config", "set_limit", "setseed", "dblink", "pg_settings",
     "replication_", 'u&"',
 )  # fmt: skip
 
 _REMEMBERED = 1024  # statements; an application has a few hundred
-_LONGEST_NAME = 63  # of the name of a setting, as PostgreSQL's identifiers; shown in the log
+_LONGEST_NAME = 63  # characters of a setting's name in the log, as in PostgreSQL's identifiers
 _LONGEST = 4096  # characters of a statement that is remembered
 _verdicts: dict[str, Change | None] = {}
 
 
 def change_of(text: str) -> Change | None:
-    """Return what the statement, or the worst of several, leaves on its session; None if nothing.
+    """Return what the statement, or the worst of several, changes in its session; None if nothing.
 
     `text`: as it is given to `execute`, with placeholders. For a statement that was seen before,
     this is one lookup in a dictionary.
@@ -110,7 +110,7 @@ def _examine(text: str) -> Change | None:
     return worst
 
 
-# Reading
+# Parsing
 
 _TOKEN = re.compile(
     r"""
@@ -133,7 +133,7 @@ _COMMENT = re.compile(r"/\*|\*/")
 
 
 class _UnreadableError(ValueError):
-    """A quote or a comment that does not end, or a name written in escapes."""
+    """An unterminated quote or comment, or a name written in escapes."""
 
 
 def _statements(text: str) -> list[list[str]]:
@@ -169,7 +169,7 @@ def _tokens(text: str) -> Iterator[str]:
 
 
 def _end_of_comment(text: str, position: int) -> int:
-    """Where the comment that begins before `position` ends; they nest."""
+    """Return the end of the comment that starts before `position`. Comments nest."""
     depth = 1
     while depth:
         match = _COMMENT.search(text, position)
@@ -211,7 +211,7 @@ _BY_FIRST_WORD = {
 }
 
 
-# What is created then is temporary, and outlives the setting.
+# What is created under this setting is temporary, and outlives the setting.
 _PG_TEMP = Change(TEMPORARY, "search_path = pg_temp")
 
 
@@ -240,7 +240,7 @@ def _set(statement: Sequence[str]) -> Change | None:
 
 
 def _called(statement: Sequence[str]) -> Change | None:
-    """The function of `FUNCTIONS` that the statement calls, or a `set_config` for the session."""
+    """Return the function of `FUNCTIONS` that the statement calls, or a session's `set_config`."""
     found: Change | None = None
     for number, word in enumerate(statement):
         if word != "(" or number == 0:
@@ -257,7 +257,7 @@ def _called(statement: Sequence[str]) -> Change | None:
 
 
 def _is_local(statement: Sequence[str], position: int) -> bool:
-    """True if the arguments that begin there are three, the last of them `true`."""
+    """True if there are three arguments from `position` on, the last of them `true`."""
     depth, commas, last = 1, 0, position
     for number in range(position, len(statement)):
         word = statement[number]

@@ -1,4 +1,4 @@
-"""The connection pool. It knows psycopg, and nothing of Django."""
+"""The connection pool. It depends on psycopg, but not on Django."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["HardenedPool"]
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded at its first use: a process that needs no pool does not load psycopg_pool.
+    # Import on first use, so that a process without a pool does not load psycopg_pool.
     if name == "HardenedPool":
-        from abs_orm_app.pool import registry  # noqa: F401 - for a fork, and the end of the process
+        from abs_orm_app.pool import registry  # noqa: F401 - registers the fork and exit hooks
         from abs_orm_app.pool.pool import HardenedPool
 
         return HardenedPool

@@ -1,8 +1,8 @@
-"""Why requests get no connection, or cannot write; and what the log tells of it.
+"""Finds out why requests get no connection or cannot write, and logs it.
 
-A slow statement, a lock, a server that hangs and one that is gone look the same in the queue. So
-the server is asked, at an address that a connection leads to, before a message says that it does
-not answer. That opens no session, so it counts against no limit, and needs no password.
+A slow statement, a lock, a hung server and a missing one look the same in the queue. So the pool
+probes the server, at the address of a connection, before a message says that it does not answer. A
+probe opens no session, so it counts against no limit and needs no password.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from abs_orm_app.pool.queue import copied
 from abs_orm_app.pool.roles import Role
 from abs_orm_app.pool.server_errors import SAYS_NOTHING
 
-ASK_AFTER = 0.3  # seconds that a request has waited when the server is asked
-ASK_EVERY = 1.0  # seconds between two questions; `ASK_AGAIN` while it answers
+ASK_AFTER = 0.3  # seconds that a request waits before the server is probed
+ASK_EVERY = 1.0  # seconds between two probes; `ASK_AGAIN` while it answers
 ASK_AGAIN = 3.0
-ANSWER_WITHIN = 1.0  # seconds; half of it for a host that has not answered for long already
-FRESH = 5.0  # seconds for which an answer counts, or a fault that no request needs fixed
-TOLD_AFTER = 1.5  # seconds that a request has waited when the log begins to tell of it
-CHANGE_AFTER = 10.0  # seconds after which it tells another cause of the same trouble, or the next
-OVER_AFTER = 3.0  # seconds without that cause until the log says that it is over
+ANSWER_WITHIN = 1.0  # seconds for a probe; half of it after a connection attempt has timed out
+FRESH = 5.0  # seconds for which a probe counts, and a fault while no request waits
+TOLD_AFTER = 1.5  # seconds that a request waits before the log reports it
+CHANGE_AFTER = 10.0  # seconds before it reports another cause of the same trouble, or the next one
+OVER_AFTER = 3.0  # seconds without that cause before the log says that it is over
 REMIND = 60.0  # seconds between two lines about the same cause
 
 
 def cause_of(core: Core) -> Cause | None:
-    """Why requests wait, fail or cannot write now; None if none does."""
+    """Return why requests wait, fail or cannot write now; None if they do not."""
     entries = list(core.entries)
     if Role.PRIMARY not in [entry.role for entry in entries]:
         for entry in entries:
@@ -54,7 +54,7 @@ def cause_of(core: Core) -> Cause | None:
 
 
 def why_waiting(core: Core) -> Cause:
-    """Why a request waits, where connecting has not failed."""
+    """Return why requests wait although connecting has not failed."""
     in_use = core.in_use
     statuses = [entry.pgconn.transaction_status for entry in in_use]
     active = statuses.count(TransactionStatus.ACTIVE)
@@ -76,7 +76,7 @@ def why_waiting(core: Core) -> Cause:
 
 
 def held_by(core: Core) -> str:
-    """Which requests, tasks and commands hold the connections."""
+    """Describe which requests, tasks and commands hold the connections."""
     held = [core.holder_of(entry) for entry in core.in_use]
     labels = core.hooks.served_by({each.thread for each in held if not each.is_task})
     kinds = {True: "task", False: "thread"}
@@ -86,7 +86,7 @@ def held_by(core: Core) -> str:
 
 
 def ask_if_that_may_be_why(core: Core, now: float) -> None:
-    """Have the server asked whether it answers, if requests wait for it. Never waits."""
+    """Probe the server in a thread, if requests may be waiting for it. Never waits."""
     every = ASK_AGAIN if core.reached[1] == ANSWERS else ASK_EVERY
     waiters = copied(core.queue.waiters)
     if not waiters or now - waiters[0].began < ASK_AFTER or now - core.asked_at < every:
@@ -98,12 +98,12 @@ def ask_if_that_may_be_why(core: Core, now: float) -> None:
 
 
 def ask(core: Core) -> None:
-    """Ask the server, where connections lead that wait for it. Takes `ANSWER_WITHIN` for each of
-    three addresses at most.
+    """Probe the server, at the addresses of connections that wait for it. Takes up to
+    `ANSWER_WITHIN` seconds for each of at most three addresses.
     """
     targets: list[Any] = []
     for entry in _active(core):
-        with suppress(OSError):  # it is closed
+        with suppress(OSError):  # already closed
             if (peer := entry.twin.getpeername()) not in targets:
                 targets.append(peer)
     found, where = reached(targets or [place.target for place in core.places])
@@ -117,7 +117,7 @@ def _active(core: Core) -> list[Entry]:
 
 
 def reached(targets: list[Any], within: float = ANSWER_WITHIN) -> tuple[str, str]:
-    """Ask these addresses until one answers: the best of what they do, and where; "" for none."""
+    """Probe these addresses until one answers. Return the best result, and where; or "" twice."""
     best = ("", "")
     for target in [each for each in targets if each][:3]:
         found = reach(target, within)
@@ -130,7 +130,7 @@ def reached(targets: list[Any], within: float = ANSWER_WITHIN) -> tuple[str, str
 
 
 def located(error: BaseException, places: list[Place]) -> BaseException:
-    """A timeout of connecting, with where it was, and whether something accepts connections there.
+    """Return a connection timeout that also says where it happened and what a probe found there.
 
     Takes up to half a second for each of three places.
     """
@@ -147,14 +147,14 @@ def located(error: BaseException, places: list[Place]) -> BaseException:
 
 
 class Spell:
-    """A fault that may come and go: what is logged of it. Any thread may call this."""
+    """Decides what is logged about a fault that may come and go. Any thread may call this."""
 
     def __init__(self) -> None:
         self._told: dict[float, object] = {}
-        self._text = ""  # what was told of it, while it lasts
+        self._text = ""  # the last text that was logged, while the fault lasts
 
     def is_news(self, text: str) -> bool:
-        """True if it is to be told now: one text in `CHANGE_AFTER` seconds, the same one once."""
+        """True if `text` is to be logged: one per `CHANGE_AFTER` seconds, and no repetition."""
         if text == self._text:
             return False
         period, mine = monotonic() // CHANGE_AFTER, object()
@@ -166,14 +166,14 @@ class Spell:
         return True
 
     def ends(self) -> bool:
-        """It is over: True if that is to be told, because it was told that it began."""
+        """Record the end of the fault; True if it is to be logged, because the fault was."""
         told, self._text = self._text, ""
         return bool(told)
 
 
 class Story:
-    """What the log tells of one pool: that a trouble begins, that requests fail, a reminder each
-    minute with numbers, and its end. For housekeeping.
+    """Logs the troubles of one pool: that one begins, that requests fail, a reminder with numbers
+    each minute, and its end. For housekeeping.
     """
 
     def __init__(self, core: Core) -> None:
@@ -181,11 +181,11 @@ class Story:
         self._cause: Cause | None = None
         self._by_fault = self._failing = False
         self._began = self._seen = self._said = 0.0
-        self._served = 0  # when it was last seen
+        self._served = 0  # `_serves()` when the cause was last seen
         self._before = self._last = (0, 0)
 
     def tend(self, now: float) -> float:
-        """Tell what is new; return when to look again (`monotonic`)."""
+        """Log what is new; return when to run again (`monotonic`)."""
         core, told = self._core, self._cause
         if found := self._found(now):
             if told is None or (told.name != found.name and self._may_change(now)):
@@ -198,7 +198,7 @@ class Story:
         return now + 1.0 if self._cause or core.queue.waiters else inf
 
     def _found(self, now: float) -> Cause | None:
-        """The cause now, unless requests wait for a moment only."""
+        """Return the current cause; None if requests have waited only briefly."""
         core, found = self._core, cause_of(self._core)
         if found is None or core.fault or core.refusal or found.name == "read-only":
             return found
@@ -206,13 +206,13 @@ class Story:
             return found
         waiters = copied(core.queue.waiters)
         waited = now - waiters[0].began if waiters else 0.0
-        # What is told now is not corrected soon: the first answer of the server is waited for.
+        # A logged cause is not corrected soon, so wait for the first answer of the server.
         is_asked = now - core.reached[0] > FRESH and core.asked_at > core.reached[0]
         until = TOLD_AFTER + 3 * ANSWER_WITHIN if is_asked else TOLD_AFTER
         return found if waited >= until else None
 
     def _is_over(self, told: Cause) -> bool:
-        """True if that is shown. That nobody waits any more shows nothing."""
+        """True if there is evidence for it. An empty queue is no evidence."""
         if told.name == "read-only":
             return any(entry.role is Role.PRIMARY for entry in list(self._core.entries))
         if told.name in ("exhausted", "slow or locked") and self._core.idle:
@@ -233,12 +233,12 @@ class Story:
             waited, failed = self._counts()
             self._before = self._last = waited - len(core.queue.waiters), failed
         core.trouble = cause.name
-        if not self._by_fault:  # else the connector has said it
+        if not self._by_fault:  # otherwise the connector has logged it
             core.say(messages.trouble_begins(core.name, cause, held_by(core)))
 
     def _go_on(self, now: float) -> None:
         core, cause = self._core, self._cause
-        assert cause is not None  # noqa: S101 - there is a trouble
+        assert cause is not None  # noqa: S101 - the caller has checked it
         counts = self._counts()
         failed = counts[1] - self._before[1]
         if failed and not self._failing:
@@ -256,15 +256,15 @@ class Story:
         core, cause = self._core, self._cause
         self._cause, core.trouble = None, ""
         if cause is None or self._by_fault:
-            return  # the connector says it
+            return  # the connector logs it
         waited, failed = (n - b for n, b in zip(self._counts(), self._before, strict=True))
         core.say(messages.trouble_ends(core.name, cause, self._seen - self._began, waited, failed))
 
     def _serves(self) -> int:
-        """Checkouts that did not fail, and do not wait."""
+        """The number of checkouts that neither failed nor are waiting."""
         counted = self._core.statistics
         return counted.checkouts - counted.errors - len(self._core.queue.waiters)
 
     def _counts(self) -> tuple[int, int]:
-        """Requests that have waited, and that got no connection."""
+        """The numbers of requests that have waited, and that got no connection."""
         return self._core.statistics.queued, self._core.statistics.errors

@@ -1,7 +1,7 @@
-"""The pool's clock: it goes on while the machine is suspended, as the server's does.
+"""The pool's clock, which keeps running while the machine is suspended, as the server's does.
 
-`time.monotonic` stands still then, so a connection that the server has given up would look as if it
-had been used just now (CLOCK_BOOTTIME of clock_gettime(2)).
+`time.monotonic` stops then, so a connection that the server has already dropped would look recently
+used. See CLOCK_BOOTTIME in clock_gettime(2).
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""How connections end: at once, or, if the server is executing a statement, cancelled first.
+"""Closes connections: at once, or after a cancel request if the server is executing a statement.
 
-A server does not notice that a client is gone while it executes a statement: its session would go
-on, beyond the limit of the pool. So a thread of the pool has the statement cancelled, closes the
-connection and waits until the server has closed its side; only then the slot is free, or after
+A server that is executing a statement does not notice that its client is gone: the session would
+continue, above the pool's limit. So a thread of the pool cancels the statement, closes the
+connection and waits until the server has closed its side. The slot is free only then, or after
 `CLOSE_TIMEOUT` seconds if the server does not answer.
 
-Nobody frees a handle of libpq that a frame may still use. The pool only drops its own reference to
-the handle of a connection that was garbage-collected; if a frame still has it after a moment, its
-socket is shut down.
+A libpq handle that a frame may still use is never freed. For a connection that was
+garbage-collected, the pool only drops its own reference to the handle; if a frame still has it
+after a moment, its socket is shut down.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ from abs_orm_app.pool.entry import AnyConnection, Entry, shut_down
 from abs_orm_app.pool.liveness import ANSWERS, reach
 from abs_orm_app.pool.steps import Poller
 
-CLOSE_TIMEOUT = 10.0  # seconds after which a slot is free, even if the server does not answer
-CANCEL_TIMEOUT = 5.0  # seconds for the request to cancel; psycopg's own for Ctrl-C
-THREADS = 4  # that cancel at a time
-OVERDUE = 1.0  # seconds more, until housekeeping frees it in place of a thread that is stuck
+CLOSE_TIMEOUT = 10.0  # seconds after which a slot is freed even if the server does not answer
+CANCEL_TIMEOUT = 5.0  # seconds for a cancel request; psycopg's own value for Ctrl-C
+THREADS = 4  # cancel requests at a time
+OVERDUE = 1.0  # additional seconds, after which housekeeping frees the slot for a stuck thread
 MOMENT = 0.5  # seconds in which a finalizer may still use the handle of a lost connection
 
 
 def spoil(conn: Any, entry: Entry) -> None:
-    """Close a connection that its holder has, because what happened on it makes it unfit.
+    """Close a connection that is in use, because what happened on it makes it unfit for others.
 
     The holder's next statement fails, and the pool cancels what the server may be executing.
     """
     entry.spoiled += 1
     entry.cancel = entry.cancel or cancel_handle(conn.pgconn)  # its holder may have closed it
     if isinstance(conn, psycopg.AsyncConnection):
-        entry.shut_down()  # a task that waits must take its handle out of the loop first
+        entry.shut_down()  # a waiting task must first remove the handle from its loop
     else:
         conn.pgconn.finish()
 
 
 class Closer:
-    """Ends the connections of one pool. `freed`: called with an entry whose slot is free."""
+    """Closes the connections of one pool. `freed`: called with an entry whose slot is free."""
 
     def __init__(self, name: str, freed: Callable[[Entry], object]) -> None:
         self._name, self._freed = name, freed
@@ -67,10 +67,10 @@ class Closer:
         self._cancels = False
 
     def _reset(self) -> None:
-        self._cancels = True  # False: what the server executes is the parent's
-        # Lost ones whose handle a frame still has: since when, and the handle.
+        self._cancels = True  # False: the statements are the parent's
+        # Lost connections whose handle a frame still has: since when, and a weak reference to it.
         self._lost: dict[Entry, tuple[float, Callable[[], Any]]] = {}
-        # Those that a thread cancels, and until when. Who removes one from it frees the slot.
+        # Connections being cancelled, and until when. Whoever removes one frees its slot.
         self._ending: dict[Entry, float] = {}
         self._to_cancel: deque[tuple[Entry, AnyConnection | None]] = deque()
         self._threads: list[threads.Handle] = []
@@ -93,12 +93,12 @@ class Closer:
         return False
 
     def lose(self, entry: Entry) -> bool:
-        """End a connection whose handle a frame may still use, as that of a garbage-collected one;
+        """End a connection whose handle a frame may still use, such as a garbage-collected one;
         False if its slot is freed later.
         """
         handle, entry.pgconn = entry.pgconn, CLOSED
         if handle is CLOSED:
-            return False  # that is under way
+            return False  # this is already in progress
         entry.cancel = entry.cancel or cancel_handle(handle)
         gone = ref(handle)
         del handle
@@ -112,12 +112,12 @@ class Closer:
         return False
 
     def send(self, cancel: Any) -> None:
-        """Have a statement cancelled, in a thread, on a connection that stays with its owner."""
+        """Cancel a statement, in a thread, on a connection that stays with its owner."""
         with suppress(RuntimeError, MemoryError):
             threads.start(f"{self._name}-closer", _send, cancel, CANCEL_TIMEOUT)
 
     def tend(self, now: float) -> float:
-        """Free slots whose time is over, and start threads; return when to do it again."""
+        """Free overdue slots, and start threads; return when to run again."""
         due = inf
         for entry, (began, gone) in list(self._lost.items()):
             if gone() is not None and now < began + MOMENT:
@@ -183,7 +183,7 @@ def close(conn: AnyConnection, entry: Entry) -> None:
 def _wait_for_end(twin: socket.socket, until: float) -> None:
     """Wait until the server has closed its side, which it does when the session has ended."""
     poller = Poller()
-    with suppress(OSError, ValueError):  # it is closed
+    with suppress(OSError, ValueError):  # already closed
         poller.register(twin, select.POLLIN)
         while (left := until - monotonic()) > 0:
             if poller.poll(left * 1000) and _is_at_end(twin):
@@ -200,7 +200,7 @@ def _is_at_end(twin: socket.socket) -> bool:
 
 
 def cancel_handle(pgconn: Any) -> Any:
-    """What can cancel the statement that is being executed; None if there is none."""
+    """Return an object that can cancel the running statement; None if none is running."""
     if pgconn.transaction_status != TransactionStatus.ACTIVE:
         return None
     with suppress(psycopg.Error, OSError):
@@ -213,11 +213,11 @@ def cancel_handle(pgconn: Any) -> Any:
 
 
 class _BlockingCancel:
-    """How libpq cancels before version 17: it waits without a limit.
+    """Cancels with libpq before version 17, which waits without a time limit.
 
-    psycopg's C code keeps the interpreter's lock meanwhile, so that no thread of the process could
-    go on; ctypes does not. Only a server that has just answered is asked: another one would cancel
-    nothing, and keep the thread.
+    psycopg's C code holds the GIL meanwhile, which would block all threads of the process; ctypes
+    releases it. The request goes only to a server that has just answered a probe: another one would
+    cancel nothing, and block this thread.
     """
 
     def __init__(self, pgconn: Any) -> None:
@@ -226,7 +226,7 @@ class _BlockingCancel:
         if pq.__impl__ == "python":
             self._cancel: Callable[[], object] = pgconn.get_cancel().cancel
             return
-        libpq = ctypes.CDLL(sys.modules[type(pgconn).__module__].__file__)  # which is linked to it
+        libpq = ctypes.CDLL(sys.modules[type(pgconn).__module__].__file__)  # it is linked to libpq
         libpq.PQgetCancel.restype = ctypes.c_void_p
         handle = ctypes.c_void_p(libpq.PQgetCancel(ctypes.c_void_p(pgconn.pgconn_ptr)))
         finalize(self, libpq.PQfreeCancel, handle).atexit = False  # a thread may still use it then

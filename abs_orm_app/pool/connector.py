@@ -1,12 +1,12 @@
-"""How a pool opens connections: in threads of its own, many at a time, each attempt bounded.
+"""Opens a pool's connections: in its own threads, many at a time, each attempt with a time limit.
 
-Only the pool's own threads run this (the housekeeping thread and the connectors). No exception is
-raised in them from outside, so an attempt cannot be half started.
+Only the pool's own threads run this (housekeeping and the connectors). No exception is raised in
+them from outside, so an attempt cannot be half started.
 
 `_lock` guards the decision how many to open (reading the counts, adding to `attempts`) and `fault`.
-The thread that takes an attempt out of `attempts` decides what becomes of it: its own thread, when
-it is done, or the housekeeping thread, when it takes too long or its thread is gone. An attempt
-counts until then. A new connection is counted before its attempt stops counting.
+The thread that removes an attempt from `attempts` decides its outcome: its own thread when it is
+done, or the housekeeping thread when it takes too long or its thread is gone. An attempt counts
+until then. A new connection is counted before its attempt stops counting.
 """
 
 from __future__ import annotations
@@ -57,19 +57,19 @@ from abs_orm_app.pool.spoiled import guarded
 
 logger = logging.getLogger("abs_orm_app.pool")
 
-PATIENCE = 2.0  # seconds that an attempt gets at least; libpq has no shorter connect_timeout
-PATIENT_EVERY = 30.0  # seconds between two patient attempts where only one slot is left
-SOURCE_TIMEOUT = 30.0  # seconds for a function that returns the address or the password
-OVERDUE = 1.0  # seconds that an attempt may outlast its own timeout before it is given up
+PATIENCE = 2.0  # minimum seconds for an attempt; libpq has no shorter connect_timeout
+PATIENT_EVERY = 30.0  # seconds between two patient attempts if only one slot is left
+SOURCE_TIMEOUT = 30.0  # seconds that a function may take to return the address or the password
+OVERDUE = 1.0  # seconds past its own timeout after which an attempt is given up
 JITTER = 0.05  # of max_lifetime: connections that were opened together do not expire together
 
 
 class Attempt:
-    """A slot taken for a connection that is being opened.
+    """A slot reserved for a connection that is being opened.
 
-    A patient one may take the whole `connect_timeout`; one that is `stubborn`, also at a dead host
-    while another one has answered. `given`: the address and the parameters that it tries. `twin`:
-    of the socket, once it is connected; any thread may shut it down.
+    A `patient` attempt may take the whole `connect_timeout`; a `stubborn` one may do so even at a
+    dead host after another host has answered. `given`: the address and parameters that it tries.
+    `twin`: a second descriptor of the socket, once connected; any thread may shut it down.
     """
 
     __slots__ = (
@@ -86,17 +86,17 @@ class Attempt:
 
     def __init__(self, *, patient: bool, until: float, stubborn: bool = True) -> None:
         self.patient, self.stubborn = patient, patient and stubborn
-        self.until = until  # `monotonic`: it is given up then
+        self.until = until  # when it is given up (`monotonic`)
         self.given: tuple[str, dict[str, Any]] | None = None
-        self.began = inf  # when it began to connect to the server that it has reached
+        self.began = inf  # when it started to connect to the server that it has reached
         self.twin: socket.socket | None = None
         self.pgconn: Any = None  # once it is connected
-        self.cancelled = False  # what `configure` executes
+        self.cancelled = False  # True once the statement of `configure` was cancelled
         self.thread: threads.Handle | None = None
 
 
 class Source:
-    """Where the connections of a pool come from: psycopg_pool's parameters of the same names."""
+    """What a pool makes its connections from: psycopg_pool's parameters of the same names."""
 
     def __init__(
         self,
@@ -131,18 +131,18 @@ class Connector:
         self._attempted_at = self._patient_at = -inf
         self._spell = Spell()
         self._has_connected = False
-        self._refused_since = inf  # since when the password is refused
-        self._refused: Any = None  # what was given with it, if it is read from a file,
-        self._refused_until = -inf  # and when it is tried again
-        self._told = -inf  # when the outage began of which `reconnect_failed` was told
+        self._refused_since = inf  # since when the password has been refused
+        self._refused: Any = None  # the parameters with it, if it is read from a file,
+        self._refused_until = -inf  # and when to try them again
+        self._told = -inf  # the start of the last outage that `reconnect_failed` was called for
         self._last_parsed: tuple[str, Mapping[str, Any], Address] | None = None
         self._hosts = Hosts()
 
     def tend(self, now: float) -> tuple[float, float]:
         """Give up attempts that take too long, and start those that are missing.
 
-        Returns when to do it again (`monotonic`): a moment that `upkeep.LEAST` may put off, and one
-        that it may not.
+        Returns when to run again (`monotonic`): a time that `upkeep.LEAST` may delay, and one that
+        it may not.
         """
         core = self._core
         for attempt in list(core.attempts):
@@ -152,16 +152,16 @@ class Connector:
             self._start(attempts)
         due = min((attempt.until for attempt in list(core.attempts)), default=inf)
         if core.attempts:
-            due = min(due, now + RETRY_INTERVAL)  # a thread may end without a word
+            due = min(due, now + RETRY_INTERVAL)  # a thread may end without reporting it
         if core.is_below_size() and not core.paused:
             due = min(due, self._retry_at(now))
-        first_is_due = self._attempted_at + NEAR  # then the server is not near: open more at a time
+        first_is_due = self._attempted_at + NEAR  # after that, the server is not near: open more
         is_first = self._hosts.fastest == inf and core.fault is None and core.queue.waiters
         soon = first_is_due if is_first and now < first_is_due else inf
         return min(due, self._tell_that_it_fails(now)), soon
 
     def _tell_that_it_fails(self, now: float) -> float:
-        """Call `reconnect_failed` once an outage lasts so long; return when."""
+        """Call `reconnect_failed` once an outage has lasted long enough; return when that is."""
         core = self._core
         fault, pool = core.fault, core.pool()
         if fault is None or pool is None or fault.since == self._told:
@@ -170,14 +170,14 @@ class Connector:
         if now < due:
             return due
         if not (core.is_below_size() or core.queue.waiters):
-            return inf  # nobody tries
+            return inf  # no attempts are being made
         with suppress(RuntimeError, MemoryError):
             threads.start(f"{core.name}-reconnect", pool.reconnect_failed)
             self._told = fault.since
         return now + RETRY_INTERVAL
 
     def _retry_at(self, now: float) -> float:
-        """When to try again to fill the pool (`monotonic`); an attempt that ends says so itself."""
+        """When to retry filling the pool (`monotonic`); a running attempt reports its own end."""
         core = self._core
         if core.until_full.waiters:
             return now + RETRY_INTERVAL
@@ -187,7 +187,7 @@ class Connector:
         return self._attempted_at + refill_after(fault.at - fault.since)
 
     def abandon(self) -> None:
-        """In a forked child: the attempts, and perhaps the lock, are the parent's."""
+        """In a forked child: drop the parent's attempts, and its lock, which may be locked."""
         self._lock = allocate_lock()
         self._core.attempts.clear()
 
@@ -212,7 +212,7 @@ class Connector:
         )
 
     def _reserve(self, now: float) -> list[Attempt]:
-        """Take slots for the connections that are missing."""
+        """Reserve slots for the missing connections."""
         core = self._core
         with self._lock:
             if core.closed or core.paused:
@@ -232,11 +232,11 @@ class Connector:
             return attempts
 
     def _patient_slots(self, now: float) -> tuple[int, bool]:
-        """How many attempts may be patient, and whether these are stubborn: half of the slots that
-        are free, so that attempts which hang do not take all of them for long.
+        """Return how many attempts may be patient, and whether those are stubborn: half of the free
+        slots, so that hanging attempts do not take all of them for long.
 
-        If there is only one, it is stubborn only now and then while a host is dead, because that
-        host may be the one that is slow.
+        If only one is free, it is patient; but while a host is dead, only now and then, and then
+        stubborn, because that host may just be slow.
         """
         core = self._core
         slots = (core.max_size - core.inherited - len(core.entries)) // 2
@@ -245,18 +245,18 @@ class Connector:
         return (slots, True) if slots else (int(not rarely), any_dead)
 
     def _start(self, attempts: list[Attempt]) -> None:
-        """Start a thread for one of them; it starts the next."""
+        """Start a thread for one of the attempts; that thread starts the next one."""
         handle = threads.Handle()
         for attempt in attempts:
             attempt.thread = handle
         try:
             threads.start(f"{self._core.name}-connector", self._run, attempts, handle=handle)
-        except (RuntimeError, MemoryError) as error:  # none is left, or the process is about to end
+        except (RuntimeError, MemoryError) as error:  # out of threads, or the process is ending
             for attempt in attempts:
                 self._failed(attempt, error)
 
     def _run(self, attempts: list[Attempt]) -> None:
-        """Open connections for as long as any is missing."""
+        """Open connections as long as any are missing."""
         while attempts:
             attempt = attempts.pop()
             if attempts:
@@ -306,7 +306,7 @@ class Connector:
             raise
 
     def _given(self) -> tuple[str, dict[str, Any]]:
-        """The address and the parameters: of a service, which may fail for a moment."""
+        """Return the address and the parameters. Their source may fail for a moment."""
         try:
             return self._source.address(), self._source.parameters()
         except Exception as error:
@@ -317,7 +317,7 @@ class Connector:
             raise RuntimeError(messages.source_failed(self._core.name, error)) from error
 
     def _refusal_of(self, given: tuple[str, dict[str, Any]]) -> Exception | None:
-        """Why not to try this password, which the server has refused, before it is time to."""
+        """Return an error if this password was refused and it is too early to retry it."""
         fault = self._core.fault
         if fault is None or not is_about_credentials(fault.error):
             return None
@@ -340,7 +340,7 @@ class Connector:
             placement.wanted, placement.spreads = address.wanted, address.spreads
         self._core.places = address.places
         timeout = address.timeout
-        # Far more than the last one needed.
+        # Much longer than the last one needed.
         short = min(timeout, round(max(PATIENCE, 10 * self._hosts.connect_seconds)))
         if not attempt.patient:
             timeout = short
@@ -353,7 +353,7 @@ class Connector:
             conn: AnyConnection = source.connection_class.connect(conninfo, **{**kwargs, **given})
             return conn
 
-        attempt.until = monotonic() + timeout + OVERDUE  # for the resolver
+        attempt.until = monotonic() + timeout + OVERDUE  # for resolving the names
         how = Try(connect, AnyConnection.close, placement.fits, timeout, short, attempt.stubborn)
         conn = self._hosts.connect(address, how)
         if address.in_service_file:
@@ -362,7 +362,7 @@ class Connector:
         return conn
 
     def _parsed(self, conninfo: str, kwargs: Mapping[str, Any]) -> Address:
-        """The parameters are the last ones, unless the password has changed."""
+        """Parse the parameters; reuse the last result if they have not changed."""
         last = self._last_parsed
         if last is None or conninfo != last[0] or kwargs != last[1]:
             address = Address(conninfo_to_dict(conninfo, **kwargs))
@@ -373,13 +373,13 @@ class Connector:
         """Give the pool the connection; False if the attempt was given up meanwhile."""
         core = self._core
         lifetime = self._source.max_lifetime * (1 - JITTER * random())  # noqa: S311
-        assert attempt.twin is not None  # noqa: S101 - `_open` has made it
+        assert attempt.twin is not None  # noqa: S101 - `_open` has set it
         entry = Entry(conn, attempt.twin, monotonic() + lifetime, core.lost)
         core.entries.add(entry)
         self._placement.opened(entry, role, attempt.began, any_dead=self._hosts.any_dead)
         try:
             core.attempts.remove(attempt)
-            given_up = attempt.cancelled  # the request to cancel would meet its holder's statement
+            given_up = attempt.cancelled  # its cancel request could hit the holder's statement
         except KeyError:
             given_up = True
         if given_up:
@@ -396,10 +396,10 @@ class Connector:
         return True
 
     def _cancels(self, attempt: Attempt, now: float) -> bool:
-        """Have the server cancel what `configure` executes: its thread then frees the slot."""
+        """Cancel what `configure` is executing; the attempt's thread then frees the slot."""
         if attempt.cancelled or attempt.pgconn is None:
             return False
-        attempt.cancelled = True  # first: `_admit` takes it out, and then looks
+        attempt.cancelled = True  # first: `_admit` removes the attempt and then checks this
         if attempt not in self._core.attempts:
             return True
         if (cancel := cancel_handle(attempt.pgconn)) is None:
@@ -411,7 +411,7 @@ class Connector:
     def _give_up(self, attempt: Attempt) -> None:
         """Free the slot of an attempt that hangs, or whose thread is gone, and end its session.
 
-        Its thread sees that when it continues, if it does.
+        If its thread continues later, it notices that.
         """
         if _is_abandoned(attempt):
             error: Exception = MemoryError(messages.thread_gone())
@@ -452,17 +452,17 @@ class Connector:
                 core.say(text)
 
     def _explained(self, error: BaseException) -> BaseException:
-        bare = without_frames(error)  # also of the one that is replaced
+        bare = without_frames(error)  # also those of an error that is replaced below
         return located(bare, self._core.places) if isinstance(bare, ConnectionTimeout) else bare
 
     def _delay(
         self, attempt: Attempt, known: Fault | None, now: float, *, permanent: bool
     ) -> float:
-        """The seconds until the next attempt, after the password of this one was refused.
+        """Return the seconds until the next attempt, after this one's password was refused.
 
-        A file is read again sooner: a new password in it is tried at once. A provider is not, as
-        it may be slow, and each of its tokens another one. Others do not change, or only libpq
-        reads them (`passfile`).
+        A file is read again sooner, and a new password in it is tried at once. A provider is not
+        asked sooner: it may be slow, and may return a new token each time. Other passwords do not
+        change, or only libpq reads them (`passfile`).
         """
         in_file = self._core.hooks.in_file
         changed = in_file and attempt.given not in (None, self._refused)
@@ -487,7 +487,7 @@ def _is_abandoned(attempt: Attempt) -> bool:
 
 
 def _close(conn: AnyConnection, attempt: Attempt) -> None:
-    """Close a connection that does not become one of the pool."""
+    """Close a connection that does not become part of the pool."""
     conn._pool = None
     conn.close()
     if attempt.twin is not None:

@@ -1,23 +1,23 @@
 """The state of one pool, its limits, and the steps that change them.
 
-- `idle` holds the idle connections, the one used last at the right; `entries` those of all open
-  ones; `attempts` the slots of those that are being opened; `queue` the waiting requests.
+- `idle` holds the idle connections, the most recently used at the right; `entries` those of all
+  open ones; `attempts` the slots of connections being opened; `queue` the waiting requests.
 - A return hands the connection to the request that has waited longest, or makes it idle; a checkout
-  takes an idle one, or waits. Each publishes what it did and then looks at the other side again, so
-  that an idle connection and a waiting request cannot miss each other.
+  takes an idle one, or waits. Each publishes its change first and then checks the other side again,
+  so an idle connection and a waiting request cannot miss each other.
 
 No lock guards this state, and no request ever holds a lock: each step is one atomic operation of a
-built-in container (`entry.py` says which one). So an exception that is raised in a thread at any
-point, or a signal handler or a finalizer that checks out or returns a connection, can neither leave
-a lock locked nor block on one. A connection that an interrupted step has dropped is
-garbage-collected; housekeeping then closes it and frees its slot.
+built-in container (`entry.py` lists them). So an exception raised in a thread at any point, or a
+signal handler or finalizer that checks out or returns a connection, can neither leave a lock locked
+nor block on one. A connection dropped by an interrupted step is garbage-collected; housekeeping
+then closes it and frees its slot.
 
-Containers that other threads change are copied in one atomic step: `list` of a set or a dict, and
-`copied` for a deque. Nobody iterates over them.
+Containers that other threads change are never iterated over. They are copied in one atomic step:
+`list` for a set or a dict, and `copied` for a deque.
 
-Invariant: `entries` + `attempts` <= `max_size`, and the sessions on the server are never more. A
-slot is freed last: after the connection is closed, and, if it was executing a statement, after the
-server has ended its session (`closing.py`).
+Invariant: `entries` + `attempts` <= `max_size`, and the server never has more sessions. A slot is
+freed last: after the connection is closed, and, if it was executing a statement, after the server
+has ended its session (`closing.py`).
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ logger = logging.getLogger("abs_orm_app.pool")
 
 
 class Hooks:
-    """What a pool asks of who uses it. Here are the answers for a pool that nobody extends.
+    """What a pool asks the code that uses it. The defaults here are for a pool without hooks.
 
-    `rotating`: the password may change while the pool is open; once a password has worked, the
-    pool retries after a refusal, with the password that is valid then.
-    `in_file`: it is in a file, so it costs nothing to read it more often than it is tried.
-    `reads_only`: the project only reads through it, so a standby is as good as a primary.
-    `cleans`: `clean` is called for a connection whose session was changed, and with `cleans_all`
-    for each that is returned.
+    `rotating`: the password may change while the pool is open. Once a password has worked, the pool
+    retries after a refusal, with the password that is then current.
+    `in_file`: the password is in a file, so it is cheap to read it more often than it is tried.
+    `reads_only`: the project only reads through this pool, so a standby is as good as a primary.
+    `cleans`: `clean` is called for each connection whose session was changed; with `cleans_all`,
+    for each returned connection.
     """
 
     rotating = False
@@ -62,44 +62,44 @@ class Hooks:
 
     def clean(self, _conn: AnyConnection, _dirty: Any) -> bool:
         """Clean the session of an idle connection, in a thread of the pool; False if it must be
-        replaced. `_dirty` is what `end_checkout` was given. It is ended after 10 s.
+        replaced. `_dirty` is what `end_checkout` was given. The time limit is 10 s.
         """
         return True
 
     def reclaim(self, _conn: AnyConnection) -> bool:
-        """Return a connection that its holder does not use to the pool; False if it is used.
+        """Return to the pool a connection that its holder is not using; False if it is being used.
 
-        Called by housekeeping once its thread has ended, and while requests wait and all
+        Housekeeping calls this once its thread has ended, and while requests wait and all
         connections are in use.
         """
         return False
 
     def pin_of(self, _conn: AnyConnection) -> Pin | None:
-        """What needs the session of a connection that is checked out, for reports; `UNUSED` if
-        nothing does, but it is kept. Called in any thread.
+        """Return what needs the session of a checked-out connection, for reports; `UNUSED` if its
+        holder keeps it but nothing needs it. Any thread may call this.
         """
         return None
 
     def served_by(self, _threads: Collection[str]) -> dict[str, str]:
-        """What the threads with these names are doing, as in "GET /orders/", for reports; those
-        that it cannot tell are left out.
+        """Return what the threads with these names are doing, such as "GET /orders/", for reports.
+        Threads that are doing something else are left out.
         """
         return {}
 
     def is_gone(self) -> bool:
-        """True once nobody can ask for this pool any more: housekeeping then closes it."""
+        """True once no code can ask for this pool any more; housekeeping then closes it."""
         return False
 
     def successor(self) -> Any:
-        """The pool that serves the waiting requests when this one is closed, or None. Called in
-        their threads.
+        """Return the pool that serves the waiting requests after this one is closed, or None.
+        Called in the threads of those requests.
         """
         return None
 
 
 class Core:
-    """What the parts of a pool share. It does not know them, nor the pool: `pool` is a weak
-    reference, so that a pool which nobody refers to is closed.
+    """What the parts of a pool share. It does not refer to them, and refers to the pool only weakly
+    (`pool`), so that a pool without other references is closed.
     """
 
     def __init__(
@@ -112,27 +112,27 @@ class Core:
         self.leak_seconds: float | None = None
         self.max_waiting = 0
         self.closed, self.was_opened, self.ended = True, False, False
-        self.paused = False  # no connection is opened: a fork or the end is near
+        self.paused = False  # open no connections: a fork or the end of the process is near
         self.idle: deque[Any] = deque()
         self.entries: set[Entry] = set()
         self.attempts: set[Any] = set()
         self.closing: deque[Any] = deque()
-        self.surplus: deque[None] = deque()  # one for each connection that `resize` has left over
+        self.surplus: deque[None] = deque()  # one per connection that `resize` left above the limit
         self.queue, self.until_full = Queue(), Queue()
         self.statistics = Statistics()
-        self.fault: Fault | None = None  # why no connection could be opened last
-        self.places: list[Any] = []  # where a connection was last opened, or tried
-        self.asked_at = -inf  # when the server was last asked whether it answers (`monotonic`)
-        self.reached = (-inf, "", "")  # when that ended, how (`liveness.reach`), and where
-        self.trouble = ""  # the name of the cause that the log has begun to tell
+        self.fault: Fault | None = None  # why the last attempt to connect failed; None if it worked
+        self.places: list[Any] = []  # the addresses of the last attempt to connect
+        self.asked_at = -inf  # when the server was last probed (`monotonic`)
+        self.reached = (-inf, "", "")  # when the last probe ended, its result (`reach`), and where
+        self.trouble = ""  # the name of the cause that was logged and is not over yet
         self.refusal: Fault | None = None  # why the project's check refuses each new connection
-        self.elder: Core | None = None  # of the same alias: its connections count until they end
-        self.due = 0.0  # when housekeeping looks at the pool next (`monotonic`)
-        self.interrupted = False  # since the last garbage collection; it may have dropped one
+        self.elder: Core | None = None  # the closed pool of this alias; its connections still count
+        self.due = 0.0  # when housekeeping next looks at the pool (`monotonic`)
+        self.interrupted = False  # since the last garbage collection; a connection may be lost
         self.owes_collection = False  # a garbage collection was postponed for lack of time
-        self.described = (-inf, "")  # when, and what a timeout says of the pool
+        self.described = (-inf, "")  # the description of the pool for timeouts: when, and the text
         self.pool: Callable[[], Any] = _nothing
-        me = ref(self)  # the parts that call it must not keep it alive
+        me = ref(self)  # the callbacks below must not keep the core alive
 
         def lost(entry: Entry) -> None:
             if (core := me()) is not None:
@@ -159,7 +159,7 @@ class Core:
             self.look_again()
 
     def look_again(self) -> None:
-        """After a connection became idle, react to changes that another thread made meanwhile."""
+        """After making a connection idle, react to changes that other threads made meanwhile."""
         if self.queue.waiters:
             self.serve()
         if self.closed:
@@ -178,7 +178,7 @@ class Core:
                 self.idle.append(conn)
 
     def take_back(self, now: float) -> None:
-        """Take back what was handed to tasks whose loop does not run, or is blocked."""
+        """Take back connections handed to tasks whose loop is blocked or not running."""
         unclaimed = self.queue.unclaimed
         for waiter, since in list(unclaimed.items()):
             if since + CLAIM <= now and waiter.outcome is not None:
@@ -195,10 +195,10 @@ class Core:
         return True
 
     def discard(self, conn: Any) -> None:
-        """Have a connection closed that no other thread has.
+        """Have a connection closed that no other thread owns.
 
-        Housekeeping does it, in whose thread no exception is raised from outside, so it is done
-        once and to its end.
+        Housekeeping closes it: no exception is raised in its thread from outside, so this happens
+        once, and completely.
         """
         conn._pool = None
         self.closing.append(conn)
@@ -206,7 +206,7 @@ class Core:
             self.close_discarded()
 
     def close_discarded(self) -> None:
-        """Close what was discarded; free each slot as soon as the server counts it no more."""
+        """Close discarded connections; free each slot as soon as the server no longer counts it."""
         while self.closing:
             try:
                 conn = self.closing.popleft()
@@ -252,7 +252,7 @@ class Core:
             self.call_housekeeping()
 
     def close_lost(self) -> list[Entry]:
-        """Close connections that were garbage-collected; return those that nobody had returned."""
+        """Close connections that were garbage-collected; return those that were never returned."""
         leaked = []
         for entry in list(self.entries):
             if entry.weak() is None and entry.pgconn is not CLOSED:
@@ -264,16 +264,16 @@ class Core:
         return leaked
 
     def close_stranded(self) -> list[Entry]:
-        """Close connections of tasks that never go on, because their loop is closed; return them.
+        """Close and return the connections of tasks that cannot continue: their loop is closed.
 
-        While requests wait, also one whose ping waits for a loop that rests. A frame of the task
-        still has the handle, so it is left to that.
+        While requests wait, this includes a ping whose loop is not running. A frame of the task
+        still has the handle, so the closer, which finds the lock taken, leaves the handle to it.
         """
         stranded = []
         for entry in list(self.entries):
             checkout, checking = entry.checkout, entry.checking
             box = checking if checkout else checkout
-            thread, conn = entry.thread, entry.weak()  # after the box: it is not an earlier one's
+            thread, conn = entry.thread, entry.weak()  # read after the box: not an earlier holder's
             if (
                 isinstance(thread, AsyncTask)
                 and (thread.is_stranded or (checkout and self.queue.waiters and thread.rests))
@@ -301,15 +301,15 @@ class Core:
 
     @property
     def inherited(self) -> int:
-        """The slots that a closed pool of the same alias still has."""
+        """The number of slots that closed pools of the same alias still have."""
         return sum(len(elder.attempts) + len(elder.entries) for elder in self.elders())
 
     def elders(self) -> list[Core]:
-        """The closed pools of the same alias that still have slots; the others are dropped."""
+        """Return the closed pools of the same alias that still have slots; forget the others."""
         found: list[Core] = []
         last = self
         while (elder := last.elder) is not None:
-            if elder.attempts or elder.entries:  # in the order in which a slot moves
+            if elder.attempts or elder.entries:  # in this order: slots move from left to right
                 found.append(elder)
                 last = elder
             else:
@@ -323,7 +323,7 @@ class Core:
         return len(self.entries) < self.min_size
 
     def is_surplus(self) -> bool:
-        """True for one connection more than the limit allows, which must be closed."""
+        """True if one connection above the limit must still be closed; the caller must close it."""
         try:
             self.surplus.pop()
         except IndexError:
@@ -331,7 +331,7 @@ class Core:
         return True
 
     def recent_permanent_fault(self) -> Fault | None:
-        """The fault that waiting cannot fix, until it is time to try again."""
+        """Return the fault that waiting cannot fix, until it is time to retry."""
         fault = self.fault
         if fault and fault.permanent and monotonic() - fault.at < fault.retry_after:
             return fault
@@ -346,14 +346,14 @@ class Core:
     # For housekeeping
 
     def tend(self, now: float) -> float:
-        """Look after the pool, or after what is left of one that nobody refers to."""
+        """Maintain the pool, or what is left of it once nothing refers to it."""
         if (pool := self.pool()) is not None:
             due: float = pool.tend(now)
             return due
         if not self.closed:  # it was dropped without `close()`
             self.closed = True
             self.close_idle()
-        self.pool = _nothing  # whose callback refers to this core
+        self.pool = _nothing  # its callback refers to this core
         self.close_discarded()
         self.close_lost()
         return self.closer.tend(now)
@@ -362,10 +362,10 @@ class Core:
         return self.pool()
 
     def say(self, text: str, level: int = logging.WARNING) -> None:
-        """Log from a thread of its own, because a log handler may use the pool, and wait."""
+        """Log in a separate thread, because a log handler may use the pool and wait."""
         try:
             threads.start(f"{self.name}-log", logger.log, level, text)
-        except (RuntimeError, MemoryError):  # the process is about to end, or has no thread left
+        except (RuntimeError, MemoryError):  # the process is ending, or has no thread left
             pass
 
 

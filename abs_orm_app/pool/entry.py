@@ -1,22 +1,22 @@
-"""What the pool knows about one connection: who owns it, and in what state it is.
+"""What the pool knows about one connection: its owner and its state.
 
-An entry is stored on its connection (the attribute `ENTRY`), so that it cannot be confused with
-another one's. A connection has one owner at each instant, and who has not won the step that makes
-him the owner does not touch it:
+The entry is stored on its connection (the attribute `ENTRY`), so it cannot be mistaken for another
+connection's. A connection has one owner at any time; a thread that has not won the step that makes
+it the owner does not touch it:
 
-| it is | shown by | the step that ends it |
+| state | shown by | step that ends it |
 |---|---|---|
 | idle | it is in `Core.idle` | `deque.pop` or `remove` |
-| checked before it is handed out | it is nowhere; `checkout` is decided | by who popped it; \
-while it is pinged, `checking.setdefault` |
-| in use | `checkout` is empty | `checkout.setdefault`: a return, its loss, an orphan's closer |
-| returned | `checkout` is decided | by the winner, who can ask `checkout` whether it has won |
-| offered to a waiter | an object of its own, `Handover` | the waiter's `setdefault` |
+| checked before checkout | in no container; `checkout` is decided | any step, by its owner; \
+during a ping, `checking.setdefault` |
+| in use | `checkout` is empty | `checkout.setdefault`: a return, a loss, closing an orphan |
+| being returned | `checkout` is decided | any step, by its owner, who can read `checkout` |
+| offered to a waiter | a new `Handover` for each offer | the waiter's `setdefault` |
 | waiting to be cleaned | it is in the cleaner's deque | `deque.popleft` |
 | closing | it is in `Core.closing` | `deque.popleft`; it counts until it is closed |
 
-`checkout` is a new dict for each checkout, so a late return cannot return the next holder's. Unlike
-`set.remove`, `setdefault` can be asked again by a thread that was interrupted in between.
+Each checkout has a new `checkout` dict, so a late return cannot return the next holder's
+connection. Unlike with `set.remove`, an interrupted thread can read the dict to see whether it won.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ from abs_orm_app.pool.roles import Role
 
 AnyConnection = Connection[Any]
 Checkout = dict[int, Any]  # empty while the connection is in use
-Frames = tuple[tuple[CodeType, int], ...]  # of each frame its code and its last instruction
+Frames = tuple[tuple[CodeType, int], ...]  # each frame's code and last instruction
 
-ENTRY = "_pool_entry"  # the attribute of a connection that is its entry
-ENDED = 0  # the one key of a checkout: who has ended it
+ENTRY = "_pool_entry"  # the attribute of a connection that holds its entry
+ENDED = 0  # the only key of a checkout: who has ended it
 LOST = "its holder has dropped it"
 IN_TRANSACTION = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
 
 
 class AsyncTask:
-    """A task that has a connection: its thread, and the function that asked for the connection.
+    """A task that holds a connection: its thread, and the function that asked for the connection.
 
-    It refers to the task weakly: a task's context can hold the connection, and nothing would ever
-    be garbage.
+    It refers to the task weakly. The task's context can hold the connection, and the pool, which
+    keeps the entry, would then keep both alive forever.
     """
 
     __slots__ = ("_function", "_module", "_task", "thread")
@@ -66,7 +66,7 @@ class AsyncTask:
 
     @property
     def name(self) -> str:
-        """As in "shop.views.stream"."""
+        """For example "shop.views.stream"."""
         return f"{self._module}.{self._function}"
 
     @property
@@ -76,13 +76,13 @@ class AsyncTask:
 
     @property
     def rests(self) -> bool:
-        """True if its loop does not run."""
+        """True if the task is unfinished and its loop is not running."""
         task = self._task()
         return task is not None and not task.done() and not task.get_loop().is_running()
 
     @property
     def is_stranded(self) -> bool:
-        """True if it never goes on, because its loop is closed."""
+        """True if the task can never continue, because its loop is closed."""
         task = self._task()
         return task is not None and not task.done() and task.get_loop().is_closed()
 
@@ -91,9 +91,9 @@ class Entry:
     """One connection of the pool.
 
     It holds a weak reference to the connection, and calls `lost` with itself when the connection is
-    garbage-collected. It holds a strong reference to libpq's handle, so that the slot is not free
-    before the handle is closed, and a second descriptor of the socket (`twin`), which can be shut
-    down by any thread at any time, even if the process is out of descriptors.
+    garbage-collected. It holds a strong reference to libpq's handle, so that the slot is not freed
+    before the handle is closed, and a second descriptor of the socket (`twin`), which any thread
+    can shut down at any time, even if the process is out of descriptors.
     """
 
     __slots__ = (
@@ -117,19 +117,19 @@ class Entry:
         self.opened_at = self.idle_since = monotonic()
         self.expires_at = expires_at
         self.checkout: Checkout = {ENDED: None}
-        self.checking: Checkout | None = None  # while it is pinged for a checkout; then decided
+        self.checking: Checkout | None = None  # set during a ping; its winner owns the connection
         self.taken_at = 0.0
-        self.suspicion: object | None = None  # a new one each time: ping it before it is used
-        # Not 0: unfit for the next holder. Of what may make it so, how much is under way or did.
+        self.suspicion: object | None = None  # a new object each time; not None: ping before use
+        # Operations that can make it unfit for the next holder: running, or failed. Not 0: unfit.
         self.spoiled = 0
-        self.cancel: Any = None  # libpq's handle to cancel what a spoiled one was executing
-        self.thread: threading.Thread | AsyncTask | None = None  # who has it
+        self.cancel: Any = None  # libpq's cancel handle, if it was ended while executing
+        self.thread: threading.Thread | AsyncTask | None = None  # its holder
         self.frames: Frames | None = None
-        self.reported = False  # a warning was logged that this checkout takes too long
+        self.reported = False  # a warning was logged that it has been held too long
         self.examined = False  # its thread has ended, and garbage was collected since
         self.dirty: Any = None  # what was changed in the session, for `clean`
-        self.unfinished = False  # the cleaner must end its transaction, or call `reset`
-        self.role = Role.UNKNOWN  # of its server
+        self.unfinished = False  # the cleaner must still roll back, or call `reset`
+        self.role = Role.UNKNOWN  # the role of its server
         self.misplaced = False  # its server does not have the wanted role: it expires soon
         self.must_ask = False  # the pool must ask that server for its role
         setattr(conn, ENTRY, self)
@@ -139,16 +139,16 @@ class Entry:
         return not self.checkout
 
     def expire(self) -> None:
-        """Have it replaced when the pool looks at it next."""
+        """Have the pool replace it, at the next checkout, return or check by housekeeping."""
         self.expires_at = -inf
 
     def suspect(self) -> None:
-        """Have it pinged before it is handed out; one in use, once it is back."""
+        """Require a ping before the next checkout. This also works while it is in use."""
         self.suspicion = object()
 
     def is_orphaned(self) -> bool:
-        """True if the thread that took the connection has ended. The main thread runs atexit
-        handlers after Python has marked it as ended.
+        """True if the thread that took the connection has ended. The main thread never counts:
+        Python marks it as ended before it runs the atexit handlers.
         """
         thread = self.thread
         if isinstance(thread, AsyncTask):
@@ -158,14 +158,14 @@ class Entry:
         return thread is not threading.main_thread()
 
     def may_be_garbage(self) -> bool:
-        """True if whoever took the connection has ended; a task may have handed it to another."""
+        """True if the thread or task that took it has ended; a task may have passed it on."""
         thread = self.thread
         return self.is_orphaned() or (isinstance(thread, AsyncTask) and thread.is_done)
 
     def detach(self) -> None:
-        """Replace the connection's socket by `/dev/null`: this process can send nothing on it."""
+        """Replace the connection's socket with `/dev/null`: this process cannot send on it."""
         self.twin.close()  # first: the next step needs a descriptor
-        with suppress(OperationalError):  # it is closed
+        with suppress(OperationalError):  # already closed
             handle = self.pgconn.socket
             null = os.open(os.devnull, os.O_RDWR)
             try:
@@ -174,7 +174,7 @@ class Entry:
                 os.close(null)
 
     def shut_down(self) -> None:
-        """Wake the thread that waits on this connection with an error. From any thread."""
+        """Make whoever waits on this connection fail. Any thread may call this."""
         shut_down(self.twin)
 
 
@@ -183,10 +183,10 @@ def _nothing() -> None:
 
 
 def twin_of(conn: AnyConnection) -> socket.socket:
-    """A second descriptor of a connection's socket. Raises `OSError` if there are no more."""
+    """Return a second descriptor of a connection's socket. Raises `OSError` if none is left."""
     return socket.socket(fileno=os.dup(conn.fileno()))
 
 
 def shut_down(twin: socket.socket, how: int = socket.SHUT_RDWR) -> None:
-    with suppress(OSError):  # it is closed, or was shut down before
+    with suppress(OSError):  # already closed, or shut down before
         twin.shutdown(how)

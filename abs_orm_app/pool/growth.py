@@ -1,4 +1,4 @@
-"""How many connections to open now: one pure function. No lock, no clock, no I/O."""
+"""Decides how many connections to open now. Pure functions: no lock, no clock, no I/O."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from math import ceil, inf
 
 RETRY_INTERVAL = 0.2  # seconds between attempts to connect while a request waits
-PARALLEL_CONNECTS = 16  # `num_workers`: connections opened at a time for requests that wait
-EACH_CORE = 2  # connections opened at a time for each processor, where a server is near
-WORK = 0.0025  # seconds of processors that a connection costs, the server's new process included
-NEAR = 0.01  # seconds in which a server that is near opens the first one
+PARALLEL_CONNECTS = 16  # `num_workers`: connections opened at a time for waiting requests
+EACH_CORE = 2  # connections opened at a time per processor, if the server is near
+WORK = 0.0025  # CPU seconds that a new connection costs, including the server's new process
+NEAR = 0.01  # seconds within which a nearby server opens the first connection
 REFILL = 2  # connections opened at a time when no request waits
-REFILL_RETRY = 1.0  # seconds until a failed refill is tried again; then twice as long each time,
+REFILL_RETRY = 1.0  # seconds until a failed refill is retried; the interval then doubles each time,
 REFILL_RETRY_MOST = 30.0  # up to this
-PASSWORD_RETRY_MOST = 10.0  # seconds until a refused password is tried again, at most
-ROTATION_RETRY_MOST = 1.0  # the same while it may be changing
+PASSWORD_RETRY_MOST = 10.0  # maximum seconds until a refused password is retried
+ROTATION_RETRY_MOST = 1.0  # the same while the password may be changing
 CHECK_RETRY_MOST = 0.5  # the same for a connection that the project's check has refused
 
 
@@ -23,28 +23,28 @@ CHECK_RETRY_MOST = 0.5  # the same for a connection that the project's check has
 class Situation:
     """What the number of connections to open depends on. Durations are in seconds."""
 
-    waiting: int = 0  # requests that wait for a connection
-    awaited: bool = False  # a call waits until the pool has its size
+    waiting: int = 0  # requests waiting for a connection
+    awaited: bool = False  # a call to `wait` is waiting for the pool to reach its size
     opening: int = 0
     open: int = 0  # idle, in use, or in between
     size: int
     limit: int
     parallel: int = PARALLEL_CONNECTS
     cores: int = os.cpu_count() or 1
-    fastest: float = inf  # the shortest time in which a connection was opened; inf: none was yet
+    fastest: float = inf  # the shortest time to open a connection; inf: none was opened yet
     failing: bool = False  # the last attempt failed
-    since_attempt: float = inf  # since the last attempt began
-    retry_after: float = RETRY_INTERVAL  # after the last attempt, try again while a request waits
-    refill_after: float = inf  # after the last attempt, try a failed refill again; inf: never
+    since_attempt: float = inf  # since the last attempt started
+    retry_after: float = RETRY_INTERVAL  # from the last attempt to the next while a request waits
+    refill_after: float = inf  # from the last attempt to the retry of a failed refill; inf: never
 
 
 def connections_to_open(now: Situation) -> int:
-    """Return how many attempts to begin.
+    """Return how many attempts to start.
 
-    Connections that requests wait for are opened many at a time (`at_a_time`). Those up to the pool
-    size are opened a few at a time, because the running requests need the processors more. After a
-    fault, and when an attempt takes long, one more is started at each interval while a request
-    waits, because the network may work again. There are never more than the limit allows.
+    Connections for waiting requests are opened many at a time (`at_a_time`). Those up to the pool
+    size are opened a few at a time, because running requests need the CPU more. After a fault, and
+    when an attempt takes long, one more is started at each interval while a request waits, because
+    the network may have recovered. The limit is never exceeded.
     """
     missing = now.size - now.open - now.opening
     parallel = at_a_time(now)
@@ -62,10 +62,10 @@ def connections_to_open(now: Situation) -> int:
 
 
 def at_a_time(now: Situation) -> int:
-    """Return how many connections to open at a time for requests that wait.
+    """Return how many connections to open at a time for waiting requests.
 
-    Opening one is work for the processors, here and on the server, which more at a time only
-    delay; but most of the time that it takes to a distant server nobody works.
+    Opening one costs CPU time, here and on the server, so more at a time only slow each other down.
+    With a distant server, however, most of the time is spent waiting.
     """
     most = EACH_CORE * now.cores
     if now.fastest < inf:
@@ -83,14 +83,14 @@ def retry_after(lasts: float, most: float) -> float:
 
 
 def refill_after(lasts: float) -> float:
-    """Return the seconds between two attempts that no request waits for, in an outage that has
-    lasted `lasts` seconds.
+    """Return the seconds between two attempts while no request waits, in an outage that has lasted
+    `lasts` seconds.
     """
     return min(max(REFILL_RETRY, lasts), REFILL_RETRY_MOST)
 
 
 def checked_sizes(min_size: int, max_size: int | None) -> tuple[int, int]:
-    """Return both; `max_size` is `min_size` by default. Raises `ValueError` for invalid sizes."""
+    """Return both; `max_size` defaults to `min_size`. Raises `ValueError` for invalid sizes."""
     if max_size is None:
         max_size = min_size
     if min_size < 0:

@@ -1,4 +1,4 @@
-"""Who has a connection, what needs its session, and at which line of the project. For reports."""
+"""Who holds a connection, what needs its session, and which line took it. For reports."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ _CALLED = {*PLUMBING, "django_async_backend", "contextlib", "asyncio"}
 class Pin:
     """What needs the session of a connection that is checked out."""
 
-    reason: str  # of a few, such as "transaction" or "setting": the label of a metric
-    what: str  # "SET search_path"
-    frames: Frames | None = None  # the stack that it comes from, if that was recorded
+    reason: str  # one of a few, such as "transaction" or "setting": the label of a metric
+    what: str  # such as "SET search_path"
+    frames: Frames | None = None  # the stack that caused it, if it was recorded
 
     def __str__(self) -> str:
-        """As in "SET search_path at shop/middleware.py:31 in __call__"."""
+        """For example "SET search_path at shop/middleware.py:31 in __call__"."""
         return f"{self.what} at {self.where}" if self.where else self.what
 
     @property
     def where(self) -> str | None:
-        """The project's own line that it comes from."""
+        """The line of the project that caused it."""
         return own_line(self.frames) if self.frames else None
 
 
@@ -64,22 +64,22 @@ class Holder:
 
     @property
     def who(self) -> str:
-        """As in "thread 'MainThread'" or "task 'shop.views.stream'"."""
+        """For example "thread 'MainThread'" or "task 'shop.views.stream'"."""
         return f"{'task' if self.is_task else 'thread'} {self.thread!r}"
 
     @property
     def where(self) -> str | None:
-        """The project's own line that took it."""
+        """The line of the project that took it."""
         return own_line(self.frames) if self.frames else None
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """The project's own lines that took it, the innermost first."""
+        """The lines of the project that took it, innermost first."""
         return tuple(own_lines(self.frames)) if self.frames else ()
 
 
 def holder_of(entry: Entry, pin_of: PinOf) -> Holder:
-    """Who has the connection of an entry, and what needs its session. Never waits."""
+    """Return who holds an entry's connection, and what needs its session. Never waits."""
     frames, thread, taken_at = entry.frames, entry.thread, entry.taken_at
     pin = _pin_of(entry, pin_of)
     return Holder(
@@ -94,7 +94,7 @@ def holder_of(entry: Entry, pin_of: PinOf) -> Holder:
 
 
 def count_pins(in_use: Iterable[Entry], pin_of: PinOf) -> tuple[dict[str, int], int]:
-    """How many connections are pinned, by the reason; and how many are kept and not needed."""
+    """Count the pinned connections by reason, and those that are kept but not needed."""
     pins = [_pin_of(entry, pin_of) for entry in in_use]
     reasons = Counter(pin.reason for pin in pins if pin is not None and pin is not UNUSED)
     return dict(reasons), sum(pin is UNUSED for pin in pins)
@@ -120,7 +120,7 @@ def frames_of_caller() -> Frames:
 
 
 def task_of(frame: FrameType | None) -> AsyncTask:
-    """This task, by the project's innermost function from this frame outwards."""
+    """Return this task, named by the project's innermost function from this frame outwards."""
     while frame is not None:
         module: str = frame.f_globals.get("__name__") or "?"
         if module.partition(".")[0] not in _CALLED:
@@ -138,7 +138,7 @@ def own_line(frames: Frames) -> str | None:
 
 
 def own_lines(frames: Frames) -> Iterator[str]:
-    """The project's own lines of a stack, the innermost first; if there are none, its packages'."""
+    """Yield the project's own lines of a stack, innermost first; without any, its packages'."""
     plumbing = _plumbing()
     outside = [frame for frame in frames if not frame[0].co_filename.startswith(plumbing)]
     own = [frame for frame in outside if not frame[0].co_filename.startswith(_LIBRARIES)]
@@ -154,12 +154,12 @@ def _line(code: CodeType, instruction: int) -> int:
 
 
 def _plumbing() -> tuple[str, ...]:
-    packages = (sys.modules.get(name) for name in PLUMBING)  # what is not loaded is in no stack
+    packages = (sys.modules.get(name) for name in PLUMBING)  # others are in no stack
     paths = (os.path.join(path, "") for package in packages if package for path in package.__path__)
     return (*paths, contextlib.__file__, threading.__file__)
 
 
-# Installed packages and Python's own, the frozen ones too.
+# Installed packages and the standard library, including its frozen modules.
 _LIBRARIES = (
     "<frozen ",
     *{

@@ -1,4 +1,4 @@
-"""Which host a new connection tries first, and for how long: working hosts before dead ones.
+"""Decides which host a new connection tries first, and for how long: dead hosts come last.
 
 libpq and psycopg try the hosts of a list, and the addresses of a name, in the same order each time,
 and give each the whole `connect_timeout`: if the first host is dead, every new connection takes
@@ -28,14 +28,14 @@ from abs_orm_app.pool.clock import monotonic
 from abs_orm_app.pool.liveness import ANSWERS, reach
 
 DEFAULT_PORT = "5432"
-DIRECTORY = ("/", "@")  # what the host begins with where it is a Unix socket
+DIRECTORY = ("/", "@")  # a host that starts with one of these is a Unix socket
 ASK_AGAIN = 10.0  # seconds after which a dead host is tested again, while connections are opened
-PROBATION = 30.0  # seconds that a dead host must answer again before it is preferred again
+PROBATION = 30.0  # seconds that a dead host must answer again before it regains its position
 PROBE_TIMEOUT = 2.0  # seconds that its answer may take
 BRIEF = 0.5  # seconds that it may take while another host has answered
-LOOKUPS = 4  # lookups of a resolver that hangs; then one more every `LOOKUP_INTERVAL` seconds
+LOOKUPS = 4  # concurrent lookups that hang; then one more every `LOOKUP_INTERVAL` seconds
 LOOKUP_INTERVAL = 2.0
-LATE_ANSWER = 30.0  # seconds that the answer counts which came when nobody waited for it any more
+LATE_ANSWER = 30.0  # seconds for which the result of a slow lookup is used again
 
 # The server answers, but does not have the role that `target_session_attrs` wants.
 _WRONG_ROLE = re.compile(r"hot standby mode|session is (?:not )?read-only")
@@ -56,12 +56,12 @@ class Place:
 
     @property
     def params(self) -> dict[str, str]:
-        """libpq's parameters for only this place; empty ones keep out those of the environment."""
+        """libpq's parameters for this place only; empty ones override the environment's."""
         return {"host": self.host, "port": self.port, "hostaddr": self.address}
 
     @property
     def target(self) -> Any:
-        """What `reach` asks: the path of a Unix socket, or host and port; None for libpq's own
+        """What `reach` probes: the path of a Unix socket, or host and port; None for libpq's own
         default, which only libpq knows.
         """
         if not (self.host or self.address):
@@ -78,7 +78,7 @@ def listed(params: Mapping[str, Any], environ: Mapping[str, str] | None = None) 
     """The hosts of libpq's parameters, unresolved, in their order.
 
     A list of ports has one for each host, or one for all. If the lists do not match, the result is
-    empty, and libpq then reports the mistake. It is empty too if a service file may name them.
+    empty, and libpq then reports the mistake. It is also empty if a service file may name them.
     """
     environ = os.environ if environ is None else environ
 
@@ -101,7 +101,7 @@ def listed(params: Mapping[str, Any], environ: Mapping[str, str] | None = None) 
 
 
 def resolved(places: Iterable[Place], resolver: Resolver | None = None) -> list[Place]:
-    """Each place once for each address of its name.
+    """Return each place once per address of its name.
 
     Raises `psycopg.OperationalError` if no name resolves; one that does is enough.
     """
@@ -131,17 +131,17 @@ def _addresses(place: Place, resolver: Resolver) -> Iterator[Place]:
 def ordered(
     places: Sequence[Place], dead: Mapping[Place, float], *, shuffle: bool = False
 ) -> list[Place]:
-    """The order to try them in: dead ones last, and of these the one that has been dead longest
-    first. `dead`: when each was found dead.
+    """Return the places in the order in which to try them: dead ones last, and among these the
+    longest dead first. `dead`: when each was found dead.
     """
     places = random.sample(places, len(places)) if shuffle else list(places)
     return sorted(places, key=lambda place: dead.get(place, -inf))
 
 
 def allotted(places: Sequence[Place], short: float, timeout: float) -> list[tuple[Place, float]]:
-    """The seconds for each place: the short time while another place is left, then the timeout.
+    """Return the seconds for each place: `short` while another place is left, then `timeout`.
 
-    A place is tried a second time only if it did not answer in the short time.
+    The caller tries a place a second time only if it did not answer in the short time.
     """
     if not places:
         return []
@@ -156,8 +156,8 @@ class Try(Generic[T]):
     """How to connect to one place. Durations are in seconds.
 
     connect: called with libpq's parameters for the place; raises `psycopg.Error`.
-    timeout: for each place at most; `short`: while another place is left.
-    stubborn: wait for a dead place as well, although another one has answered.
+    timeout: the limit for each place; `short`: the limit while another place is left.
+    stubborn: wait for a dead place as well, even after another one has answered.
     fits: False for a connection to a server of the wrong role; it is used if there is no other.
     """
 
@@ -170,8 +170,8 @@ class Try(Generic[T]):
 
 
 class Resolver:
-    """Resolves names. One that hangs is left to its thread, and asked again by others: not by all
-    of them, because each such thread lasts as long as the resolver waits.
+    """Resolves names. A lookup that hangs is left to its thread, and other threads try again; but
+    only some of them, because each such thread lasts until the resolver gives up.
     """
 
     def __init__(self) -> None:
@@ -212,23 +212,23 @@ class Resolver:
 
 
 class Hosts:
-    """What one pool remembers of its hosts. For its connectors, which share it without a lock:
-    each step is one operation of a dict.
+    """What one pool remembers about its hosts. Its connectors share this without a lock: each step
+    is one operation on a dict.
     """
 
     def __init__(self) -> None:
-        self._dead: dict[Place, float] = {}  # since when, or when asked again (`monotonic`)
+        self._dead: dict[Place, float] = {}  # since when, or when last tested (`monotonic`)
         self._back: dict[Place, float] = {}  # dead ones that answer again: since when
         self._resolver = Resolver()
-        self.fastest = inf  # how long a connection took at least, since the last failure
-        self.connect_seconds = 0.0  # how long the last connection took to open, at its own place
+        self.fastest = inf  # the shortest time to open a connection, since the last failure
+        self.connect_seconds = 0.0  # seconds to open the last connection, at its own place
 
     @property
     def any_dead(self) -> bool:
         return bool(self._dead)
 
     def connect(self, address: Address, how: Try[T]) -> T:
-        """Return a connection to the first place that accepts one; if one fits, the first of those.
+        """Return a connection to the first place that fits, or else to the first that accepts one.
 
         Raises what the last place raised, with the errors of all in its text.
         """
@@ -242,7 +242,7 @@ class Hosts:
         if address.wanted != "prefer-standby":
             return self._first(ordered(places, self._dead, shuffle=shuffle), how)
         with suppress(psycopg.Error):
-            # libpq prefers among the hosts that it is given at once, and here it gets one.
+            # libpq chooses among the hosts of one call, and here it gets one per call.
             standby = {"target_session_attrs": "standby"}
             return self._first(ordered(places, self._dead, shuffle=shuffle), how, standby)
         any_server = {"target_session_attrs": "any"}
@@ -269,10 +269,10 @@ class Hosts:
                 if not _WRONG_ROLE.search(str(error)):
                     self._dead[place] = monotonic()
                 continue
-            except (OSError, RuntimeError):  # it is no fault of the place
+            except (OSError, RuntimeError):  # not the fault of the place
                 _close(how, spare)
                 raise
-            if self._dead.get(place, -inf) < began:  # else it was frozen meanwhile
+            if self._dead.get(place, -inf) < began:  # else it was found dead meanwhile
                 self._dead.pop(place, None)
             if how.fits(conn):
                 _close(how, spare)
@@ -306,14 +306,14 @@ class Hosts:
     def ask_again(self) -> None:
         """Test whether places that were dead for a while answer again. May take some seconds.
 
-        The test opens no session. A place that answers for a while returns to its old position:
-        one that was frozen may believe for some seconds that it still is the primary.
+        The test opens no session. A place regains its old position only after it has answered for a
+        while: a frozen server may believe for some seconds that it still is the primary.
         """
         now = monotonic()
         for place, since in list(self._dead.items()):
             if now - since < ASK_AGAIN:
                 continue
-            self._dead[place] = now  # no other thread tests it meanwhile
+            self._dead[place] = now  # so that no other thread tests it meanwhile
             if not answers(place):
                 self._back.pop(place, None)
             elif now - self._back.setdefault(place, now) >= PROBATION:
@@ -336,11 +336,11 @@ def _has_one_address(place: Place) -> bool:
 
 
 class Address:
-    """What libpq's parameters, and its environment variables, say of the servers.
+    """What libpq's parameters and environment variables say about the servers.
 
     `wanted`: what a server must be (`target_session_attrs`); "" for nothing.
     `spreads`: connections are spread over the hosts at random.
-    `in_service_file`: both may be in a service file, which only libpq knows.
+    `in_service_file`: both may be in a service file, which only libpq reads.
     """
 
     def __init__(self, params: dict[str, Any]) -> None:
@@ -356,8 +356,8 @@ def _setting(params: Mapping[str, Any], name: str, variable: str) -> str:
 
 
 def _raise_if_out_of_descriptors() -> None:
-    """Raise `OSError` if this process has none: libpq and resolvers may say something else then,
-    such as that the name does not exist.
+    """Raise `OSError` if this process has no descriptor left: libpq and resolvers may then report
+    something else, such as an unknown name.
     """
     socket.socket().close()
 
@@ -368,7 +368,7 @@ def _close(how: Try[T], conns: Iterable[T]) -> None:
 
 
 def _all_failed(errors: Mapping[Place, Exception]) -> Exception:
-    """The last error, with the errors of all places in its text, as psycopg does it."""
+    """The last error, with the errors of all places in its text, as in psycopg."""
     last = list(errors.values())[-1]
     if len(errors) == 1:
         return last

@@ -1,8 +1,8 @@
 """One thread per process maintains all its pools. It sleeps until it is called or work is due.
 
-It knows a pool by its `Client`. No lock guards it: a call is one addition to a dict and one release
-of a lock (the bell). Who may be the thread is decided by `Seat`: anything that ends the thread, or
-the attempt to start it, frees the seat, and the next call starts another thread.
+It sees a pool as a `Client`. No lock guards it: a call is one addition to a dict and one release of
+a lock (the bell). `Seat` decides which thread does the work: when that thread ends, or the attempt
+to start it fails, the seat is free, and the next call starts another thread.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ TICK = 1.0  # seconds between two calls of the observers
 
 
 class Client(Protocol):
-    """What it maintains. It is looked at once it was called, and until it is closed."""
+    """What housekeeping maintains, from the first call until it is closed."""
 
     name: str
     closed: bool
-    due: float  # when it is looked at next (`monotonic`)
+    due: float  # when it is due next (`monotonic`)
 
     def tend(self, now: float) -> float:
-        """Look at it; return when to do it again (`monotonic`)."""
+        """Maintain it; return when to do so again (`monotonic`)."""
 
     def observed(self) -> Any:
-        """What the observers are called with; None if there is nothing to observe."""
+        """The argument for the observers; None if there is nothing to observe."""
 
     def say(self, text: str) -> None:
         """Log a line without waiting for the log."""
 
 
 class Seat:
-    """One thread may have it. It is free again once that thread is gone, however it ended."""
+    """Held by one thread at a time. It is free again once that thread is gone, however it ended."""
 
     def __init__(self) -> None:
         self._claims: dict[int, threads.Handle] = {}
@@ -53,12 +53,12 @@ class Seat:
         return claim is not None and claim.alive
 
     def is_running(self) -> bool:
-        """True once the thread that has it has begun."""
+        """True once the thread that holds the seat has started."""
         claim = self._claims.get(self._last)
         return claim is not None and claim.running
 
     def claim(self) -> threads.Handle | None:
-        """Return the handle of the thread that may have it; None if it is taken."""
+        """Take the seat, and return the handle of the thread to start; None if it is taken."""
         mine = threads.Handle()
         while True:
             number = self._last
@@ -87,8 +87,8 @@ class Housekeeping:
         self.clients: dict[Client, None] = {}  # those that are open; only the thread changes it
 
     def call(self, client: Client) -> bool:
-        """Have the thread look at this client now; False if none runs: it is being started, or
-        cannot be.
+        """Have the thread maintain this client now; False if none runs, because it is being started
+        or cannot be.
 
         Never waits, and may be called at any point, also by a signal handler or a finalizer.
         """
@@ -107,7 +107,7 @@ class Housekeeping:
             sleep(0.001)
 
     def resume(self) -> None:
-        """After a fork, in the parent: maintain the pools again, beginning with all of them."""
+        """After a fork, in the parent: start the thread again, and maintain all pools at once."""
         self._paused = False
         self._called.update(self.clients.copy())
         if self._called:
@@ -133,7 +133,7 @@ class Housekeeping:
         try:
             if (handle := self._seat.claim()) is not None:
                 threads.start(THREAD, self._run, self._seat, handle, handle=handle)
-        except (RuntimeError, MemoryError):  # out of threads or memory, or about to end
+        except (RuntimeError, MemoryError):  # out of threads or memory, or the process is ending
             pass
 
     def _run(self, seat: Seat, handle: threads.Handle) -> None:
@@ -142,14 +142,14 @@ class Housekeeping:
             self._look_after_pools(seat)
             died = False
         finally:
-            handle.end()  # from here on, another thread may begin
+            handle.end()  # from here on, another thread may start
             if seat is self._seat and (self._called or (died and self.clients)):
                 self._begin()
                 if died:
                     logger.warning(messages.housekeeping_died())
 
     def _look_after_pools(self, seat: Seat) -> None:
-        """Run until there is no open pool, or until this is a forked child."""
+        """Maintain the pools until none is open, or until this is a forked child."""
         bell, called, clients = self._bell, self._called, self.clients
         while seat is self._seat and not self._paused:
             while called:
@@ -159,7 +159,7 @@ class Housekeeping:
             now, due = monotonic(), inf
             for client in list(clients):
                 if client.due <= now:
-                    client.due = inf  # who comes while it is looked at must call again
+                    client.due = inf  # whatever needs it during `tend` must call again
                     client.due = _tend(client, now)
                     if client.closed and client.due == inf:
                         clients.pop(client, None)
@@ -184,7 +184,7 @@ class Housekeeping:
 
 
 class Observers(list["Callable[[Any], None]"]):
-    """Each is called with every open pool at each tick, and once with each that was just closed.
+    """Functions that are called with every open pool at each tick, and with each closed pool once.
 
     For metrics. They run in the housekeeping thread, and must not wait for anything.
     """

@@ -1,8 +1,8 @@
-"""Connections that nobody returns: those held for too long, and those that a thread left behind.
+"""Finds connections that are not returned: held for too long, or left behind by a thread.
 
-Django's connection wrapper is a reference cycle: when its thread ends, only the garbage collector
-frees it and its connection. A collection stops the whole process for a moment, so there must be a
-reason for it, and it must end before the next deadline. Only the housekeeping thread uses this.
+Django's connection wrapper is a reference cycle: after its thread has ended, only the garbage
+collector frees it and its connection. A collection stops the whole process for a moment, so it
+needs a reason, and must end before the next deadline. Only the housekeeping thread uses this.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from abs_orm_app.pool.entry import Entry
 from abs_orm_app.pool.holders import own_line
 from abs_orm_app.pool.queue import copied
 
-INTERVAL = 10.0  # seconds between two warnings of one place; `leak_seconds`, if that is more
-COLLECT_AFTER = 1.0  # seconds of waiting after which garbage is collected without another reason
+INTERVAL = 10.0  # minimum seconds between two warnings of one place, or `leak_seconds` if longer
+COLLECT_AFTER = 1.0  # seconds that a request waits before a collection without another reason
 COLLECT_INTERVAL = 30.0  # seconds between two such collections for one pool
 MARGIN = 3  # the next collection is assumed to take at most this many times the last one
 # Before the first collection: an upper estimate, measured on heaps of small objects.
@@ -33,7 +33,7 @@ _taken_at = attrgetter("taken_at")
 
 
 class LeakWatch:
-    """Of one pool, for housekeeping. A place is the project's own line that takes connections."""
+    """Watches one pool, for housekeeping. A place is a line of code that takes connections."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -59,7 +59,7 @@ class LeakWatch:
         return now + seconds / 2
 
     def _held_since(self, before: float) -> dict[str | None, list[Entry]]:
-        """The connections that were taken before that time, by place."""
+        """Return the connections that were taken before that time, by place."""
         places = defaultdict(list)
         for entry in self._core.in_use:
             if entry.taken_at <= before:
@@ -70,9 +70,9 @@ class LeakWatch:
     def collect_garbage(self, now: float) -> bool:
         """Collect garbage that may hold connections; True if that was done.
 
-        Each thread that ended with a connection is a reason once, and so is an interruption.
-        Otherwise a request must have waited long. A collection that may not end before the next
-        deadline is postponed until none waits.
+        Each thread that has ended with a connection is a reason once, and so is an interruption.
+        Otherwise a request must have waited long. A collection that might not end before the next
+        deadline is postponed until no request waits.
         """
         core = self._core
         if len(core.entries) - len(core.idle) < core.max_size:
@@ -102,7 +102,7 @@ class Collector:
         self._seconds: float | None = None  # how long the last one took
 
     def fits(self, before: float) -> bool:
-        """True if a collection that begins now is over before that moment (`monotonic`)."""
+        """True if a collection that starts now ends before that moment (`monotonic`)."""
         return monotonic() + self.estimate() < before
 
     def estimate(self) -> float:

@@ -1,4 +1,4 @@
-"""Is this idle connection alive, and does its server answer? Nothing here waits without a limit."""
+"""Checks that an idle connection is alive and its server answers, always with a time limit."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from abs_orm_app.pool.clock import monotonic
 from abs_orm_app.pool.steps import Poller, Readable, Steps, run
 
 ROUND_TRIP = 20e-6  # seconds; no server can answer in less
-# After this many reads that each returned data, a peer that only sends counts as dead.
+# A peer that still sends after this many reads counts as dead.
 MAX_READS = 100
-ANSWERS, SILENT, GONE = "answers", "silent", "gone"  # what an address that was asked does
-SSL_REQUEST = bytes.fromhex("0000000804d2162f")  # answered by every server with one byte
+ANSWERS, SILENT, GONE = "answers", "silent", "gone"  # the results of a probe
+SSL_REQUEST = bytes.fromhex("0000000804d2162f")  # every server answers this with one byte
 
 
 class Answer(Enum):
     """What came back from a ping."""
 
     ALIVE = "alive"
-    WRONG = "wrong answer"  # this session cannot be used; the others are not concerned
+    WRONG = "wrong answer"  # this session cannot be used; that says nothing about others
     NONE = "no answer"  # in time, or the connection is broken
 
 
@@ -40,7 +40,7 @@ def make_poller(conn: psycopg.Connection[Any]) -> Any:
 
 
 def server_has_closed(conn: psycopg.Connection[Any], poll: Callable[[float], object]) -> bool:
-    """Read what an idle connection was sent; True if the server has closed it. Never waits."""
+    """Read what the server has sent; True if it has closed this connection. Never waits."""
     try:
         for _ in range(MAX_READS):
             if not poll(0):
@@ -48,7 +48,7 @@ def server_has_closed(conn: psycopg.Connection[Any], poll: Callable[[float], obj
             conn.pgconn.consume_input()
     except psycopg.Error:
         return True
-    except RuntimeError:  # a signal handler looks while its thread looks
+    except RuntimeError:  # a signal handler and its thread use the poller at once
         return False
     return True
 
@@ -60,12 +60,12 @@ def ping(conn: psycopg.Connection[Any], timeout: float) -> Answer:
 def ping_steps(conn: psycopg.Connection[Any], timeout: float) -> Steps[Answer]:
     """Ping the server with an empty query, and wait up to `timeout` seconds for its answer.
 
-    The empty query is the cheapest of the protocol: no parsing, no snapshot, no transaction.
-    Unless it is ALIVE, the connection cannot be used: the answer may still come.
+    The empty query is the cheapest of the protocol: no parsing, no snapshot, no transaction. Unless
+    the result is ALIVE, the connection must not be used: the answer may still come.
     """
     pgconn = conn.pgconn
     if pgconn.transaction_status != TransactionStatus.IDLE:
-        return Answer.WRONG  # somebody still uses it
+        return Answer.WRONG  # it is still being used
     if (yield from _ask_steps(conn, b"", timeout)) is not None:
         return Answer.ALIVE
     ended = pgconn.status != ConnStatus.OK or pgconn.transaction_status == TransactionStatus.ACTIVE
@@ -109,7 +109,7 @@ def _ask_steps(conn: psycopg.Connection[Any], query: bytes, timeout: float) -> S
 
 
 def reach(target: Any, timeout: float) -> str:
-    """Ask what listens at an address whether it answers; opens no session, and needs no password.
+    """Probe an address: does a server answer there? Opens no session, and needs no password.
 
     Returns ANSWERS, SILENT or GONE.
     """

@@ -14,7 +14,7 @@ MOST_HOLDERS = 3  # views, tasks and commands that a message names
 SLOW_OR_LOCKED = (
     "the server answers, but there are slow statements, or statements that wait for a lock"
 )
-CALLERS = 5  # lines of the project that a warning names, beside the one that took a connection
+CALLERS = 5  # lines of the project that a warning names, besides the one that took a connection
 
 
 def pool_timeout(timeout: float, why: str) -> str:
@@ -27,7 +27,7 @@ class Cause:
     """Why requests get no connection, or cannot write."""
 
     name: str  # short, for metrics: one of NAMES, "exhausted", "slow or locked", "opening"
-    problem: str  # the same for readers, wherever they look: "the pool is exhausted"
+    problem: str  # for readers, the same in all reports: "the pool is exhausted"
     detail: str = ""  # what was seen
     hint: str  # what to do: whole sentences
     entry: str  # of docs/troubleshooting.md
@@ -39,7 +39,7 @@ class Cause:
 
 
 def of_fault(fault: Fault) -> Cause:
-    """A fault that has one: the last attempt to open a connection failed."""
+    """The last attempt to open a connection failed."""
     kind = fault.kind
     detail = first_line(fault.error)
     return Cause(
@@ -48,7 +48,7 @@ def of_fault(fault: Fault) -> Cause:
 
 
 def exhausted(limit: int, *, in_transaction: int, unused: int) -> Cause:
-    """Python has the connections, and does something else."""
+    """The project holds all connections while it does something else."""
     inside = f", {in_transaction} of them idle in a transaction" if in_transaction else ""
     return Cause(
         name="exhausted",
@@ -61,7 +61,7 @@ def exhausted(limit: int, *, in_transaction: int, unused: int) -> Cause:
 
 
 def slow_or_locked(limit: int, active: int) -> Cause:
-    """The server answers, but not to the statements that run."""
+    """The server answers, but statements are slow or blocked."""
     run = f"{active} of them run" if active < limit else "each runs" if limit > 1 else "it runs"
     return Cause(
         name="slow or locked",
@@ -73,7 +73,7 @@ def slow_or_locked(limit: int, active: int) -> Cause:
 
 
 def no_answer(where: str, *, silent: bool) -> Cause:
-    """The server was asked, and did not answer. `silent`: something accepted the connection."""
+    """The server was probed, and did not answer. `silent`: something accepted the connection."""
     kind = HANGS if silent else classify("no answer")
     detail = f"{where} {SAYS_NOTHING}." if silent else f"nothing accepts connections at {where}."
     return Cause(
@@ -135,7 +135,7 @@ def why_nothing_came(
 
 
 def held_by(labels: Iterable[str]) -> str:
-    """As in "Held by GET /orders/ (6), task shop.send (1)."."""
+    """For example "Held by GET /orders/ (6), task shop.send (1)."."""
     counted = Counter(labels).most_common()
     shown = [f"{label} ({count})" for label, count in counted[:MOST_HOLDERS]]
     more = sum(count for _, count in counted[MOST_HOLDERS:])
@@ -148,7 +148,7 @@ def _all_in_use(limit: int) -> str:
 
 
 def _unused(unused: int, in_use: int) -> str:
-    """Say so if most of the connections are not needed where they are."""
+    """Describe the unused connections, if they are most of those in use."""
     if not 0 < in_use < 2 * unused:
         return ""
     which = "It is" if in_use == 1 else f"{unused} of them are"
@@ -307,6 +307,6 @@ def observer_failed(name: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The error in one line, ended by a full stop. A server's text may command a terminal."""
+    """Return the error in one line, ending in a full stop. Escape sequences are removed."""
     line = printable(str(error).strip().partition("\n")[0]) or type(error).__name__
     return line if line.endswith(".") else f"{line}."

@@ -1,7 +1,7 @@
-"""Keep a connection, or replace it soon, depending on the role of its server.
+"""Keeps a connection, or has it replaced soon, depending on the role of its server.
 
-`roles.py` has the rules. This applies them when a connection is opened, returned or suspected, and
-when a statement has failed. No lock guards it, see `pool.py`: each step is one assignment.
+`roles.py` has the rules. This module applies them when a connection is opened, returned or
+suspected, and when a statement has failed. No lock guards it: each step is one assignment.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from abs_orm_app.pool.roles import Expectation, Role
 from abs_orm_app.pool.server_errors import belongs_to_session
 
 WAVE = 10.0  # seconds between two replacements of all connections for the same reason
-ROLE_TIMEOUT = 1.0  # seconds for a server to say what it is
+ROLE_TIMEOUT = 1.0  # seconds for a server to report its role
 
 
 @dataclass(frozen=True, order=True)
@@ -51,13 +51,13 @@ class Placement:
             -inf,
         )  # the place of the newest primary, since when
         self.spreads = False  # load_balance_hosts=random
-        self._left: dict[Any, float] = {}  # places that were replaced by another one, and when
-        self._alternates = False  # the address leads to several places all the time
+        self._left: dict[Any, float] = {}  # places that the primary has left, and when
+        self._alternates = False  # the address keeps leading to several places
         self.expectation = Expectation(reads_only=reads_only)
         self._entries = entries
         self._read_only_since = inf  # inf: the newest connection was not read-only by default
-        self._look_again_at = inf  # when one of those is replaced, to see whether it still is so
-        self._asks = False  # ask servers that report nothing, because one has refused a write
+        self._look_again_at = inf  # when to replace one of those, to see whether this is still so
+        self._asks = False  # ask servers that report no role, because one has refused a write
 
     def fits(self, conn: AnyConnection) -> bool:
         """False for a new connection to a server that has reported a role that is not wanted."""
@@ -78,7 +78,7 @@ class Placement:
     ) -> None:
         """Record the role of a new connection's server; limit the connection's life if unwanted.
 
-        `began`: when it began to connect to that server. `any_dead`: another one may be dead.
+        `began`: when connecting to that server started. `any_dead`: another server may be dead.
         """
         entry.role = role
         wanted_before = self.expectation.wants_primary
@@ -102,11 +102,11 @@ class Placement:
         )
 
     def _follow(self, newest: Entry, began: float, *, any_dead: bool) -> None:
-        """Replace connections to another primary that are older than this one, or this one if it
-        began before the newest: such a server may have been replaced, and not know it yet.
+        """Replace older connections to another primary; or this one, if it was started before the
+        newest primary was found: its server may have been replaced, and not know it yet.
 
-        Not if the alias spreads its connections over several addresses: a failover goes one way,
-        but such an address leads back at once, although nothing is dead.
+        Does nothing if the address spreads connections over several servers. A failover goes one
+        way, but such an address soon leads back to a former server, although nothing is dead.
         """
         if self.spreads or self._alternates:
             return
@@ -131,14 +131,14 @@ class Placement:
                 entry.expire()
 
     def returned(self, entry: Entry, conn: AnyConnection) -> None:
-        """A connection comes back to the pool, idle or broken."""
+        """Check a connection that was returned, idle or broken."""
         if conn.closed:
             self.suspect_all()
         else:
             self.look(entry, conn)
 
     def look(self, entry: Entry, conn: AnyConnection) -> None:
-        """Look again at the role of the server of a connection that is idle and works."""
+        """Check again the role of the server of a connection that is idle and works."""
         if entry.must_ask:
             entry.must_ask = False
             with suppress(psycopg.OperationalError):
@@ -152,7 +152,7 @@ class Placement:
         if role is entry.role or role is Role.UNKNOWN:
             return
         if role is Role.READ_ONLY and entry.dirty is not None:
-            return  # the project may have set it; the session is cleaned, and looked at again
+            return  # the project may have set it: look again once the session is clean
         entry.role = role
         self._limit([entry])
 
@@ -169,7 +169,7 @@ class Placement:
         return self._asks and roles.reported(entry.pgconn) is Role.UNKNOWN
 
     def failed(self, conn: AnyConnection, entry: Entry, error: BaseException) -> None:
-        """A statement failed on this connection, which is checked out. Costs no message."""
+        """Learn from the error of a statement on a checked-out connection. Sends nothing."""
         sqlstate = getattr(error, "sqlstate", None)
         if roles.makes_suspects(sqlstate) or conn.pgconn.status == ConnStatus.BAD:
             self.suspect_all()
@@ -179,15 +179,15 @@ class Placement:
             self._expire_older(entry)
 
     def suspect_all(self) -> None:
-        """Have the connections that are open now pinged before they are handed out."""
+        """Require a ping of all open connections before they are handed out."""
         for entry in list(self._entries):
             entry.suspect()
 
     def _expire_older(self, failed: Entry) -> None:
-        """Replace the connections that are open now, each once it is not in use.
+        """Replace all open connections, each as soon as it is not in use.
 
         The schema was changed, or something else that their sessions have cached. If new sessions
-        meet the error as well, it is not that: then it costs one such wave in `WAVE` seconds.
+        fail as well, the cause is another one; all are then replaced once per `WAVE` seconds.
         """
         now, last = monotonic(), self._last_wave
         if failed.opened_at < last or now - last < WAVE:
@@ -204,7 +204,7 @@ class Placement:
             self._asks = entry.must_ask = not self.expectation.reads_only
             self.suspect_all()
         elif role is not entry.role:
-            self.suspect_all()  # it was made read-only: a ping lets the others report that, too
+            self.suspect_all()  # it has become read-only: a ping lets the others report that, too
         elif role is Role.READ_ONLY and self.expectation.ever_wanted_primary:
             self._refused()
         # Otherwise the project made the transaction or its role read-only.
@@ -214,7 +214,7 @@ class Placement:
         self._limit(self._entries)
 
     def _asked(self, entry: Entry, role: Role) -> None:
-        """Record the answer of a server that reports nothing without being asked."""
+        """Record the role that a server has given when asked for it."""
         entry.role = role
         if role is Role.STANDBY:
             self._refused()
@@ -223,8 +223,8 @@ class Placement:
             self._limit([entry])
 
     def _endures(self, role: Role) -> bool:
-        """True if a connection to such a server is kept, because a new one would be no better: the
-        server or the role was made read-only. One of them is replaced now and then, to look again.
+        """True if connections to such a server are kept because new ones would be no better: the
+        server or the role was made read-only. One is replaced now and then, to check.
         """
         read_only = role is Role.READ_ONLY and self._read_only_since < inf
         return read_only and not self.wanted and self.expectation.wants_primary
@@ -261,7 +261,7 @@ def _asked(conn: AnyConnection, timeout: float) -> Role:
 
 
 def _place(pgconn: Any) -> tuple[bytes, bytes, bytes] | None:
-    """Where a connection leads, also if its host name leads elsewhere now; None if it is closed."""
+    """Where a connection leads, even if its host name has moved since; None if it is closed."""
     with suppress(psycopg.OperationalError):
         return pgconn.host, pgconn.hostaddr, pgconn.port
     return None

@@ -1,7 +1,7 @@
 """A pool of PostgreSQL connections that keeps the promises of its settings under faults.
 
-Its API, parameters, statistics and exceptions are psycopg_pool's; `docs/how-it-works.md` says
-why it is another class. A checkout and a return are here; what they stand on is in `core.py`.
+Its API, parameters, statistics and exceptions are psycopg_pool's; `docs/how-it-works.md` says why
+it is a separate class. This module checks out and returns connections; `core.py` has the state.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ from abs_orm_app.pool.waiting import closed_error, timeout_error, wait_for_conne
 
 logger = logging.getLogger("abs_orm_app.pool")
 IDLE, OK = TransactionStatus.IDLE, ConnStatus.OK
-# A task's end comes between two steps, so that nothing of the checkout is lost.
+# A task is cancelled only between two steps, so its checkout loses nothing.
 _CANCELLED = CancelledError, GeneratorExit
-LAST_WAIT = 2.0  # seconds; by then a process that has begun to end is over
+LAST_WAIT = 2.0  # seconds; a process that has begun to exit is gone by then
 
 _every_pool: dict[object, Callable[[], HardenedPool | None]] = {}
-# Each is called with each new pool before it is opened, as to set `statistics.uses.record`.
+# Each is called with each new pool before it is opened, e.g. to set `statistics.uses.record`.
 new_pool_hooks: list[Callable[[HardenedPool], object]] = []
 
 
 def every_pool() -> list[HardenedPool]:
-    """The pools of this process. Other threads may make some meanwhile."""
+    """Return the pools of this process. Other threads may create more meanwhile."""
     return [pool for weak in list(_every_pool.values()) if (pool := weak()) is not None]
 
 
 def _of_source(name: str) -> Any:
-    """An attribute that psycopg_pool's pools have, too; a change counts for later connections."""
+    """An attribute that psycopg_pool's pools have, too. A change applies to later connections."""
 
     def get(pool: HardenedPool) -> Any:
         return getattr(pool._source, name)
@@ -75,26 +75,26 @@ class HardenedPool:
 
     Takes psycopg_pool's parameters, with these differences:
 
-    `check`: called at each checkout in place of the ping. If it raises, or takes too long, the
+    `check`: called at each checkout instead of the ping. If it raises or takes too long, the
     connection is not handed out.
-    `num_workers`: how many connections are opened at a time; a thread ends when it has connected.
+    `num_workers`: how many connections are opened at a time; a thread ends when none is missing.
     `open`: False by default.
 
-    And these:
+    Additional parameters:
 
     `pre_ping`: ping a connection that was idle for a while before it is handed out.
-    `leak_seconds`: warn about a connection held longer, with the lines that took it; None: off, and
-    no stack is recorded.
+    `leak_seconds`: warn about connections held longer, with the lines that took them; None: off,
+    and no stack is recorded.
     `origin`: what its connections are made from; the pool only stores it.
-    `hooks`: what it asks of who uses it.
+    `hooks`: what the pool asks the code that uses it.
 
     `getconn` raises `PoolTimeout` at the deadline, with the last fault as its cause;
-    `psycopg.OperationalError` at once for a permanent fault; `PoolClosed`; and
-    `TooManyRequests` if `max_waiting` is set. Durations are in seconds.
+    `psycopg.OperationalError` at once for a permanent fault; `PoolClosed`; and `TooManyRequests` if
+    `max_waiting` is set. Durations are in seconds.
     """
 
     __class_getitem__: Any = classmethod(GenericAlias)  # psycopg_pool's is generic
-    _made = 0  # for the names of pools that get none
+    _made = 0  # numbers the pools that get no name
 
     conninfo, kwargs = _of_source("conninfo"), _of_source("kwargs")
     max_lifetime = _of_source("max_lifetime")
@@ -216,9 +216,9 @@ class HardenedPool:
     def checkout(  # noqa: C901 - one screen
         self, conn: Any, now: float, timeout: float, holder: Any, make_waiter: type[Waiter]
     ) -> Steps[AnyConnection]:
-        """All steps of a checkout, for a thread or a task; it began at `now`.
+        """The steps of a checkout that started at `now`, for a thread or a task.
 
-        `conn`: an idle connection to begin with. `holder`: for `Entry.thread`.
+        `conn`: an idle connection to try first. `holder`: for `Entry.thread`.
         """
         deadline = now + timeout
         try:
@@ -250,7 +250,7 @@ class HardenedPool:
                 self.core.discard(conn)
                 conn = None
                 now = monotonic()
-                if now >= deadline:  # although another one may be idle: it may fail as well
+                if now >= deadline:  # even if another one is idle: it may fail as well
                     yield from wait_for_connection(self.core, now, timeout, deadline, make_waiter)
         except PoolClosed:
             successor = self._next_pool(deadline)
@@ -265,7 +265,7 @@ class HardenedPool:
         return (yield from successor.checkout(None, monotonic(), left, holder, make_waiter))
 
     def _is_fresh(self, entry: Entry, now: float) -> bool:
-        """True if a connection needs no ping. `getconn` has the same rule, without a call."""
+        """True if a connection needs no ping. `getconn` has the same rule inline."""
         return self._trusts or (
             now - entry.idle_since <= self.ping_after
             and entry.suspicion is None
@@ -274,7 +274,7 @@ class HardenedPool:
         )
 
     def _undo_checkout(self, conn: Any, error: BaseException) -> None:
-        """Take back the connection of a checkout that has failed or was interrupted."""
+        """Take back the connection of a failed or interrupted checkout."""
         self.statistics.errors += not isinstance(error, _CANCELLED)
         self.core.interrupted |= not isinstance(error, (psycopg.Error, *_CANCELLED))
         if conn is None:
@@ -282,7 +282,7 @@ class HardenedPool:
         entry = conn._pool_entry
         checking, entry.checking = entry.checking, None
         if checking is not None and checking.setdefault(ENDED, self) is not self:
-            return  # the task was stranded in the ping, and the pool has closed it
+            return  # the task was stranded in the ping, and the pool has taken the connection
         entry.checkout.setdefault(ENDED, self)
         entry.thread = None
         if conn.pgconn.transaction_status == IDLE:
@@ -313,7 +313,7 @@ class HardenedPool:
         try:
             checkout = with_entry._pool_entry.checkout
         except AttributeError:
-            returned = False  # it is of no pool of ours
+            returned = False  # it is from no pool of this class
         else:
             returned = self.end_checkout(conn, checkout)
         if not returned:
@@ -322,17 +322,17 @@ class HardenedPool:
     def end_checkout(  # noqa: C901 - one screen
         self, conn: Any, checkout: Checkout, dirty: Any = None, *, later: bool = False
     ) -> bool:
-        """Return the connection of this checkout, once; False if it was returned before.
+        """End this checkout and return its connection; False if it was returned before.
 
-        `checkout`: the entry's, as it was when the connection was checked out.
+        `checkout`: the entry's dict at the time of the checkout.
         `dirty`: what was changed in its session, for `Hooks.clean`.
-        `later`: what must be sent to the server is left to the pool's threads.
+        `later`: leave it to the pool's threads to send what must be sent to the server.
         """
         if conn._pool is not self:
             return False
         handover = given = None
         text = ""
-        mine: list[object] = []  # of its own: this thread can ask whether it has won
+        mine: list[object] = []  # unique, so this thread can check whether it has won
         try:
             if checkout.setdefault(ENDED, mine) is not mine:
                 return False
@@ -386,7 +386,7 @@ class HardenedPool:
         return True
 
     def saw_error(self, conn: AnyConnection, error: BaseException) -> None:
-        """Learn from a statement's error on a connection that is checked out. Never waits."""
+        """Learn from the error of a statement on a checked-out connection. Never waits."""
         entry = getattr(conn, ENTRY, None)
         if isinstance(entry, Entry):
             self.placement.failed(conn, entry, error)
@@ -431,7 +431,7 @@ class HardenedPool:
     def open(self, wait: bool = False, timeout: float = 30.0) -> None:
         """Start to fill the pool to its size. Does nothing on an open pool.
 
-        `wait`: return when it is filled, see `wait()`. Raises `PoolClosed` for a pool that was
+        `wait`: return only when it is full, see `wait()`. Raises `PoolClosed` for a pool that was
         closed.
         """
         core = self.core
@@ -439,7 +439,7 @@ class HardenedPool:
             if core.was_opened:
                 self._let_the_process_end()
                 raise PoolClosed(f"the pool {self.name!r} was closed and cannot be reused")
-            # Once nobody refers to this pool any more, housekeeping closes what is left of it.
+            # Once nothing refers to this pool, housekeeping closes what is left of it.
             core.pool = ref(self, lambda _: core.call_housekeeping())
             core.closed = False
             core.was_opened = True
@@ -458,7 +458,7 @@ class HardenedPool:
             self.putconn(conn)
 
     def wait(self, timeout: float = 30.0) -> None:
-        """Wait up to `timeout` seconds until the pool has its size; close it and raise if not."""
+        """Wait up to `timeout` seconds for the pool to reach its size, or close it and raise."""
         core = self.core
         began = monotonic()
         waiter = Waiter(began, began + timeout)
@@ -489,7 +489,7 @@ class HardenedPool:
         core.call_housekeeping()
 
     def drain(self) -> None:
-        """Replace each connection by a new one: idle ones now, those in use on their return."""
+        """Replace all connections: idle ones now, those in use on their return."""
         for entry in list(self.entries):
             entry.expire()
         for conn in copied(self.idle):
@@ -519,7 +519,7 @@ class HardenedPool:
             self.settle(timeout)
             observers.tell(self)
         if was_opened:
-            core.call_housekeeping()  # which forgets it
+            core.call_housekeeping()  # it then forgets this pool
 
     def close_orphans(self) -> None:
         """Close the connections in use whose thread has ended without returning them."""
@@ -531,7 +531,7 @@ class HardenedPool:
                 self.core.discard(conn)
 
     def succeed(self, elder: HardenedPool) -> None:
-        """Count the connections that a closed pool still has as this one's, until they end."""
+        """Count the connections of a closed pool as this pool's until they end."""
         self.core.elder = elder.core
 
     def settle(self, timeout: float) -> None:
@@ -560,9 +560,9 @@ class HardenedPool:
         self.close_orphans()
 
     def _let_the_process_end(self) -> None:
-        """Wait a little, if this is a daemon thread, which still runs for a moment.
+        """At the end of the process, make a daemon thread wait: it still runs for a moment.
 
-        It then ends with the process; an error now would only make it print a traceback.
+        It then ends with the process. An error now would only make it print a traceback.
         """
         if self.core.ended and current_thread() is not main_thread():
             sleep(LAST_WAIT)
@@ -603,14 +603,14 @@ class HardenedPool:
         return self.core.in_use
 
     def holders(self) -> list[Holder]:
-        """Who has a connection checked out, the longest first."""
+        """Return who has a connection checked out, the longest first."""
         holders = [self.core.holder_of(entry) for entry in self.core.in_use]
         return sorted(holders, key=lambda holder: holder.seconds, reverse=True)
 
     def get_stats(self) -> dict[str, int]:
         """Return psycopg_pool's statistics, and those that `statistics.py` adds.
 
-        `usage_ms` counts `getconn`/`putconn` too.
+        `usage_ms` also counts `getconn`/`putconn`.
         """
         return self.statistics.counters() | self._measures()
 
@@ -624,7 +624,7 @@ class HardenedPool:
         return {
             "pool_min": core.min_size,
             "pool_max": core.max_size,
-            # One that moves from the ones to the others is counted twice for a moment.
+            # A connection moving from `attempts` to `entries` is counted twice for a moment.
             "pool_size": min(entries + opening, max(entries, core.max_size)),
             "pool_available": len(core.idle),
             "requests_waiting": len(core.queue.waiters),

@@ -23,13 +23,13 @@ from abs_orm_app.pool.steps import Blocking, Steps
 
 PING_AFTER = 0.5  # idle time after which a checkout pings first; HikariCP's aliveBypassWindow
 PING_TIMEOUT = 5.0  # seconds; HikariCP's validationTimeout
-PING_LEAST = 0.05  # seconds; in less, a healthy connection may seem to hang
+PING_LEAST = 0.05  # seconds; with less, a healthy connection may look hung
 
 Check = Callable[[AnyConnection], object]
 
 
 class PrePing:
-    """Of one pool. `check`: the project's own function, called in place of the ping."""
+    """Checks a pool's connections. `check`: the project's function, called instead of a ping."""
 
     def __init__(
         self, core: Core, placement: Placement, limits: TimeLimits, check: Check | None
@@ -39,18 +39,18 @@ class PrePing:
         self.check = check
 
     def passes(self, conn: AnyConnection, entry: Entry, now: float, deadline: float) -> Steps[bool]:
-        """Check a connection that has something to read, or was idle for long. It may hang.
+        """Check a connection that has something to read, or was idle for long. It may be hung.
 
-        After False it must be closed.
+        If this returns False, the connection must be closed.
         """
-        # Half of the remaining time: if this one hangs, a new connection needs the other half.
+        # Half of the remaining time: if this one is hung, a new connection needs the other half.
         allowed = min(PING_TIMEOUT, max((deadline - now) / 2, PING_LEAST))
         checking: Checkout = {}
         entry.checking = checking
         answer = yield from self.look(conn, entry, allowed)
         entry.checking = None
         if checking.setdefault(ENDED, self) is not self:
-            return False  # its loop has rested, and the pool has closed it
+            return False  # its loop was not running, and the pool has taken the connection
         if answer is Answer.ALIVE:
             return entry.expires_at > now
         self._core.statistics.stale += 1
@@ -60,7 +60,7 @@ class PrePing:
         return False
 
     def look(self, conn: AnyConnection, entry: Entry, timeout: float) -> Steps[Answer]:
-        """Look at an idle connection, and ping it, for up to `timeout` seconds."""
+        """Look at an idle connection's socket, and ping it, for up to `timeout` seconds."""
         # The server may have sent its last message without having closed the socket yet: ping it.
         if conn.closed or (entry.poll(0) and server_has_closed(conn, entry.poll)):
             return Answer.WRONG
@@ -85,7 +85,7 @@ class PrePing:
         return answer
 
     def _call(self, check: Check, conn: Any, timeout: float) -> Answer:
-        """The project's own check. Any exception means: do not hand it out."""
+        """Call the project's own check. After any exception, the connection is not handed out."""
         try:
             in_time = self._limits.call(self._core, conn, timeout, check)
         except Exception as error:
@@ -103,7 +103,7 @@ class PrePing:
         return Answer.ALIVE
 
     def _refused(self, conn: Any, error: Exception) -> None:
-        """The check has refused a connection. If that is a new one, another would fare the same."""
+        """Record a refusal by the check, if the connection is new: others would fare no better."""
         core, now = self._core, monotonic()
         if conn._pool_entry.taken_at:
             return

@@ -1,21 +1,21 @@
 """The requests that wait for a connection, first come first served.
 
-No lock guards the queue. Each step is one atomic operation of a built-in container: an interruption
-between two steps (an exception raised in the thread, a signal handler, a finalizer) finds the queue
-consistent.
+No lock guards the queue. Each step is one atomic operation of a built-in container, so an
+interruption between two steps (an exception raised in the thread, a signal handler, a finalizer)
+finds the queue consistent.
 
 - A waiter's outcome is decided once, by `dict.setdefault`: a connection, an error, or that it has
   left. It is not removed from the queue before that.
-- A hand-over is an object of its own: the same connection may be offered to the same waiter again,
-  after that has used and returned it, and only the first offer counts.
-- A task can take nothing while its loop is blocked or does not run. So it must claim what it was
-  handed, again by `dict.setdefault`; `Core.take_back` claims it first if that takes long. A task
-  that finds it gone waits anew.
-- A waiter sleeps on a lock of its own until its outcome is decided, or until its deadline.
-- A thousand deadlines may come at once. So many threads that wake together would spend their time
-  competing for the interpreter, so they wake one after another: housekeeping lets the first few
-  lead; a leader wakes at its deadline, and lets the next waiter lead when it leaves. The others
-  sleep up to `GRACE` past their deadlines, which they need only if housekeeping is stuck.
+- Each offer is a new `Handover`: a connection may be offered to the same waiter again, after the
+  waiter has used and returned it, and only the first offer counts.
+- A task cannot take anything while its loop is blocked or not running. So it must claim the
+  connection that it was handed, again by `dict.setdefault`. If that takes long, `Core.take_back`
+  claims the connection first, and the task waits again.
+- A waiter sleeps on its own lock until its outcome is decided, or until its deadline.
+- A thousand deadlines may pass at once. If all these threads woke together, they would compete for
+  the interpreter, so they wake one after another: housekeeping makes the first few waiters leaders.
+  A leader wakes at its deadline, and makes the next waiter a leader when it leaves. The others
+  sleep up to `GRACE` past their deadlines, but only if housekeeping is stuck.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from abs_orm_app.pool.clock import monotonic
 GRACE = 0.25  # seconds that a waiter may sleep past its deadline if it never leads
 T = TypeVar("T")
 
-CLAIM = 0.25  # seconds after which a task loses what it was handed to who else waits
+CLAIM = 0.25  # seconds after which a connection that a task has not claimed is taken back
 OUTCOME, CLAIMED = 0, 1  # the keys of a waiter's box
 TAKEN, LEFT, VOID = object(), object(), object()
 
 
 def copied(items: deque[T]) -> list[T]:
-    """A copy of a deque as it was at one moment, also while other threads change it."""
+    """Return a consistent copy of a deque, even while other threads change it."""
     while True:
         try:
             return list(items)
@@ -53,11 +53,11 @@ class Handover:
 
     def __init__(self, conn: Any) -> None:
         self.conn = conn
-        self.waiter: Any = None  # the one that it was offered to last, or `TAKEN`
+        self.waiter: Any = None  # the waiter that it was last offered to, or `TAKEN`
 
     @property
     def taken(self) -> bool:
-        """True once a waiter has it. A thread that was interrupted in its offer can ask, too."""
+        """True once a waiter has it. A thread that was interrupted in its offer can check this."""
         waiter = self.waiter
         return waiter is TAKEN or (waiter is not None and waiter.outcome is self)
 
@@ -65,7 +65,7 @@ class Handover:
 class Waiter:
     """One waiting request: since `began`, until `deadline` at most (`monotonic`).
 
-    `outcome` is what it got; None while it is undecided.
+    `outcome` is what it got; None while undecided.
     """
 
     __slots__ = ("_box", "_lock", "began", "deadline", "leads")
@@ -81,7 +81,7 @@ class Waiter:
 
     @property
     def rests(self) -> bool:
-        """True if its loop does not run: it can take nothing now, and perhaps never."""
+        """True if its loop is not running, so it can take nothing now, and perhaps never."""
         return False
 
     @property
@@ -89,7 +89,7 @@ class Waiter:
         return self._box.get(OUTCOME)
 
     def offer(self, outcome: Any) -> None:
-        """Decide for this outcome, unless one was decided before, and wake the waiter."""
+        """Set the outcome, unless one is already set, and wake the waiter."""
         try:
             self._box.setdefault(OUTCOME, outcome)
         finally:
@@ -102,18 +102,18 @@ class Waiter:
             pass  # it is already awake
 
     def settle(self, outcome: Any) -> Any:
-        """Decide for `outcome` unless one was decided before; return the outcome that counts."""
+        """Set the outcome, unless one is already set; return the one that counts."""
         return self._box.setdefault(OUTCOME, outcome)
 
     def lead(self) -> None:
-        """Let it wake at its deadline; it then lets the next one lead."""
+        """Make it a leader: it wakes at its deadline, and then makes the next waiter one."""
         self.leads = True
         self.wake()
 
     def wait(self, until: float, grace: float = 0.0) -> Any:
-        """Sleep until it has an outcome, and return it; None from `until` on (`monotonic`).
+        """Sleep until there is an outcome, and return it; None at `until` (`monotonic`).
 
-        `grace`: seconds that it may sleep longer, unless it leads.
+        `grace`: seconds that it may sleep longer, unless it is a leader.
         """
         box = self._box
         while not box:
@@ -125,7 +125,7 @@ class Waiter:
 
 
 class TaskWaiter(Waiter):
-    """A waiting task, woken by its loop from whichever thread has served it."""
+    """A waiting task. Its loop wakes it, whichever thread has served it."""
 
     __slots__ = ("_future", "_loop")
     is_task = True
@@ -140,7 +140,7 @@ class TaskWaiter(Waiter):
         return not self._loop.is_running()
 
     def settle(self, outcome: Any) -> Any:
-        """As for a thread; `outcome` counts, too, if what the task was handed was taken back."""
+        """As for a thread, but `outcome` also counts if the task's connection was taken back."""
         decided = super().settle(outcome)
         if decided is VOID or (
             isinstance(decided, Handover) and self._box.setdefault(CLAIMED, TAKEN) is not TAKEN
@@ -149,7 +149,7 @@ class TaskWaiter(Waiter):
         return decided
 
     def take_back(self) -> Any:
-        """What it was handed and has not claimed; the task then waits anew. None if it has."""
+        """Take back the connection that it has not claimed; it then waits again. None if it has."""
         outcome, mine = self.outcome, object()
         if isinstance(outcome, Handover) and self._box.setdefault(CLAIMED, mine) is mine:
             return outcome.conn
@@ -180,7 +180,7 @@ class TaskWaiter(Waiter):
 
 
 class Turn:
-    """Waits for a waiter's outcome, until then; None if none has come."""
+    """Waits for a waiter's outcome until `until`; None if there is none by then."""
 
     def __init__(self, waiter: Any, until: float, grace: float = 0.0) -> None:
         self._waiter, self._until, self._grace = waiter, until, grace
@@ -208,8 +208,8 @@ class Queue:
         self.waiters.append(waiter)
 
     def leave(self, waiter: Waiter) -> None:
-        """Remove it from the queue, if it is there; if it leads, let the next one lead whose
-        deadline is not much later.
+        """Remove a waiter from the queue, if it is there. If it is a leader, the next waiter with a
+        deadline that is not much later becomes one.
         """
         try:
             self.waiters.remove(waiter)
@@ -223,7 +223,7 @@ class Queue:
                     break
 
     def hand_over(self, handover: Handover) -> bool:
-        """Give a connection to the one that has waited longest; False if none takes it."""
+        """Give a connection to the request that has waited longest; False if none takes it."""
         waiters = self.waiters
         while waiters:
             try:
@@ -250,7 +250,7 @@ class Queue:
         return outcome
 
     def dismiss(self, waiter: Waiter) -> None:
-        """Its loop rests. When that runs again, the task waits anew, at the head of the queue."""
+        """Remove a task whose loop is not running. Once it runs, the task rejoins at the head."""
         waiter.offer(VOID)
         self.leave(waiter)
 
@@ -261,8 +261,8 @@ class Queue:
             self.leave(waiter)
 
     def wake_served(self) -> None:
-        """Wake waiters that have an outcome: the thread that gave it may have been interrupted.
-        Dismiss those whose loop rests.
+        """Wake waiters that have an outcome, because the thread that set it may have been
+        interrupted. Dismiss tasks whose loop is not running.
         """
         for waiter in copied(self.waiters):
             if waiter.outcome is not None or waiter.rests:

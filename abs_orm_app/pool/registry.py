@@ -1,4 +1,4 @@
-"""The pools of this process. A forked child starts with none; they are closed at the end."""
+"""The pools of this process. A forked child starts with none. They are closed at exit."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from abs_orm_app.pool.housekeeping import Housekeeping
     from abs_orm_app.pool.pool import HardenedPool
 
-# Seconds to wait for connections that are being opened, before the end of the process, or a fork.
+# Seconds to wait, before the process ends or forks, for connections that are being opened.
 SETTLE_TIMEOUT = 1.0
-LAST = -100  # priority of the exit hook of a child: after finalizers that may query
+LAST = -100  # priority of a child's exit hook: after finalizers that may query
 
 # The pools by alias. No lock guards it: a pool is added by `setdefault` before it is opened, so if
-# several threads build one at the same time, one counts, and the others are never opened.
+# several threads build one at the same time, one wins, and the others are never opened.
 pools: dict[str, HardenedPool] = {}
 
 # Each closes the connections that this thread holds, without returning them to a pool or ending a
@@ -45,7 +45,7 @@ def notice_fork() -> None:
 def register_child_exit_hook() -> None:
     """In a forked child with its first pool: have the pool closed when the child ends.
 
-    The children of multiprocessing run no atexit handlers, but these finalizers.
+    The children of multiprocessing do not run atexit handlers, but do run these finalizers.
     """
     global _closes_at_end
     util = sys.modules.get("multiprocessing.util")

@@ -1,11 +1,11 @@
-"""What a return does with a connection that the next holder cannot have as it is.
+"""Makes a returned connection fit for its next holder.
 
-A transaction is rolled back, and the project's `reset` called, within a time limit and in the
-thread that returns. A session that was changed (`Entry.dirty`) is cleaned in threads of the pool.
+A transaction is rolled back and the project's `reset` is called, with a time limit, in the
+returning thread. A session that was changed (`Entry.dirty`) is cleaned in threads of the pool.
 
 No lock guards these. A cleaner's thread runs while there is work and a little longer, so that a
-project which changes each session does not start a thread for each request. Only the housekeeping
-thread starts them: no exception is raised in it from outside, so a start cannot be interrupted.
+project that changes every session does not start a thread per request. Only the housekeeping thread
+starts them: no exception is raised in it from outside, so a start cannot be interrupted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from abs_orm_app.pool.growth import RETRY_INTERVAL
 
 logger = logging.getLogger("abs_orm_app.pool")
 
-LEAST = 2.0  # seconds for the project's own functions, in a pool with a very short timeout
+LEAST = 2.0  # minimum seconds for the project's functions, even with a very short timeout
 MOST = 10.0
 CLEANING = 10.0  # seconds for `Hooks.clean`
 THREADS = 4  # at a time: a thread that waits for a hung server must not delay the others
@@ -44,15 +44,15 @@ def prepare_timeout(timeout: float) -> float:
 
 
 class TimeLimits:
-    """Ends what takes too long on a connection: the project's `check` or `reset`, and a rollback.
+    """Limits the time of calls on a connection: the project's `check` or `reset`, and a rollback.
 
-    They run in the thread that checks out or returns, because they may use state of that thread. If
-    one takes too long, the housekeeping thread shuts its connection down, which fails what waits on
-    it. The thread that takes an entry out of `_running` decides whether it was in time.
+    They run in the thread that checks out or returns, because they may use that thread's state. If
+    one takes too long, the housekeeping thread shuts down its connection, which makes the call
+    fail. The thread that takes an entry out of `_running` decides whether the call was in time.
     """
 
     def __init__(self) -> None:
-        self._running: dict[Entry, float] = {}  # until when (`monotonic`)
+        self._running: dict[Entry, float] = {}  # the deadlines (`monotonic`)
 
     def call(
         self, core: Core, conn: Any, seconds: float, function: Callable[[Any], object]
@@ -72,7 +72,7 @@ class TimeLimits:
         return in_time
 
     def tend(self, now: float) -> float:
-        """End what takes too long; return when to do it again (`monotonic`)."""
+        """End calls that take too long; return when to run again (`monotonic`)."""
         for entry, until in list(self._running.items()):
             if until <= now and self._running.pop(entry, None) is not None:
                 entry.cancel = cancel_handle(entry.pgconn)  # the server may be executing
@@ -80,7 +80,7 @@ class TimeLimits:
         return self.due()
 
     def due(self) -> float:
-        """When the first of them takes too long (`monotonic`)."""
+        """The earliest deadline (`monotonic`)."""
         return min(list(self._running.values()), default=inf)
 
 
@@ -89,7 +89,7 @@ def make_idle(
 ) -> tuple[bool, str]:
     """Roll back the transaction of a returned connection and call `reset`.
 
-    `later`: only mark it, so that the cleaner does. Returns whether it is fit for the next holder,
+    `later`: only mark it, and let the cleaner do so. Returns whether it is fit for the next holder,
     and what to log.
     """
     entry: Entry = conn._pool_entry
@@ -121,7 +121,7 @@ def make_idle(
 
 
 class Cleaner:
-    """Cleans connections with `Hooks.clean`, and ends what a return may not wait for."""
+    """Cleans connections with `Hooks.clean`, and completes returns that may not wait."""
 
     def __init__(self, core: Core, reset: Reset | None) -> None:
         self.always = core.hooks.cleans_all
@@ -146,17 +146,17 @@ class Cleaner:
         self._call_threads()
 
     def tend(self, now: float) -> float:
-        """Start the threads that are missing; return when to do it again (`monotonic`)."""
+        """Start missing threads; return when to run again (`monotonic`)."""
         self._threads = [thread for thread in self._threads if thread.alive]
         while len(self._threads) < THREADS and self._lacks_threads():
             try:
                 self._threads.append(threads.start(f"{self._core.name}-cleaner", self._run))
-            except (RuntimeError, MemoryError):  # out of threads or memory, or about to end
+            except (RuntimeError, MemoryError):  # out of threads or memory, or the process ends
                 return now + RETRY_INTERVAL
         return now + RETRY_INTERVAL if self._dirty else inf
 
     def _lacks_threads(self) -> bool:
-        """True if there is more work than threads that linger, or have just been started."""
+        """True if there is more work than threads that linger or were just started."""
         return len(self._dirty) > len(self._threads) - len(self._busy)
 
     def _call_threads(self) -> None:
@@ -165,7 +165,7 @@ class Cleaner:
         try:
             self._bell.release()
         except RuntimeError:
-            pass  # it was rung
+            pass  # it has rung already
 
     def _run(self) -> None:
         bell = self._bell  # `reset` replaces it in a forked child
@@ -174,7 +174,7 @@ class Cleaner:
             self._work()
 
     def _work(self) -> None:
-        """Clean all waiting connections, together with the threads that linger."""
+        """Clean the waiting connections until none is left, together with the other threads."""
         while self._dirty:
             try:
                 conn: Any = self._dirty.popleft()

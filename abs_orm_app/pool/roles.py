@@ -1,16 +1,16 @@
-"""Is a connection's server what the alias wants: a primary, a standby, either?
+"""Decides whether a connection's server is what the alias wants: a primary, a standby, either.
 
 PostgreSQL 14 and newer reports `in_hot_standby` and `default_transaction_read_only` to each client
 without being asked. A server that reports nothing (older ones, some poolers) is asked after it has
 refused a write.
 
-With `target_session_attrs` the user has set what is wanted. Without it, a pool wants a primary
-once it has seen one, or once a server has refused a write. It stops wanting one (`Expectation`) if
-the address has led to standbys for long and no write was refused.
+`target_session_attrs` says what is wanted. Without it, a pool wants a primary once it has seen one,
+or once a server has refused a write. It stops wanting one (`Expectation`) if the address has led to
+standbys for a long time and no write was refused.
 
 A connection to the wrong server is not refused, because it can still read, but it is kept only for
-a moment. So the pool follows an address that leads elsewhere, and need not open a connection for
-each request meanwhile.
+a moment. So the pool follows an address that moves, without opening a connection for each request
+in the meantime.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from abs_orm_app.pool import liveness
 
 MISPLACED_LIFE = 0.25  # seconds that a connection to a standby is kept if a primary is wanted
 PREFERRED_LIFE = 60.0  # seconds that a connection to a primary is kept with prefer-standby
-LOOK_AGAIN = 2.0  # seconds, at most, until a pool whose server was made read-only looks again
+LOOK_AGAIN = 2.0  # maximum seconds until a pool checks a read-only server again
 FORGET = 300.0  # seconds with standbys and no refused write, after which no primary is wanted
-QUIET = 60.0  # seconds without a new connection to a standby that end such a period
+QUIET = 60.0  # such a period ends after these seconds without a new connection to a standby
 
 READ_ONLY_TRANSACTION = "25006"  # a write was refused
 ENDED_BY_SERVER = frozenset({"57P01", "57P02", "57P03"})  # shutdown, crash, not accepting
@@ -45,7 +45,7 @@ class Role(Enum):
 
 
 def reported(pgconn: Any) -> Role:
-    """The role that the server has reported last; unknown if it is closed. Costs no message."""
+    """The role that the server last reported; unknown if it is closed. Sends nothing."""
     try:
         return role_of(
             pgconn.parameter_status(b"in_hot_standby"),
@@ -119,7 +119,7 @@ class Expectation:
         return self.wants_primary or self._forgot
 
     def opened(self, role: Role, now: float) -> None:
-        """A connection to a server of this role was opened."""
+        """Record that a connection to a server of this role was opened."""
         if role is Role.PRIMARY:
             self.wants_primary = self.wants_primary or not (self.reads_only or self._forgot)
         elif role is not Role.UNKNOWN:
@@ -130,7 +130,7 @@ class Expectation:
                 self.wants_primary, self._forgot = False, True
 
     def refused(self, now: float) -> None:
-        """A standby, or a primary that has become read-only, has refused a write."""
+        """Record that a standby, or a primary that has become read-only, has refused a write."""
         self.wants_primary = not self.reads_only
         self._forgot = False
         self._standby_since = self._standby_at = now

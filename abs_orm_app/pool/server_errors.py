@@ -2,9 +2,9 @@
 
 One table for all code that reads such a text: the pool (can another attempt help?), its messages
 and the reports (the hint). libpq gives no SQLSTATE for a failed connection, because there is no
-PGresult to carry one, so the text must do. The patterns match the English texts in the sources of
-PostgreSQL and libpq, of PgBouncer if they differ, and of the C libraries for host names. Texts in
-another language (`lc_messages`) are UNKNOWN: the pool retries until its timeout.
+PGresult to carry one, so only the text is left. The patterns match the English texts in the sources
+of PostgreSQL and libpq, of PgBouncer where it differs, and of the C libraries for host names. Texts
+in another language (`lc_messages`) are UNKNOWN: the pool retries until its timeout.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ NAMES = {
     READ_ONLY: "read-only",
     SHORT: "resources",
 }
-SAYS_NOTHING = "accepts connections, but does not answer"  # of an address that was asked
+SAYS_NOTHING = "accepts connections, but does not answer"  # of an address that was probed
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerError:
     """One kind of error."""
 
-    pattern: str  # a regular expression; names in double quotes are empty in what it searches
+    pattern: str  # a regular expression; the searched text has "" for each double-quoted name
     hint: str  # what to do: whole sentences
     problem: str = UNREACHABLE  # what it means for a client that waits for a connection
     entry: str = "server-down"  # its entry in docs/troubleshooting.md
     permanent: bool = False  # waiting cannot fix it: only a person can
-    # A permanent one that passes by itself where a connection has worked before: the name of a
+    # A permanent error that passes by itself if a connection has worked before: the name of a
     # container that restarts, a database that is being restored.
     passes_after_connect: bool = False
 
@@ -59,7 +59,7 @@ class ServerError:
 def _refusal(
     pattern: str, hint: str, *, problem: str = REFUSED, passes_after_connect: bool = False
 ) -> ServerError:
-    """An error that lasts until somebody changes the address, the credentials or the server."""
+    """An error that lasts until a person changes the address, the credentials or the server."""
     return ServerError(
         pattern=pattern,
         hint=hint,
@@ -70,7 +70,7 @@ def _refusal(
     )
 
 
-NO_CREDENTIALS = ServerError(  # raised on this side, when the password is read
+NO_CREDENTIALS = ServerError(  # raised by this process, when it reads the password
     pattern=r"^DB_PASSWORD_(?:FILE|PROVIDER) ",
     hint="Correct that variable, or what it names.",
     problem=IMPOSSIBLE,
@@ -94,7 +94,7 @@ NO_SOCKET = ServerError(
     hint="No server listens on this Unix socket: start PostgreSQL on this machine, or set the host"
     " of another one (DB_HOST, or postgresql://USER@HOST/NAME).",
 )
-WRONG_SETTINGS = ServerError(  # raised on this side, before the server was asked
+WRONG_SETTINGS = ServerError(  # raised by this process, before the server is asked
     pattern=r"(?!)",
     hint="Correct the settings of this database.",
     problem=IMPOSSIBLE,
@@ -118,7 +118,7 @@ UNKNOWN = ServerError(
     hint="Look into the server's log: it may say more than a client is told.",
 )
 
-# The first match counts, so narrow patterns stand above wide ones.
+# The first match counts, so narrow patterns come before wide ones.
 SERVER_ERRORS = (
     NO_CREDENTIALS,
     ServerError(
@@ -205,14 +205,14 @@ SERVER_ERRORS = (
     ),
     _refusal(
         r"(?:Name or service|(?:node|host)name nor servname).*not known"  # EAI_NONAME
-        r"|Name does not resolve"  # the same, of musl
+        r"|Name does not resolve"  # the same in musl
         r"|No address associated with hostname|Name has no usable address"  # EAI_NODATA
-        r"|'idna' codec",  # Python's, of a name that is too long
+        r"|'idna' codec",  # Python's, for a name that is too long
         "Correct the host; it must be a name that this machine can resolve.",
         problem=UNREACHABLE,
         passes_after_connect=True,
     ),
-    ServerError(  # EAI_AGAIN, and what psycopg says of all of them
+    ServerError(  # EAI_AGAIN, and psycopg's text for all of them
         pattern=r"resolve host|could not translate host name",
         hint="Correct the host; it must be a name that this machine can resolve.",
     ),
@@ -330,16 +330,16 @@ def classify(error: BaseException | str) -> ServerError:
     return next((kind for kind in SERVER_ERRORS if re.search(kind.pattern, text)), UNKNOWN)
 
 
-# A line about the attempt at one address: of libpq, of the server, or of psycopg.
+# A line about the attempt at one address, from libpq, the server or psycopg.
 _ADDRESS = re.compile(r"failed:|FATAL:|^- host:")
 
 
 def belongs_to_session(error: BaseException) -> bool:
     """True for an error of a statement that would not fail in a new session.
 
-    What the session has cached (a plan, the type of a variable, a prepared statement) is older than
-    a change of the schema, or is gone. The tests are on what PostgreSQL does not translate: where
-    in its source the error comes from, names, and internal errors.
+    Something that the session has cached (a plan, the type of a variable, a prepared statement) is
+    older than a schema change, or gone. The tests use what PostgreSQL does not translate: the place
+    in its source that raises the error, names, and internal errors.
     """
     if not isinstance(error, psycopg.Error):
         return False
@@ -390,7 +390,7 @@ def is_permanent(error: Exception, *, has_connected: bool = False) -> bool:
     has_connected: a connection has worked before. Then more faults are temporary: the name of a
     container that restarts, a line of pg_hba.conf on a server that takes over.
 
-    A process that is out of threads, files or memory may get some again. Any other error that is no
+    A process that is out of threads, files or memory may get some again. Any error other than an
     `OperationalError` did not come from the server or the network: it is a parameter that libpq
     does not know, or an error in the project's own code. Another attempt fixes neither.
     """
@@ -398,7 +398,7 @@ def is_permanent(error: Exception, *, has_connected: bool = False) -> bool:
         return False
     if not isinstance(error, psycopg.OperationalError):
         return True
-    # Each is one address that was tried; if one may come back, another attempt can help.
+    # Each line is about one address; if one of these may recover, another attempt can help.
     causes = [line for line in str(error).splitlines() if _ADDRESS.search(line)]
     kinds = [classify(line) for line in causes or [str(error)]]
     return all(
@@ -425,7 +425,7 @@ def again(error: Exception) -> Exception:
 
 
 def without_frames(error: BaseException) -> Exception:
-    """Return the error without its tracebacks: their frames would keep a socket alive with it."""
+    """Return the error without its tracebacks, whose frames would keep a socket alive."""
     chain: list[BaseException | None] = [error]
     for each in chain:
         if each is not None and each not in chain[: chain.index(each)]:

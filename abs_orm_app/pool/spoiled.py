@@ -1,14 +1,13 @@
-"""psycopg's connections, which tell the pool when a pipeline or a block was interrupted.
+"""psycopg's connections, with hooks that notice an interrupted pipeline or transaction block.
 
-An exception that is not the server's, such as a time limit or Ctrl-C, may leave a pipeline at any
-step: the server is in a transaction that the client believes ended, or the next statement is only
-queued. The transaction status does not show it, so such a connection is closed at once.
-`executemany` is a pipeline, too, of whatever class its cursor is. Outside of one, the status tells
-the truth.
+An exception that does not come from the server, such as a time limit or Ctrl-C, may leave a
+pipeline at any step: the server is in a transaction that the client believes to be over, or the
+next statement is only queued. The transaction status does not show this, so the connection is
+closed at once. `executemany` is a pipeline, too, whatever the class of its cursor. Outside of a
+pipeline, the status is reliable.
 
-psycopg counts the blocks of `transaction()` before it sends what begins or ends them. If an
-exception comes in between, what the holder writes next would be in a transaction that nobody
-commits.
+psycopg counts the blocks of `transaction()` before it sends what begins or ends them. After an
+exception in between, what the holder writes next would be in a transaction that is never committed.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ from abs_orm_app.pool.entry import ENDED, ENTRY
 
 @contextmanager
 def judged(conn: Any, owner: Any = None) -> Iterator[None]:
-    """Close the connection if the block is left by an exception that is not the server's.
+    """Close the connection if an exception that does not come from the server leaves the block.
 
-    `owner`: the pool's connection, if `conn` is another one around its handle.
+    `owner`: the pool's connection, if `conn` is another one that uses its handle.
     """
     entry = getattr(owner or conn, ENTRY, None)
     if entry is None:  # it is being opened
@@ -39,8 +38,8 @@ def judged(conn: Any, owner: Any = None) -> Iterator[None]:
         return
     checkout = entry.checkout
     ended = checkout.get(ENDED)  # not None if the pool itself uses it
-    before = sys.exception()  # being handled around the block: it interrupts nothing here
-    is_inner = conn.pgconn.pipeline_status != PipelineStatus.OFF  # the outer one sees how it ends
+    before = sys.exception()  # handled around the block already: it interrupts nothing here
+    is_inner = conn.pgconn.pipeline_status != PipelineStatus.OFF  # the outer one handles its end
     entry.spoiled += 1  # until it is known that nothing went wrong
     try:
         yield
@@ -48,7 +47,7 @@ def judged(conn: Any, owner: Any = None) -> Iterator[None]:
         if entry.checkout is checkout and checkout.get(ENDED) is ended:
             if (is_inner or _is_at_its_end(conn)) and _is_of_psycopg(error, before):
                 entry.spoiled -= 1
-                entry.suspect()  # psycopg logs an interruption that comes during an error
+                entry.suspect()  # psycopg may have logged an interruption instead of raising it
             else:
                 spoil(conn, entry)
         raise
@@ -61,7 +60,7 @@ def balanced(conn: Any, owner: Any = None) -> Iterator[Rollback]:
     """Close the connection if the block is left in another transaction than it was entered in, or
     if its rollback was interrupted.
 
-    `owner`: as for `judged`. Yields what must be called with psycopg's block.
+    `owner`: as for `judged`. Yields a `Rollback`, to be called with psycopg's block.
     """
     entry = getattr(owner or conn, ENTRY, None)
     handled, before, rollback = sys.exception(), _depth(conn), Rollback()
@@ -81,7 +80,7 @@ def balanced(conn: Any, owner: Any = None) -> Iterator[Rollback]:
             spoil(conn, entry)
         entry.spoiled -= 1
 
-    entry.spoiled += 1  # while psycopg counts it: the next holder's would not commit
+    entry.spoiled += 1  # while psycopg counts the block: the next holder's would not commit
     try:
         yield rollback
     except BaseException as error:
@@ -91,8 +90,8 @@ def balanced(conn: Any, owner: Any = None) -> Iterator[Rollback]:
 
 
 class Rollback:
-    """Sees whether the rollback of psycopg's block comes to its end. If an exception interrupts
-    it, psycopg only logs that, and the block's rows would be committed.
+    """Sees whether the rollback of psycopg's block completes. If an exception interrupts it,
+    psycopg only logs that, and the block's rows would be committed.
     """
 
     def __init__(self) -> None:
@@ -105,7 +104,7 @@ class Rollback:
         block._rollback_gen = partial(self._roll_back, type(block)._rollback_gen)
 
     def _commit(self, steps: Any) -> Any:
-        self._ended = True  # there is none
+        self._ended = True  # no rollback is needed
         return (yield from steps(self._block and self._block()))
 
     def _roll_back(self, steps: Any, error: BaseException | None) -> Any:
@@ -128,8 +127,7 @@ def _depth(conn: Any) -> tuple[bool, int]:
 def keep_cancel(conn: Any, owner: Any = None) -> None:
     """Remember how to cancel the statement of a connection that its holder is about to close.
 
-    The server does not notice the end of a client that it does not write to. `owner`: as for
-    `judged`.
+    A server that sends nothing does not notice that its client is gone. `owner`: as for `judged`.
     """
     entry = getattr(owner or conn, ENTRY, None)
     if entry is not None and entry.in_use and entry.cancel is None:
@@ -138,25 +136,25 @@ def keep_cancel(conn: Any, owner: Any = None) -> None:
 
 @contextmanager
 def _cancelling(conn: Any) -> Iterator[bool]:
-    """A request to cancel is under way, perhaps in another thread than its holder's: if that
-    returns the connection meanwhile, it is closed, or the next holder's statement would be
-    cancelled. One that fails may still arrive.
+    """Mark a connection during a cancel request, which may come from another thread. If its holder
+    returns it meanwhile, it is closed: the request could cancel the next holder's statement. The
+    mark stays if the request fails, because it may still arrive.
 
-    False if the connection was returned just before.
+    Yields False if the connection was returned just before.
     """
     entry = getattr(conn, ENTRY, None)
     if entry is None or not entry.in_use:
         yield True
         return
     checkout = entry.checkout
-    entry.spoiled += 1  # first: a return decides `checkout`, and then looks
+    entry.spoiled += 1  # first: a return decides `checkout` and then checks this
     yield not checkout
     if entry.checkout is checkout:
         entry.spoiled -= 1
 
 
 def _is_at_its_end(conn: Any) -> bool:
-    """True if nothing is under way on the connection."""
+    """True if nothing is being executed on the connection."""
     pgconn = conn.pgconn
     if pgconn.pipeline_status != PipelineStatus.OFF:
         return False
@@ -164,12 +162,12 @@ def _is_at_its_end(conn: Any) -> bool:
 
 
 def _is_of_psycopg(error: BaseException, before: BaseException | None) -> bool:
-    """True if psycopg has raised it, or Django in its place, and nothing has interrupted that.
+    """True if psycopg has raised the error, or Django in its place, and nothing interrupted them.
 
-    `before`: was being handled already, so that Python has made it the context of the first one.
+    `before`: was already being handled, so Python has made it the context of the first error.
     """
     cause: BaseException | None = error
-    seen: set[int] = set()  # `raise error.__cause__` makes a circle
+    seen: set[int] = set()  # `raise error.__cause__` makes a cycle
     while cause is not None and cause is not before and id(cause) not in seen:
         seen.add(id(cause))
         translated = isinstance(cause.__cause__, psycopg.Error)
@@ -187,7 +185,7 @@ class _GuardedConnection:
 
     @contextmanager
     def _pipeline_nolock(self) -> Iterator[Any]:
-        """`executemany` calls it; that of older releases calls `pipeline`."""
+        """Called by `executemany`; in older releases, `pipeline` is called instead."""
         with judged(self), super()._pipeline_nolock() as pipeline:  # type: ignore[misc]
             yield pipeline
 
@@ -198,15 +196,15 @@ class _GuardedConnection:
             yield block
 
     def tpc_begin(self, xid: Any) -> None:
-        """psycopg has no way back from a two-phase transaction that is not ended on this
-        connection.
+        """Expire the connection: psycopg has no way back from a two-phase transaction that is not
+        ended on it.
         """
         if (entry := getattr(self, ENTRY, None)) is not None:
             entry.expire()
         super().tpc_begin(xid)  # type: ignore[misc]
 
     def rollback(self) -> None:
-        """It also ends what psycopg has prepared: half-way, psycopg's list of that is wrong."""
+        """It also drops prepared statements: if interrupted, psycopg's list of them is wrong."""
         with judged(self):
             super().rollback()  # type: ignore[misc]
 

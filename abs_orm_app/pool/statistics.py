@@ -1,12 +1,12 @@
 """What a pool counts and times, with psycopg_pool's keys and a few more.
 
-No lock guards the counters: each count is a `+=` on a plain attribute. With the GIL no other
-thread can run between the read and the write (Python switches threads and handles signals at
-calls and at backward jumps), so no count is lost; without the GIL one may be lost now and then.
+No lock guards the counters: each count is a `+=` on a plain attribute. With the GIL no other thread
+can run between the read and the write (Python switches threads and handles signals at calls and at
+backward jumps), so no count is lost; without the GIL one may be lost now and then.
 
-A number is a field of `Counters`, or of `facts.snapshot.Snapshot`, with its `Metric`: what it is
-called by `get_stats`, the exporters and the page. Whoever shows numbers goes through `metrics_of`,
-so a new one is a field, and the line of the pool that counts it.
+A number is a field of `Counters` or `facts.snapshot.Snapshot`. Its `Metric` has its names for
+`get_stats`, the exporters and the page. All code that shows numbers uses `metrics_of`, so a new
+number needs only a field, and a line in the pool that counts it.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from math import inf
 from operator import sub
 from typing import Any, Literal
 
-# Seconds, from the use for one quick query to the default timeout.
+# Seconds, from one quick query to the default timeout.
 BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10, 30)
-LEAST_PART = 1e-6  # of a bucket: a bound itself is in the bucket below it
+LEAST_PART = 1e-6  # the least part of a bucket: a bound itself is in the bucket below it
 
 Kind = Literal["gauge", "counter", "reasons", "histogram"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """What a number is called. A published name stays."""
+    """The names of a number. Published names do not change."""
 
     kind: Kind
     name: str  # for Prometheus, which adds _total to a counter
     text: str
-    otel: tuple[str, ...] = ()  # instruments of OpenTelemetry; most come by the alias's state
+    otel: tuple[str, ...] = ()  # its OpenTelemetry instruments; most numbers share one
     unit: str = "{connection}"
     key: str = ""  # of a counter, in `get_stats`
     label: str = ""  # of a counter, on the page
 
 
 def number(kind: Kind, name: str, text: str, **more: Any) -> Any:
-    """A field for a number."""
+    """Return a dataclass field for a number."""
     metric = Metric(kind=kind, name=f"django_db_pool_{name}", text=text, **more)
     return field(metadata={"metric": metric})
 
 
 def counter(name: str, text: str, label: str, key: str = "", **more: Any) -> Any:
-    """A field for what is counted; `key` is the name where it is left out."""
+    """Return a dataclass field for a counter; `key` defaults to `name`."""
     metric = Metric(
         kind="counter",
         name=f"django_db_pool_{name}",
@@ -124,7 +124,7 @@ class Counters:
 
 @dataclass(frozen=True)
 class Distribution:
-    """A histogram as it was at one moment. `counts` has one place more than `BOUNDS`."""
+    """A snapshot of a histogram. `counts` has one item more than `BOUNDS`."""
 
     counts: tuple[int, ...]
     total: float  # seconds
@@ -143,9 +143,9 @@ class Distribution:
         return Distribution(counts, self.total - before.total)
 
     def durations(self) -> list[tuple[float, int]]:
-        """Durations in seconds, and how often each: in the same buckets, with the same sum.
+        """Durations in seconds, with their counts: the same buckets, and the same sum.
 
-        For exporters that only accept single durations. Those of one bucket are all the same.
+        For exporters that only accept single durations. All durations of one bucket are equal.
         """
         *finite, longest = zip(self.counts, (0.0, *BOUNDS), (*BOUNDS, inf), strict=True)
         lowest = sum(n * low for n, low, _ in (*finite, longest))
@@ -160,7 +160,7 @@ class Distribution:
 
 
 class Histogram:
-    """Counts durations. Without a lock, as this module explains.
+    """Counts durations, without a lock (see the docstring of this module).
 
     `record`: called with each duration, in the thread that uses the pool. It must be quick, and
     neither wait nor raise, like the `append` of a bounded `deque`. None by default.
@@ -195,13 +195,13 @@ class Statistics(Counters):
         self.popped: dict[str, int] = {}  # the totals when the counters were last set to zero
 
     def counters(self) -> dict[str, int]:
-        """Return what was counted since `pop`; as psycopg_pool, without those that are zero."""
+        """Return the counts since `pop`; like psycopg_pool, without zeros."""
         popped = self.popped
         since = {name: total - popped.get(name, 0) for name, total in self._totals().items()}
         return {name: count for name, count in since.items() if count or name in _ALWAYS}
 
     def pop(self) -> dict[str, int]:
-        """Return `counters`, and begin at zero again."""
+        """Return `counters`, and start again at zero."""
         counted = self.counters()
         self.popped = {name: self.popped.get(name, 0) + count for name, count in counted.items()}
         return counted

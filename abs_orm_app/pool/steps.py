@@ -1,7 +1,7 @@
-"""Runs a checkout in a thread or in a task: a generator that yields each `Wait` of its own.
+"""Runs a checkout, written once as a generator, in a thread or in a task.
 
-What it does stands once; only how it waits differs. An exception that comes while it waits, such as
-a cancellation, is raised inside the generator, which then undoes what it has begun.
+The generator yields a `Wait` whenever it has to wait; only how it waits differs. An exception
+during a wait, such as a cancellation, is raised inside the generator, which then undoes its work.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from abs_orm_app.pool.clock import monotonic
 
 
 class Wait(Protocol):
-    """What a generator waits for; what either of these returns is sent back to it."""
+    """Something that a generator waits for. The result of either method is sent back to it."""
 
     def block(self) -> Any:
         """Wait in this thread."""
@@ -32,7 +32,7 @@ Steps = Generator[Wait, Any, T]
 
 
 def run(steps: Steps[T]) -> T:
-    """Run them in this thread."""
+    """Run the steps in this thread."""
     wait: Wait | None
     try:
         wait = next(steps)
@@ -42,13 +42,13 @@ def run(steps: Steps[T]) -> T:
         result: T = end.value
         return result
     except BaseException as error:
-        wait = None  # it may refer to the error, whose traceback refers to this frame
+        wait = None  # it may refer to the error, whose traceback refers to this frame: a cycle
         steps.throw(error)
         raise
 
 
 async def run_in_task(steps: Steps[T]) -> T:
-    """Run them in this task, whose loop continues meanwhile."""
+    """Run the steps in this task, without blocking its loop."""
     wait: Wait | None
     try:
         wait = next(steps)
@@ -64,7 +64,7 @@ async def run_in_task(steps: Steps[T]) -> T:
 
 
 class _Select:
-    """What the pool uses of `select.poll`, which eventlet removes; it leaves `select.select`."""
+    """What the pool uses of `select.poll`, for eventlet, which keeps only `select.select`."""
 
     def __init__(self) -> None:
         self._events: dict[Any, int] = {}
@@ -83,9 +83,9 @@ Poller: Any = getattr(select, "poll", _Select)
 
 
 class Readable:
-    """The server has sent something (True), or `until` has come (False).
+    """Wait until the server has sent something (True), or until `until` (False).
 
-    `writes`: or it can be sent more.
+    `writes`: also return True once more can be sent to it.
     """
 
     def __init__(self, fd: int, until: float, *, writes: bool = False) -> None:
@@ -118,9 +118,9 @@ def _resolve(future: asyncio.Future[bool], result: bool) -> None:
 
 
 class Blocking:
-    """A function that blocks. A task has a thread call it.
+    """A function that blocks. For a task, it is called in a thread.
 
-    It uses the connection, so a cancelled task waits for its end: it must have a time limit.
+    It uses the connection, so a cancelled task waits until it returns: it must have a time limit.
     """
 
     def __init__(self, function: Callable[[], Any]) -> None:
@@ -140,7 +140,7 @@ class Blocking:
                     await asyncio.wait([waiting])
                 except asyncio.CancelledError as error:
                     cancelled = error
-        except GeneratorExit:  # the loop is gone
+        except GeneratorExit:  # the task is destroyed, so block until the function returns
             done.exception()
             raise
         if cancelled is not None:

@@ -1,7 +1,7 @@
-"""Threads of the pool: nothing waits for one to start, and none outlives the process.
+"""The pool's threads: starting one never waits, and none outlives the process.
 
-`threading.Thread.start` waits until the new thread says that it runs. If memory is too short for
-that, it waits for ever, and an exception in the thread that waits leaves the start half done.
+`threading.Thread.start` waits until the new thread reports that it runs. If memory is too short for
+that, it waits forever, and an exception in the waiting thread leaves the start half done.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from weakref import ref
 
 from abs_orm_app.pool.clock import monotonic
 
-START_TIMEOUT = 1.0  # seconds; a thread that has not begun by then never will
+START_TIMEOUT = 1.0  # seconds; a thread that has not started by then never will
 
 
 class _Token:
-    """Only its thread refers to it, so it is gone when the thread has ended, however it ended."""
+    """Only its thread refers to it, so it is freed when the thread ends, however it ends."""
 
     __slots__ = ("__weakref__",)
 
 
 class Handle:
-    """Tells whether a thread runs, or is about to."""
+    """Shows whether a thread is running, or about to run."""
 
     __slots__ = ("_at", "_begun", "_ended", "_token")
 
@@ -41,17 +41,17 @@ class Handle:
 
     @property
     def running(self) -> bool:
-        """True once it has begun, until it ends."""
+        """True from the start of the thread until its end."""
         return self._begun and self.alive
 
     def end(self) -> None:
-        """The thread has done its work, or could not be started."""
+        """Record that the thread has finished, or could not be started."""
         self._ended = True
 
 
 @dataclass(frozen=True)
 class Running:
-    """A thread that runs now: its name, and its number for Python and for the system."""
+    """A running thread: its name, and its ids in Python and in the operating system."""
 
     name: str
     ident: int
@@ -64,10 +64,10 @@ _running: dict[int, Running] = {}
 def start(
     name: str, function: Callable[..., object], *args: object, handle: Handle | None = None
 ) -> Handle:
-    """Call `function` in a new thread, and return its handle, which may have been made before.
+    """Call `function` in a new thread and return its handle: `handle`, or a new one.
 
     Raises `RuntimeError` or `MemoryError` if no thread can be started. A thread whose start fails
-    later, for lack of memory, is one that has ended.
+    later, for lack of memory, counts as ended.
     """
     handle = handle or Handle()
     token = _Token()
@@ -81,17 +81,17 @@ def start(
 
 
 def running(name: str = "") -> list[Running]:
-    """The pool's threads that run now and whose names end so."""
+    """Return the pool's running threads whose names end with `name`."""
     return [thread for thread in list(_running.values()) if thread.name.endswith(name)]
 
 
 def forget() -> None:
-    """In a forked child: the threads are the parent's."""
+    """In a forked child: forget the threads, which are the parent's."""
     _running.clear()
 
 
 def _run(_token: Any, handle: Any, name: Any, function: Any, args: Any) -> None:
-    if not handle.alive:  # it begins too late: another thread has its work
+    if not handle.alive:  # it started too late: another thread has taken over its work
         return
     handle._begun = True
     ident = get_ident()

@@ -17,13 +17,13 @@ from abs_orm_app.pool.queue import copied
 from abs_orm_app.pool.returning import Cleaner
 from abs_orm_app.pool.waiting import prepare_timeouts
 
-LEAST = 0.05  # seconds between two visits to a pool without a call
-LEFT_INTERVAL = 0.5  # seconds between two looks for connections whose thread has ended
-LOOK_INTERVAL = 10.0  # seconds between two looks at the idle connections
+LEAST = 0.05  # minimum seconds between two visits to a pool without a call
+LEFT_INTERVAL = 0.5  # seconds between two searches for connections whose thread has ended
+LOOK_INTERVAL = 10.0  # seconds between two checks of the idle connections
 
 
 class Upkeep:
-    """The work of one pool, and the parts that do it."""
+    """Maintains one pool, with the parts that do the work."""
 
     def __init__(
         self, core: Core, connector: Connector, cleaner: Cleaner, *, max_idle: float
@@ -55,10 +55,10 @@ class Upkeep:
                 self._look_at_idle(now),
                 self.story.tend(now),
             )
-            # One may have begun to wait just now, and not have called.
+            # A request may have started to wait just now, without having called yet.
             if core.queue.waiters or core.queue.unclaimed:
                 due = min(due, now + RETRY_INTERVAL)
-        # Threads that end with the process return nothing, and that is no leak to report.
+        # Threads that end with the process do not return connections. That is no leak to report.
         if not core.closed and main_thread().is_alive():
             for entry in lost:
                 core.say(messages.connection_lost(core.name, core.holder_of(entry)))
@@ -78,7 +78,7 @@ class Upkeep:
         return due
 
     def _reclaim(self) -> None:
-        """If all are checked out, take back those that are not used, for the waiting requests."""
+        """If all connections are checked out, take back unused ones for the waiting requests."""
         core = self.core
         if core.has_room():
             return
@@ -114,8 +114,8 @@ class Upkeep:
         return inf
 
     def _look_at_idle(self, now: float) -> float:
-        """Close idle connections that are expired or that the server has closed, without asking
-        it: nobody else looks at them while it is quiet.
+        """Close idle connections that are expired or that the server has closed, without sending
+        anything. Nothing else looks at them while there is no traffic.
         """
         if now - self._looked_at < LOOK_INTERVAL:
             return self._looked_at + LOOK_INTERVAL
@@ -125,7 +125,7 @@ class Upkeep:
             core.closed = True
             core.close_idle()
             return inf
-        # From the warm end: each is put back at the other one, so that their order stays.
+        # From the recently used end: each goes back to the other end, so their order stays.
         for conn in reversed(copied(core.idle)):
             entry = conn._pool_entry
             if now - entry.idle_since < LOOK_INTERVAL / 2 or not core.take_idle(conn):

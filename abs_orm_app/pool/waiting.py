@@ -1,10 +1,9 @@
-"""How a request waits for a connection, until it is served or until its deadline, and the error
-that it gets then.
+"""Makes a request wait for a connection until it is served or its deadline passes, and builds the
+error for the latter.
 
 It holds no lock, see `queue.py`. A thousand requests may time out at once, so they share one
-description of the core. The housekeeping thread makes it just before the first deadline, because it
-takes system calls, and after each of them a thread that competes with a thousand others may have to
-wait long.
+description of the pool. Housekeeping makes it just before the first deadline: it takes system
+calls, and after each one a thread that competes with a thousand others may have to wait long.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ from abs_orm_app.pool.queue import GRACE, LEFT, VOID, Handover, Turn, Waiter, co
 from abs_orm_app.pool.server_errors import again
 from abs_orm_app.pool.steps import Steps
 
-SHARED = 0.05  # seconds for which all requests that time out share one description
+SHARED = 0.05  # seconds for which requests that time out share one description
 OLDEST = 1.0  # seconds; up to this age it is also used while another thread makes a new one
-AHEAD = 2 * RETRY_INTERVAL  # seconds before the first deadline; housekeeping runs twice in that
-PATROL = 1.0  # seconds after which the first waiter looks whether housekeeping still runs
+AHEAD = 2 * RETRY_INTERVAL  # seconds before the first deadline, in which housekeeping runs twice
+PATROL = 1.0  # seconds after which the first waiter checks that housekeeping still runs
 LEADERS = 4  # requests that wake at the same time when many time out, see `queue.py`
 
 _taken_at = attrgetter("taken_at")
@@ -40,7 +39,7 @@ _deadline = attrgetter("deadline")
 def wait_for_connection(
     core: Core, began: float, timeout: float, deadline: float, make_waiter: type[Waiter]
 ) -> Steps[AnyConnection]:
-    """Wait in the queue for a connection, which is not checked yet; raise what `getconn` raises."""
+    """Wait in the queue and return a connection, not checked yet. Raises what `getconn` raises."""
     _refuse_if_hopeless(core, began, timeout, deadline)
     waiter = make_waiter(began, deadline)
     outcome: Any = None
@@ -79,8 +78,8 @@ def wait_for_connection(
 
 
 def _leave(core: Core, waiter: Waiter) -> None:
-    """Stop waiting because of an error of the pool, or of KeyboardInterrupt, a task's time limit or
-    cancellation. A connection that came in the meantime goes to the next request.
+    """Stop waiting, because of an error of the pool, a KeyboardInterrupt, a task's time limit or a
+    cancellation. A connection that has arrived meanwhile goes to the next request.
     """
     outcome = core.queue.settle(waiter, LEFT)
     if isinstance(outcome, Handover):
@@ -98,7 +97,7 @@ def _is_looked_after(core: Core, now: float) -> bool:
 
 
 def _is_first(core: Core, waiter: Waiter) -> bool:
-    """True for the one that has waited longest, which watches housekeeping for all others."""
+    """True for the request that has waited longest, which watches housekeeping for all others."""
     try:
         return core.queue.waiters[0] is waiter
     except IndexError:
@@ -121,7 +120,7 @@ def _refuse_if_too_many(core: Core, waiter: Waiter) -> None:
     """Raise if `max_waiting` others wait before this one."""
     waiters, limit = core.queue.waiters, core.max_waiting
     if limit and len(waiters) > limit:
-        # One that was just served may not have left yet.
+        # A request that was just served may not have left yet.
         ahead = [each for each in copied(waiters) if each.outcome is None]
         if waiter in ahead[limit:]:
             raise TooManyRequests(messages.too_many_requests(core.name, limit))
@@ -142,9 +141,9 @@ def timeout_error(core: Core, timeout: float) -> PoolTimeout:
 
 
 def prepare_timeouts(core: Core, now: float) -> float:
-    """If a deadline is near, describe the pool and let the first waiters lead.
+    """If a deadline is near, describe the pool and make the first waiters leaders.
 
-    For housekeeping. Returns when to do it again (`monotonic`).
+    For housekeeping. Returns when to run again (`monotonic`).
     """
     first = nsmallest(LEADERS, copied(core.queue.waiters), key=_deadline)
     if not first or first[0].deadline - now > AHEAD:

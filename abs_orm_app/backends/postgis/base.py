@@ -11,13 +11,13 @@ class DatabaseWrapper(PooledMixin, DjangoWrapper):
     """GeoDjango's connection wrapper; its `pool` is a `HardenedPool`."""
 
     def _configure_connection(self, connection: Any) -> bool:
-        """As Django's, and tell psycopg of the types, as Django does when it connects."""
+        """Like Django's, and register the types with psycopg, as Django does when it connects."""
         changed: bool = super()._configure_connection(connection)
         self.register_geometry_adapters(connection)
         return changed
 
     def prepare_database(self) -> None:
-        """Create the extension; connections that were open before do not know its types."""
+        """Create the extension, and replace the connections that do not know its types yet."""
         super().prepare_database()
         if self.pool is not None:
             self.pool.drain()
