@@ -28,7 +28,7 @@ from abs_orm_app.backends.routing import only_reads
 from abs_orm_app.backends.serving import requests_of
 from abs_orm_app.config.application_name import process_name
 from abs_orm_app.config.credentials import current_password, is_rotating
-from abs_orm_app.config.entry import AppOptions, OwnSettings, app_options
+from abs_orm_app.config.entry import KEY, AppOptions, OwnSettings, app_options
 from abs_orm_app.config.parameters import Parameters
 from abs_orm_app.pool import registry
 from abs_orm_app.pool.core import Hooks
@@ -347,7 +347,9 @@ def origin(entry: dict[str, Any]) -> tuple[Any, ...]:
     """What of an entry of DATABASES makes its connections: where they lead, as whom, and how they
     are set up and cleaned.
     """
-    extra = app_options(entry)
+    extra = entry.get(KEY)
+    if not isinstance(extra, dict):
+        extra = app_options(entry)
     return (
         entry["NAME"],
         entry["HOST"],
