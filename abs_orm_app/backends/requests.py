@@ -24,7 +24,7 @@ logger = logging.getLogger("abs_orm_app.pool")
 
 
 class _Farewell:
-    """In the storage of a thread: at its end, it has what the thread has left behind taken back.
+    """In the storage of a thread: at its end, what the thread has left behind is reclaimed.
 
     A web server may end a request in a way that Django does not see: gunicorn's asgi worker
     cancels it a few seconds after its client has gone, and `request_finished` with it.

@@ -141,7 +141,7 @@ class Connector:
     def tend(self, now: float) -> tuple[float, float]:
         """Give up attempts that take too long, and start those that are missing.
 
-        Returns when to do it again (`monotonic`): a moment that `upkeep.LEAST` may put off, and one
+        Returns when to do it again (`monotonic`): a moment that `upkeep.PAUSE` may put off, and one
         that it may not.
         """
         core = self._core
@@ -264,7 +264,7 @@ class Connector:
             try:
                 conn, role = self._open(attempt)
             except BaseException as error:
-                self._failed(attempt, self._explained(error))
+                self._failed(attempt, self._located(error))
                 return
             if not self._admit(attempt, conn, role):
                 return
@@ -451,7 +451,7 @@ class Connector:
             else:
                 core.say(text)
 
-    def _explained(self, error: BaseException) -> BaseException:
+    def _located(self, error: BaseException) -> BaseException:
         bare = without_frames(error)  # also of the one that is replaced
         return located(bare, self._core.places) if isinstance(bare, ConnectionTimeout) else bare
 

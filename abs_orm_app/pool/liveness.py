@@ -17,7 +17,7 @@ from abs_orm_app.pool.steps import Poller, Readable, Steps, run
 ROUND_TRIP = 20e-6  # seconds; no server can answer in less
 # After this many reads that each returned data, a peer that only sends counts as dead.
 MAX_READS = 100
-ANSWERS, SILENT, GONE = "answers", "silent", "gone"  # what an address that was asked does
+ANSWERING, SILENT, GONE = "answering", "silent", "gone"  # what an address that was asked does
 SSL_REQUEST = bytes.fromhex("0000000804d2162f")  # answered by every server with one byte
 
 
@@ -111,7 +111,7 @@ def _ask_steps(conn: psycopg.Connection[Any], query: bytes, timeout: float) -> S
 def reach(target: Any, timeout: float) -> str:
     """Ask what listens at an address whether it answers; opens no session, and needs no password.
 
-    Returns ANSWERS, SILENT or GONE.
+    Returns ANSWERING, SILENT or GONE.
     """
     found = GONE
     try:
@@ -124,7 +124,7 @@ def reach(target: Any, timeout: float) -> str:
         with peer:
             found = SILENT
             peer.sendall(SSL_REQUEST)
-            return ANSWERS if len(peer.recv(1)) == 1 else GONE
+            return ANSWERING if len(peer.recv(1)) == 1 else GONE
     except TimeoutError:
         return found
     except (OSError, ValueError):
