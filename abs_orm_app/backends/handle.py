@@ -94,7 +94,7 @@ class Handle(User):
 
 
 class _Info(ConnectionInfo):
-    """`info` of a handle, which it keeps: later, it would tell of another request's session."""
+    """`info` of a handle, which it keeps: later, it would show another request's session."""
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle

@@ -1,6 +1,6 @@
 """The requests that the threads of this process serve: when they begin, and when they are over.
 
-Django tells of both, but its end of a request may never come: where a web server does not close
+Django signals both, but its end of a request may never come: where a web server does not close
 responses, and where a thread ends in the middle of one. A lease of a request (`Lease.wanted`) ends
 with it all the same.
 """

@@ -1,4 +1,4 @@
-"""Why requests get no connection, or cannot write; and what the log tells of it.
+"""Why requests get no connection, or cannot write; and what the log says.
 
 A slow statement, a lock, a server that hangs and one that is gone look the same in the queue. So
 the server is asked, at an address that a connection leads to, before a message says that it does
@@ -32,7 +32,7 @@ ASK_EVERY = 1.0  # seconds between two questions; `ASK_AGAIN` while it answers
 ASK_AGAIN = 3.0
 ANSWER_WITHIN = 1.0  # seconds; half of it for a host that has not answered for long already
 FRESH = 5.0  # seconds for which an answer counts, or a fault that no request needs fixed
-TOLD_AFTER = 1.5  # seconds that a request has waited when the log begins to tell of it
+TOLD_AFTER = 1.5  # seconds that a request has waited when the log reports it
 CHANGE_AFTER = 10.0  # seconds after which it tells another cause of the same trouble, or the next
 OVER_AFTER = 3.0  # seconds without that cause until the log says that it is over
 REMIND = 60.0  # seconds between two lines about the same cause
@@ -151,7 +151,7 @@ class Spell:
 
     def __init__(self) -> None:
         self._told: dict[float, object] = {}
-        self._text = ""  # what was told of it, while it lasts
+        self._text = ""  # what was logged, while it lasts
 
     def is_news(self, text: str) -> bool:
         """True if it is to be told now: one text in `CHANGE_AFTER` seconds, the same one once."""
@@ -172,8 +172,8 @@ class Spell:
 
 
 class Story:
-    """What the log tells of one pool: that a trouble begins, that requests fail, a reminder each
-    minute with numbers, and its end. For housekeeping.
+    """What the log reports about one pool: that a trouble begins, that requests fail, a reminder
+    each minute with numbers, and its end. For housekeeping.
     """
 
     def __init__(self, core: Core) -> None:

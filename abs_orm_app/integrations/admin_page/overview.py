@@ -60,7 +60,7 @@ class Overview:
     findings: tuple[Finding, ...]  # the gravest first
 
 
-# A process that a reader has pinned, and what it has told of its pools; None: it is this one.
+# A process that a reader has pinned, and what it reports about its pools; None: it is this one.
 Pinned = tuple[int, Mapping[str, Live] | None]
 
 
