@@ -91,7 +91,8 @@ class Variable(Generic[T]):
             parsed = self.default if value is self.default else self.parse(str(value))
         except ValueError as error:
             return str(error)
-        return "" if parsed == value else f"is not {parsed!r}"
+        known = isinstance(value, int | float | str | None)  # a Decimal may be equal, too
+        return "" if known and parsed == value else f"is not {parsed!r}"
 
 
 @dataclass(frozen=True, kw_only=True)
