@@ -73,7 +73,7 @@ class Closer:
         # Those that a thread cancels, and until when. Who removes one from it frees the slot.
         self._ending: dict[Entry, float] = {}
         self._to_cancel: deque[tuple[Entry, AnyConnection | None]] = deque()
-        self._threads: list[threads.Handle] = []
+        self._threads: list[threads.Worker] = []
 
     @property
     def busy(self) -> bool:

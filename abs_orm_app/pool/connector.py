@@ -92,7 +92,7 @@ class Attempt:
         self.twin: socket.socket | None = None
         self.pgconn: Any = None  # once it is connected
         self.cancelled = False  # what `configure` executes
-        self.thread: threads.Handle | None = None
+        self.thread: threads.Worker | None = None
 
 
 class Source:
@@ -246,11 +246,11 @@ class Connector:
 
     def _start(self, attempts: list[Attempt]) -> None:
         """Start a thread for one of them; it starts the next."""
-        handle = threads.Handle()
+        worker = threads.Worker()
         for attempt in attempts:
-            attempt.thread = handle
+            attempt.thread = worker
         try:
-            threads.start(f"{self._core.name}-connector", self._run, attempts, handle=handle)
+            threads.start(f"{self._core.name}-connector", self._run, attempts, worker=worker)
         except (RuntimeError, MemoryError) as error:  # none is left, or the process is about to end
             for attempt in attempts:
                 self._failed(attempt, error)

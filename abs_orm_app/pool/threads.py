@@ -23,7 +23,7 @@ class _Token:
     __slots__ = ("__weakref__",)
 
 
-class Handle:
+class Worker:
     """Tells whether a thread runs, or is about to."""
 
     __slots__ = ("_at", "_begun", "_ended", "_token")
@@ -62,22 +62,22 @@ _running: dict[int, Running] = {}
 
 
 def start(
-    name: str, function: Callable[..., object], *args: object, handle: Handle | None = None
-) -> Handle:
-    """Call `function` in a new thread, and return its handle, which may have been made before.
+    name: str, function: Callable[..., object], *args: object, worker: Worker | None = None
+) -> Worker:
+    """Call `function` in a new thread, and return its `Worker`, which may have been made before.
 
     Raises `RuntimeError` or `MemoryError` if no thread can be started. A thread whose start fails
     later, for lack of memory, is one that has ended.
     """
-    handle = handle or Handle()
+    worker = worker or Worker()
     token = _Token()
-    handle._token = ref(token)
+    worker._token = ref(token)
     try:
-        start_new_thread(_run, (token, handle, name, function, args))
+        start_new_thread(_run, (token, worker, name, function, args))
     except BaseException:
-        handle.end()
+        worker.end()
         raise
-    return handle
+    return worker
 
 
 def running(name: str = "") -> list[Running]:
@@ -90,14 +90,14 @@ def forget() -> None:
     _running.clear()
 
 
-def _run(_token: Any, handle: Any, name: Any, function: Any, args: Any) -> None:
-    if not handle.alive:  # it begins too late: another thread has its work
+def _run(_token: Any, worker: Any, name: Any, function: Any, args: Any) -> None:
+    if not worker.alive:  # it begins too late: another thread has its work
         return
-    handle._begun = True
+    worker._begun = True
     ident = get_ident()
     _running[ident] = Running(name, ident, get_native_id())
     try:
         function(*args)
     finally:
         _running.pop(ident, None)
-        handle.end()
+        worker.end()
