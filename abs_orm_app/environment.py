@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -22,7 +22,7 @@ from abs_orm_app.config.address import (
     running,
     with_default_options,
 )
-from abs_orm_app.config.entry import KEY, AppOptions, Mode, Release, Reset
+from abs_orm_app.config.entry import KEY, AppOptions, Mode, OwnSettings, Release, Reset
 from abs_orm_app.config.unread import unread_variables
 from abs_orm_app.config.variables import (
     Listed,
@@ -185,10 +185,10 @@ class PoolSettings:
             "max_lifetime": float("inf") if self.recycle == NEVER else float(self.recycle),
         }
 
-    def own_options(self) -> AppOptions:
+    def own_options(self) -> OwnSettings:
         """Return what Django has no key for, by the name of the field."""
-        names = (name for name, listed in SETTINGS.items() if KEY in listed.options.values())
-        return cast(AppOptions, {name: getattr(self, name) for name in names})
+        names = OwnSettings.__annotations__
+        return cast(OwnSettings, {name: getattr(self, name) for name in names})
 
     def conn_max_age(self) -> int | None:
         """Return CONN_MAX_AGE of a DATABASES entry; only `persistent` mode lets Django use it."""
@@ -273,6 +273,14 @@ def database_from_env(
             password_provider=given.password_provider or None,
         ),
     }
+
+
+def refused(extra: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield each setting in the key ABS_ORM_APP that is none of its values, and why."""
+    for name, value in extra.items():
+        known = name in SETTINGS and name in AppOptions.__annotations__
+        if known and (reason := SETTINGS[name].variable.why_not(value)):
+            yield name, f"{value!r}, which {reason}"
 
 
 def _project(given: Mapping[str, str], options: Mapping[str, Any], mode: Mode) -> str | None:

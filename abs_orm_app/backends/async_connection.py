@@ -16,6 +16,7 @@ from psycopg import AsyncConnection, AsyncCursor, AsyncServerCursor
 from psycopg.adapt import AdaptersMap
 from psycopg.pq import PipelineStatus
 
+from abs_orm_app.backends.callers import user_of
 from abs_orm_app.backends.cursors import INTERRUPTED, change_of_query
 from abs_orm_app.backends.session_state import CURSOR, UNSEEN, Change
 from abs_orm_app.pool.closing import CLOSED, cancel_handle
@@ -123,8 +124,7 @@ class PluggedConnection(AsyncConnection[Any]):
         if self._origin is None:
             gen.close()
             raise psycopg.InterfaceError("the connection was returned")
-        frame = getattr(gen, "gi_frame", None)
-        user = frame and frame.f_locals.get("self")
+        user = user_of(gen)
         if isinstance(user, (AsyncCursor, AsyncServerCursor)) and not isinstance(
             user, _WatchedMixin
         ):

@@ -1,7 +1,8 @@
 """Finds out who calls the engine. Only these promises make its behaviour depend on the caller:
 
 - A project that asks for psycopg's connection keeps the lease; Django, which asks for each query,
-  does not (`docs/leases.md`).
+  does not (`docs/leases.md`). Nor does psycopg, which reads what `info` shows.
+- An async cursor of a class of the project's own is not watched, so its session is cleaned.
 - After a request or a task, no block of `atomic` is open, whatever an exception has left behind.
 - Celery's fixup closes the pool of a prefork child before and after each task, because a fork would
   share a pool (Celery #10554). This pool is never shared, so it may live as long as the child.
@@ -35,6 +36,18 @@ def asked_by_project() -> bool:
             return name.partition(".")[0] not in TRUSTED
         frame = frame.f_back
     return False
+
+
+def asked_by_psycopg() -> bool:
+    """True if psycopg itself asked the caller."""
+    name: str = sys._getframe(2).f_globals.get("__name__") or ""
+    return name.startswith("psycopg.")
+
+
+def user_of(steps: Any) -> Any:
+    """The cursor or connection whose method these steps of psycopg are of; None if they ended."""
+    frame = getattr(steps, "gi_frame", None)
+    return frame and frame.f_locals.get("self")
 
 
 def is_in_atomic_step(frame: Any) -> bool:

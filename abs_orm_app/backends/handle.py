@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from psycopg import ConnectionInfo, InterfaceError
 
+from abs_orm_app.backends.callers import asked_by_psycopg
 from abs_orm_app.backends.lease import HANDLE, User
 from abs_orm_app.pool.holders import Pin
 
@@ -103,5 +103,4 @@ class _Info(ConnectionInfo):
     def pgconn(self) -> Any:  # type: ignore[override]
         """psycopg only reads from it; a project that takes it may change the session."""
         handle = self._handle
-        reads = sys._getframe(1).f_globals.get("__name__", "").startswith("psycopg.")
-        return (handle._connection() if reads else handle._use()).pgconn
+        return (handle._connection() if asked_by_psycopg() else handle._use()).pgconn

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from copy import deepcopy
 from functools import cache
 from inspect import signature
-from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 from weakref import ref
 
 from django.apps import apps
@@ -28,7 +28,7 @@ from abs_orm_app.backends.routing import only_reads
 from abs_orm_app.backends.serving import requests_of
 from abs_orm_app.config.application_name import process_name
 from abs_orm_app.config.credentials import current_password, is_rotating
-from abs_orm_app.config.entry import AppOptions, Release, Reset, app_options
+from abs_orm_app.config.entry import KEY, AppOptions, OwnSettings, app_options
 from abs_orm_app.config.parameters import Parameters
 from abs_orm_app.pool import registry
 from abs_orm_app.pool.core import Hooks
@@ -124,6 +124,7 @@ class PooledMixin(LeasingMixin):
             self.close_pool()
 
     def _build_pool(self, options: Any) -> HardenedPool:
+        from abs_orm_app.environment import refused
         from abs_orm_app.pool.pool import HardenedPool
 
         options = {} if options is True else options
@@ -137,12 +138,10 @@ class PooledMixin(LeasingMixin):
         # Report mistakes in the settings here, not in the pool's threads.
         template._params_of_settings()
         extra = app_options(self.settings_dict)
-        for key, values in (("release", get_args(Release)), ("reset", get_args(Reset))):
-            if (given := extra.get(key, values[0])) not in values:
-                raise ImproperlyConfigured(
-                    f"DATABASES[{self.alias!r}]['ABS_ORM_APP'][{key!r}] is {given!r}; it may be"
-                    f" {' or '.join(map(repr, values))}."
-                )
+        for name, why in refused(extra):
+            raise ImproperlyConfigured(
+                f"DATABASES[{self.alias!r}]['ABS_ORM_APP'][{name!r}] is {why}."
+            )
         parameters = {
             "kwargs": template._params_for_pool,
             "name": self.alias,
@@ -335,14 +334,22 @@ def threads_in_atomic_block(alias: str) -> set[int]:
 _elders: dict[str, HardenedPool] = {}
 
 
-_POOLS_OWN = ("reset", "leak_seconds", "project", "password_file", "password_provider")
+# Of the key ABS_ORM_APP. `release` is read by each wrapper.
+_POOLS_OWN = (
+    *(OwnSettings.__annotations__.keys() - {"release"}),
+    "project",
+    "password_file",
+    "password_provider",
+)
 
 
 def origin(entry: dict[str, Any]) -> tuple[Any, ...]:
     """Return the parts of a DATABASES entry that define its connections: where they lead, as which
     user, and how they are set up and cleaned.
     """
-    extra = app_options(entry)
+    extra = entry.get(KEY)
+    if not isinstance(extra, dict):
+        extra = app_options(entry)
     return (
         entry["NAME"],
         entry["HOST"],

@@ -7,11 +7,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, get_args
+from typing import Any
 
 from abs_orm_app.checks.finding import Finding, new_finding
-from abs_orm_app.config.entry import KEY, AppOptions, Mode, Release, Reset
+from abs_orm_app.config.entry import KEY, AppOptions
 from abs_orm_app.config.texts import did_you_mean
+from abs_orm_app.environment import refused
 from abs_orm_app.facts.databases import Configured
 
 LEAST_PSYCOPG = (3, 2)
@@ -254,17 +255,6 @@ def size_above_maximum(database: Configured, _: Installed) -> Iterator[Finding]:
         )
 
 
-_OURS: dict[Any, tuple[str, Callable[[object], bool]]] = {
-    "release": ("'request' or 'transaction'", lambda value: value in get_args(Release)),
-    "reset": ("'dirty', 'always' or 'never'", lambda value: value in get_args(Reset)),
-    "mode": ("a mode, such as 'null'", lambda value: value in get_args(Mode)),
-    "leak_seconds": (
-        "a number of seconds above 0, up to a day, or None",
-        lambda value: value is None or _seconds(86400)(value),
-    ),
-}
-
-
 def mistakes_in_our_key(database: Configured) -> Iterator[Finding]:
     """What an entry written by hand may have wrong: Django ignores the key, typos and all."""
     given = database.entry.get(KEY) or {}
@@ -278,8 +268,7 @@ def mistakes_in_our_key(database: Configured) -> Iterator[Finding]:
         )
         return
     known = tuple(AppOptions.__annotations__)
-    for name, value in given.items():
-        accepted, is_accepted = _OURS.get(name, ("", lambda _: True))
+    for name in given:
         if name not in known:
             yield new_finding(
                 "E004",
@@ -287,10 +276,10 @@ def mistakes_in_our_key(database: Configured) -> Iterator[Finding]:
                 "Correct or remove it.",
                 database.alias,
             )
-        elif not is_accepted(value):
-            yield new_finding(
-                "E005",
-                f"ABS_ORM_APP['{name}'] is {value!r}; it must be {accepted}.",
-                "Correct the value, or remove it to use the default.",
-                database.alias,
-            )
+    for name, why in refused(given):
+        yield new_finding(
+            "E005",
+            f"ABS_ORM_APP['{name}'] is {why}.",
+            "Correct the value, or remove it to use the default.",
+            database.alias,
+        )

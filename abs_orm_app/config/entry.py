@@ -12,16 +12,21 @@ Release = Literal["request", "transaction"]
 Reset = Literal["dirty", "always", "never"]
 
 
-class AppOptions(TypedDict, total=False):
+class OwnSettings(TypedDict, total=False):
+    """The fields of PoolSettings that Django has no key for."""
+
+    leak_seconds: float | None
+    release: Release  # when a connection goes back to the pool
+    reset: Reset  # which connections are cleaned before the next holder has them
+
+
+class AppOptions(OwnSettings, total=False):
     """`database_from_env` writes all the keys; an entry written by hand may have any of them."""
 
     mode: Mode
     prefix: str  # of the variables, such as "REPLICA_"
     sources: Mapping[str, str]  # by name without prefix: "environment", ".env" or "default"
     variables: Mapping[str, str]  # by name without prefix: the variable that was read
-    leak_seconds: float | None
-    release: Release  # when a connection goes back to the pool
-    reset: Reset  # which connections are cleaned before the next holder has them
     project: str | None  # the default application_name, which the engine extends by the process
     embedded: str  # the directory of the embedded server; "" for any other
     url_file: str | None  # an absolute path

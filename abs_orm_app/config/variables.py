@@ -85,6 +85,15 @@ class Variable(Generic[T]):
         """Return its name for the database with this prefix."""
         return prefix + self.name if self.prefixed else self.name
 
+    def why_not(self, value: object) -> str:
+        """Say why a value of an entry written by hand is refused; "" if it is not."""
+        try:
+            parsed = self.default if value is self.default else self.parse(str(value))
+        except ValueError as error:
+            return str(error)
+        known = isinstance(value, int | float | str | None)  # a Decimal may be equal, too
+        return "" if known and parsed == value else f"is not {parsed!r}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Listed:

@@ -42,7 +42,7 @@ def seconds_to_connect(configured: Configured) -> float:
     return rounds * hosts * (configured.connect_timeout or CONNECT_TIMEOUT)
 
 
-def explained(error: BaseException, configured: Configured) -> BaseException:
+def locate_timeout(error: BaseException, configured: Configured) -> BaseException:
     """Say of a timeout whether something accepts connections there; other errors as they are."""
     timeouts = (TimeoutError, ConnectionTimeout)
     if not isinstance(error, timeouts) and not isinstance(error.__cause__, timeouts):

@@ -13,8 +13,8 @@ from abs_orm_app.facts.borrowed import ask_borrowed, is_full
 from abs_orm_app.facts.connecting import (
     CONNECT_TIMEOUT,
     errors_of,
-    explained,
     is_silent,
+    locate_timeout,
     parameters_of,
     seconds_to_connect,
     wrapper_of,
@@ -52,7 +52,7 @@ def probe(
         server, now, connect_ms, query_ms = run_with_timeout(seconds, lambda: _ask(configured))
     except errors_of(wrapper_of(configured)) as error:
         asked = ask_borrowed(configured.alias, read_both) if is_full(error) else None
-        test = ConnectionTest(failure=failure_of(explained(error, configured), configured))
+        test = ConnectionTest(failure=failure_of(locate_timeout(error, configured), configured))
         return asked and asked[0], test, asked and asked[1]
     return server, ConnectionTest(connect_ms=connect_ms, query_ms=query_ms), now
 
@@ -69,7 +69,7 @@ def try_setup(configured: Configured, seconds: float, test: ConnectionTest) -> C
     try:
         checkout_ms = run_with_timeout(seconds, lambda: _connect_as_django(configured, seconds))
     except errors_of(wrapper_of(configured)) as error:
-        return replace(test, failure=failure_of(explained(error, configured), configured))
+        return replace(test, failure=failure_of(locate_timeout(error, configured), configured))
     return replace(test, checkout_ms=checkout_ms)
 
 

@@ -17,7 +17,7 @@ from django.db import connections
 
 from abs_orm_app.backends.routing import is_written
 from abs_orm_app.config.address import POSTGIS, POSTGRESQL
-from abs_orm_app.config.entry import KEY, AppOptions, app_options, options_of
+from abs_orm_app.config.entry import AppOptions, OwnSettings, app_options, options_of
 from abs_orm_app.config.texts import printable
 from abs_orm_app.environment import NEVER, POOL_PARAMETERS, SETTINGS, PoolSettings
 from abs_orm_app.facts.secrets import scrub
@@ -284,9 +284,8 @@ def _settings(
 def _values(entry: Mapping[str, Any], extra: AppOptions, mode: str) -> dict[str, Value]:
     """What an entry of DATABASES says, by the fields of PoolSettings."""
     ours = {
-        name: extra.get(name, listed.variable.default)
-        for name, listed in SETTINGS.items()
-        if KEY in listed.options.values()
+        name: extra.get(name, SETTINGS[name].variable.default)
+        for name in OwnSettings.__annotations__
     }
     values: dict[str, Value] = {
         **ours,  # type: ignore[dict-item]

@@ -20,7 +20,7 @@ from abs_orm_app.pool.clock import monotonic
 from abs_orm_app.pool.core import Core
 from abs_orm_app.pool.entry import IN_TRANSACTION, Entry
 from abs_orm_app.pool.hosts import Place
-from abs_orm_app.pool.liveness import ANSWERS, GONE, SILENT, reach
+from abs_orm_app.pool.liveness import ANSWERING, GONE, SILENT, reach
 from abs_orm_app.pool.messages import Cause
 from abs_orm_app.pool.placement import address_of
 from abs_orm_app.pool.queue import copied
@@ -66,7 +66,7 @@ def why_waiting(core: Core) -> Cause:
     if len(core.entries) < core.max_size:
         began = min((a.began for a in list(core.attempts)), default=inf)
         return messages.opening(monotonic() - began)
-    if found == ANSWERS and 2 * active > len(in_use):
+    if found == ANSWERING and 2 * active > len(in_use):
         return messages.slow_or_locked(core.max_size, active)
     return messages.exhausted(
         core.max_size,
@@ -87,7 +87,7 @@ def held_by(core: Core) -> str:
 
 def ask_if_that_may_be_why(core: Core, now: float) -> None:
     """Probe the server in a thread, if requests may be waiting for it. Never waits."""
-    every = ASK_AGAIN if core.reached[1] == ANSWERS else ASK_EVERY
+    every = ASK_AGAIN if core.reached[1] == ANSWERING else ASK_EVERY
     waiters = copied(core.queue.waiters)
     if not waiters or now - waiters[0].began < ASK_AFTER or now - core.asked_at < every:
         return
@@ -122,7 +122,7 @@ def reached(targets: list[Any], within: float = ANSWER_WITHIN) -> tuple[str, str
     for target in [each for each in targets if each][:3]:
         found = reach(target, within)
         where = target if isinstance(target, str) else f"{target[0]}:{target[1]}"
-        if found == ANSWERS:
+        if found == ANSWERING:
             return found, where
         if not best[0] or found == SILENT:
             best = found, where
@@ -138,7 +138,7 @@ def located(error: BaseException, places: list[Place]) -> BaseException:
     text = {
         SILENT: f"{where} {SAYS_NOTHING}",
         GONE: f"nothing accepts connections at {where}",
-        ANSWERS: f"{where} answers now",
+        ANSWERING: f"{where} answers now",
     }.get(found)
     if not text:
         return error

@@ -31,7 +31,7 @@ from psycopg.pq import PollingStatus, TransactionStatus
 from abs_orm_app.pool import threads
 from abs_orm_app.pool.clock import monotonic
 from abs_orm_app.pool.entry import AnyConnection, Entry, shut_down
-from abs_orm_app.pool.liveness import ANSWERS, reach
+from abs_orm_app.pool.liveness import ANSWERING, reach
 from abs_orm_app.pool.steps import Poller
 
 CLOSE_TIMEOUT = 10.0  # seconds after which a slot is freed even if the server does not answer
@@ -73,7 +73,7 @@ class Closer:
         # Connections being cancelled, and until when. Whoever removes one frees its slot.
         self._ending: dict[Entry, float] = {}
         self._to_cancel: deque[tuple[Entry, AnyConnection | None]] = deque()
-        self._threads: list[threads.Handle] = []
+        self._threads: list[threads.Worker] = []
 
     @property
     def busy(self) -> bool:
@@ -234,7 +234,7 @@ class _BlockingCancel:
         self._cancel = lambda: libpq.PQcancel(handle, text, len(text))
 
     def send(self, timeout: float) -> None:
-        if reach(self._server, timeout) == ANSWERS:
+        if reach(self._server, timeout) == ANSWERING:
             self._cancel()
 
 

@@ -92,7 +92,7 @@ class Attempt:
         self.twin: socket.socket | None = None
         self.pgconn: Any = None  # once it is connected
         self.cancelled = False  # True once the statement of `configure` was cancelled
-        self.thread: threads.Handle | None = None
+        self.thread: threads.Worker | None = None
 
 
 class Source:
@@ -141,7 +141,7 @@ class Connector:
     def tend(self, now: float) -> tuple[float, float]:
         """Give up attempts that take too long, and start those that are missing.
 
-        Returns when to run again (`monotonic`): a time that `upkeep.LEAST` may delay, and one that
+        Returns when to run again (`monotonic`): a time that `upkeep.PAUSE` may delay, and one that
         it may not.
         """
         core = self._core
@@ -246,11 +246,11 @@ class Connector:
 
     def _start(self, attempts: list[Attempt]) -> None:
         """Start a thread for one of the attempts; that thread starts the next one."""
-        handle = threads.Handle()
+        worker = threads.Worker()
         for attempt in attempts:
-            attempt.thread = handle
+            attempt.thread = worker
         try:
-            threads.start(f"{self._core.name}-connector", self._run, attempts, handle=handle)
+            threads.start(f"{self._core.name}-connector", self._run, attempts, worker=worker)
         except (RuntimeError, MemoryError) as error:  # out of threads, or the process is ending
             for attempt in attempts:
                 self._failed(attempt, error)
@@ -264,7 +264,7 @@ class Connector:
             try:
                 conn, role = self._open(attempt)
             except BaseException as error:
-                self._failed(attempt, self._explained(error))
+                self._failed(attempt, self._located(error))
                 return
             if not self._admit(attempt, conn, role):
                 return
@@ -451,7 +451,7 @@ class Connector:
             else:
                 core.say(text)
 
-    def _explained(self, error: BaseException) -> BaseException:
+    def _located(self, error: BaseException) -> BaseException:
         bare = without_frames(error)  # also those of an error that is replaced below
         return located(bare, self._core.places) if isinstance(bare, ConnectionTimeout) else bare
 

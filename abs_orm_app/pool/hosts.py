@@ -25,11 +25,11 @@ import psycopg
 from psycopg.conninfo import timeout_from_conninfo
 
 from abs_orm_app.pool.clock import monotonic
-from abs_orm_app.pool.liveness import ANSWERS, reach
+from abs_orm_app.pool.liveness import ANSWERING, reach
 
 DEFAULT_PORT = "5432"
 DIRECTORY = ("/", "@")  # a host that starts with one of these is a Unix socket
-ASK_AGAIN = 10.0  # seconds after which a dead host is tested again, while connections are opened
+TEST_AGAIN = 10.0  # seconds after which a dead host is tested again, while connections are opened
 PROBATION = 30.0  # seconds that a dead host must answer again before it regains its position
 PROBE_TIMEOUT = 2.0  # seconds that its answer may take
 BRIEF = 0.5  # seconds that it may take while another host has answered
@@ -289,7 +289,7 @@ class Hosts:
         """True for a dead place that still does not answer, although another one has answered."""
         others = [error for other, error in errors.items() if other != place]
         answered = any(not isinstance(e, psycopg.errors.ConnectionTimeout) for e in others)
-        return answered and place in self._dead and not answers(place, BRIEF)
+        return answered and place in self._dead and not is_answering(place, BRIEF)
 
     def _timed(self, how: Try[T], params: dict[str, Any]) -> T:
         began = monotonic()
@@ -311,19 +311,19 @@ class Hosts:
         """
         now = monotonic()
         for place, since in list(self._dead.items()):
-            if now - since < ASK_AGAIN:
+            if now - since < TEST_AGAIN:
                 continue
             self._dead[place] = now  # so that no other thread tests it meanwhile
-            if not answers(place):
+            if not is_answering(place):
                 self._back.pop(place, None)
             elif now - self._back.setdefault(place, now) >= PROBATION:
                 self._dead.pop(place, None)
                 self._back.pop(place, None)
 
 
-def answers(place: Place, timeout: float = PROBE_TIMEOUT) -> bool:
+def is_answering(place: Place, timeout: float = PROBE_TIMEOUT) -> bool:
     """True if a server, or a pooler, answers there within `timeout` seconds, or cannot be asked."""
-    return place.target is None or reach(place.target, timeout) == ANSWERS
+    return place.target is None or reach(place.target, timeout) == ANSWERING
 
 
 def _has_one_address(place: Place) -> bool:

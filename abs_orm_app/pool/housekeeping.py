@@ -45,7 +45,7 @@ class Seat:
     """Held by one thread at a time. It is free again once that thread is gone, however it ended."""
 
     def __init__(self) -> None:
-        self._claims: dict[int, threads.Handle] = {}
+        self._claims: dict[int, threads.Worker] = {}
         self._last = 0
 
     def is_taken(self) -> bool:
@@ -57,9 +57,9 @@ class Seat:
         claim = self._claims.get(self._last)
         return claim is not None and claim.running
 
-    def claim(self) -> threads.Handle | None:
-        """Take the seat, and return the handle of the thread to start; None if it is taken."""
-        mine = threads.Handle()
+    def claim(self) -> threads.Worker | None:
+        """Take the seat, and return the worker of the thread to start; None if it is taken."""
+        mine = threads.Worker()
         while True:
             number = self._last
             claim = self._claims.setdefault(number, mine)
@@ -131,18 +131,18 @@ class Housekeeping:
         if self._paused:
             return
         try:
-            if (handle := self._seat.claim()) is not None:
-                threads.start(THREAD, self._run, self._seat, handle, handle=handle)
+            if (worker := self._seat.claim()) is not None:
+                threads.start(THREAD, self._run, self._seat, worker, worker=worker)
         except (RuntimeError, MemoryError):  # out of threads or memory, or the process is ending
             pass
 
-    def _run(self, seat: Seat, handle: threads.Handle) -> None:
+    def _run(self, seat: Seat, worker: threads.Worker) -> None:
         died = True
         try:
             self._look_after_pools(seat)
             died = False
         finally:
-            handle.end()  # from here on, another thread may start
+            worker.end()  # from here on, another thread may start
             if seat is self._seat and (self._called or (died and self.clients)):
                 self._begin()
                 if died:

@@ -17,7 +17,7 @@ from abs_orm_app.pool.steps import Poller, Readable, Steps, run
 ROUND_TRIP = 20e-6  # seconds; no server can answer in less
 # A peer that still sends after this many reads counts as dead.
 MAX_READS = 100
-ANSWERS, SILENT, GONE = "answers", "silent", "gone"  # the results of a probe
+ANSWERING, SILENT, GONE = "answering", "silent", "gone"  # the results of a probe
 SSL_REQUEST = bytes.fromhex("0000000804d2162f")  # every server answers this with one byte
 
 
@@ -111,7 +111,7 @@ def _ask_steps(conn: psycopg.Connection[Any], query: bytes, timeout: float) -> S
 def reach(target: Any, timeout: float) -> str:
     """Probe an address: does a server answer there? Opens no session, and needs no password.
 
-    Returns ANSWERS, SILENT or GONE.
+    Returns ANSWERING, SILENT or GONE.
     """
     found = GONE
     try:
@@ -124,7 +124,7 @@ def reach(target: Any, timeout: float) -> str:
         with peer:
             found = SILENT
             peer.sendall(SSL_REQUEST)
-            return ANSWERS if len(peer.recv(1)) == 1 else GONE
+            return ANSWERING if len(peer.recv(1)) == 1 else GONE
     except TimeoutError:
         return found
     except (OSError, ValueError):

@@ -132,7 +132,7 @@ class Cleaner:
     def reset(self) -> None:
         """In a forked child: forget the parent's connections and threads."""
         self._dirty: deque[AnyConnection] = deque()
-        self._threads: list[threads.Handle] = []
+        self._threads: list[threads.Worker] = []
         self._bell = allocate_lock()
         self._busy: dict[int, None] = {}
 

@@ -23,7 +23,7 @@ class _Token:
     __slots__ = ("__weakref__",)
 
 
-class Handle:
+class Worker:
     """Shows whether a thread is running, or about to run."""
 
     __slots__ = ("_at", "_begun", "_ended", "_token")
@@ -62,22 +62,22 @@ _running: dict[int, Running] = {}
 
 
 def start(
-    name: str, function: Callable[..., object], *args: object, handle: Handle | None = None
-) -> Handle:
-    """Call `function` in a new thread and return its handle: `handle`, or a new one.
+    name: str, function: Callable[..., object], *args: object, worker: Worker | None = None
+) -> Worker:
+    """Call `function` in a new thread and return its `worker`, or a new one.
 
     Raises `RuntimeError` or `MemoryError` if no thread can be started. A thread whose start fails
     later, for lack of memory, counts as ended.
     """
-    handle = handle or Handle()
+    worker = worker or Worker()
     token = _Token()
-    handle._token = ref(token)
+    worker._token = ref(token)
     try:
-        start_new_thread(_run, (token, handle, name, function, args))
+        start_new_thread(_run, (token, worker, name, function, args))
     except BaseException:
-        handle.end()
+        worker.end()
         raise
-    return handle
+    return worker
 
 
 def running(name: str = "") -> list[Running]:
@@ -90,14 +90,14 @@ def forget() -> None:
     _running.clear()
 
 
-def _run(_token: Any, handle: Any, name: Any, function: Any, args: Any) -> None:
-    if not handle.alive:  # it started too late: another thread has taken over its work
+def _run(_token: Any, worker: Any, name: Any, function: Any, args: Any) -> None:
+    if not worker.alive:  # it started too late: another thread has taken over its work
         return
-    handle._begun = True
+    worker._begun = True
     ident = get_ident()
     _running[ident] = Running(name, ident, get_native_id())
     try:
         function(*args)
     finally:
         _running.pop(ident, None)
-        handle.end()
+        worker.end()

@@ -17,7 +17,7 @@ from abs_orm_app.pool.queue import copied
 from abs_orm_app.pool.returning import Cleaner
 from abs_orm_app.pool.waiting import prepare_timeouts
 
-LEAST = 0.05  # minimum seconds between two visits to a pool without a call
+PAUSE = 0.05  # minimum seconds between two visits to a pool without a call
 LEFT_INTERVAL = 0.5  # seconds between two searches for connections whose thread has ended
 LOOK_INTERVAL = 10.0  # seconds between two checks of the idle connections
 
@@ -36,7 +36,7 @@ class Upkeep:
         self._looked_at = monotonic()
 
     def tend(self, now: float) -> float:
-        """Maintain the pool; return when to do it again, in `LEAST` seconds at the earliest."""
+        """Maintain the pool; return when to do it again, in `PAUSE` seconds at the earliest."""
         core = self.core
         core.close_discarded()
         lost = core.close_lost() + core.close_stranded()
@@ -44,14 +44,14 @@ class Upkeep:
         soon = inf
         if not core.closed:
             core.take_back(now)
-            served = min(self._take_back_left(now), self._serve_waiting(now))
+            served = min(self._reclaim_left(now), self._serve_waiting(now))
             opened, soon = self.connector.tend(now)
             due = min(
                 due,
                 served,
                 opened,
                 self.leaks.tend(now),
-                self._close_unused(now),
+                self._close_idle_overflow(now),
                 self._look_at_idle(now),
                 self.story.tend(now),
             )
@@ -62,7 +62,7 @@ class Upkeep:
         if not core.closed and main_thread().is_alive():
             for entry in lost:
                 core.say(messages.connection_lost(core.name, core.holder_of(entry)))
-        return min(max(min(due, self.limits.due()), now + LEAST), soon)
+        return min(max(min(due, self.limits.due()), now + PAUSE), soon)
 
     def _serve_waiting(self, now: float) -> float:
         """Do what can help the waiting requests; return when to look again."""
@@ -91,15 +91,15 @@ class Upkeep:
             if conn is not None:
                 missing -= core.hooks.reclaim(conn)
 
-    def _take_back_left(self, now: float) -> float:
-        """Take back connections of threads that have ended; return when to look again."""
+    def _reclaim_left(self, now: float) -> float:
+        """Reclaim connections of threads that have ended; return when to look again."""
         in_use = self.core.in_use
         for entry in in_use:
             if entry.is_orphaned() and (conn := entry.weak()) is not None:
                 self.core.hooks.reclaim(conn)
         return now + LEFT_INTERVAL if in_use else inf
 
-    def _close_unused(self, now: float) -> float:
+    def _close_idle_overflow(self, now: float) -> float:
         """Close overflow that was idle for `max_idle` seconds; return when to look again."""
         core = self.core
         while len(core.entries) > core.min_size:

@@ -30,3 +30,12 @@ def test_a_pool_that_is_no_dict_is_refused_in_a_sentence(database: Database, opt
 def test_an_unknown_option_is_refused_in_a_sentence(database: Database) -> None:
     with pytest.raises(ImproperlyConfigured, match="min_sise"):
         ask(database(OPTIONS={"pool": {"min_sise": 1}}))
+
+
+@pytest.mark.parametrize("given", [{"release": "transactions"}, {"leak_seconds": "60"}])
+def test_an_impossible_value_of_our_key_is_refused_in_a_sentence(
+    database: Database, given: dict[str, Any]
+) -> None:
+    [(name, value)] = given.items()
+    with pytest.raises(ImproperlyConfigured, match=rf"\['{name}'\] is '{value}', which is not"):
+        ask(database(ABS_ORM_APP=given))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -141,6 +142,8 @@ def test_a_pool_must_be_a_dict_or_true(value: Any) -> None:
         ({"reset": None}, "E005", "['reset'] is None"),
         ({"leak_seconds": "60"}, "E005", "['leak_seconds'] is '60'"),
         ({"leak_seconds": 0}, "E005", "['leak_seconds'] is 0"),
+        ({"leak_seconds": Decimal(9)}, "E005", "['leak_seconds'] is Decimal('9')"),
+        ({"release": "Transaction"}, "E005", "which is not 'transaction'"),
         ({"mode": "nul"}, "E005", "['mode'] is 'nul'"),
         ({"relase": "transaction"}, "E004", "'relase' (did you mean 'release'?)"),
         ("transaction", "E005", "ABS_ORM_APP is of type str"),

@@ -366,6 +366,15 @@ def test_the_docs_list_each_metric() -> None:
     listed = set(re.findall(r"^\| `(django_db_pool_\w+)`", read("monitoring.md"), re.MULTILINE))
     parts = ("_bucket", "_sum", "_count")
     assert listed == {name for name in names() if not name.endswith(parts)}
+    table = read("monitoring.md").partition("| instrument |")[2].partition("\n\n")[0]
+    instruments = {
+        name
+        for metrics in (GAUGES, REASONS, COUNTERS, HISTOGRAMS)
+        for metric in metrics.values()
+        for name in metric.otel
+    }
+    short = {name: f".{name.rpartition('.')[2]}" for name in instruments}
+    assert [n for n in instruments if f"`{n}`" not in table and f"`{short[n]}`" not in table] == []
 
 
 @pytest.mark.parametrize("file", ["monitoring.md", "alerts.yml", "grafana/connection-pools.json"])

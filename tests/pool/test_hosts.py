@@ -17,7 +17,7 @@ from abs_orm_app.pool.hosts import (
     Place,
     Try,
     allotted,
-    answers,
+    is_answering,
     listed,
     ordered,
     resolved,
@@ -158,7 +158,7 @@ def test_a_dead_host_costs_one_connection_its_time_and_the_next_none(server: Ser
 def test_a_dead_host_that_answers_again_has_its_place_again(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hosts, "ASK_AGAIN", 0.0)
+    monkeypatch.setattr(hosts, "TEST_AGAIN", 0.0)
     monkeypatch.setattr(hosts, "PROBATION", 0.0)
     with Proxy(server.port) as first, Proxy(server.port) as second:
         params = {"host": "127.0.0.1,127.0.0.1", "port": f"{first.port},{second.port}"}
@@ -218,10 +218,10 @@ def test_a_host_of_the_wrong_role_is_used_if_there_is_no_other(server: Server) -
 
 def test_a_server_that_answers_is_told_from_an_open_port(server: Server) -> None:
     unix = Place(str(server.socket_dir), str(server.port))
-    assert answers(unix)
-    assert answers(Place("x", str(server.port), "127.0.0.1"))
-    assert not answers(Place(str(Path(server.socket_dir) / "none"), str(server.port)))
+    assert is_answering(unix)
+    assert is_answering(Place("x", str(server.port), "127.0.0.1"))
+    assert not is_answering(Place(str(Path(server.socket_dir) / "none"), str(server.port)))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = str(silent.getsockname()[1])
-        assert not answers(Place("x", port, "127.0.0.1"), timeout=0.1)
-    assert not answers(Place("x", port, "127.0.0.1"), timeout=0.1)
+        assert not is_answering(Place("x", port, "127.0.0.1"), timeout=0.1)
+    assert not is_answering(Place("x", port, "127.0.0.1"), timeout=0.1)

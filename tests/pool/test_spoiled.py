@@ -219,7 +219,7 @@ def test_a_function_of_the_project_that_is_ended_never_exceeds_the_limit_as_the_
             pool.drain()
         until = monotonic() + 2.5
         most = ended = 0
-        while monotonic() < until:
+        while monotonic() < until or (ended < 3 and monotonic() < until + 20):  # a busy machine
             try:
                 conn = pool.getconn()
             except psycopg.OperationalError:

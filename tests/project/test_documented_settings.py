@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from abs_orm_app.config.entry import KEY, AppOptions
+from abs_orm_app.config.entry import KEY, AppOptions, OwnSettings
 from abs_orm_app.environment import (
     PLACEHOLDER_PASSWORDS,
     SETTINGS,
@@ -91,3 +91,5 @@ def test_the_keys_of_abs_orm_app_are_written_and_explained_all() -> None:
     rows = re.findall(r"^\| (`.*?`) \|", table.partition("\n\n")[0], re.MULTILINE)
     explained = [name.strip("`") for row in rows for name in row.split(", ")]
     assert set(entry[KEY]) == set(explained) == set(AppOptions.__annotations__)
+    own = {name for name, listed in SETTINGS.items() if KEY in listed.options.values()}
+    assert own == set(OwnSettings.__annotations__)

@@ -11,7 +11,7 @@ from typing import Any
 from django.db import connections
 
 from abs_orm_app.facts.borrowed import ask_borrowed, is_full
-from abs_orm_app.facts.connecting import explained, parameters_of
+from abs_orm_app.facts.connecting import locate_timeout, parameters_of
 from abs_orm_app.facts.connection_test import pooler_of, read_both
 from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.failure import Failure
@@ -54,7 +54,7 @@ def _ask(database: Configured) -> Told | Failure:
     except TROUBLE as error:
         if is_full(error) and (told := ask_borrowed(database.alias, read_both)):
             return told
-        return failure_outside_pool(explained(error, database), database)
+        return failure_outside_pool(locate_timeout(error, database), database)
 
 
 def _read(alias: str) -> Told:

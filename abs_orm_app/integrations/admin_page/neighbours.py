@@ -89,7 +89,7 @@ def troubles(told: Iterable[Row]) -> Iterator[tuple[str, str, str]]:
 
 
 def trouble_of(alias: str) -> str:
-    """What is wrong with an alias in other processes; "" if none tells of it."""
+    """What is wrong with an alias in other processes; "" if none reports it."""
     if (home := _directory()) is None:
         return ""
     asleep = not _is_fresh(home / LOOKED_AT, AWAKE)

@@ -60,7 +60,7 @@ class Overview:
     findings: tuple[Finding, ...]  # the gravest first
 
 
-# A process that a reader has pinned, and what it has told of its pools; None: it is this one.
+# A process that a reader has pinned, and what it reports about its pools; None: it is this one.
 Pinned = tuple[int, Mapping[str, Live] | None]
 
 
@@ -100,7 +100,7 @@ def _panel(
     pool = live(configured.alias) if told is None else told.get(configured.alias)
     state = active(configured)
     if told is not None and isinstance(state, Active):
-        state = pool.active if pool else _unused(state) if configured.hardened else None
+        state = pool.active if pool else _unopened(state) if configured.hardened else None
     return Panel(
         configured=configured,
         active=state,
@@ -109,7 +109,7 @@ def _panel(
     )
 
 
-def _unused(mine: Active) -> Active:
+def _unopened(mine: Active) -> Active:
     return replace(mine, opened=False, connections=0, idle=0, waiting=0, trouble="")
 
 

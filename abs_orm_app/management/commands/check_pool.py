@@ -235,7 +235,7 @@ class Command(BaseCommand):
 
 
 def _with_neighbours(gathered: Report) -> Report:
-    """With what other processes of this machine tell of their pools."""
+    """Add what other processes of this machine report about their pools."""
     pool, server = gathered.active, gathered.server
     if not isinstance(pool, Active) or pool.trouble or not isinstance(server, ServerFacts):
         return gathered

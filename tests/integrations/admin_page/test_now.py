@@ -26,6 +26,7 @@ from abs_orm_app.facts import wording
 from abs_orm_app.facts.snapshot import snapshot
 from abs_orm_app.integrations.admin_page import history, neighbours
 from abs_orm_app.pool.housekeeping import TICK
+from abs_orm_app.pool.liveness import ANSWERING
 from abs_orm_app.pool.pool import HardenedPool
 from abs_project.demo import PAGE
 from tests.support.databases import ask, pool_of
@@ -326,7 +327,7 @@ def test_a_transaction_that_is_idle_elsewhere_is_no_cause_of_slow_statements(
         taken = [pool.getconn() for _ in range(3)]
         calls = [Call(conn.execute, "select pg_sleep(60)") for conn in taken]
         calls.append(Call(pool.getconn))
-        wait_until(lambda: pool.core.reached[1] == "answers", "the server to be asked", IN_TIME)
+        wait_until(lambda: pool.core.reached[1] == ANSWERING, "the server to be asked", IN_TIME)
         said = now(content(staff))
         server.cancel()
         for conn, call in zip(taken, calls, strict=False):
