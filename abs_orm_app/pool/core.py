@@ -51,7 +51,7 @@ class Hooks:
     `in_file`: it is in a file, so it costs nothing to read it more often than it is tried.
     `reads_only`: the project only reads through it, so a standby is as good as a primary.
     `cleans`: `clean` is called for a connection whose session was changed, and with `cleans_all`
-    for each that is returned.
+    for each that is returned. `unseen`: what whoever calls `putconn` may have changed in it.
     """
 
     rotating = False
@@ -59,6 +59,7 @@ class Hooks:
     reads_only = False
     cleans = False
     cleans_all = False
+    unseen: Any = None
 
     def clean(self, _conn: AnyConnection, _dirty: Any) -> bool:
         """Clean the session of an idle connection, in a thread of the pool; False if it must be
