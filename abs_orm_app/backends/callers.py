@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from django.core.handlers.base import BaseHandler
 from django.db import close_old_connections
 from django.db.transaction import Atomic
 
@@ -61,14 +62,20 @@ def is_in_atomic_step(frame: Any) -> bool:
 def is_between_requests(frame: Any) -> bool:
     """True if called by a signal of Django, or by Celery around a task: no block is open then.
 
-    A project may call `close_old_connections` within a block, which does not end the block.
+    A project may call `close_old_connections` within a block, which does not end the block. Nor does
+    a request that a view makes to an application of its own process.
     """
+    told = False
     while (frame := frame.f_back) is not None:
         if frame.f_code is close_old_connections.__code__:
-            return "signal" in frame.f_locals["kwargs"]
+            told = "signal" in frame.f_locals["kwargs"]
+            if not told:
+                return False
+        if frame.f_code is BaseHandler.get_response.__code__:
+            return False
         if frame.f_globals.get("__name__") == _FIXUP:
             return True
-    return False
+    return told
 
 
 def keeps_the_pool() -> bool:

@@ -11,6 +11,8 @@ from psycopg.adapt import AdaptersMap
 from psycopg.pq import Format
 
 from abs_orm_app.backends.cursors import leased
+from abs_orm_app.backends.lease import LEASE
+from abs_orm_app.pool.entry import ENTRY
 from abs_orm_app.pool.liveness import ask
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ class Pristine:
     server_cursor_factory: Any
     adapters: AdaptersMap
     time_zone: tzinfo | None  # of the datetimes that it reads
+    handlers: tuple[Any, Any]  # of libpq's notices and notifications
+    names: frozenset[str]  # of its attributes
 
 
 def prepare(connection: Connection[Any], isolation_level: Any) -> None:
@@ -63,6 +67,8 @@ def prepare(connection: Connection[Any], isolation_level: Any) -> None:
         server_cursor_factory=connection.server_cursor_factory,
         adapters=AdaptersMap(connection.adapters),
         time_zone=getattr(loader, "timezone", None),
+        handlers=(connection.pgconn.notice_handler, connection.pgconn.notify_handler),
+        names=frozenset(vars(connection)) | {PRISTINE, LEASE, ENTRY, "_pool"},
     )
     setattr(connection, PRISTINE, pristine)
 
@@ -101,9 +107,14 @@ def _restore(connection: Connection[Any], pristine: Pristine) -> None:
     connection.cursor_factory = pristine.cursor_factory
     connection.server_cursor_factory = pristine.server_cursor_factory
     connection._adapters = AdaptersMap(pristine.adapters)
+    for name in vars(connection).keys() - pristine.names:
+        delattr(connection, name)  # a mark such as "is set up", which it is no more
+    pgconn = connection.pgconn
+    pgconn.notice_handler, pgconn.notify_handler = pristine.handlers
+    pgconn.untrace()
     connection._notice_handlers.clear()
     connection._notify_handlers.clear()
-    while connection.pgconn.notifies():
+    while pgconn.notifies():
         pass
     if backlog := getattr(connection, "_notifies_backlog", None):  # psycopg < 3.2.4 has none
         backlog.clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from functools import cache, wraps
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -80,12 +80,14 @@ class LeasedCursorMixin(User):
         super().executemany(query, *args, **kwargs)  # type: ignore[misc]
 
     def stream(self, query: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        _watch(self, query)
-        return super().stream(query, *args, **kwargs)  # type: ignore[misc,no-any-return]
+        _watch(self, query)  # at the first row: the lease may have ended by then
+        yield from super().stream(query, *args, **kwargs)  # type: ignore[misc]
 
-    def copy(self, statement: Any, *args: Any, **kwargs: Any) -> AbstractContextManager[Any]:
+    @contextmanager
+    def copy(self, statement: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
         _watch(self, statement)
-        return super().copy(statement, *args, **kwargs)  # type: ignore[misc,no-any-return]
+        with super().copy(statement, *args, **kwargs) as copy:  # type: ignore[misc]
+            yield copy
 
 
 def _must_be_silent(cursor: Any, lease: Lease | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from psycopg import ConnectionInfo, InterfaceError
@@ -47,7 +48,12 @@ class Handle(User):
             return self
         if not isinstance(value, _VALUES):
             self._use()
+        if isinstance(value, MethodType) and value.__self__ is connection:
+            return MethodType(value.__func__, self)  # it may be called after the lease has ended
         return value
+
+    def close(self) -> None:
+        self._use().close()  # which gives itself to a pool with `close_returns`
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _OWN:

@@ -26,6 +26,7 @@ from abs_orm_app.backends.lease import ALWAYS, LEASE
 from abs_orm_app.backends.leasing import LeasingMixin
 from abs_orm_app.backends.routing import only_reads
 from abs_orm_app.backends.serving import requests_of
+from abs_orm_app.backends.session_state import UNSEEN, Change
 from abs_orm_app.config.application_name import process_name
 from abs_orm_app.config.credentials import current_password, is_rotating
 from abs_orm_app.config.entry import KEY, AppOptions, OwnSettings, app_options
@@ -37,7 +38,6 @@ from abs_orm_app.pool.server_errors import without_frames
 
 if TYPE_CHECKING:
     from abs_orm_app.backends.lease import Lease
-    from abs_orm_app.backends.session_state import Change
     from abs_orm_app.pool.entry import AnyConnection
     from abs_orm_app.pool.holders import Pin
     from abs_orm_app.pool.pool import HardenedPool
@@ -372,6 +372,8 @@ def kept(value: Any) -> Any:
 
 class EngineHooks(Hooks):
     """The engine's answers to its pool. `template`: a wrapper of the alias without a connection."""
+
+    unseen = Change(UNSEEN, "connection.pool")
 
     def __init__(self, template: PooledMixin, extra: AppOptions) -> None:
         self._template = template

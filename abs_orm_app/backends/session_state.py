@@ -44,6 +44,8 @@ FUNCTIONS = {
     "setseed": Change(OTHER, "setseed", lasts=True),
     "dblink_connect": Change(OTHER, "dblink_connect", lasts=True),
     "dblink_connect_u": Change(OTHER, "dblink_connect_u", lasts=True),
+    "pg_backup_start": Change(OTHER, "pg_backup_start", lasts=True),
+    "pg_start_backup": Change(OTHER, "pg_start_backup", lasts=True),  # before PostgreSQL 15
     "pg_replication_origin_session_setup": Change(OTHER, "replication origin", lasts=True),
     "pg_create_logical_replication_slot": Change(OTHER, "replication slot", lasts=True),
     "pg_create_physical_replication_slot": Change(OTHER, "replication slot", lasts=True),
@@ -66,7 +68,7 @@ _OFTEN = (
 # A statement that starts with one of `_OFTEN` and has none of these needs no parsing.
 _SUSPECT = (
     ";", "temp", "advisory", "set_config", "set_limit", "setseed", "dblink", "pg_settings",
-    "replication_", 'u&"',
+    "replication_", "backup", 'u&"',
 )  # fmt: skip
 
 _REMEMBERED = 1024  # statements; an application has a few hundred
@@ -119,15 +121,15 @@ _TOKEN = re.compile(
     | (?P<string>
           [eE]' (?: [^'\\]++ | \\. | '' )*+ '
         | (?: [bBxXnN] | [uU]& )? ' (?: [^']++ | '' )*+ '
-        | \$ (?P<tag> (?: [^\W\d]\w* )? ) \$ .*? \$ (?P=tag) \$
+        | \$ (?P<tag> (?: [a-zA-Z_\x80-\U0010ffff] [\w\x80-\U0010ffff]* )? ) \$ .*? \$ (?P=tag) \$
       )
     | (?P<escaped> [uU]&" )
     | " (?P<quoted> (?: [^"]++ | "" )*+ ) "
-    | (?P<word> [^\W\d][\w$]* )
-    | (?P<endless> ['"] | \$ (?: [^\W\d]\w* )? \$ )
+    | (?P<word> [a-zA-Z_\x80-\U0010ffff] [\w$\x80-\U0010ffff]* )
+    | (?P<endless> ['"] | \$ (?: [a-zA-Z_\x80-\U0010ffff] [\w\x80-\U0010ffff]* )? \$ )
     | (?P<sign> . )
     """,
-    re.VERBOSE | re.DOTALL,
+    re.VERBOSE | re.DOTALL | re.ASCII,
 )
 _COMMENT = re.compile(r"/\*|\*/")
 

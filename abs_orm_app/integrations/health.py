@@ -218,7 +218,7 @@ def _ask_through(pool: HardenedPool, seconds: float) -> None:
             _ask_beside(pool, left)
             return
         try:
-            conn = pool.getconn(timeout=left / 2)  # then it may be full
+            conn: Any = pool.getconn(timeout=left / 2)  # then it may be full
         except PoolTimeout as error:
             late = error
             continue
@@ -228,7 +228,7 @@ def _ask_through(pool: HardenedPool, seconds: float) -> None:
                 return
             conn.close()  # its next query would get this answer
         finally:
-            pool.putconn(conn)
+            pool.end_checkout(conn, conn._pool_entry.checkout)  # `putconn` would have it cleaned
     raise late
 
 

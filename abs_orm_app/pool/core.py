@@ -52,6 +52,7 @@ class Hooks:
     `reads_only`: the project only reads through this pool, so a standby is as good as a primary.
     `cleans`: `clean` is called for each connection whose session was changed; with `cleans_all`,
     for each returned connection.
+    `unseen`: what the caller of `putconn` may have changed in the session.
     """
 
     rotating = False
@@ -59,6 +60,7 @@ class Hooks:
     reads_only = False
     cleans = False
     cleans_all = False
+    unseen: Any = None
 
     def clean(self, _conn: AnyConnection, _dirty: Any) -> bool:
         """Clean the session of an idle connection, in a thread of the pool; False if it must be

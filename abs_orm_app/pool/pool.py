@@ -315,7 +315,7 @@ class HardenedPool:
         except AttributeError:
             returned = False  # it is from no pool of this class
         else:
-            returned = self.end_checkout(conn, checkout)
+            returned = self.end_checkout(conn, checkout, self.core.hooks.unseen)
         if not returned:
             raise ValueError(self._why_not_ours(conn))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -13,6 +14,14 @@ from abs_orm_app.backends import release
 from tests.support.databases import ALIAS, Database, ask, held, pin
 
 ONE = {"pool": {"min_size": 1, "max_size": 1, "timeout": 20}}
+
+
+pytestmark = pytest.mark.server(sql=["CREATE TABLE rows (n int)"])
+
+
+def enter(manager: Any) -> None:
+    with manager:
+        pass
 
 
 def kept(mode: str) -> int:
@@ -130,6 +139,47 @@ def test_a_handle_does_not_touch_the_connection_of_the_next_holder(database: Dat
         assert handle.closed
         assert wrapper.connection is not handle
         assert held(wrapper) == 1
+
+
+INSERT = "INSERT INTO rows VALUES (7) RETURNING n"
+COPY = "COPY rows FROM STDIN"
+# What a request makes, and what it then does with it too late.
+LATE_USES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "cursor": (lambda wrapper: wrapper.connection.cursor(), lambda cursor: cursor.execute(INSERT)),
+    "server-side cursor": (
+        lambda wrapper: wrapper.connection.cursor("mine"),
+        lambda cursor: cursor.execute("SELECT 1"),
+    ),
+    "execute": (lambda wrapper: wrapper.connection.execute, lambda execute: execute(INSERT)),
+    "commit": (lambda wrapper: wrapper.connection.commit, lambda commit: commit()),
+    "rollback": (lambda wrapper: wrapper.connection.rollback, lambda rollback: rollback()),
+    "close": (lambda wrapper: wrapper.connection.close, lambda close: close()),
+    "cancel": (lambda wrapper: wrapper.connection.cancel_safe, lambda cancel: cancel()),
+    "transaction": (lambda wrapper: wrapper.connection.transaction(), enter),
+    "pipeline": (lambda wrapper: wrapper.connection.pipeline(), enter),
+    "notifies": (lambda wrapper: wrapper.connection.notifies(timeout=0), list),
+    "stream": (lambda wrapper: wrapper.connection.cursor().stream(INSERT), list),
+    "copy": (lambda wrapper: wrapper.connection.cursor().copy(COPY), enter),
+    "stream of Django's cursor": (lambda wrapper: wrapper.cursor().stream(INSERT), list),
+    "copy of Django's cursor": (lambda wrapper: wrapper.cursor().copy(COPY), enter),
+}
+
+
+@pytest.mark.parametrize(("make", "use"), LATE_USES.values(), ids=LATE_USES)
+def test_what_comes_from_a_handle_or_a_cursor_does_not_touch_the_next_holder(
+    database: Database, make: Callable[[Any], Any], use: Callable[[Any], Any]
+) -> None:
+    """A timer that cancels a statement fires too late; a generator runs after its request."""
+    wrapper = database(OPTIONS=ONE)
+    ask(wrapper)
+    made = make(wrapper)
+    wrapper.close()
+    with transaction.atomic(ALIAS):
+        ask(wrapper, "INSERT INTO rows VALUES (1)")
+        with pytest.raises(psycopg.InterfaceError, match="was released"):
+            use(made)
+        assert ask(wrapper, "SELECT count(*) FROM rows") == 1
+        transaction.set_rollback(True, ALIAS)
 
 
 def test_the_info_of_a_handle_tells_nothing_of_the_next_holder(database: Database) -> None:

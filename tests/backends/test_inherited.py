@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
 import pytest
 from django.db import connections
 
@@ -38,6 +42,44 @@ def test_reset_always_cleans_changes_that_cannot_be_recognised(
         return  # seen, and replaced
     database(OPTIONS=TWO, ABS_ORM_APP={"reset": "always"})
     assert not outcome(kind, ALIAS, end_request).left
+
+
+def mark(wrapper: Any) -> None:
+    """As code that sets a connection up once: the next holder's is not set up any more."""
+    wrapper.connection.is_set_up = True
+
+
+def hear_notices(wrapper: Any) -> None:
+    wrapper.connection.pgconn.notice_handler = heard.append
+
+
+heard: list[Any] = []
+
+
+@pytest.mark.parametrize("change", [mark, hear_notices])
+def test_what_a_project_sets_on_psycopgs_objects_is_not_left(
+    database: Database, change: Callable[[Any], None]
+) -> None:
+    wrapper = database(OPTIONS=ONE)
+    one = ask(wrapper)
+    change(wrapper)
+    end_request()
+    ask(wrapper, "DO $$ BEGIN RAISE WARNING 'of another request'; END $$")
+    assert not hasattr(wrapper.connection, "is_set_up")
+    assert heard == []
+    assert ask(wrapper) == one
+
+
+def test_what_is_done_with_a_connection_of_the_pool_itself_is_not_left(database: Database) -> None:
+    wrapper = database(OPTIONS=ONE)
+    one = ask(wrapper)
+    end_request()
+    with wrapper.pool.connection() as connection:
+        connection.execute("SET ROLE tenant")
+        connection.row_factory = psycopg.rows.dict_row
+    with wrapper.cursor() as cursor:
+        cursor.execute("SELECT current_user, pg_backend_pid()")
+        assert cursor.fetchone() == ("postgres", one)
 
 
 def test_reset_never_leaves_it_all(database: Database) -> None:

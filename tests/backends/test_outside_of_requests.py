@@ -214,6 +214,16 @@ def test_a_request_of_the_test_client_does_not_end_the_one_it_is_part_of(
     assert held(wrapper) == 0
 
 
+def test_a_request_that_a_view_makes_in_its_process_does_not_end_its_block_in_silence(
+    mounted: Any,
+) -> None:
+    """As with httpx.WSGITransport. Django closes the connection, and what the view does then fails,
+    as in the stock engine: it would be committed, and what was before would not.
+    """
+    Call(lambda: request(closes=True, path="/another/")).result(within=30)
+    assert held(mounted) == 0
+
+
 # Requests that never end
 
 
@@ -229,7 +239,22 @@ def change(_request: HttpRequest) -> HttpResponse:
     return HttpResponse(ask(connections[ALIAS], "SELECT set_config('app.tenant', '7', false)"))
 
 
-urlpatterns = [path("", view), path("stream/", stream), path("change/", change)]
+def ask_another_view(_request: HttpRequest) -> HttpResponse:
+    with transaction.atomic(ALIAS):
+        ask(connections[ALIAS])
+        with pytest.raises(ValueError, match="Server Error"):
+            request(closes=True)
+        with pytest.raises(Error, match="atomic block"):
+            ask(connections[ALIAS])
+    return HttpResponse("1")
+
+
+urlpatterns = [
+    path("", view),
+    path("stream/", stream),
+    path("change/", change),
+    path("another/", ask_another_view),
+]
 
 
 @pytest.fixture

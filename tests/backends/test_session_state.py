@@ -99,6 +99,10 @@ CHANGES = {
     "/* select 1 */ -- select 1\nSET work_mem = '1MB'": (SETTING, "SET work_mem"),
     "SELECT 1; SET work_mem = '1MB'": (SETTING, "SET work_mem"),
     "SELECT 'it''s; '; SET work_mem = '1MB'": (SETTING, "SET work_mem"),
+    # To PostgreSQL these are names, with a dollar in them, and tags of a string.
+    "SELECT 1 AS €$$; SET work_mem = '1MB'; SELECT 1 AS €$$": (SETTING, "SET work_mem"),
+    "SELECT 1 AS \xa0$$; SET work_mem = '1MB'; SELECT 1 AS \xa0$$": (SETTING, "SET work_mem"),
+    "SELECT $€$ $$ $€$; SET work_mem = '1MB'; SELECT $€$ $$ $€$": (SETTING, "SET work_mem"),
     "SELECT set_config('app.tenant', '7', false)": (SETTING, "set_config"),
     "SELECT pg_catalog.set_config ('app.tenant', '7', false) FROM numbers": (SETTING, "set_config"),
     "SELECT \"set_config\"('app.tenant', '7', false)": (SETTING, "set_config"),
@@ -144,6 +148,7 @@ LASTING = {
     "SET SEED TO 0.5": (SETTING, "SET SEED"),
     "SET work_mem = '1MB'; SELECT setseed(0.5)": (OTHER, "setseed"),
     "SELECT dblink_connect('here', 'dbname=postgres')": (OTHER, "dblink_connect"),
+    "SELECT pg_backup_start('b', true)": (OTHER, "pg_backup_start"),
     "SELECT pg_create_logical_replication_slot('s', 'pgoutput', true)": (OTHER, "replication slot"),
 }
 

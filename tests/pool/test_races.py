@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from functools import partial
 from itertools import count
+from time import sleep
 
 import psycopg
 import pytest
@@ -92,3 +93,19 @@ def test_who_waits_for_a_full_pool_learns_that_it_is_closed(shared: Server) -> N
         if not closed:
             break
     assert at > 20
+
+
+def test_who_looks_at_a_connection_too_late_costs_its_next_holder_nothing(shared: Server) -> None:
+    """A thread that shares its wrapper looks whether the server has sent anything, while another
+    one closes it. A poller cannot be asked by two threads at a time.
+    """
+    with opened(ours, shared.conninfo, min_size=1, max_size=1, timeout=20) as pool:
+        conn = pool.getconn()
+        looks = Call(conn._pool_entry.poll, 500)
+        wait_until(lambda: looks.ident is not None, "the other thread")
+        sleep(0.1)
+        pool.putconn(conn)
+        with pool.connection() as next_one:
+            assert next_one is conn
+            next_one.execute("SELECT 1")
+        looks.result(within=LATE)
