@@ -62,8 +62,8 @@ def is_in_atomic_step(frame: Any) -> bool:
 def is_between_requests(frame: Any) -> bool:
     """True if called by a signal of Django, or by Celery around a task: no block is open then.
 
-    A project may call `close_old_connections` within a block, which does not end the block. Nor does
-    a request that a view makes to an application of its own process.
+    A project may call `close_old_connections` within a block, which does not end the block. Nor
+    does a request that a view makes to an application of its own process.
     """
     told = False
     while (frame := frame.f_back) is not None:
