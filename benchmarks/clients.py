@@ -15,6 +15,7 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from abs_orm_app.environment import PoolSettings, database_from_env
+from abs_orm_app.pool.pool import HardenedPool
 from benchmarks.peers import BY_NAME, DJ_DB_CONN_POOL, Peer
 
 T = TypeVar("T")
@@ -25,7 +26,7 @@ class Client:
     """How one thread takes and gives back a connection; what it takes has `cursor()`."""
 
     take: Callable[[], Any]
-    give: Callable[[Any], None]
+    give: Callable[[Any], object]
 
 
 def peer() -> Peer:
@@ -55,8 +56,19 @@ def pool_client() -> Client:
     pool = build()
     if hasattr(pool, "getconn"):
         pool.open()
-        return Client(pool.getconn, pool.putconn)
+        return Client(pool.getconn, give_back(pool))
     return Client(pool.connect, lambda connection: connection.close())
+
+
+def give_back(pool: Any) -> Callable[[Any], object]:
+    """Return how a request's connection is returned to the pool.
+
+    With `putconn`, ours would clean the session, because the engine has not watched it.
+    """
+    if isinstance(pool, HardenedPool):
+        return lambda conn: pool.end_checkout(conn, conn._pool_entry.checkout)
+    putconn: Callable[[Any], object] = pool.putconn
+    return putconn
 
 
 def build() -> Any:

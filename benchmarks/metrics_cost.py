@@ -65,13 +65,17 @@ def work(variant: str) -> None:
     import django
     from django.db import connections
 
+    from benchmarks.clients import give_back
+
     django.setup()
     collect = _switch_on(variant)
     pool = connections["default"].pool  # type: ignore[attr-defined]
     pool.open(wait=True)
 
+    give = give_back(pool)
+
     def checkout() -> None:
-        pool.putconn(pool.getconn())
+        give(pool.getconn())
 
     waited = _median_time(checkout)
     sleep(1.5)  # until the timer's thread has passed on all that
