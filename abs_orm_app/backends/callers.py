@@ -13,10 +13,11 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from django.core.handlers.base import BaseHandler
+from django.core.signals import request_finished
 from django.db import close_old_connections
 from django.db.transaction import Atomic
 
+from abs_orm_app.backends.requests import thread
 from abs_orm_app.pool.registry import close_all
 
 TRUSTED = frozenset({"abs_orm_app", "django"})  # they ask for the connection, and do not keep it
@@ -59,23 +60,21 @@ def is_in_atomic_step(frame: Any) -> bool:
     return False
 
 
-def is_between_requests(frame: Any) -> bool:
-    """True if called by a signal of Django, or by Celery around a task: no block is open then.
+def is_between_requests(frame: Any, request: Any) -> bool:
+    """True if called by Celery around a task, or by Django's signals between two requests: a block
+    that was opened in `request` is then one that an exception has left behind.
 
     A project may call `close_old_connections` within a block, which does not end the block. Nor
-    does a request that a view makes to an application of its own process.
+    does a request that a view, a task or a command makes to an application of its own process.
     """
-    told = False
     while (frame := frame.f_back) is not None:
         if frame.f_code is close_old_connections.__code__:
-            told = "signal" in frame.f_locals["kwargs"]
-            if not told:
-                return False
-        if frame.f_code is BaseHandler.get_response.__code__:
-            return False
+            signal = frame.f_locals["kwargs"].get("signal")
+            ends = signal is request_finished and request is thread.request
+            return ends or (signal is not None and bool(request))
         if frame.f_globals.get("__name__") == _FIXUP:
             return True
-    return told
+    return False
 
 
 def keeps_the_pool() -> bool:

@@ -554,7 +554,8 @@ class LeasingMixin(Base):
         """Between two requests no block is open: forget those that an exception has left behind."""
         blocks: list[Any] = self.atomic_blocks
         is_tests = any(block._from_testcase for block in blocks)
-        if self._bare is None and not is_tests and is_between_requests(sys._getframe()):
+        request = self._lease.request if self._lease is not None else ALWAYS
+        if self._bare is None and not is_tests and is_between_requests(sys._getframe(), request):
             self._forget_blocks()
 
     @async_unsafe

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from io import BytesIO
@@ -15,13 +16,15 @@ from time import monotonic, sleep
 from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync
+from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
 from django.core.signals import request_finished, request_started
 from django.db import Error, OperationalError, connections, transaction
 from django.dispatch import Signal
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.test import Client, RequestFactory, override_settings
-from django.urls import path
+from django.urls import path, resolve
 
 from abs_orm_app.backends import requests
 from tests.support.databases import ALIAS, Database, ask, entry, held
@@ -214,13 +217,18 @@ def test_a_request_of_the_test_client_does_not_end_the_one_it_is_part_of(
     assert held(wrapper) == 0
 
 
-def test_a_request_that_a_view_makes_in_its_process_does_not_end_its_block_in_silence(
-    mounted: Any,
+@pytest.mark.parametrize("path", ["/another/", "/another/async/"])
+@pytest.mark.parametrize("is_view", [True, False], ids=["view", "task"])
+def test_a_request_made_in_its_own_process_does_not_end_a_block_in_silence(
+    mounted: Any, path: str, is_view: bool
 ) -> None:
-    """As with httpx.WSGITransport. Django closes the connection, and what the view does then fails,
-    as in the stock engine: it would be committed, and what was before would not.
+    """As with httpx.WSGITransport and ASGITransport. Django closes the connection, and what comes
+    next in the block fails, as in the stock engine: it would be committed, and what was before not.
     """
-    Call(lambda: request(closes=True, path="/another/")).result(within=30)
+    if is_view:
+        Call(lambda: request(closes=True, path=path)).result(within=30)
+    else:
+        Call(lambda: resolve(path).func(HttpRequest())).result(within=30)
     assert held(mounted) == 0
 
 
@@ -249,11 +257,36 @@ def ask_another_view(_request: HttpRequest) -> HttpResponse:
     return HttpResponse("1")
 
 
+def ask_async_application(_request: HttpRequest) -> HttpResponse:
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
+    sent: list[Mapping[str, Any]] = []
+
+    body = iter([{"type": "http.request", "body": b"", "more_body": False}])
+
+    async def receive() -> dict[str, Any]:
+        for message in body:
+            return message
+        await asyncio.sleep(30)  # the client stays
+        return {"type": "http.disconnect"}
+
+    async def send(message: Mapping[str, Any]) -> None:
+        sent.append(message)
+
+    with transaction.atomic(ALIAS):
+        ask(connections[ALIAS])
+        async_to_sync(ASGIHandler())(scope, receive, send)
+        assert sent[0]["status"] == 500
+        with pytest.raises(Error, match="atomic block"):
+            ask(connections[ALIAS])
+    return HttpResponse("1")
+
+
 urlpatterns = [
     path("", view),
     path("stream/", stream),
     path("change/", change),
     path("another/", ask_another_view),
+    path("another/async/", ask_async_application),
 ]
 
 
