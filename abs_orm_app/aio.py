@@ -140,7 +140,7 @@ async def _refuse_in_atomic_block(alias: str) -> None:
         raise TransactionManagementError(
             f"aio.connection({alias!r}) was called inside of atomic(). It has a connection of its"
             " own, which is not in that transaction and does not see its rows: call it outside of"
-            " the block. A test that needs it is a TransactionTestCase, not a TestCase"
+            " the block. A test that needs it must be a TransactionTestCase"
             " (pytest: django_db(transaction=True))."
         )
 

@@ -106,7 +106,7 @@ def _pinned(process: str | None) -> tuple[Pinned | None, str]:
         return (pid, None), ""
     if pools := neighbours.pinned(pid):
         return (pid, pools), ""
-    said = "does not tell of its pools" if neighbours.lives(pid) else "is gone"
+    said = "does not report its pools" if neighbours.lives(pid) else "is gone"
     return None, f"Process {pid} {said}."
 
 

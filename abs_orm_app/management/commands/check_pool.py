@@ -60,8 +60,8 @@ exit codes:
 
 class Command(BaseCommand):
     help = (
-        "Shows the settings of each database and what its server says of itself,\n"
-        "tests a connection, applies the rules, and ends in a verdict."
+        "Shows the settings of each database and what its server reports,\n"
+        "tests a connection, applies the rules, and ends with a verdict."
     )
     requires_system_checks = ()  # this command shows their findings itself
 
@@ -96,12 +96,12 @@ class Command(BaseCommand):
         more.add_argument(
             "--drill",
             action="store_true",
-            help="Also prove the pool's promises on the live database, in separate pools.",
+            help="Also test the pool's promises on the live database, in separate pools.",
         )
         more.add_argument(
             "--yes",
             action="store_true",
-            help="Let the drill use more than half of the connections that are free.",
+            help="Let the drill use more than half of the free connections.",
         )
         add_arguments(parser.add_argument_group("how large the pools should be"))
         output = parser.add_argument_group("output and exit code")

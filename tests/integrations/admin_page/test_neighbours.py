@@ -192,7 +192,7 @@ def test_a_process_that_is_gone_or_tells_nothing_is_said_to(
         gone.pid: "is gone",
         999_999_999: "is gone",
         0: "is gone",
-        os.getppid(): "does not tell of its pools",
+        os.getppid(): "does not report its pools",
     }.items():
         expected = f"Process {pid} {said}. The process that answered is shown."
         assert problem(content(staff, f"{PAGE}?process={pid}")) == expected
