@@ -44,7 +44,7 @@ FAIL_LEVEL = "ERROR"
 LEVELS = ("CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG")
 EXAMPLES = """\
 examples:
-  manage.py check_pool                                     does it work, and what happens now?
+  manage.py check_pool                                     does it work, and what is happening now?
   manage.py check_pool -v 2                                with all settings and facts
   manage.py check_pool --explain E021                      what does this finding mean?
   manage.py check_pool --rps 50 --hold-ms 40               how large should the pool be?
@@ -52,8 +52,8 @@ examples:
 
 exit codes:
   0  all is well
-  1  a database cannot be used, there is a finding of the fail level, the settings differ from
-     the profile, or the drill did not prove every promise
+  1  a database cannot be used, there is a finding of the fail level or above, the settings
+     differ from the profile, or the drill did not prove every promise
   2  an argument is wrong
 """
 
