@@ -6,8 +6,7 @@
         async with conn.transaction():
             await conn.execute("INSERT INTO notes VALUES (%s)", ["hello"])
 
-It is not the connection of the ORM: a transaction of one does not see what the other has not
-committed.
+It is not the connection of the ORM: neither of them sees what the other has not committed.
 """
 
 from __future__ import annotations
@@ -48,14 +47,14 @@ def connection(
 ) -> AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]:
     """A connection of the alias's pool for an `async with` block, with Django's autocommit.
 
-    `timeout`: seconds to wait at most; DB_POOL_TIMEOUT by default. Where the alias has no pool, it
-    is a new connection, closed at the end.
+    `timeout`: seconds to wait at most; DB_POOL_TIMEOUT by default. If the alias has no pool, it is
+    a new connection, which is closed at the end.
 
     A transaction that is open at the end of the block is rolled back. The end never waits, so it
     cannot be cancelled.
 
-    Raises `psycopg_pool.PoolTimeout` and psycopg's other errors, without Django's in their place,
-    and `TransactionManagementError` inside of `atomic()` of the alias.
+    Raises `psycopg_pool.PoolTimeout` and psycopg's errors, which are not converted to Django's, and
+    `TransactionManagementError` inside of an `atomic()` block of the alias.
     """
     return _Door(alias, timeout)
 
