@@ -1,7 +1,7 @@
-# Each target installs into $(VENV) what it needs, and again only when a requirement has changed:
-# check_pool and demo Django, psycopg and PostgreSQL; the others also the tests' and linters' packages.
-# Others than the defaults: make test PYTHON=python3.13 VENV=.venv313 DJANGO='django~=6.1.0'
-# Only some tests: make test TESTS='tests/pool/test_checkout.py -k hung'
+# Each target installs what it needs into $(VENV), once, and again when a requirement changes: check_pool
+# and demo install Django, psycopg and PostgreSQL; the others also what the tests and linters need.
+# Other versions: make test PYTHON=python3.13 VENV=.venv313 DJANGO='django~=6.1.0'
+# Some tests only: make test TESTS='tests/pool/test_checkout.py -k hung'
 
 PYTHON = python3
 VENV = .venv
@@ -31,8 +31,8 @@ check_pool: $(PROJECT)
 	@test ! -e .pgdata/data/postmaster.pid || \
 	    echo "The PostgreSQL in .pgdata keeps running: make stop stops it."
 
-# The live page under load, on a PostgreSQL of its own, which is removed at the end. Not for half an
-# hour, and at another port: make demo DEMO='--minutes 5 --port 9000'
+# The live page under load, on its own PostgreSQL, which is removed at the end. Not for half an
+# hour but five minutes, and at another port: make demo DEMO='--minutes 5 --port 9000'
 demo: $(PROJECT)
 	@$(BIN)/python -m abs_project.demo $(DEMO)
 
@@ -42,8 +42,8 @@ install: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(TESTS)
 
-# The pool and the engine without the GIL, on a CPython that is built for that, once; on Debian alone.
-# Only some: make free-threaded TESTS=tests/pool/test_races.py
+# The pool and the engine without the GIL, on a CPython that is built once for that; only on Debian.
+# Some tests only: make free-threaded TESTS=tests/pool/test_races.py
 free-threaded: $(FREE_THREADED)/.ready
 	PYTHON_GIL=0 PSYCOPG_IMPL=python $(FREE_THREADED)/venv/bin/python -m pytest \
 	    --numprocesses $(JOBS) --dist loadfile $(or $(TESTS),tests/pool tests/backends)
@@ -57,36 +57,36 @@ soak: $(READY)
 wagtail: $(READY) $(WAGTAIL)/.ready
 	$(BIN)/python -m pytest tests/project/test_wagtail.py -rP
 
-# Packages that stand beside a database, each in an environment of its own: about ten minutes.
-# Only some: make compat PACKAGES='dbbackup tenants'
+# Packages that use a project's database, each in its own environment: about ten minutes.
+# Some only: make compat PACKAGES='dbbackup tenants'
 compat: $(READY)
 	$(BIN)/python -m tests.compat $(PACKAGES)
 
 # Other projects' own tests on Django's engine and on ours, then one of them under gunicorn and uvicorn
-# through a restart: about half an hour, with Python 3.12 or newer. Only one:
+# through a restart: about half an hour, with Python 3.12 or newer. One only:
 # make projects PROJECTS=rest_framework
 projects: $(READY)
 	$(BIN)/python -m tests.projects $(PROJECTS)
 
 # Django's own tests on the engine, in both modes; they come with Django's source release. Ten minutes.
-# Only some: make django-suite LABELS='backends transactions'
+# Some only: make django-suite LABELS='backends transactions'
 django-suite: $(READY)
 	$(BIN)/python -m tests.upstream $(LABELS)
 
-# Failovers of a Patroni cluster with etcd and HAProxy, as root on Linux: about five minutes. Only some:
-# make cluster CASES='kill isolation'; the table of docs/failover.md: make cluster CASES=--write
+# Failovers of a Patroni cluster with etcd and HAProxy, as root on Linux: about five minutes. Some only:
+# make cluster CASES='kill isolation'. To write the table of docs/failover.md: make cluster CASES=--write
 cluster: $(READY)
 	$(BIN)/python -m tests.cluster $(CASES)
 
-# About fifteen minutes on an idle machine; less, and into nothing: make bench BENCH=--quick
+# About fifteen minutes on an idle machine. Faster, and without writing the pages: make bench BENCH=--quick
 bench: $(VENV)/.ready-bench
 	$(BIN)/python -m benchmarks $(BENCH)
 	$(BIN)/python -m benchmarks.metrics_cost
 	$(BIN)/python -m benchmarks.stack_cost
 	$(BIN)/python -m benchmarks.commands
 
-# The docs as a site, in build/site. Fails if a link leads nowhere, or a command that they show prints
-# something else; to write what it prints now: .venv/bin/python -m tests.project.outputs --write
+# The docs as a site, in build/site. Fails if a link is broken, or if a command in the docs prints
+# something else; to update the docs: .venv/bin/python -m tests.project.outputs --write
 docs: $(READY)
 	$(SITE) build --strict --quiet
 	$(BIN)/python -m tests.project.outputs
@@ -97,7 +97,7 @@ dist: $(READY)
 	$(BIN)/pyproject-build --outdir dist
 	$(BIN)/twine check --strict dist/*
 
-# The type checker reads the settings; a database named here is not started for that.
+# The type checker reads the settings; with a DATABASE_URL, they start no embedded server.
 lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -106,7 +106,7 @@ lint: $(READY)
 	$(SITE) build --strict --quiet --site-dir $(VENV)/site
 	$(BIN)/python -m pytest --quiet tests/project/test_docs.py
 
-# The embedded PostgreSQL goes on running between commands.
+# The embedded PostgreSQL keeps running between commands.
 stop:
 	@test ! -d .pgdata || $(BIN)/python -m abs_orm_app.embedded stop .pgdata
 

@@ -6,7 +6,7 @@
         async with conn.transaction():
             await conn.execute("INSERT INTO notes VALUES (%s)", ["hello"])
 
-This is not the connection of the ORM: neither of the two sees what the other has not committed.
+It is not the connection of the ORM: neither of them sees what the other has not committed.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ def connection(
 ) -> AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]:
     """Return a connection of the alias's pool for an `async with` block, with Django's autocommit.
 
-    `timeout`: seconds to wait at most; DB_POOL_TIMEOUT by default. If the alias has no pool, this
-    is a new connection, closed at the end.
+    `timeout`: seconds to wait at most; DB_POOL_TIMEOUT by default. If the alias has no pool, it is
+    a new connection, which is closed at the end.
 
     A transaction that is open at the end of the block is rolled back. Leaving the block never
     waits, so it cannot be cancelled.
 
-    Raises `psycopg_pool.PoolTimeout` and psycopg's other errors, not Django's in their place, and
-    `TransactionManagementError` inside `atomic()` of the alias.
+    Raises `psycopg_pool.PoolTimeout` and psycopg's errors, which are not converted to Django's, and
+    `TransactionManagementError` inside of an `atomic()` block of the alias.
     """
     return _Door(alias, timeout)
 
@@ -139,7 +139,7 @@ async def _refuse_in_atomic_block(alias: str) -> None:
         raise TransactionManagementError(
             f"aio.connection({alias!r}) was called inside of atomic(). It has a connection of its"
             " own, which is not in that transaction and does not see its rows: call it outside of"
-            " the block. A test that needs it is a TransactionTestCase, not a TestCase"
+            " the block. A test that needs it must be a TransactionTestCase"
             " (pytest: django_db(transaction=True))."
         )
 

@@ -224,12 +224,12 @@ def database_from_env(
 ) -> dict[str, Any]:
     """Return one entry of DATABASES.
 
-    prefix: what the names of the variables begin with ("REPLICA_"). A pool setting that is not set
-        with the prefix is taken from the variable without it; the address is not.
-    default: the URL to use if no address is set; without it, that is an error.
+    prefix: the prefix of the variables' names, such as "REPLICA_". A pool setting that is not set
+        with the prefix falls back to the variable without it; the address does not.
+    default: the URL to use if no address is set; without it, a missing address is an error.
     base_dir: the directory that `embedded:///DIR` is relative to, by default the current one. The
-        embedded server is started if it does not run.
-    environ: variables to read in place of os.environ.
+        embedded server is started if it is not running.
+    environ: the variables to read instead of os.environ.
 
     The entry is plain Django. Its key ABS_ORM_APP, which Django ignores, says where each setting
     comes from; `docs/settings.md` lists its keys.

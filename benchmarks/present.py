@@ -35,9 +35,10 @@ def document(
     missed = [each for each in judged if not each.kept]
     parts = [
         "# Benchmarks",
-        f"Written by `{command}` in one run, the peers in turns; medians of the turns. Each peer is"
-        " a process with the sample project and the default settings, on a PostgreSQL of the same"
-        f" machine. [All results](../{RESULTS}) has each target, and each figure of each peer.",
+        f"`{command}` wrote this page in one run. The peers took turns; figures are medians of the"
+        " turns. Each peer is a process with the sample project and the default settings, and a"
+        f" PostgreSQL on the same machine. [All results](../{RESULTS}) has every target and every"
+        " figure of each peer.",
         surroundings(),
         *(absences(missing)),
         "## Targets that are missed",
@@ -52,7 +53,7 @@ def results(judged: Iterable[Target], figures: Iterable[Figure]) -> str:
     """Each target, and each figure with its method and its peers."""
     parts = [
         "# All results",
-        "[Benchmarks](../docs/benchmarks.md) says where they are from.",
+        "[Benchmarks](../docs/benchmarks.md) describes how they were measured.",
         "## Targets",
         target_table(judged),
         *(part for figure in figures for part in (f"## {figure.title}", section(figure))),

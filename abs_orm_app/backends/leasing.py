@@ -358,8 +358,8 @@ class LeasingMixin(Base):
         pinned = lease.pinned
         if (pinned is not None and pinned is not ASKED) or self._blocks:
             raise OperationalError(
-                "the server has closed the connection, and what its session had is gone"
-                f" ({(pinned or PINNED).what}); close or release() it, and begin again"
+                "the server has closed the connection, and the state of its session is lost"
+                f" ({(pinned or PINNED).what}); close() or release() it, and start again"
             )
         return not at_rest
 
@@ -583,8 +583,8 @@ class LeasingMixin(Base):
                 self._lease = None
 
     @async_unsafe(
-        "release() returns the connection of its own thread, and async code queries in others: use"
-        " `await sync_to_async(release)()`."
+        "release() returns the connection of its own thread, and async code runs queries in other"
+        " threads: use `await sync_to_async(release)()`."
     )
     def release(self) -> None:
         """Return the connection now; see `abs_orm_app.backends.release`."""
@@ -612,7 +612,7 @@ class LeasingMixin(Base):
         if lease is None or connection is None:
             return None
         if lease.has_portals():
-            return "a server-side cursor is open (an iterator() that has not come to its end?)"
+            return "a server-side cursor is open (an iterator() that was not exhausted?)"
         status = connection.pgconn.transaction_status
         if status == TransactionStatus.ACTIVE:
             return "a statement is still being executed (or a stream() or copy() is open)"
@@ -625,8 +625,8 @@ class LeasingMixin(Base):
 
     @contextmanager
     @async_unsafe(
-        "pinned() keeps the connection of its own thread, and async code queries in others: use it"
-        " in the function that sync_to_async() calls."
+        "pinned() keeps the connection of its own thread, and async code runs queries in other"
+        " threads: use it in the function that sync_to_async() calls."
     )
     def pinned(self) -> Iterator[None]:
         """Keep the connection for the block; see `abs_orm_app.backends.pinned`."""

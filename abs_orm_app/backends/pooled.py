@@ -114,10 +114,11 @@ class PooledMixin(LeasingMixin):
         current = connections.databases.get(self.alias)
         if self.settings_dict is not current and current and pool.origin == origin(current):
             raise ImproperlyConfigured(
-                f"This connection has other settings than DATABASES[{self.alias!r}], whose pool it"
-                " would use. If that was changed after the connection was made: close it and"
-                f" `del connections[{self.alias!r}]` in this thread, then query again. Else give it"
-                " an alias of its own."
+                "The settings of this connection differ from"
+                f" DATABASES[{self.alias!r}], whose pool it would use. If you changed DATABASES"
+                " after the connection was made, close it and"
+                f" `del connections[{self.alias!r}]` in this thread, then query again. Otherwise,"
+                " give the connection its own alias."
             )
         if self._connection_pools.get(self.alias) is pool:
             _let_go(pool)

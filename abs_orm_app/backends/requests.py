@@ -147,9 +147,9 @@ def _notice_unending(*, is_over: bool) -> None:
         return
     _said.append(True)
     logger.warning(
-        "A request began in a thread whose last request has not ended: the web server does not"
-        " call close() on Django's responses, as WSGI demands (starlette's WSGIMiddleware does"
-        " not; a2wsgi's does). Connections are returned as soon as nothing needs them, as"
+        "A request started in a thread whose last request has not ended: the web server does not"
+        " call close() on Django's responses, which WSGI requires (a2wsgi does so, Starlette's"
+        " WSGIMiddleware does not). Connections are returned as soon as nothing needs them, as"
         " DB_POOL_RELEASE=transaction does."
     )
 

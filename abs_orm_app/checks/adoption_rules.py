@@ -71,8 +71,8 @@ def no_pool(database: Configured) -> Finding:
     )
     pool = "not set" if database.pool is None else repr(database.pool)
     remedy = (
-        "Turn the pool on below DATABASES, or say in the entry that it is meant so:"
-        f" 'ABS_ORM_APP': {{'mode': {database.mode!r}}}. To turn it on:"
+        f"If you want no pool, say so in the entry: 'ABS_ORM_APP': {{'mode': {database.mode!r}}}."
+        " Otherwise, turn the pool on below DATABASES:"
     )
     fix = set_mode(database, "pool")
     if not written_by_hand(database):
@@ -121,8 +121,8 @@ def ungiven_settings(read: Collection[str], environ: Collection[str]) -> list[Fi
         return []
     unread = new_finding(
         "W007",
-        f"Nothing reads {', '.join(lost)}: the `environ` of database_from_env does not have it.",
-        "Add it there, such as to the class that reads the environment, or unset it.",
+        f"Nothing reads {', '.join(lost)}: the `environ` of database_from_env lacks it.",
+        "Add it there, for example in the class that reads the environment, or unset it.",
     )
     return [unread]
 

@@ -51,9 +51,9 @@ def idle_while_others_wait(report: Report) -> Iterator[Finding]:
         yield new_finding(
             "W005",
             f"{counted(usage.waited, 'request')} waited for a connection in the last"
-            f" {usage.seconds:.0f} s, while {usage.unused:.1f} of the {usage.in_use:.1f}"
-            " connections in use (in the mean) were idle in no transaction: their requests did"
-            " something else.",
+            f" {usage.seconds:.0f} s, while on average {usage.unused:.1f} of the"
+            f" {usage.in_use:.1f} connections in use were idle, in no transaction: their requests"
+            " did something else.",
             "Return each connection after the query or transaction that needs it:",
             database.alias,
             fix=set_one(database, "release", "transaction"),

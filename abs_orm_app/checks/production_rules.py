@@ -109,8 +109,8 @@ def any_server_will_do(database: Configured) -> Iterator[Finding]:
         yield new_finding(
             "W020",
             f"The address of this alias may lead to a standby after a failover: {effect}.",
-            "Let only a server that accepts writes be connected to, and requests wait for it, by"
-            " adding this parameter to the address:",
+            "To connect only to a server that accepts writes, and let requests wait for one, add"
+            " this parameter to the address:",
             database.alias,
             fix="?target_session_attrs=read-write",
         )
@@ -130,7 +130,7 @@ def open_secret_file(database: Configured) -> Iterator[Finding]:
     for variable in database.open_files:
         yield new_finding(
             "W019",
-            f"Every account of this machine can read the file that {variable} names.",
+            f"Every account on this machine can read the file that {variable} names.",
             "Let only the account of the application read it:",
             database.alias,
             fix=f'chmod 400 "${variable}"',

@@ -68,7 +68,7 @@ def keepalives_off(database: Configured, server: ServerFacts) -> Iterator[Findin
         yield new_finding(
             "W023",
             f"TCP keepalives are off for connections to {server.address}: if that machine fails,"
-            " requests wait for its answer without end, and a firewall may drop idle connections.",
+            " requests wait forever for its answer, and a firewall may drop idle connections.",
             "Remove keepalives=0 from OPTIONS or DATABASE_URL.",
             database.alias,
         )
@@ -89,7 +89,7 @@ def takes_no_writes(database: Configured, server: ServerFacts) -> Iterator[Findi
     else:
         yield new_finding(
             "W024",
-            "The server makes transactions read only for this role, but Django writes to this"
+            "The server makes transactions read-only for this role, but Django writes to this"
             " alias.",
             "Allow writes for the role or the database (or silence this check, if nothing is"
             " written):",
@@ -152,8 +152,8 @@ def lost_clients_stay(database: Configured, server: ServerFacts) -> Iterator[Fin
     )
     yield new_finding(
         "I024",
-        f"{checks} (tcp_keepalives_idle). Until then, the sessions of a machine that is gone keep"
-        " their connections and locks.",
+        f"{checks} (tcp_keepalives_idle). Until then, the sessions of a machine that has failed"
+        " keep their connections and locks.",
         "Make it check after a minute:",
         database.alias,
         fix=alter_role(server.role, "tcp_keepalives_idle", "60"),

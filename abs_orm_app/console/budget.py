@@ -38,20 +38,20 @@ def add_arguments(parser: Arguments) -> None:
         "--processes",
         type=argument(DB_POOL_PROCESSES.parse),
         metavar="N",
-        help="Also show what N processes may open, and what the server allows."
-        " Default: DB_POOL_PROCESSES.",
+        help="Also show how many connections N processes may open, and how many the server"
+        " allows. Default: DB_POOL_PROCESSES.",
     )
     parser.add_argument(
         "--rps",
         type=above_zero,
         metavar="R",
-        help="Also show the pool for R requests per second, of all processes together,",
+        help="Also compute the pool size for R requests per second in all processes together.",
     )
     parser.add_argument(
         "--hold-ms",
         type=above_zero,
         metavar="MS",
-        help="of which each holds its connection for MS milliseconds on average.",
+        help="How long each request holds its connection on average, in milliseconds.",
     )
 
 

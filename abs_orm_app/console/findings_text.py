@@ -24,7 +24,7 @@ def findings_section(
     everything: also why rules were not applied.
     """
     if not findings and not everything:
-        some = " by the rules that were applied" if not_checked else ""
+        some = " (-v 2 shows which rules were not applied)" if not_checked else ""
         return f"Findings: none{some}."
     worst = max((finding.level for finding in findings), default=0)
     signs = layout.signs

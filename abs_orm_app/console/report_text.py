@@ -62,14 +62,14 @@ def settings_section(database: Configured, layout: Layout, *, everything: bool =
 
 
 def _pool_in_words(database: Configured) -> str:
-    """As in "20 + 10 connections a process, timeout 30 s, recycle 3600 s, pre-ping"."""
+    """As in "20 + 10 connections per process, timeout 30 s, recycle 3600 s, pre-ping"."""
     size, overflow, timeout, recycle = (
         format_value(field, database.value(field))
         for field in ("size", "overflow", "timeout", "recycle")
     )
     ping = ", pre-ping" if database.value("pre_ping") else ", no pre-ping"
     own = "" if database.hardened else ", Django's own pool"
-    sizes = f"{size} + {overflow} connections a process"
+    sizes = f"{size} + {overflow} connections per process"
     return f"{sizes}, timeout {timeout}, recycle {recycle}{ping}{own}"
 
 
@@ -149,7 +149,7 @@ def _pool_section(
         (
             SETTINGS[field].label,
             format_value(field, value),
-            f"differs: configured is {format_value(field, database.value(field))}"
+            f"differs: {format_value(field, database.value(field))} is configured"
             * (field in differs),
         )
         for field, value in active.settings.items()
@@ -240,7 +240,7 @@ def _test_section(test: ConnectionTest, database: Configured, layout: Layout) ->
     """How long each step took; why one failed is said once, at the end."""
     rows = [("connect", test.connect_ms, "a new connection")]
     if database.pools:
-        rows.append(("checkout", test.checkout_ms, "from a pool like this one, of one connection"))
+        rows.append(("checkout", test.checkout_ms, "from such a pool, with one connection"))
     rows.append(("query", test.query_ms, "SELECT 1"))
     timed = [(name, f"{ms:.3f} ms", what) for name, ms, what in rows if ms is not None]
     lines = layout.table(timed, right=(1,)) if timed else []
@@ -269,7 +269,7 @@ def _now_section(report: Report, layout: Layout) -> str:
         lines += map(layout.style.WARNING, layout.wrap(f"{text[0].upper()}{text[1:]}"))
         lines += layout.fix("End that session, as its role or a superuser:", line) if line else []
     lines += layout.wrap(
-        "Pools of other machines or accounts, or without the live page, cannot be seen here."
+        "Pools on other machines, of other accounts, or without the live page are not shown here."
     )
     mark = layout.signs.warning if seen or trouble else layout.signs.good
     return _lines([layout.heading("Now", mark), *lines])

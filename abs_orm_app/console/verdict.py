@@ -177,7 +177,7 @@ def _unproven(drills: Sequence[Drilled], engines: Mapping[str, str]) -> Iterator
             yield Problem(
                 where=drilled.alias,
                 cause=f"{counted(len(broken), 'promise')} broken: {', '.join(broken)}.",
-                remedy="Use the engine of this app:" if ours else "Read what the broken rows saw.",
+                remedy="Use the engine of this app:" if ours else "Read the drill's broken rows.",
                 fix=f'"ENGINE": "{ours}"' if ours else "",
             )
     if all(drilled.ok is None for drilled in drills):

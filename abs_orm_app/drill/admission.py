@@ -97,7 +97,7 @@ def _connect(configured: Configured, name: str) -> AnyConnection:
 
 _POOLER = Failure(
     cause="There is a pooler between this process and the server: the drill would count and end "
-    "connections of others.",
+    "connections of other clients.",
     hint="Run the drill with the address of the server itself.",
 )
 

@@ -91,13 +91,13 @@ def names_holder(stage: Stage) -> Seen:
     for holder in holders:
         if repr(holder.thread) in error and str(holder.pid) in error:
             # The drill's own threads run no line of the project, which the error would name.
-            traced = ", where it was taken is recorded" if holder.frames else ""
+            traced = ", with a record of where it was taken" if holder.frames else ""
             return Seen(
                 "kept",
                 f"{holder.who}, for {in_words(holder.seconds)}"
                 f" (server process {holder.pid}{traced})",
             )
-    return Seen("broken", f"it only says: {error}")
+    return Seen("broken", f"the error only says: {error}")
 
 
 _NOT_EXHAUSTED = Seen("skipped", "the pool could not be exhausted")
@@ -209,8 +209,8 @@ def keeps_changed_session(stage: Stage) -> Seen:
         _ask(wrapper, CHANGE_SESSION)
         _ask(wrapper, "SELECT 1")
         found = _ask(wrapper, FIND_CHANGE)
-    how = "what a request sets, it finds" if found == "1" else "a request loses what it sets"
-    return judged(found == "1", f"{how}; a connection stays with it")
+    how = "finds" if found == "1" else "does not find"
+    return judged(found == "1", f"a request {how} what it has set on its session")
 
 
 def cleans_session(stage: Stage) -> Seen:
@@ -223,7 +223,7 @@ def cleans_session(stage: Stage) -> Seen:
             found.append(_ask(wrapper, FIND_CHANGE))
             _ask(wrapper, CHANGE_SESSION)
     how = "finds" if found[1] == "1" else "does not find"
-    return judged(found[1] != "1", f"the next request {how} what one has set on its session")
+    return judged(found[1] != "1", f"the next request {how} what a request has set on its session")
 
 
 CHANGE_SESSION = "SELECT set_config('abs_orm_app.drill', '1', false)"

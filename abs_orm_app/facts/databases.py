@@ -174,7 +174,7 @@ def pool_settings(database: Configured) -> PoolSettings:
     values = {name: database.value(name) for name in names}
     if not all(isinstance(value, int | float) for name, value in values.items() if name != "mode"):
         raise ValueError(
-            f"The pool of DATABASES[{database.alias!r}] is not one: see `manage.py check`."
+            f"The pool of DATABASES[{database.alias!r}] is not valid: see `manage.py check`."
         )
     return PoolSettings(**values)  # type: ignore[arg-type]
 

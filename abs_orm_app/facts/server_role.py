@@ -34,7 +34,7 @@ def role_in_words(database: Configured, server: ServerFacts) -> str:
     if wanted == "either":
         return f"{role}, {accepts}"
     if wanted == "primary" and role == wanted and server.read_only:
-        return f"{role}, but its transactions are read only by default, and this alias writes"
+        return f"{role}, but its transactions are read-only by default, and this alias writes"
     if wanted == role:
         return f"{role}, {accepts}, as this alias needs"
     return f"{role}, {accepts}, but this alias needs a {wanted}"

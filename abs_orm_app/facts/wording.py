@@ -93,7 +93,7 @@ def who_is_connected(fleet: Fleet) -> str:
         for application, host, count in fleet.everywhere
     ]
     more = sum(count for *_, count in fleet.everywhere[MOST:])
-    return ", ".join(names[:MOST] + ([f"{more} more"] if more else [])) or "no other"
+    return ", ".join(names[:MOST] + ([f"{more} more"] if more else [])) or "no others"
 
 
 def writes_fail(database: Configured, server: ServerFacts) -> str:

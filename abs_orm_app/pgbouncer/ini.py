@@ -61,7 +61,7 @@ def _check_target(each: Target, plan: Plan) -> None:
         if _SECRET.search(name) and not plan.with_password:
             raise ValueError(
                 f"{where} sets {name} in its options, which looks like a secret, and connect_query"
-                " would hold it: add --with-password if it may, or let the server set it with"
+                " would contain it: allow that with --with-password, or let the server set it with"
                 f" ALTER ROLE {quoted(each.user)} SET {name}."
             )
     if plan.pool_mode == "session" and each.options:
@@ -104,7 +104,7 @@ def _head(targets: Sequence[Target], plan: Plan) -> str:
         f"; Written by `manage.py pgbouncer_ini`; `{explain('pgbouncer')}` says more.",
         "; Start it with `pgbouncer FILE`. To connect through it, the project needs:",
         *(f";   {line}" for line in client_settings(targets, plan)),
-        *[";   and the password that it has now"] * has_password,
+        *[";   and its present password"] * has_password,
         "",
         "[databases]",
     ]
@@ -161,8 +161,8 @@ def _clients(targets: Sequence[Target], plan: Plan, private: bool) -> Iterator[s
     servers = sum(each.settings.size + each.settings.overflow for each in targets)
     yield from _block(
         f"{CLIENTS_PER_PROCESS} threads in each of {counted(plan.processes, 'process')}, with room"
-        " to spare: a waiting client costs little, a refused one is an error. The limit of open"
-        f" files (ulimit -n) has to be above {clients + servers}.",
+        " to spare: a waiting client costs little, a refused client gets an error. The limit of"
+        f" open files (ulimit -n) must be above {clients + servers}.",
         max_client_conn=clients,
     )
     yield from _block(
@@ -178,8 +178,8 @@ def _pools(targets: Sequence[Target], plan: Plan) -> Iterator[str]:
     first = targets[0].settings
     if plan.pool_mode == "transaction":
         yield from _block(
-            "A client has a server connection for the time of a transaction. What needs a session"
-            " does not work: SET, LISTEN, session advisory locks, cursors WITH HOLD.",
+            "A client has a server connection for the duration of a transaction. What needs a"
+            " session does not work: SET, LISTEN, session advisory locks, cursors WITH HOLD.",
             pool_mode="transaction",
         )
     else:

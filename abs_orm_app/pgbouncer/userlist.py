@@ -20,7 +20,7 @@ def userlist(targets: Sequence[Target], plan: Plan) -> str:
             raise ValueError(
                 f"DATABASES[{alias!r}] has no password for the role {user!r}, which PgBouncer"
                 " needs. If the password is elsewhere, as in .pgpass, leave out --with-password"
-                " and write it in the place of PASSWORD."
+                " and replace the word PASSWORD with it."
             )
         shown = password if plan.with_password else "PASSWORD"
         lines.append(f"{quoted(user)} {quoted(shown)}\n")

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from abs_orm_app.config.texts import explain, printable
+from abs_orm_app.config.texts import counted, explain, printable
 from abs_orm_app.pool.holders import Holder
 from abs_orm_app.pool.server_errors import HANGS, NAMES, OPENING, SAYS_NOTHING, Fault, classify
 
@@ -163,7 +163,7 @@ def _holds(holder: Holder, more: int = 0) -> str:
     pin = f", pinned by {holder.pin}" if holder.pin else ""
     others = f", and {more} more from the same place" if more else ""
     return (
-        f"{holder.who[0].upper()}{holder.who[1:]} has held one for {holder.seconds:.1f} s"
+        f"{holder.who[0].upper()}{holder.who[1:]} has held a connection for {holder.seconds:.1f} s"
         f" (server process {holder.pid}{where}{pin}){others}."
     )
 
@@ -214,9 +214,8 @@ def requests_fail(name: str, cause: Cause, held_by: str) -> str:
 
 
 def trouble_goes_on(name: str, cause: Cause, seconds: float, waited: int, failed: int) -> str:
-    return (
-        f"pool {name!r}: still, after {seconds:.0f} s, {cause.problem}. {_counted(waited, failed)}"
-    )
+    what = f"still in trouble after {seconds:.0f} s: {cause.problem}"
+    return f"pool {name!r}: {what}. {_counted(waited, failed)}"
 
 
 def trouble_ends(name: str, cause: Cause, seconds: float, waited: int, failed: int) -> str:
@@ -229,7 +228,7 @@ def trouble_ends(name: str, cause: Cause, seconds: float, waited: int, failed: i
 
 
 def _counted(waited: int, failed: int) -> str:
-    return f"Requests that waited: {waited}; that failed: {failed}."
+    return f"{counted(waited, 'request')} waited, {failed} failed."
 
 
 def connected_again(name: str, seconds: float) -> str:
@@ -282,7 +281,7 @@ def returned_spoiled(name: str) -> str:
 
 
 def thread_gone() -> str:
-    return "a thread that was to open a connection has ended: is memory short?"
+    return "a thread that should have opened a connection has ended: memory may be short"
 
 
 def reset_failed(name: str, error: Exception) -> str:

@@ -103,7 +103,7 @@ WRONG_SETTINGS = ServerError(  # raised by this process, before the server is as
 )
 HANGS = ServerError(
     pattern=SAYS_NOTHING,
-    hint="Look at its machine for a stopped PostgreSQL, and for memory or a disk that is short.",
+    hint="Check its machine: is PostgreSQL suspended, or is it short of memory or disk?",
     problem=HUNG,
     entry="hung-server",
 )
@@ -115,7 +115,7 @@ CHECK_REFUSES = ServerError(  # the project's own function, which may raise anyt
 )
 UNKNOWN = ServerError(
     pattern=r"",
-    hint="Look into the server's log: it may say more than a client is told.",
+    hint="Look at the server's log: it may say more than the client is told.",
 )
 
 # The first match counts, so narrow patterns come before wide ones.
@@ -123,16 +123,16 @@ SERVER_ERRORS = (
     NO_CREDENTIALS,
     ServerError(
         pattern=r"^(?!.*FATAL).*Too many open files",
-        hint="This process has no file descriptor left: find out what keeps them open, or raise its"
-        " limit (ulimit -n).",
+        hint="This process has no file descriptors left: find out what keeps them open, or raise"
+        " its limit (ulimit -n).",
         problem=SHORT,
         entry="out-of-resources",
     ),
     ServerError(
-        pattern=r"can't start new thread|^a thread that was to open|^MemoryError"
+        pattern=r"can't start new thread|^a thread that should have opened|^MemoryError"
         r"|^(?:connection (?:failed|is bad): )?out of memory",
-        hint="This process can start no thread, or has no memory left: raise its limits, those of"
-        " its container too.",
+        hint="This process can start no thread, or has no memory left: raise its limits, and"
+        " those of its container.",
         problem=SHORT,
         entry="out-of-resources",
     ),

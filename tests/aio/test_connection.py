@@ -689,7 +689,7 @@ def test_a_nested_checkout_times_out_and_names_its_own_task(database: Database) 
         async with aio.connection(ALIAS):
             [holder] = wrapper.pool.holders()
             assert holder.who.endswith(".nested'")
-            with pytest.raises(PoolTimeout, match=r"Task '.*\.nested' has held one for"):
+            with pytest.raises(PoolTimeout, match=r"Task '.*\.nested' has held a connection for"):
                 await first(timeout=0.2)
 
     run(nested())

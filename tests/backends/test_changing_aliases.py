@@ -106,7 +106,7 @@ def test_a_thread_that_has_the_old_entry_is_refused_with_what_to_do(database: Da
     database(USER="tenant_b", OPTIONS=SMALL)
     assert role() == "tenant_b"
     changed.set()
-    with pytest.raises(ImproperlyConfigured, match=r"was changed .*del connections.* Else"):
+    with pytest.raises(ImproperlyConfigured, match=r"changed .*del connections.* Otherwise"):
         call.result(within=20)
 
 

@@ -244,5 +244,5 @@ def test_the_warning_of_a_leak_names_the_pin(
     wrapper = database(ABS_ORM_APP={"leak_seconds": 0.3})
     with caplog.at_level(logging.WARNING, "abs_orm_app.pool"):
         _set_in_a_function_of_its_own(wrapper)
-        wait_until(lambda: "has held one for" in caplog.text, "the warning")
+        wait_until(lambda: "has held a connection for" in caplog.text, "the warning")
     assert "pinned by SET app.tenant at /" in caplog.text

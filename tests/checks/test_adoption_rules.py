@@ -116,7 +116,7 @@ def test_a_setting_that_the_given_environ_lacks_is_named(monkeypatch: pytest.Mon
     with database(database_from_env(environ=given)) as alias:
         found = settings_findings([configured(alias)])
     assert [finding.message for finding in found] == [
-        "Nothing reads DB_POOL_TIMEOUT: the `environ` of database_from_env does not have it."
+        "Nothing reads DB_POOL_TIMEOUT: the `environ` of database_from_env lacks it."
     ]
 
 

@@ -153,7 +153,7 @@ def test_a_long_keepalive_idle_time_is_information(shared: Server) -> None:
     assert ids(found) == ["I024"]
     assert found[0].message == (
         "The server checks whether a silent client is still there only after 7200 s"
-        " (tcp_keepalives_idle). Until then, the sessions of a machine that is gone keep their"
+        " (tcp_keepalives_idle). Until then, the sessions of a machine that has failed keep their"
         " connections and locks."
     )
 
@@ -181,7 +181,7 @@ def test_a_read_only_server_behind_the_default_alias_is_found(shared: Server) ->
         for_writes = {"OPTIONS": {"target_session_attrs": "read-write"}}
         assert [each.number for each in ask(shared.conninfo, "other", **for_writes)] == ["W024"]
     assert found.id == "abs_orm_app.W024"
-    assert "read only for this role" in found.message
+    assert "read-only for this role" in found.message
 
 
 def test_a_standby_behind_the_default_alias_is_found(server: Server) -> None:

@@ -116,8 +116,8 @@ def test_a_live_pool_is_shown_with_its_differences(shared: Server) -> None:
         pool.resize(5, 30)
         text, document = Ran(database=[alias]), Ran(database=[alias], format="json")
         assert not pool.closed
-    assert "differs: configured is 20" in line(text.out, "pool size")
-    assert "differs: configured is 10" in line(text.out, "overflow")
+    assert "differs: 20 is configured" in line(text.out, "pool size")
+    assert "differs: 10 is configured" in line(text.out, "overflow")
     assert "differs" not in line(text.out, "timeout")
     [reported] = document.json["databases"]
     in_effect = reported["active"]["settings"]

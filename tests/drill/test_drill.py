@@ -154,7 +154,7 @@ def test_a_replica_need_not_accept_writes(shared: Server) -> None:
 
 def test_with_leak_tracing_the_place_of_a_checkout_is_recorded(shared: Server) -> None:
     outcomes = drilled(shared.conninfo, 4, ABS_ORM_APP={"leak_seconds": 60.0})
-    assert "where it was taken is recorded" in seen(outcomes, "explanation")
+    assert "with a record of where it was taken" in seen(outcomes, "explanation")
 
 
 def test_a_task_that_holds_a_connection_of_the_pool_keeps_it_and_the_promises_hold(

@@ -36,7 +36,7 @@ def test_what_an_alias_needs(attrs: str, written: bool, wanted: str) -> None:
         ("", True, True, True, "standby, read only, but this alias needs a primary"),
         ("", False, True, True, "standby, read only"),
         ("", True, False, True,
-         "primary, but its transactions are read only by default, and this alias writes"),
+         "primary, but its transactions are read-only by default, and this alias writes"),
         ("standby", False, True, True, "standby, read only, as this alias needs"),
         ("prefer-standby", False, False, False,
          "primary, accepts writes, but this alias needs a standby"),

@@ -194,7 +194,7 @@ def test_entries_written_by_hand_are_told_what_to_change() -> None:
     assert lines == [
         f"DATABASES['first']: {where}, 'NAME': 'stock', {rest}",
         f"DATABASES['second']: {where}, 'NAME': 'stock_second', {rest}",
-        "and the password that it has now",
+        "and its present password",
     ]
 
 

@@ -63,7 +63,7 @@ def refusal(*arguments: str, **entries: dict[str, Any]) -> str:
         ),
         (
             {"ENGINE": OURS, "NAME": "x", "HOST": "db", "OPTIONS": {"pool": {"min_size": "4"}}},
-            "The pool of DATABASES['shop'] is not one: see `manage.py check`.",
+            "The pool of DATABASES['shop'] is not valid: see `manage.py check`.",
         ),
     ],
 )

@@ -89,7 +89,7 @@ def test_the_log_tells_that_a_pool_is_exhausted_that_requests_fail_and_the_end(
     assert "'under test': the pool is exhausted: the only connection is in use" in texts[0]
     assert "Held by thread MainThread (1)." in texts[0]
     assert "requests fail, the pool is exhausted" in texts[1]
-    assert "Requests that waited: " in texts[2]
+    assert " waited, " in texts[2]
     assert "requests get connections again, after" in texts[-1]
     assert len(texts) <= 5
 
@@ -113,7 +113,7 @@ def test_the_log_tells_no_end_while_a_server_hangs_and_nobody_asks(
             call.result(within=20)
         use(pool)
         wait_until(lambda: "requests get connections again" in caplog.text, "the end")
-        assert "Requests that waited: 1; that failed: 1." in caplog.text
+        assert "1 request waited, 1 failed." in caplog.text
         assert pool.core.trouble == ""
 
 

@@ -428,7 +428,7 @@ def test_an_exhausted_pool_names_its_limits_its_holders_and_what_to_do(shared: S
             "all 2 connections are in use",
             "size 1 + overflow 1",
             "2 in use, 0 idle, 1 waiting",
-            "'MainThread' has held one for ",
+            "'MainThread' has held a connection for ",
             f"server process {first.info.backend_pid}",
             "DB_POOL_SIZE",
             "pool-exhausted",

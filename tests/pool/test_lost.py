@@ -121,7 +121,7 @@ def test_without_tracing_the_warning_says_how_to_find_the_code(
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     messages = [record.getMessage() for record in caplog.records]
-    return [message for message in messages if "has held one for" in message]
+    return [message for message in messages if "has held a connection for" in message]
 
 
 def test_a_connection_held_too_long_is_warned_about_once_with_the_lines_that_took_it(

@@ -173,7 +173,7 @@ def test_the_lines_of_the_readme_make_a_new_project_use_the_pool(
     environ, check_pool = shell_line(server.tcp_url)
     assert "no issues" in run(python, "manage.py", "check", cwd=tmp_path, **environ)
     printed = run(python, *check_pool, cwd=tmp_path, **environ)
-    assert "20 + 10 connections a process" in printed
+    assert "20 + 10 connections per process" in printed
     assert "OK" in run(python, "manage.py", "migrate", cwd=tmp_path, **environ)
     with server.admin() as admin:
         assert admin.execute("select count(*) from django_migrations").fetchone() != (0,)

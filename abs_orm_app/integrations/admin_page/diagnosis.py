@@ -195,7 +195,7 @@ def _of_database(database: Database) -> Iterable[Trouble]:
     limit = database.allowance
     if database.in_use >= limit.connections:
         text = (
-            f"all connections that there may be are open: {limit.why}. They are of"
+            f"all allowed connections are open: {limit.why}. They belong to"
             f" {who_is_connected(database.fleet)}."
         )
         yield Trouble(name, "no connection left", text)

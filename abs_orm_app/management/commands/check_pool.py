@@ -44,7 +44,7 @@ FAIL_LEVEL = "ERROR"
 LEVELS = ("CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG")
 EXAMPLES = """\
 examples:
-  manage.py check_pool                                     does it work, and what happens now?
+  manage.py check_pool                                     does it work, and what is happening now?
   manage.py check_pool -v 2                                with all settings and facts
   manage.py check_pool --explain E021                      what does this finding mean?
   manage.py check_pool --rps 50 --hold-ms 40               how large should the pool be?
@@ -52,16 +52,16 @@ examples:
 
 exit codes:
   0  all is well
-  1  a database cannot be used, there is a finding of the fail level, the settings differ from
-     the profile, or the drill did not prove every promise
+  1  a database cannot be used, there is a finding of the fail level or above, the settings
+     differ from the profile, or the drill did not prove every promise
   2  an argument is wrong
 """
 
 
 class Command(BaseCommand):
     help = (
-        "Shows the settings of each database and what its server says of itself,\n"
-        "tests a connection, applies the rules, and ends in a verdict."
+        "Shows the settings of each database and what its server reports,\n"
+        "tests a connection, applies the rules, and ends with a verdict."
     )
     requires_system_checks = ()  # this command shows their findings itself
 
@@ -96,12 +96,12 @@ class Command(BaseCommand):
         more.add_argument(
             "--drill",
             action="store_true",
-            help="Also prove the pool's promises on the live database, in separate pools.",
+            help="Also test the pool's promises on the live database, in separate pools.",
         )
         more.add_argument(
             "--yes",
             action="store_true",
-            help="Let the drill use more than half of the connections that are free.",
+            help="Let the drill use more than half of the free connections.",
         )
         add_arguments(parser.add_argument_group("how large the pools should be"))
         output = parser.add_argument_group("output and exit code")

@@ -40,7 +40,7 @@ EXPOSED = (
 
 class Command(BaseCommand):
     help = (
-        "Writes a pgbouncer.ini that gives a PgBouncer the connections which the DB_* variables "
+        "Writes a pgbouncer.ini that gives a PgBouncer the connections that the DB_* variables "
         "describe, for all processes together. Run it with the address of the server."
     )
     requires_system_checks = ()
@@ -62,8 +62,8 @@ class Command(BaseCommand):
         parser.add_argument(
             "--listen-addr",
             metavar="ADDRESS",
-            help="Where PgBouncer listens on TCP, * for everywhere. Default: 127.0.0.1, or only "
-            "the directory of the server's Unix socket where there is no password.",
+            help="Where PgBouncer listens on TCP; * for all addresses. Default: 127.0.0.1, or only "
+            "the directory of the server's Unix socket if there is no password.",
         )
         parser.add_argument(
             "--listen-port",
@@ -75,7 +75,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--userlist",
             action="store_true",
-            help="Write userlist.txt, the names and passwords of clients, in place of the ini.",
+            help="Write userlist.txt (names and passwords of clients) instead of pgbouncer.ini.",
         )
         parser.add_argument(
             "--with-password",
@@ -86,8 +86,8 @@ class Command(BaseCommand):
             "--output",
             type=Path,
             metavar="DIR",
-            help="Write pgbouncer.ini and userlist.txt into this directory, for their owner alone. "
-            "Without --with-password, a userlist.txt that is there already stays as it is.",
+            help="Write pgbouncer.ini and userlist.txt into this directory; only their owner can "
+            "read them. Without --with-password, an existing userlist.txt is not changed.",
         )
 
     def handle(self, *_: Any, **options: Any) -> None:
@@ -136,7 +136,7 @@ def _databases(names: Sequence[str] | None) -> list[Configured]:
         return databases
     found = [database for database in databases if database.vendor == "postgresql"]
     if not found:
-        raise CommandError("DATABASES has no PostgreSQL, and PgBouncer is for that alone.")
+        raise CommandError("DATABASES has no PostgreSQL alias; PgBouncer supports nothing else.")
     return found
 
 
@@ -170,8 +170,8 @@ def _warnings(targets: Sequence[Target], plan: Plan, output: Path | None) -> lis
     found = [f"Warning: {sentence}" for each in targets for sentence in each.unkept]
     if output and os.geteuid() == 0 and output.stat().st_uid == 0:
         found.append(
-            f"Warning: {output} belongs to root, as which PgBouncer does not run; as another"
-            " account, it cannot reload these files. Give the directory to PgBouncer's account with"
+            f"Warning: {output} belongs to root. PgBouncer does not run as root, and another"
+            " account cannot reload these files. Give the directory to PgBouncer's account with"
             f" `chown pgbouncer {output}`, and run this again."
         )
     if is_exposed(plan):

@@ -32,6 +32,6 @@ def check() -> None:
 CASE = Case(
     packages=["a2wsgi", "starlette", "httpx"],
     tried="100 requests at the same time to each; nothing is in use afterwards",
-    note="Mount with it: [starlette's own](#uvicorn) does not end its requests.",
+    note="Mount Django with it: [Starlette's own](#uvicorn) does not end requests.",
     check=check,
 )

@@ -28,7 +28,7 @@ CASE = Case(
     packages=["django"],
     apps=["django.contrib.postgres"],
     tried="hstore, citext and pg_trgm in 8 threads",
-    note="`django.contrib.postgres`: the [embedded server](#development) has none of contrib.",
+    note="`django.contrib.postgres`: the [embedded server](#development) has no contrib.",
     contrib=True,
     check=check,
 )

@@ -35,6 +35,6 @@ CASE = Case(
     apps=["huey.contrib.djhuey"],
     settings={"HUEY": {"huey_class": "huey.MemoryHuey", "immediate": False}},
     tried="8 worker threads do 40 tasks on 4 connections",
-    note="Tasks are `db_task`s; `task` does not return the connection.",
+    note="Use `db_task`: `task` does not return the connection.",
     check=check,
 )

@@ -40,7 +40,7 @@ CASE = Case(
     variables={"PGPUBSUB_USE_PSYCOPG_V3": "True"},
     apps=["pgtrigger", "pgpubsub"],
     tried="`listen` hears what `notify` says",
-    note="Set `PGPUBSUB_USE_PSYCOPG_V3=True` where psycopg2 is installed too. A listening process"
-    " keeps one connection.",
+    note="Set `PGPUBSUB_USE_PSYCOPG_V3=True` if psycopg2 is installed too. A listening process"
+    " holds one connection.",
     check=check,
 )

@@ -58,6 +58,6 @@ def check() -> None:
 CASE = Case(
     packages=["pgvector", "numpy"],
     tried="a vector, an enum and a composite type are read in 8 threads",
-    note="`register_vector` in a receiver of `connection_created`, as [other types](#types).",
+    note="Call `register_vector` for each connection, as for [other types](#types).",
     check=check,
 )

@@ -66,6 +66,6 @@ def run_pytest(project: Path) -> None:
 CASE = Case(
     packages=["pytest-django"],
     tried="tests with the pool; and without, by the recipe",
-    note="The variable in `conftest.py` comes too late where `pytest.ini` names the settings.",
+    note="If `pytest.ini` names the settings, a variable set in `conftest.py` comes too late.",
     check=check,
 )

@@ -20,6 +20,6 @@ CASE = Case(
     engine="tests.compat.zero_downtime",
     settings={"ZERO_DOWNTIME_MIGRATIONS_RAISE_FOR_UNSAFE": True},
     tried="`migrate` with the package's schema editor",
-    note="An engine of yours joins both: [below](#two-engines-in-one).",
+    note="Combine both in [an engine of your own](#two-engines-in-one).",
     check=check,
 )

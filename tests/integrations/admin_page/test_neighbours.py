@@ -46,7 +46,7 @@ def another(home: Path, pid: int, **values: object) -> Path:
 def test_the_page_has_a_row_for_each_process(staff: Client, server: Server) -> None:
     with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
         pool_of(alias)
-        assert "All processes of this machine" not in content(staff), "there is one"
+        assert "All processes on this machine" not in content(staff), "there is one"
         another(neighbours._path(), os.getppid())  # it depends on the settings
         html = content(staff)
     assert f'id="row-{os.getpid()}-other"' in html

@@ -176,7 +176,7 @@ def test_a_task_is_named_with_what_it_needs(staff: Client, server: Server) -> No
         with held_by_tasks(alias, "BEGIN", "BEGIN", "SELECT 1", waiting=1):
             html = content(staff)
             [row] = [row for row in neighbours._own() if row.alias == alias]
-            with pytest.raises(PoolTimeout, match=f"Task {STREAM!r} has held one for"):
+            with pytest.raises(PoolTimeout, match=f"Task {STREAM!r} has held a connection for"):
                 pool.getconn(0.1)
     shown = unescape(card(html, alias))
     [holders] = re.findall(r"<tr id=\"holder-.*?</tr>", shown, re.DOTALL)
