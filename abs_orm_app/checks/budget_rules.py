@@ -19,31 +19,22 @@ def budget_findings(
     databases: by alias, to word the fix as the project wrote its settings.
     """
     return [
-        pool_size_too_large(budget, databases)
-        if budget.at_rest > budget.limit.connections
-        else overflow_too_large(budget, databases)
+        _exceeded(budget, databases)
         for budget in budgets
         if budget.at_peak > budget.limit.connections
     ]
 
 
-def pool_size_too_large(budget: Budget, databases: Mapping[str, Configured]) -> Finding:
+def _exceeded(budget: Budget, databases: Mapping[str, Configured]) -> Finding:
+    number = "W021"
+    effect = "If all processes use their overflow, the server refuses some of these connections."
+    if budget.at_rest > budget.limit.connections:
+        number, effect = "E021", f"Even without overflow it is {budget.at_rest}."
     return new_finding(
-        "E021",
-        f"{budget.arithmetic}; {budget.limit.why}. Even without overflow it is {budget.at_rest}.",
+        number,
+        f"{budget.arithmetic}; {budget.limit.why}. {effect}",
         _remedy(budget),
-        _only_alias(budget),
-        fix=_fitting_sizes(budget, databases),
-    )
-
-
-def overflow_too_large(budget: Budget, databases: Mapping[str, Configured]) -> Finding:
-    return new_finding(
-        "W021",
-        f"{budget.arithmetic}; {budget.limit.why}. If all processes use their overflow, the server"
-        " refuses some of these connections.",
-        _remedy(budget),
-        _only_alias(budget),
+        budget.demands[0].alias if len(budget.demands) == 1 else None,
         fix=_fitting_sizes(budget, databases),
     )
 
@@ -78,7 +69,3 @@ def _fitting_sizes(budget: Budget, databases: Mapping[str, Configured]) -> str:
 def _fitting(budget: Budget) -> tuple[Demand, ...]:
     # Connections of other applications come and go, so the rule counts without them.
     return largest_that_fit(replace(budget, others=0))
-
-
-def _only_alias(budget: Budget) -> str | None:
-    return budget.demands[0].alias if len(budget.demands) == 1 else None

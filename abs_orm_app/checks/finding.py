@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Concatenate, ParamSpec
 
 from django.core.checks import ERROR, INFO, WARNING
 
 from abs_orm_app.config.texts import explain, printable
+from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.wording import LEVELS
+
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,3 +63,14 @@ def new_finding(
         fix=fix,
         alias=alias,
     )
+
+
+def of_alias(
+    rules: Callable[Concatenate[Configured, P], Iterator[Finding]],
+) -> Callable[Concatenate[Configured, P], list[Finding]]:
+    """Let each finding that these rules yield on an alias name it."""
+
+    def found(database: Configured, /, *args: P.args, **kwargs: P.kwargs) -> list[Finding]:
+        return [replace(each, alias=database.alias) for each in rules(database, *args, **kwargs)]
+
+    return found

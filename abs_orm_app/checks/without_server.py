@@ -9,13 +9,7 @@ from typing import Any
 import django
 from django.conf import settings
 
-from abs_orm_app.checks import (
-    adoption_rules,
-    environment_rules,
-    lease_rules,
-    package_rules,
-    settings_rules,
-)
+from abs_orm_app.checks import adoption_rules, package_rules, settings_rules
 from abs_orm_app.checks.finding import Finding
 from abs_orm_app.environment import SettingsError, pool_processes, unknown_variables
 from abs_orm_app.facts.databases import (
@@ -30,11 +24,10 @@ def settings_findings(databases: Sequence[Configured]) -> list[Finding]:
     """Findings on the environment, on settings that cannot work, and on a pool that is not used."""
     prefixes = {"", *(database.prefix for database in databases)}
     unknown = unknown_variables(prefixes=sorted(prefixes))
-    found = environment_rules.unknown_variables(unknown)
-    found += settings_rules.entry_findings(databases)
-    if any(database.pool for database in databases):
-        found += settings_rules.static_findings(databases, _installed())
-    found += lease_rules.static_lease_findings(databases)
+    found = settings_rules.unknown_variables(unknown)
+    for database in databases:
+        found += settings_rules.entry_findings(database)
+        found += settings_rules.static_findings(database, _installed())
     found += adoption_rules.adoption_findings(databases)
     if (read := variables_read()) is None:
         found += adoption_rules.unread_settings(configured_databases(), os.environ)
@@ -44,7 +37,7 @@ def settings_findings(databases: Sequence[Configured]) -> list[Finding]:
     try:
         pool_processes()
     except SettingsError as error:
-        found.append(environment_rules.wrong_processes(str(error)))
+        found.append(settings_rules.wrong_processes(str(error)))
     return found
 
 
@@ -53,7 +46,7 @@ def deployment_findings(databases: Sequence[Configured]) -> list[Finding]:
     # Imported here because it takes time, and the other checks run before every command.
     from abs_orm_app.checks.production_rules import deploy_findings
 
-    return deploy_findings(databases)
+    return [finding for database in databases for finding in deploy_findings(database)]
 
 
 def _project_settings() -> dict[str, Any]:

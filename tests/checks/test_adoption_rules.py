@@ -42,7 +42,7 @@ def test_our_engine_without_a_pool_is_a_warning_whose_lines_turn_it_on(age: int 
     exec(finding.fix, {"DATABASES": databases})  # noqa: S102
     turned_on = facts(**{"CONN_HEALTH_CHECKS": False, **databases["other"]})
     assert adoption_findings([turned_on]) == []
-    assert deploy_findings([turned_on]) == []
+    assert deploy_findings(turned_on) == []
 
 
 @pytest.mark.parametrize("given", [False, {}])
