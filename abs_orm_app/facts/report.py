@@ -30,7 +30,7 @@ class Report:
     configured: Configured
     active: Active | Failure | None
     server: ServerFacts | Failure | None
-    test: ConnectionTest | None
+    test: ConnectionTest | None = None
     usage: Usage | None = None  # None: it was not observed long enough
     now: Fleet | None = None  # the sessions, as the server sees them; None: it was not asked
 

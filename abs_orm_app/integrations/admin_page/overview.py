@@ -24,13 +24,10 @@ from abs_orm_app.integrations.admin_page.neighbours import Row, rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class Panel:
+class Panel(Report):
     """One alias in the process that is shown."""
 
-    configured: Configured
-    active: Active | Failure | None
     live: Live | None  # None: no pool of ours, or nothing has used it yet
-    server: ServerFacts | Failure | None  # None: it is not PostgreSQL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,22 +71,12 @@ def overview(pinned: Pinned | None = None) -> Overview:
     answers = ask_all(asked)
     pid, told = pinned or (os.getpid(), None)
     panels = tuple(_panel(database, answers.get(database.alias), told) for database in configured)
-    reports = [
-        Report(
-            configured=panel.configured,
-            active=panel.active,
-            server=panel.server,
-            test=None,
-            usage=panel.live.past.usage if panel.live else None,
-        )
-        for panel in panels
-    ]
     return Overview(
         pid=pid,
         panels=panels,
         rows=tuple(rows()),
         databases=tuple(_databases(answers.items())),
-        findings=tuple(sorted(all_findings(reports), key=lambda finding: -finding.level)),
+        findings=tuple(sorted(all_findings(panels), key=lambda finding: -finding.level)),
     )
 
 
@@ -105,6 +92,7 @@ def _panel(
         configured=configured,
         active=state,
         live=pool,
+        usage=pool.past.usage if pool else None,
         server=answer[0] if isinstance(answer, tuple) else answer,
     )
 
