@@ -10,7 +10,6 @@ from abs_orm_app.environment import NEVER
 from abs_orm_app.facts.databases import Configured, is_local
 from abs_orm_app.facts.failure import Failure
 from abs_orm_app.facts.server import ServerFacts
-from abs_orm_app.facts.server_role import wanted_role
 
 LONGEST_SILENCE = 3600  # seconds until a server checks whether a silent client is still there
 
@@ -26,7 +25,7 @@ def session_findings(database: Configured, server: ServerFacts) -> Iterator[Find
             " requests wait for its answer without end, and a firewall may drop idle connections.",
             "Remove keepalives=0 from OPTIONS or DATABASE_URL.",
         )
-    if wanted_role(database) == "primary" and server.in_recovery:
+    if database.wanted_role == "primary" and server.in_recovery:
         yield new_finding(
             "W024",
             "The server is a standby, but Django writes to this alias.",
@@ -34,7 +33,7 @@ def session_findings(database: Configured, server: ServerFacts) -> Iterator[Find
             " address, to connect to the one that accepts writes:",
             fix="?target_session_attrs=read-write",
         )
-    elif wanted_role(database) == "primary" and server.read_only:
+    elif database.wanted_role == "primary" and server.read_only:
         yield new_finding(
             "W024",
             "The server makes transactions read only for this role, but Django writes to this"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Literal, NoReturn, TypeVar
@@ -16,7 +18,6 @@ from typing import Any, Generic, Literal, NoReturn, TypeVar
 import environ  # type: ignore[import-untyped]
 from django.core.exceptions import ImproperlyConfigured
 
-from abs_orm_app.config.broken_settings import verdict_on
 from abs_orm_app.config.texts import did_you_mean
 
 T = TypeVar("T")
@@ -293,3 +294,27 @@ def true_or_false(text: str) -> bool:
     if (word := text.strip().lower()) in (*TRUE, *FALSE):
         return word in TRUE
     raise ValueError(f"is not true or false{did_you_mean(word, ('true', 'false'))}")
+
+
+SCHEMA = 1  # of check_pool's JSON; raised when a key is renamed or removed, not when one is added
+SUMMARY = "FAILED: the settings cannot be used."
+
+
+def verdict_on(error: BaseException, argv: Sequence[str]) -> str:
+    """The verdict for standard output, as text or JSON; "" if `argv` is another command."""
+    if list(argv[1:2]) != ["check_pool"]:
+        return ""
+    if not _asks_for_json(argv):
+        return f"{SUMMARY}\n"
+    document = {
+        "schema": SCHEMA,
+        "ok": False,
+        "exit_code": 1,
+        "summary": SUMMARY,
+        "error": str(error),
+    }
+    return f"{json.dumps(document, indent=2)}\n"
+
+
+def _asks_for_json(argv: Sequence[str]) -> bool:
+    return "--format=json" in argv or ("--format", "json") in pairwise(argv)

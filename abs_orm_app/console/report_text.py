@@ -14,11 +14,11 @@ from abs_orm_app.facts.failure import Failure
 from abs_orm_app.facts.pooler import PoolerFacts
 from abs_orm_app.facts.report import Report
 from abs_orm_app.facts.server import ServerFacts
-from abs_orm_app.facts.server_role import role_in_words
 from abs_orm_app.facts.wording import (
     WITHOUT_POOL,
     format_value,
     option_in_words,
+    role_in_words,
     sessions_in_trouble,
     who,
     who_is_connected,

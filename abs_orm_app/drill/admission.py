@@ -15,10 +15,15 @@ from django.db import connections
 from abs_orm_app.capacity.budget import Limit, in_use, limits
 from abs_orm_app.checks.fixes import set_mode
 from abs_orm_app.drill.stage import Control
-from abs_orm_app.facts.connecting import MARGIN, errors_of, parameters_of, seconds_to_connect
+from abs_orm_app.facts.connecting import (
+    MARGIN,
+    errors_of,
+    isolated_wrapper,
+    parameters_of,
+    seconds_to_connect,
+)
 from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.failure import Failure, failure_of
-from abs_orm_app.facts.isolated_wrapper import isolated_wrapper
 from abs_orm_app.facts.pooler import is_pooled
 from abs_orm_app.facts.server import ServerFacts, read_server
 from abs_orm_app.facts.timeout import run_with_timeout

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.db import connections
+from psycopg import Error
 
 from abs_orm_app.environment import POOL_PARAMETERS
 from abs_orm_app.facts.connecting import errors_of, wrapper_of
@@ -14,6 +16,7 @@ from abs_orm_app.facts.databases import Configured, Value, pool_values
 from abs_orm_app.facts.failure import Failure, failure_of
 from abs_orm_app.facts.snapshot import Snapshot, snapshot
 from abs_orm_app.pool.registry import notice_fork, pools
+from abs_orm_app.pool.server_errors import FULL, classify
 
 if TYPE_CHECKING:
     from abs_orm_app.pool import HardenedPool
@@ -88,3 +91,26 @@ def current_pools() -> dict[str, HardenedPool]:
 def snapshots() -> list[Snapshot]:
     """Every pool that this process has for an alias of DATABASES."""
     return [snapshot(pool) for pool in current_pools().values()]
+
+
+T = TypeVar("T")
+
+STATEMENT_TIMEOUT = 2000  # ms
+
+
+def is_full(error: BaseException) -> bool:
+    return classify(error).problem == FULL
+
+
+def ask_borrowed(alias: str, read: Callable[[Any], T]) -> T | None:
+    """Return what `read` returns of such a connection; None if there is none, or it fails.
+
+    No request waits for it meanwhile: then there is no idle connection.
+    """
+    pool = current_pools().get(alias)
+    if pool is None or pool.closed or not pool.idle:
+        return None
+    with suppress(Error), pool.connection(timeout=0.1) as conn, conn.transaction():
+        conn.execute(f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT}")
+        return read(conn)
+    return None

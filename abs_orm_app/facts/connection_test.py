@@ -9,19 +9,19 @@ from time import perf_counter, sleep
 from typing import Any
 
 from abs_orm_app.config.address import session_options
-from abs_orm_app.facts.borrowed import ask_borrowed, is_full
+from abs_orm_app.facts.active import ask_borrowed, is_full
 from abs_orm_app.facts.connecting import (
     CONNECT_TIMEOUT,
     errors_of,
     explained,
     is_silent,
+    isolated_wrapper,
     parameters_of,
     seconds_to_connect,
     wrapper_of,
 )
 from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.failure import Failure, failure_of
-from abs_orm_app.facts.isolated_wrapper import isolated_wrapper
 from abs_orm_app.facts.pooler import PoolerFacts, read_pooler
 from abs_orm_app.facts.server import ServerFacts, read_server
 from abs_orm_app.facts.sessions import Fleet, read_fleet

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
@@ -31,6 +31,15 @@ ENGINES = (
     "django.db.backends.postgresql",
     "django.contrib.gis.db.backends.postgis",
 )
+
+
+# Of a server, by `target_session_attrs`; the other values accept either.
+_ROLES: dict[str, Literal["primary", "standby"]] = {
+    "read-write": "primary",
+    "primary": "primary",
+    "standby": "standby",
+    "prefer-standby": "standby",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +99,13 @@ class Configured:
     def pools(self) -> bool:
         """True if the alias has a PostgreSQL pool in this process, opened or not."""
         return self.mode == "pool" and self.vendor == "postgresql"
+
+    @property
+    def wanted_role(self) -> Literal["primary", "standby", "either"]:
+        """By `target_session_attrs`; without it, a primary if the project writes to the alias."""
+        if not self.target_session_attrs:
+            return "primary" if self.written else "either"
+        return _ROLES.get(self.target_session_attrs, "either")
 
     def value(self, field: str) -> Value:
         """The value of a field of PoolSettings; None if it is not used, or not shown."""

@@ -8,7 +8,6 @@ from abs_orm_app.config.texts import counted
 from abs_orm_app.environment import NEVER, SETTINGS
 from abs_orm_app.facts.databases import Configured, Setting, Value
 from abs_orm_app.facts.server import ServerFacts
-from abs_orm_app.facts.server_role import wanted_role
 from abs_orm_app.facts.sessions import Fleet, Session
 
 LEVELS = {10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
@@ -96,9 +95,23 @@ def who_is_connected(fleet: Fleet) -> str:
     return ", ".join(names[:MOST] + ([f"{more} more"] if more else [])) or "no other"
 
 
+def role_in_words(database: Configured, server: ServerFacts) -> str:
+    """What the server is, and whether that is what the alias needs."""
+    wanted = database.wanted_role
+    role = "standby" if server.in_recovery else "primary"
+    accepts = "read only" if server.in_recovery or server.read_only else "accepts writes"
+    if wanted == "either":
+        return f"{role}, {accepts}"
+    if wanted == "primary" and role == wanted and server.read_only:
+        return f"{role}, but its transactions are read only by default, and this alias writes"
+    if wanted == role:
+        return f"{role}, {accepts}, as this alias needs"
+    return f"{role}, {accepts}, but this alias needs a {wanted}"
+
+
 def writes_fail(database: Configured, server: ServerFacts) -> str:
     """Say so if an alias that the project writes to is on a server that accepts no writes."""
-    if wanted_role(database) != "primary" or not (server.in_recovery or server.read_only):
+    if database.wanted_role != "primary" or not (server.in_recovery or server.read_only):
         return ""
     if "abs_orm_app.W024" in settings.SILENCED_SYSTEM_CHECKS:
         return ""

@@ -30,7 +30,6 @@ from django.views.decorators.http import require_safe
 from abs_orm_app.backends.pooled import PooledMixin
 from abs_orm_app.facts.active import current_pools
 from abs_orm_app.facts.databases import configured
-from abs_orm_app.facts.server_role import wanted_role
 from abs_orm_app.integrations.unpooled import Latest, run_unpooled
 from abs_orm_app.integrations.views import outside_transactions
 from abs_orm_app.pool.causes import ask, cause_of, why_waiting
@@ -137,7 +136,7 @@ def _writes_fail(alias: str) -> bool | None:
         return None
     if pool.placement.expectation.wants_primary:
         return True
-    return False if wanted_role(configured(alias)) == "primary" else None
+    return False if configured(alias).wanted_role == "primary" else None
 
 
 # A probe returns how many requests waited. Without a pool of ours it may hang; then all callers

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error, OperationalError, connections
 
-from abs_orm_app.facts.borrowed import STATEMENT_TIMEOUT
+from abs_orm_app.facts.active import STATEMENT_TIMEOUT
 from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.failure import Failure, failure_of
 from abs_orm_app.facts.timeout import run_with_timeout

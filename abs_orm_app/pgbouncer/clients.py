@@ -1,4 +1,4 @@
-"""How clients reach PgBouncer: its names for their databases, and their settings."""
+"""How clients reach PgBouncer: names for their databases, their settings, and who may log in."""
 
 from __future__ import annotations
 
@@ -68,3 +68,49 @@ def _in_url(host: str) -> str:
 def _plain(name: str) -> str:
     """Return a name for the configuration: PgBouncer 1.18 cannot read one in quotes."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+
+
+FILE = "userlist.txt"
+
+
+def userlist(targets: Sequence[Target], plan: Plan) -> str:
+    """Return the file: one line for each role.
+
+    Raises ValueError, one sentence, for passwords that PgBouncer cannot use.
+    """
+    lines = []
+    for user, (alias, password) in passwords(targets).items():
+        if plan.with_password and not password and not is_private(targets, plan):
+            raise ValueError(
+                f"DATABASES[{alias!r}] has no password for the role {user!r}, which PgBouncer"
+                " needs. If the password is elsewhere, as in .pgpass, leave out --with-password"
+                " and write it in the place of PASSWORD."
+            )
+        shown = password if plan.with_password else "PASSWORD"
+        lines.append(f"{quoted(user)} {quoted(shown)}\n")
+    return "".join(lines)
+
+
+def passwords(targets: Sequence[Target]) -> dict[str, tuple[str, str]]:
+    """Return for each role an alias that has it, and its password, or "" if none is known.
+
+    Raises ValueError, one sentence, for two passwords of one role.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for each in targets:
+        alias, password = found.get(each.user, (each.alias, ""))
+        if password and each.password and password != each.password:
+            raise ValueError(
+                f"DATABASES[{alias!r}] and DATABASES[{each.alias!r}] have different passwords for"
+                f" the role {each.user!r}, and one PgBouncer has one for all: make them equal, or"
+                " write a file for each with --database."
+            )
+        if not password:
+            found[each.user] = (each.alias, each.password)
+    return found
+
+
+def quoted(text: str) -> str:
+    """Put a name into double quotes, as PgBouncer and PostgreSQL read it."""
+    doubled = text.replace('"', '""')
+    return f'"{doubled}"'

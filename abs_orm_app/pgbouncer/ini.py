@@ -9,13 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from abs_orm_app.config.texts import counted, explain
 from abs_orm_app.environment import NEVER, PoolSettings
 from abs_orm_app.pgbouncer.clients import (
+    FILE,
     LOOPBACK,
     THIS_MACHINE,
     client_names,
     client_settings,
+    passwords,
+    quoted,
 )
 from abs_orm_app.pgbouncer.target import PARAMETERS, Plan, Target, is_private
-from abs_orm_app.pgbouncer.userlist import FILE, passwords, quoted
 from abs_orm_app.pool.growth import RETRY_INTERVAL
 from abs_orm_app.pool.pre_ping import PING_AFTER
 

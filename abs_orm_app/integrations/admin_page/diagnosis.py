@@ -13,8 +13,7 @@ from abs_orm_app.facts.server import ServerFacts
 from abs_orm_app.facts.sessions import Fleet
 from abs_orm_app.facts.wording import sessions_in_trouble, who_is_connected, writes_fail
 from abs_orm_app.integrations.admin_page.history import is_exhausted
-from abs_orm_app.integrations.admin_page.holders import HolderGroup
-from abs_orm_app.integrations.admin_page.live import Live
+from abs_orm_app.integrations.admin_page.live import HolderGroup, Live
 from abs_orm_app.integrations.admin_page.neighbours import troubles
 from abs_orm_app.integrations.admin_page.overview import Database, Overview, Panel
 from abs_orm_app.integrations.admin_page.wording import duration, place

@@ -8,7 +8,7 @@ from zlib import crc32
 from abs_orm_app.facts.databases import Setting, Value
 from abs_orm_app.facts.sessions import Blocked, Session
 from abs_orm_app.facts.wording import format_value
-from abs_orm_app.integrations.admin_page.holders import HolderGroup
+from abs_orm_app.integrations.admin_page.live import HolderGroup
 from abs_orm_app.pool.statistics import BOUNDS
 
 NONE = "\N{EN DASH}"

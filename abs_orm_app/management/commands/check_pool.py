@@ -26,10 +26,9 @@ from abs_orm_app.console.arguments import (
     refuse_unknown,
 )
 from abs_orm_app.console.budget import add_arguments, budget_section, plan, refuse_half_a_load
-from abs_orm_app.console.comparison_text import comparison_section
 from abs_orm_app.console.findings_text import findings_section, not_checked
 from abs_orm_app.console.layout import Layout, signs_for, terminal_width
-from abs_orm_app.console.profiles import Profile, compare, profiles
+from abs_orm_app.console.profiles import Profile, compare, comparison_section, profiles
 from abs_orm_app.console.report_text import answer_sections, settings_section
 from abs_orm_app.console.verdict import judge, verdict_section
 from abs_orm_app.facts.active import Active

@@ -17,7 +17,8 @@ from abs_orm_app.config.variables import whole_number
 from abs_orm_app.console.arguments import add_database, argument, chosen_aliases
 from abs_orm_app.environment import MOST_CONNECTIONS, pool_processes
 from abs_orm_app.facts.databases import Configured, configured_databases
-from abs_orm_app.pgbouncer.clients import client_settings, is_exposed
+from abs_orm_app.pgbouncer.clients import FILE as USERLIST
+from abs_orm_app.pgbouncer.clients import client_settings, is_exposed, userlist
 from abs_orm_app.pgbouncer.files import write_private
 from abs_orm_app.pgbouncer.ini import pgbouncer_ini
 from abs_orm_app.pgbouncer.target import (
@@ -28,8 +29,6 @@ from abs_orm_app.pgbouncer.target import (
     is_private,
     target,
 )
-from abs_orm_app.pgbouncer.userlist import FILE as USERLIST
-from abs_orm_app.pgbouncer.userlist import userlist
 
 INI = "pgbouncer.ini"
 EXPOSED = (
