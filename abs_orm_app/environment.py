@@ -77,8 +77,6 @@ DB_POOL_PROCESSES = Variable[int | None](
 
 @dataclass(frozen=True, kw_only=True)
 class PoolSettings:
-    """The settings of one database's pool, each with its variable and default."""
-
     mode: Mode = setting(
         "DB_POOL_MODE",
         one_of(*get_args(Mode)),
@@ -186,7 +184,6 @@ class PoolSettings:
         }
 
     def own_options(self) -> AppOptions:
-        """Return what Django has no key for, by the name of the field."""
         names = (name for name, listed in SETTINGS.items() if KEY in listed.options.values())
         return cast(AppOptions, {name: getattr(self, name) for name in names})
 

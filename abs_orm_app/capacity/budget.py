@@ -15,8 +15,6 @@ Answers = Sequence[tuple[Configured, ServerFacts]]
 
 @dataclass(frozen=True, kw_only=True)
 class Demand:
-    """What one alias may open in each process."""
-
     alias: str
     size: int
     overflow: int
@@ -42,17 +40,14 @@ class Budget:
 
     @property
     def room(self) -> int:
-        """Connections that the others leave."""
         return max(self.limit.connections - self.others, 0)
 
     @property
     def at_rest(self) -> int:
-        """Connections when every pool has its pool size."""
         return self.processes * sum(demand.size for demand in self.demands)
 
     @property
     def at_peak(self) -> int:
-        """Connections when every pool uses its overflow, too."""
         return self.processes * sum(demand.size + demand.overflow for demand in self.demands)
 
     @property
@@ -176,7 +171,6 @@ def _limit_of_server(server: ServerFacts) -> Limit:
 
 
 def allowance(server: ServerFacts) -> Limit:
-    """The tightest of the limits."""
     return min(limits(server), key=lambda limit: limit.connections)
 
 
@@ -221,7 +215,6 @@ def _others(members: Iterable[tuple[Demand, ServerFacts, Limit]]) -> int:
 
 
 def demands(answers: Answers) -> list[tuple[Demand, ServerFacts]]:
-    """What the pools of each process may open, and on which server."""
     return [  # an alias without a pool has no size
         (Demand(alias=database.alias, size=size, overflow=overflow), server)
         for database, server in answers

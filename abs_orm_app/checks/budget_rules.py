@@ -58,7 +58,6 @@ _ELSEWHERE = "Run fewer processes, raise the server's limit, or use PgBouncer"
 
 
 def _fitting_sizes(budget: Budget, databases: Mapping[str, Configured]) -> str:
-    """The largest sizes that fit. Of several aliases, the operator decides which one gets less."""
     fitting = _fitting(budget)
     if len(fitting) != 1 or fitting[0].alias not in databases:
         return ""

@@ -15,7 +15,6 @@ def written_by_hand(database: Configured) -> bool:
 
 
 def set_one(database: Configured, field: str, value: Value) -> str:
-    """Set a field of PoolSettings; the mode and the sizes have functions of their own."""
     if not written_by_hand(database):
         return f"{variable(database, field)}={_in_environment(value)}"
     option = SETTINGS[field].options[database.mode]
@@ -28,7 +27,6 @@ def set_one(database: Configured, field: str, value: Value) -> str:
 
 
 def set_sizes(database: Configured, size: int, overflow: int) -> str:
-    """Set the pool size and the overflow."""
     if written_by_hand(database):
         most = size + overflow
         return f'"OPTIONS": {{"pool": {{"min_size": {size}, "max_size": {most}}}}}'
@@ -55,12 +53,10 @@ def variable(database: Configured, field: str) -> str:
 
 
 def alter_role(role: str, parameter: str, value: str) -> str:
-    """Set a parameter for all new sessions of a role."""
     return f"ALTER ROLE {_identifier(role)} SET {parameter} = {value};"
 
 
 def _identifier(name: str) -> str:
-    """The name as SQL takes it."""
     if re.fullmatch(r"[a-z_][a-z0-9_]*", name):
         return name
     return '"' + name.replace('"', '""') + '"'

@@ -83,7 +83,6 @@ def settings_findings(databases: Sequence[Configured]) -> list[Finding]:
 
 
 def deployment_findings(databases: Sequence[Configured]) -> list[Finding]:
-    """Findings on what works, but should not be used in production."""
     # Imported here because it takes time, and the other checks run before every command.
     from abs_orm_app.checks.production_rules import deploy_findings
 

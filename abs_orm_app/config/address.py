@@ -222,7 +222,6 @@ def _hosts(text: str) -> tuple[str, str]:
 
 
 def _ports(text: str) -> str:
-    """Parse a port, or one for each of several hosts."""
     return ",".join(str(whole_number(1, 65535)(port)) for port in text.split(","))
 
 
@@ -236,7 +235,6 @@ def _one(parameter: str, value: str, options: dict[str, str]) -> str:
 
 @cache
 def libpq_parameters() -> dict[str, str]:
-    """Return libpq's connection parameters, each with its environment variable or ""."""
     try:
         from psycopg import pq  # only here, so that a failed import can be reported
     except ImportError as error:
@@ -388,7 +386,6 @@ def _gaps(
 
 
 def running(address: Address, base_dir: Path, variable: str) -> Address:
-    """Return the address of the embedded server, which is started if it does not run."""
     from abs_orm_app.embedded import embedded_url  # only here: production needs no such extra
 
     try:

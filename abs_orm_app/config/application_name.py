@@ -13,8 +13,6 @@ OF_PROCESS = "@[^@]*:[0-9]+$"  # the part that names the process; for Python and
 
 @dataclass(frozen=True, kw_only=True)
 class Name:
-    """The parts of an application_name."""
-
     application: str
     host: str | None  # None: it names no process
     pid: int | None
@@ -35,7 +33,6 @@ def process_name(project: str) -> str:
 
 
 def parse_name(application_name: str) -> Name:
-    """Split an application_name, of any application."""
     if not re.search(OF_PROCESS, application_name):
         return Name(application=application_name, host=None, pid=None)
     application, _, process = application_name.rpartition("@")

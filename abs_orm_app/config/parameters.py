@@ -13,7 +13,6 @@ _NAMES = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", 
 
 
 def is_secret(name: object) -> bool:
-    """True for a parameter of libpq whose value must not be shown."""
     return bool(_SECRET.search(str(name)))
 
 

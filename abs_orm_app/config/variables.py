@@ -83,7 +83,6 @@ class Variable(Generic[T]):
     prefixed: bool = True  # False: one variable for all databases, without a prefix
 
     def named(self, prefix: str) -> str:
-        """Return its name for the database with this prefix."""
         return prefix + self.name if self.prefixed else self.name
 
 
@@ -139,7 +138,6 @@ class Reader:
         return str(Path(path).absolute()) if path else None
 
     def stop_if_wrong(self) -> None:
-        """Raise SettingsError if a variable that was read cannot be used."""
         if self.problems:
             refuse(self.problems)
 
@@ -257,8 +255,6 @@ def _wrong_with(line: str) -> str | None:
 
 
 def whole_number(least: int, most: int) -> Callable[[str], int]:
-    """Return a parser of a whole number from `least` to `most`."""
-
     def parse(text: str) -> int:
         if re.fullmatch(r"-?[0-9]{1,18}", text.strip()) and least <= int(text) <= most:
             return int(text)
@@ -268,8 +264,6 @@ def whole_number(least: int, most: int) -> Callable[[str], int]:
 
 
 def seconds(most: float) -> Callable[[str], float]:
-    """Return a parser of a time in seconds, above 0 and up to `most`."""
-
     def parse(text: str) -> float:
         if re.fullmatch(r"[0-9]*\.?[0-9]+", text.strip()) and 0 < float(text) <= most:
             return float(text)
@@ -279,8 +273,6 @@ def seconds(most: float) -> Callable[[str], float]:
 
 
 def one_of(*words: str) -> Callable[[str], str]:
-    """Return a parser of one of these words, in any case."""
-
     def parse(text: str) -> str:
         if (word := text.strip().lower()) in words:
             return word

@@ -51,7 +51,6 @@ def chosen_aliases(names: Sequence[str] | None) -> list[str]:
 
 
 def refuse_unknown(name: str, known: tuple[str, ...], there_is_no: str, there_is: str) -> None:
-    """Raise CommandError if the name is not known."""
     if name not in known:
         raise CommandError(
             f"{there_is_no} {name!r}{did_you_mean(name, known)}; {there_is} {', '.join(known)}.",
@@ -73,7 +72,6 @@ def argument(parse: Callable[[str], T]) -> Callable[[str], T]:
 
 @argument
 def above_zero(text: str) -> float:
-    """A finite number above 0."""
     try:
         value = float(text)
     except ValueError:

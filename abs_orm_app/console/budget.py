@@ -69,7 +69,6 @@ def refuse_half_a_load(options: Mapping[str, Any], databases: Sequence[Configure
 
 
 def plan(options: Mapping[str, Any], reports: Sequence[Report]) -> Planned:
-    """Do the arithmetic."""
     rps, hold_ms = options["rps"], options["hold_ms"]
     if not (rps or options["processes"] or DB_POOL_PROCESSES.name in os.environ):
         return Planned()

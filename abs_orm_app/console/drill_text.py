@@ -68,7 +68,6 @@ def _show(progress: Stream, text: str) -> None:
 
 
 def _outcome(outcome: Outcome, layout: Layout) -> list[str]:
-    """The promise, and below it what was seen."""
     style, mark = layout.style, _marks(layout)[outcome.result]
     paint = {"kept": style.SUCCESS, "broken": style.ERROR, "skipped": style.WARNING}
     promise = layout.pairs([(f"{mark} {outcome.name}", outcome.promise)], NAME_WIDTH)

@@ -52,8 +52,6 @@ def terminal_width() -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How to write on one output."""
-
     style: Style
     signs: Signs = UNICODE
     width: int = WITHOUT_TERMINAL

@@ -35,8 +35,6 @@ PROFILES: dict[str, Profile] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """One setting of one alias, and the profile's value."""
-
     alias: str
     field: str  # of PoolSettings
     name: str  # of the variable, without a prefix
@@ -50,8 +48,6 @@ class Compared:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The comparison of some aliases with one profile."""
-
     profile: str  # its name
     aliases: Mapping[str, str]  # those on PostgreSQL, with their modes
     rows: tuple[Compared, ...]
@@ -62,7 +58,6 @@ class Comparison:
         return bool(self.rows) and all(row.matches for row in self.rows)
 
     def of(self, alias: str) -> list[Compared]:
-        """The rows of one alias."""
         return [row for row in self.rows if row.alias == alias]
 
 
@@ -95,7 +90,6 @@ def _parsed(name: str, values: object) -> Profile:
 
 
 def compare(databases: Iterable[Configured], name: str, profile: Profile) -> Comparison:
-    """Compare each setting of the profile with those of the PostgreSQL aliases."""
     found = [database for database in databases if database.vendor == "postgresql"]
     return Comparison(
         profile=name,

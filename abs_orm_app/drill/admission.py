@@ -138,6 +138,5 @@ _ANYWAY = "With --yes, the drill uses as many as it needs."
 
 
 def _free(limit: Limit, server: ServerFacts) -> tuple[int, str]:
-    """The number of connections that one limit leaves, and the arithmetic."""
     used = in_use(limit, server)
     return max(limit.connections - used, 0), f"{limit.why}, and {used} are in use"

@@ -33,8 +33,6 @@ from abs_orm_app.facts.timeout import run_with_timeout
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The result for one promise."""
-
     name: str
     promise: str
     result: Result
@@ -44,8 +42,6 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Drilled:
-    """The results for one alias."""
-
     alias: str
     outcomes: tuple[Outcome, ...] = ()
     refused: Failure | None = None  # why the drill did not run

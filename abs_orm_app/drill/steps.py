@@ -61,7 +61,6 @@ def grows(stage: Stage) -> Seen:
 
 
 def _left(stage: Stage) -> str:
-    """The reason for too few connections, if it is the server's limit."""
     free = stage.control.free
     if free is None or free >= stage.pool.max_size:
         return ""

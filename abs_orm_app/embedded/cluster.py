@@ -83,8 +83,6 @@ def _one_sentence(directory: Path) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Postmaster:
-    """A server as its postmaster.pid describes it."""
-
     pid: int
     port: int
     socket_dir: Path
@@ -152,7 +150,6 @@ def _start(directory: Path) -> Postmaster:
 
 
 def _owner(directory: Path) -> int:
-    """Return the uid of the directory's owner, or of its parent's if it does not exist yet."""
     with suppress(FileNotFoundError):
         return directory.stat().st_uid
     return _owner(directory.parent)
@@ -226,7 +223,6 @@ def _settled(data: Path) -> Postmaster | None:
 
 
 def processes_of(data: Path) -> list[int]:
-    """Return the process ids of PostgreSQL in `data`."""
     import psutil  # here because it is slow to import; it comes with the wheel
 
     return [

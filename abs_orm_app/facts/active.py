@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Active:
-    """The pool object of this process."""
-
     pool_class: str
     settings: Mapping[str, Value]  # in effect, by the field of PoolSettings
     opened: bool  # False: this process has not used it yet
@@ -35,7 +33,6 @@ class Active:
     trouble: str = ""  # why requests wait or fail now, here or in another process
 
     def differs(self, configured: Configured) -> tuple[str, ...]:
-        """Return the fields whose value is not the configured one."""
         return tuple(
             field for field, value in self.settings.items() if value != configured.value(field)
         )
@@ -89,7 +86,6 @@ def current_pools() -> dict[str, HardenedPool]:
 
 
 def snapshots() -> list[Snapshot]:
-    """Every pool that this process has for an alias of DATABASES."""
     return [snapshot(pool) for pool in current_pools().values()]
 
 

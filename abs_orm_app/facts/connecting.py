@@ -53,7 +53,6 @@ def explained(error: BaseException, configured: Configured) -> BaseException:
 
 
 def is_silent(configured: Configured) -> bool:
-    """Ask the server of an alias, without a session: True if nothing answers there."""
     found, _ = reached([place.target for place in _places_of(configured)])
     return found in (SILENT, GONE)
 

@@ -44,8 +44,6 @@ _ROLES: dict[str, Literal["primary", "standby"]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One setting: its value, its source, and the option that it sets."""
-
     name: str  # of the variable, with its prefix
     field: str  # of PoolSettings, or the same as `option`
     value: Value  # None: not used in this mode
@@ -120,7 +118,6 @@ def variables_read() -> set[str] | None:
 
 
 def configured_databases(aliases: Iterable[str] | None = None) -> list[Configured]:
-    """Return the facts of these aliases, or of all."""
     return [configured(alias) for alias in (connections if aliases is None else aliases)]
 
 

@@ -18,8 +18,6 @@ LOOKS = 3  # for the pool mode; on a busy pooler, one may see nothing
 
 @dataclass(frozen=True, kw_only=True)
 class PoolerFacts:
-    """A pooler as a client finds it."""
-
     pool_mode: PoolMode | None  # None: unknown
     # The names in `options` and `assume_role` that are not set in a new session.
     lost: tuple[str, ...]
@@ -86,7 +84,6 @@ def _compare(first: Any, connect: Connect) -> PoolMode:
 
 
 def _lost(connection: Any, wanted: Mapping[str, str]) -> Iterator[str]:
-    """Yield the settings that a new session should have, but does not have."""
     for name, value in wanted.items():
         # set_config returns the value in the server's spelling; `true` limits it to this statement.
         query = "SELECT current_setting(%s, true), set_config(%s, %s, true)"

@@ -42,8 +42,6 @@ WHERE datname IS NOT NULL AND usesysid IS NOT NULL AND pid <> pg_backend_pid()
 
 @dataclass(frozen=True, kw_only=True)
 class Sessions:
-    """How many sessions are in each state."""
-
     active: int
     idle: int
     in_transaction: int  # idle in it
@@ -56,8 +54,6 @@ class Sessions:
 
 @dataclass(frozen=True, kw_only=True)
 class Application(Sessions):
-    """The sessions of one application on one host."""
-
     application: str  # "" if they have no name
     host: str  # from the name of the process, else the address; "" for a Unix socket, or hidden
     processes: int | None  # None: their names do not tell
@@ -89,8 +85,6 @@ class Session:
 
 @dataclass(frozen=True, kw_only=True)
 class Blocked:
-    """A session that waits for a lock, and the sessions that block it."""
-
     session: Session
     seconds: float | None  # that it has waited; None on PostgreSQL 13
     blockers: tuple[Session, ...]
@@ -124,7 +118,6 @@ def read_fleet(connection: Any) -> Fleet:
 
 
 def fleet(rows: Iterable[Mapping[str, Any]]) -> Fleet:
-    """Group the sessions."""
     everywhere = list(rows)
     rows = [row for row in everywhere if row.get("here", True)]
     members: dict[tuple[str, str], list[Mapping[str, Any]]] = {}

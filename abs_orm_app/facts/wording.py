@@ -14,7 +14,6 @@ LEVELS = {10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
 
 
 def option_in_words(setting: Setting, mode: str) -> str:
-    """The option of Django or psycopg_pool that a setting became."""
     if setting.option is None:
         return f"not used in {mode} mode"
     return setting.option
@@ -28,7 +27,6 @@ WITHOUT_POOL = {
 
 
 def format_value(field: str, value: Value) -> str:
-    """The value of a setting, with its unit."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -96,7 +94,6 @@ def who_is_connected(fleet: Fleet) -> str:
 
 
 def role_in_words(database: Configured, server: ServerFacts) -> str:
-    """What the server is, and whether that is what the alias needs."""
     wanted = database.wanted_role
     role = "standby" if server.in_recovery else "primary"
     accepts = "read only" if server.in_recovery or server.read_only else "accepts writes"

@@ -156,7 +156,6 @@ def _start(alias: str, seconds: float) -> Future[int]:
 
 
 def _is_ours(alias: str) -> bool:
-    """True if the alias has a pool of ours, which keeps a deadline."""
     wrapper = connections[alias]
     return isinstance(wrapper, PooledMixin) and bool(wrapper.settings_dict["OPTIONS"].get("pool"))
 

@@ -63,7 +63,6 @@ def instrument(meter_provider: MeterProvider | None = None) -> None:
 
 
 def keep_durations(pool: HardenedPool) -> None:
-    """Keep each duration of this pool until it is passed on."""
     kept = _kept.setdefault(pool, {})
     for field in _histograms:
         durations = kept.setdefault(field, deque(maxlen=KEPT))
@@ -71,7 +70,6 @@ def keep_durations(pool: HardenedPool) -> None:
 
 
 def pass_on(pool: HardenedPool) -> None:
-    """Record the durations that the pool has kept."""
     if pool.name not in connections:
         return  # such as the pool of a drill
     for field, durations in _histograms.items():

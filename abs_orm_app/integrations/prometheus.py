@@ -59,8 +59,6 @@ _registries: list[CollectorRegistry] = []
 
 
 class PoolCollector(Collector):
-    """Reads the pools of this process when it is asked."""
-
     def collect(self) -> Iterator[prometheus_client.Metric]:
         now = snapshots()
         for field, metric in GAUGES.items():

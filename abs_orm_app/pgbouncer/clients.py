@@ -48,7 +48,6 @@ def client_names(targets: Sequence[Target]) -> dict[str, str]:
 
 
 def is_exposed(plan: Plan) -> bool:
-    """Return True if other machines can reach the port, so that it needs TLS."""
     return plan.listen_addr is not None and not all(
         address == "localhost" or (address and is_local(address)) for address in plan.addresses
     )

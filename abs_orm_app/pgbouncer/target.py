@@ -45,8 +45,6 @@ UNKEPT = {
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """An alias, as far as PgBouncer needs to know it."""
-
     alias: str
     prefix: str | None  # of its variables; None: the entry is written by hand
     scheme: str  # of its URL
@@ -83,7 +81,6 @@ class Plan:
 
     @property
     def addresses(self) -> list[str]:
-        """The addresses in `listen_addr`."""
         return [address.strip() for address in (self.listen_addr or "").split(",")]
 
 

@@ -62,7 +62,6 @@ def _headline(troubles: tuple[Trouble, ...]) -> str:
 
 
 def _pool_card(panel: Panel) -> Card:
-    """One alias."""
     state = state_of(panel)
     badge, colour = BADGES[state]
     if state == "failed" and isinstance(panel.server, Failure):
@@ -111,7 +110,6 @@ def _note(panel: Panel) -> str:
 
 
 def _live_card(live: Live) -> Card:
-    """The pool of one alias in this process."""
     now = live.now
     return {
         # For those who do not see the gauge.
@@ -128,7 +126,6 @@ def _live_card(live: Live) -> Card:
 
 
 def _servers(servers: Iterable[ServerInUse]) -> str:
-    """How many connections lead to which server."""
     return "; ".join(
         f"{counted(each.connections, 'connection')} to {printable(each.address)}"
         + ("" if each.role == Role.UNKNOWN.value else f", {each.role}")
@@ -159,7 +156,6 @@ def _settings(panel: Panel) -> Iterable[tuple[Setting, Value]]:
 
 
 def _database_card(database: Database) -> Card:
-    """One database, and everybody who is connected to it."""
     limit, blocked = database.allowance, database.fleet.blocked
     full = database.in_use >= limit.connections
     return {

@@ -17,8 +17,6 @@ LINE = 2.0  # room for the line at the top and at the bottom
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """A part of a gauge."""
-
     kind: str
     x: float
     width: float
@@ -65,7 +63,6 @@ class Chart:
 
 
 def charts(past: Past, now: Snapshot) -> tuple[Chart, ...]:
-    """What the page draws of a pool."""
     size = now.size if now.size < now.limit else None
     return (
         _chart("Connections in use", past, lambda second: second.in_use, now.limit, size),

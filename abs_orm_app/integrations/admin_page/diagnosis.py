@@ -29,8 +29,6 @@ RECENT = 60.0  # seconds for which a checkout that timed out counts as now
 
 @dataclass(frozen=True)
 class Trouble:
-    """Something that is wrong now."""
-
     subject: str  # an alias, or a database
     short: str  # for the title of the browser's window
     text: str
@@ -92,7 +90,6 @@ def serves(panel: Panel) -> bool:
 
 
 def _read_only(panel: Panel) -> str:
-    """Say so if writes fail."""
     if panel.live and panel.live.now.cause and panel.live.now.cause.name == "read-only":
         return panel.live.now.cause.text
     if isinstance(panel.server, ServerFacts):
@@ -143,7 +140,6 @@ def _cause(panel: Panel, fleet: Fleet | None) -> tuple[str, str]:
 
 
 def _why_waiting(live: Live, fleet: Fleet | None) -> tuple[str, str]:
-    """The short and the long text of why requests wait, where the server answers."""
     cause = live.now.cause
     if cause is None or not is_exhausted(live.now):
         return "requests wait", "more connections are being opened."
@@ -177,7 +173,6 @@ def _most_hold(live: Live) -> str:
 
 
 def holder_name(group: HolderGroup) -> str:
-    """What holds the connections of a group."""
     if group.request:
         return group.request.label
     return group.thread or "several threads"

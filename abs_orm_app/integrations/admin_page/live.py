@@ -19,8 +19,6 @@ from abs_orm_app.pool.statistics import Distribution
 
 @dataclass(frozen=True, kw_only=True)
 class Live:
-    """The pool of one alias in one process."""
-
     now: Snapshot
     past: Past
     holders: tuple[HolderGroup, ...]

@@ -58,7 +58,6 @@ class Row:
 
 
 def keep() -> None:
-    """Begin to tell other processes, unless it has begun."""
     if tell not in observers:
         observers.append(tell)
 

@@ -37,15 +37,11 @@ from abs_orm_app.integrations.unpooled import (
 
 @dataclass(frozen=True, kw_only=True)
 class Panel(Report):
-    """One alias in the process that is shown."""
-
     live: Live | None  # None: no pool of ours, or nothing has used it yet
 
 
 @dataclass(frozen=True, kw_only=True)
 class Database:
-    """One database on a server, with all who are connected."""
-
     aliases: tuple[str, ...]
     project: str  # whose processes are this deployment's; "" if they have no name
     server: ServerFacts
