@@ -59,6 +59,7 @@ _ELSEWHERE = "Run fewer processes, raise the server's limit, or use PgBouncer"
 
 def _fitting_sizes(budget: Budget, databases: Mapping[str, Configured]) -> str:
     fitting = _fitting(budget)
+    # Of several aliases, the operator decides which one gets less.
     if len(fitting) != 1 or fitting[0].alias not in databases:
         return ""
     (demand,) = fitting
