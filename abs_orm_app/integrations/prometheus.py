@@ -61,22 +61,21 @@ _registries: list[CollectorRegistry] = []
 class PoolCollector(Collector):
     def collect(self) -> Iterator[prometheus_client.Metric]:
         now = snapshots()
-        for field, metric in GAUGES.items():
-            gauge = GaugeMetricFamily(metric.name, metric.text, labels=LABELS)
-            for pool in now:
-                gauge.add_metric([pool.alias], getattr(pool, field))
-            yield gauge
+        for family, metrics in (
+            (GaugeMetricFamily, GAUGES),
+            (CounterMetricFamily, COUNTERS),
+        ):
+            for field, metric in metrics.items():
+                numbers = family(metric.name, metric.text, labels=LABELS)
+                for pool in now:
+                    numbers.add_metric([pool.alias], getattr(pool, field))
+                yield numbers
         for field, metric in REASONS.items():
-            gauge = GaugeMetricFamily(metric.name, metric.text, labels=REASON)
+            reasons = GaugeMetricFamily(metric.name, metric.text, labels=REASON)
             for pool in now:
                 for reason, count in getattr(pool, field).items():
-                    gauge.add_metric([pool.alias, reason], count)
-            yield gauge
-        for field, metric in COUNTERS.items():
-            counter = CounterMetricFamily(metric.name, metric.text, labels=LABELS)
-            for pool in now:
-                counter.add_metric([pool.alias], getattr(pool, field))
-            yield counter
+                    reasons.add_metric([pool.alias, reason], count)
+            yield reasons
         for field, metric in HISTOGRAMS.items():
             histogram = HistogramMetricFamily(metric.name, metric.text, labels=LABELS)
             for pool in now:
