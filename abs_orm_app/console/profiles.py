@@ -10,6 +10,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from abs_orm_app.config.texts import did_you_mean
 from abs_orm_app.config.variables import Reader
+from abs_orm_app.console.arguments import refuse_unknown
 from abs_orm_app.console.layout import Layout
 from abs_orm_app.environment import SETTINGS
 from abs_orm_app.facts.databases import Configured, Value
@@ -70,6 +71,15 @@ def profiles() -> dict[str, Profile]:
     if not isinstance(own, Mapping):
         raise ImproperlyConfigured(f"{SETTING} must be a dict of profiles by name.")
     return PROFILES | {name: _parsed(name, values) for name, values in own.items()}
+
+
+def find_profile(name: str | None) -> Profile | None:
+    """The profile of this name; None without a name."""
+    if name is None:
+        return None
+    known = profiles()
+    refuse_unknown(name, tuple(known), "There is no profile", "there is")
+    return known[name]
 
 
 def _parsed(name: str, values: object) -> Profile:
