@@ -1,7 +1,5 @@
 """Rules on a project that has installed the app, but does not use its pool."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 
 from django.db import DEFAULT_DB_ALIAS

@@ -1,7 +1,5 @@
 """Rules on the connection budget: what all processes may open, and what the server allows."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Collects the findings on some databases, with and without answers from their servers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 from django.conf import settings

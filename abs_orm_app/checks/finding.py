@@ -1,7 +1,5 @@
 """A finding: what a rule reports. Each id has its entry in docs/checks.md."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Concatenate, ParamSpec

@@ -1,7 +1,5 @@
 """Lines to copy that change a setting of an alias, in the form in which its project wrote it."""
 
-from __future__ import annotations
-
 import re
 
 from abs_orm_app.config.entry import KEY

@@ -1,7 +1,5 @@
 """Rules on when a connection is held: what `DB_POOL_RELEASE` gains, and what takes it away."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from abs_orm_app.checks.finding import Finding, new_finding, of_alias

@@ -1,7 +1,5 @@
 """Rules on installed packages that treat an engine by its name, and do not know ours."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Rules on an alias whose connections go through a pooler, or should."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from abs_orm_app.checks.finding import Finding, new_finding, of_alias

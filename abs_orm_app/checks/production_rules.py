@@ -1,7 +1,5 @@
 """Rules for production: settings that work, but should not be used there."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from abs_orm_app.checks.adoption_rules import has_unused_pool

@@ -1,7 +1,5 @@
 """Rules on a server's sessions: its timeouts, its keepalives, and whether it accepts writes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from abs_orm_app.checks.finding import Finding, new_finding, of_alias

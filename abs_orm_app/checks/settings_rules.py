@@ -1,7 +1,5 @@
 """Rules on DATABASES and the environment: what cannot work, whatever the server says."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping

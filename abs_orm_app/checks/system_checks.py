@@ -1,7 +1,5 @@
 """The rules as Django's system checks."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Parses DATABASE_URL, or the parts of an address, into libpq's parameters."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

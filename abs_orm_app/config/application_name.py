@@ -1,7 +1,5 @@
 """The application_name of a process in pg_stat_activity: PROJECT@HOST:PID."""
 
-from __future__ import annotations
-
 import os
 import re
 import socket

@@ -1,7 +1,5 @@
 """Which of libpq's parameters are secrets, and parameters that show none where they are printed."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

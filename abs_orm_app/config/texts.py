@@ -1,7 +1,5 @@
 """What messages are made with: safe text, the name that was meant, numbers of things."""
 
-from __future__ import annotations
-
 from difflib import get_close_matches
 
 

@@ -1,7 +1,5 @@
 """Finds variables that look like ours but are not read, and the name that was meant."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from typing import TypeGuard

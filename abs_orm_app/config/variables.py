@@ -1,7 +1,5 @@
 """Reads environment variables strictly, and reports all mistakes at once."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

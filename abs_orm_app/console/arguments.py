@@ -1,7 +1,5 @@
 """Arguments that the commands share, and the parsers of their values."""
 
-from __future__ import annotations
-
 import math
 from argparse import (
     ArgumentParser,

@@ -1,7 +1,5 @@
 """The connection budget of check_pool: its arguments, its sums, and its section."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

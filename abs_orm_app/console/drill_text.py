@@ -1,7 +1,5 @@
 """The drill as text, promise by promise, while it runs."""
 
-from __future__ import annotations
-
 from contextlib import closing
 from typing import Any
 

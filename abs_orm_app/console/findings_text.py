@@ -1,7 +1,5 @@
 """Findings as text, and which rules were not applied."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 from django.core.checks import ERROR, WARNING

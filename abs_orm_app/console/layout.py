@@ -1,7 +1,5 @@
 """Text laid out for a terminal: its width, its characters, its colours."""
 
-from __future__ import annotations
-
 import shutil
 import textwrap
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Profiles: reference settings to compare an alias with, built in or from the project."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 

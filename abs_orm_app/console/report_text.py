@@ -1,7 +1,5 @@
 """The report on one alias as text: settings, pool, server, and how the connection test went."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from abs_orm_app.capacity.budget import allowance, in_use

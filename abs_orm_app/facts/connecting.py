@@ -1,7 +1,5 @@
 """What a new connection to an alias needs: parameters, a timeout, the errors to catch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """Tests an alias: connects as its settings say, queries, checks out a connection."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Reads each alias of DATABASES into facts. Nothing here connects."""
 
-from __future__ import annotations
-
 import inspect
 import ipaddress
 import math

@@ -1,7 +1,5 @@
 """Why a database could not be used: the cause in one sentence without secrets, and what to do."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Detects a pooler, such as PgBouncer, between this process and the server."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The report on one alias: its settings, its pool, its server, and a connection test."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from abs_orm_app.facts.active import Active, active

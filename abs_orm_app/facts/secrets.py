@@ -1,7 +1,5 @@
 """Removes the secrets of all aliases from a text that is about to be shown."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Asks a PostgreSQL server about itself, as one role: limits, timeouts, number of sessions."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

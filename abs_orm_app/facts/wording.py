@@ -1,7 +1,5 @@
 """The words for facts, the same on every output."""
 
-from __future__ import annotations
-
 from django.conf import settings
 
 from abs_orm_app.config.texts import counted

@@ -3,8 +3,6 @@
 HealthCheckView.as_view(checks=["abs_orm_app.integrations.health_check.Pool"])
 """
 
-from __future__ import annotations
-
 import dataclasses
 from datetime import timedelta
 

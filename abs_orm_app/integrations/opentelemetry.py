@@ -7,8 +7,6 @@
 Once per process, where the project sets its MeterProvider. `docs/monitoring.md` says more.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress

@@ -7,8 +7,6 @@ One process is read when it is scraped. Of several (PROMETHEUS_MULTIPROC_DIR is 
 its numbers to prometheus_client's files once a second; whichever is scraped adds them up.
 """
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The decorator that the app's views share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import TypeVar
 

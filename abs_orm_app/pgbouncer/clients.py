@@ -1,7 +1,5 @@
 """How clients reach PgBouncer: names for their databases, their settings, and who may log in."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from urllib.parse import quote

@@ -1,7 +1,5 @@
 """Writes files that hold secrets: readable by their owner only, each replaced atomically."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from contextlib import suppress

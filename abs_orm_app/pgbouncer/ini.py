@@ -1,7 +1,5 @@
 """Writes the settings as pgbouncer.ini. docs/pgbouncer.md explains each line."""
 
-from __future__ import annotations
-
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Reads what PgBouncer has to know of an alias of DATABASES into facts."""
 
-from __future__ import annotations
-
 import getpass
 import re
 from collections.abc import Iterator, Mapping, Sequence

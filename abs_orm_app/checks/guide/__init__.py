@@ -3,8 +3,6 @@
 The pages here are links to the files in docs/; the wheel contains them as files.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Who may see the page: staff with its permission, also while the database is away."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any

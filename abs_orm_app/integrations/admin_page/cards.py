@@ -1,7 +1,5 @@
 """What the templates show: the facts, with what can be said of them, in the order of the page."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

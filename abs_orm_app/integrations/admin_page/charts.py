@@ -1,7 +1,5 @@
 """Numbers as shapes of SVG, for the templates to draw."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from math import floor, log10
 from typing import Any

@@ -1,7 +1,5 @@
 """What is wrong now, in one line each: the top of the page, and the state of each pool."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal

@@ -6,8 +6,6 @@ What is older than some seconds, or of a process that is gone, is not shown, and
 here raises: without the directory, the page shows one process.
 """
 
-from __future__ import annotations
-
 import atexit
 import json
 import os

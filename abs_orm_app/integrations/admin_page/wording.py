@@ -1,7 +1,5 @@
 """How the page writes numbers, times and names; its templates have these as filters."""
 
-from __future__ import annotations
-
 import os
 from zlib import crc32
 

@@ -1,7 +1,5 @@
 """`manage.py pgbouncer_ini`: the settings of the project as a configuration of PgBouncer."""
 
-from __future__ import annotations
-
 import os
 import pwd
 from argparse import ArgumentParser
