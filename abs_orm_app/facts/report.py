@@ -32,12 +32,6 @@ class Report:
     usage: Usage | None = None  # None: it was not observed long enough
     now: Fleet | None = None  # the sessions, as the server sees them; None: it was not asked
 
-    @property
-    def failed(self) -> bool:
-        """True if the alias cannot be used as it is configured."""
-        test_failed = self.test is not None and self.test.failure is not None
-        return test_failed or isinstance(self.active, Failure) or bool(self.configured.error)
-
 
 def report(configured: Configured) -> Report:
     """Gather the report on one alias, within a deadline; what fails is part of it.
