@@ -15,6 +15,7 @@ from abs_orm_app.facts.connecting import errors_of, wrapper_of
 from abs_orm_app.facts.databases import Configured, Value, pool_values
 from abs_orm_app.facts.failure import Failure, failure_of
 from abs_orm_app.facts.snapshot import Snapshot, snapshot
+from abs_orm_app.pool.causes import cause_of
 from abs_orm_app.pool.registry import notice_fork, pools
 from abs_orm_app.pool.server_errors import FULL, classify
 
@@ -47,7 +48,6 @@ def active(configured: Configured) -> Active | Failure | None:
         pool = wrapper.pool
     except errors_of(wrapper) as error:
         return failure_of(error, configured)
-    # psycopg_pool does not tell whether it checks; Django makes it check if this is set.
     return in_effect(pool, checks=configured.health_checks)
 
 
@@ -72,8 +72,6 @@ def in_effect(pool: Any, *, checks: bool) -> Active:
 def _trouble(pool: Any) -> str:
     if (core := getattr(pool, "core", None)) is None or pool.closed:
         return ""
-    from abs_orm_app.pool.causes import cause_of
-
     cause = cause_of(core)
     return cause.text if cause else ""
 

@@ -89,9 +89,7 @@ def _ask(configured: Configured) -> tuple[ServerFacts | Failure, Fleet | None, f
                 raise  # later errors only say that it is closed
             server = failure_of(error, configured)
         began = perf_counter()
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-            cursor.fetchone()
+        connection.execute("SELECT 1").fetchone()
         query_ms = _ms_since(began)
         if isinstance(server, ServerFacts):
             server = replace(server, pooler=pooler_of(wrapper, connection, parameters))

@@ -45,9 +45,7 @@ def read_pooler(
 
 
 def _value(connection: Any, query: str) -> Any:
-    with connection.cursor() as cursor:
-        cursor.execute(query)
-        return cursor.fetchone()[0]
+    return connection.execute(query).fetchone()[0]
 
 
 def _see_pool_mode(first: Any, connect: Connect) -> PoolMode | None:
@@ -70,14 +68,14 @@ def _compare(first: Any, connect: Connect) -> PoolMode:
         for _ in range(LOOKS):
             before = _value(first, pid)
             try:
-                _run(second, "BEGIN")
+                second.execute("BEGIN")
             except second.Error as error:
                 if "statement pooling" in str(error):
                     return "statement"
                 raise
             if _value(second, pid) == before or _value(first, pid) != before:
                 return "transaction"
-            _run(second, "ROLLBACK")
+            second.execute("ROLLBACK")
     return "session"
 
 
@@ -85,13 +83,6 @@ def _lost(connection: Any, wanted: Mapping[str, str]) -> Iterator[str]:
     for name, value in wanted.items():
         # set_config returns the value in the server's spelling; `true` limits it to this statement.
         query = "SELECT current_setting(%s, true), set_config(%s, %s, true)"
-        with connection.cursor() as cursor:
-            cursor.execute(query, (name, name, value))
-            found, normalized = cursor.fetchone()
+        found, normalized = connection.execute(query, (name, name, value)).fetchone()
         if found != normalized:
             yield name
-
-
-def _run(connection: Any, query: str) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute(query)

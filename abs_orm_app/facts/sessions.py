@@ -114,9 +114,7 @@ def read_fleet(connection: Any) -> Fleet:
 
     Raises the driver's `Error`.
     """
-    with connection.cursor() as cursor:
-        cursor.execute(_QUERY)
-        everywhere = [_read(row) for row in json.loads(cursor.fetchone()[0])]
+    everywhere = [_read(row) for row in json.loads(connection.execute(_QUERY).fetchone()[0])]
     here = [row for row in everywhere if row.here]
     by_pid = {row.session.pid: row.session for row in here}
     members: dict[tuple[str, str], list[_Row]] = {}

@@ -95,7 +95,8 @@ def _panel(
     pool = live(configured.alias) if told is None else told.get(configured.alias)
     state = active(configured)
     if told is not None and isinstance(state, Active):
-        state = pool.active if pool else _unused(state) if configured.hardened else None
+        unused = replace(state, opened=False, connections=0, idle=0, waiting=0, trouble="")
+        state = pool.active if pool else unused if configured.hardened else None
     return Panel(
         configured=configured,
         active=state,
@@ -103,10 +104,6 @@ def _panel(
         usage=pool.past.usage if pool else None,
         server=answer[0] if isinstance(answer, tuple) else answer,
     )
-
-
-def _unused(mine: Active) -> Active:
-    return replace(mine, opened=False, connections=0, idle=0, waiting=0, trouble="")
 
 
 def _databases(answers: Iterable[tuple[str, Told | Failure]]) -> list[Database]:
@@ -165,15 +162,10 @@ def _read(alias: str) -> Told:
     # What follows is of the session, and would not be seen in a transaction with its own limit.
     wrapper.commit()
     wrapper.set_autocommit(True)
-    settings = {**server.settings, "statement_timeout": _statement_timeout(connection)}
+    asked = "SELECT setting FROM pg_settings WHERE name = 'statement_timeout'"
+    seconds = int(connection.execute(asked).fetchone()[0]) / 1000  # 0 is off
+    settings = {**server.settings, "statement_timeout": seconds}
     pooler = None
     if is_pooled(connection):  # else there is no need to ask for a password once more
         pooler = pooler_of(wrapper, connection, parameters_of(wrapper))
     return replace(server, settings=settings, pooler=pooler), fleet
-
-
-def _statement_timeout(connection: Any) -> float:
-    """Seconds; 0 is off."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT setting FROM pg_settings WHERE name = 'statement_timeout'")
-        return int(cursor.fetchone()[0]) / 1000
