@@ -336,10 +336,6 @@ def read_address(reader: Reader, default_url: str | None) -> Address:
     return address
 
 
-def _variable(part: str, reader: Reader) -> str:
-    return reader.variables[PARTS[part].name]
-
-
 def _contradictions(url: Address, parts: Mapping[str, str], reader: Reader) -> list[str]:
     found = []
     for name, text in parts.items():
@@ -378,7 +374,7 @@ def _gaps(
     if address.password_provider and address.password:
         found.append(
             f"{prefix}{DB_PASSWORD_PROVIDER.name} is set, and so is a password"
-            f" ({_variable('password', reader)} or the URL): unset one of them."
+            f" ({reader.variables[PARTS['password'].name]} or the URL): unset one of them."
         )
     return found
 

@@ -168,7 +168,8 @@ def _parsed(variable: Variable[T], name: str, text: str) -> T:
     shown = name if hidden else f"{name}={text[:80]!r}"
     if not text.strip():
         raise ValueError(f"{name} {EMPTY}.")
-    if "\0" in text or not _is_utf8(text):
+    # Surrogates stand for bytes that Python could not decode.
+    if "\0" in text or re.search("[\ud800-\udfff]", text):
         raise ValueError(f"{name} holds a NUL byte, or is not UTF-8 text.")
     if reason := variable.refused.get(text.strip()):
         raise ValueError(f"{shown} is refused: {reason}.")
@@ -176,15 +177,6 @@ def _parsed(variable: Variable[T], name: str, text: str) -> T:
         return variable.parse(text)
     except ValueError as error:
         raise ValueError(f"{shown} {error}.") from None
-
-
-def _is_utf8(text: str) -> bool:
-    """Return False for surrogates, which stand for bytes that Python could not decode."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def read_secret_file(path: str, variable: str) -> str:
@@ -294,7 +286,7 @@ def verdict_on(error: BaseException, argv: Sequence[str]) -> str:
     """The verdict for standard output, as text or JSON; "" if `argv` is another command."""
     if list(argv[1:2]) != ["check_pool"]:
         return ""
-    if not _asks_for_json(argv):
+    if not ("--format=json" in argv or ("--format", "json") in pairwise(argv)):
         return f"{SUMMARY}\n"
     document = {
         "schema": SCHEMA,
@@ -304,7 +296,3 @@ def verdict_on(error: BaseException, argv: Sequence[str]) -> str:
         "error": str(error),
     }
     return f"{json.dumps(document, indent=2)}\n"
-
-
-def _asks_for_json(argv: Sequence[str]) -> bool:
-    return "--format=json" in argv or ("--format", "json") in pairwise(argv)

@@ -7,7 +7,6 @@ from typing import Any
 
 from abs_orm_app.capacity.budget import (
     Budget,
-    Demand,
     Load,
     budgets,
     demands,
@@ -146,7 +145,10 @@ def _verdict(budget: Budget, rest: int, peak: int) -> str:
         else "It does not fit, not even without overflow."
     )
     if fitting := largest_that_fit(budget):
-        pools = ", ".join(_pool(demand) for demand in fitting)
+        pools = ", ".join(
+            f"DB_POOL_SIZE={each.size} DB_MAX_OVERFLOW={each.overflow} for {each.alias!r}"
+            for each in fitting
+        )
         verdict += f" The largest pools that fit: {pools}."
     else:
         verdict += " There is less than one connection for each pool."
@@ -154,7 +156,3 @@ def _verdict(budget: Budget, rest: int, peak: int) -> str:
     if processes := budget.room // each:
         verdict += f" Or run {counted(processes, 'process')} with the current sizes."
     return verdict
-
-
-def _pool(demand: Demand) -> str:
-    return f"DB_POOL_SIZE={demand.size} DB_MAX_OVERFLOW={demand.overflow} for {demand.alias!r}"

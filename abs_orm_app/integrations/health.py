@@ -67,18 +67,14 @@ def check(aliases: Iterable[str], seconds: float = SECONDS) -> dict[str, Health]
     Raises `ImproperlyConfigured` for an alias that is not there.
     """
     deadline = monotonic() + seconds
-    asked = [_known(alias) for alias in ([aliases] if isinstance(aliases, str) else aliases)]
-    probes = {alias: _start(alias, seconds) for alias in asked}
-    return {alias: _health(alias, probe, deadline) for alias, probe in probes.items()}
-
-
-def _known(alias: str) -> str:
-    if alias not in connections:
+    asked = [aliases] if isinstance(aliases, str) else list(aliases)
+    if unknown := [alias for alias in asked if alias not in connections]:
         there = ", ".join(map(repr, connections))
         raise ImproperlyConfigured(
-            f"DATABASES has no alias {alias!r} to be checked: it has {there}."
+            f"DATABASES has no alias {unknown[0]!r} to be checked: it has {there}."
         )
-    return alias
+    probes = {alias: _start(alias, seconds) for alias in asked}
+    return {alias: _health(alias, probe, deadline) for alias, probe in probes.items()}
 
 
 @never_cache

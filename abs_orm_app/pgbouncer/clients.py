@@ -15,6 +15,7 @@ EVERY_ADDRESS = ("*", "0.0.0.0", "::")  # noqa: S104 - recognized, not listened 
 def client_settings(targets: Sequence[Target], plan: Plan) -> list[str]:
     """Return the settings that lead each alias to PgBouncer, a line each, without a password."""
     host, names = _client_host(targets, plan), client_names(targets)
+    in_url = f"[{host}]" if ":" in host else quote(host, safe="")
     found = []
     if any(each.prefix is not None for each in targets):
         found.append("DB_POOL_MODE=pgbouncer")
@@ -29,7 +30,7 @@ def client_settings(targets: Sequence[Target], plan: Plan) -> list[str]:
         else:
             found.append(
                 f"{each.prefix}DATABASE_URL={each.scheme}://{quote(each.user, safe='')}"
-                f"@{_in_url(host)}:{plan.listen_port}/{quote(name, safe='')}"
+                f"@{in_url}:{plan.listen_port}/{quote(name, safe='')}"
             )
     return found
 
@@ -56,10 +57,6 @@ def _client_host(targets: Sequence[Target], plan: Plan) -> str:
         return targets[0].host
     host = plan.addresses[0] or LOOPBACK
     return "HOST" if host in EVERY_ADDRESS else host
-
-
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else quote(host, safe="")
 
 
 def _plain(name: str) -> str:

@@ -58,11 +58,6 @@ class Target:
     settings: PoolSettings
     unkept: Sequence[str] = ()  # what PgBouncer cannot keep, a sentence each
 
-    @property
-    def is_private(self) -> bool:
-        """True if only the permissions of a Unix socket keep strangers out."""
-        return self.host.startswith("/") and not self.password
-
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -84,7 +79,9 @@ class Plan:
 
 def is_private(targets: Sequence[Target], plan: Plan) -> bool:
     """True if only the permissions of a Unix socket keep strangers out of PgBouncer."""
-    return plan.listen_addr is None and all(each.is_private for each in targets)
+    return plan.listen_addr is None and all(
+        each.host.startswith("/") and not each.password for each in targets
+    )
 
 
 def target(database: Configured, entry: Mapping[str, Any], environ: Mapping[str, str]) -> Target:

@@ -1,8 +1,7 @@
 """Who may see the page: staff with its permission, also while the database is away."""
 
 from dataclasses import dataclass
-from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 from django.conf import settings
 from django.contrib.admin import AdminSite
@@ -32,13 +31,8 @@ NO_ANSWER = Failure(cause="The database cannot be asked.", hint="")
 STRANGERS = Rate(5)
 
 
-class Admission(Enum):
-    """May this request see the page?"""
-
-    YES = "yes"
-    LOGIN = "the site wants to know first who it is"
-    FORBIDDEN = "the site knows who it is, and the permission is missing"
-    UNKNOWN = "the database cannot be asked"
+# "login": the site has to know first who it is; "unknown": the database cannot be asked.
+Admission = Literal["yes", "login", "forbidden", "unknown"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +54,10 @@ def access(request: HttpRequest, site: AdminSite) -> Access:
     try:
         return run_unpooled(lambda: _ask(request, site), rate=None if known else STRANGERS)
     except TROUBLE as error:
-        _stop_asking(request)
+        request.user = AnonymousUser()  # else templates and middleware would ask the database again
         told = known or isinstance(error, BusyError)
         return Access(
-            admission=Admission.YES if known else Admission.UNKNOWN,
+            admission="yes" if known else "unknown",
             context=_context_without_user(site),
             failure=failure_outside_pool(error) if told else NO_ANSWER,
         )
@@ -93,15 +87,10 @@ def site_in_charge(request: HttpRequest) -> AdminSite:
 
 def _ask(request: HttpRequest, site: AdminSite) -> Access:
     if not site.has_permission(request):
-        return Access(admission=Admission.LOGIN, context={})
+        return Access(admission="login", context={})
     if not request.user.has_perm(PERMISSION):
-        return Access(admission=Admission.FORBIDDEN, context={})
-    return Access(admission=Admission.YES, context=site.each_context(request))
-
-
-def _stop_asking(request: HttpRequest) -> None:
-    """Keep templates and middleware from asking the database again."""
-    request.user = AnonymousUser()
+        return Access(admission="forbidden", context={})
+    return Access(admission="yes", context=site.each_context(request))
 
 
 def _context_without_user(site: AdminSite) -> dict[str, Any]:

@@ -70,7 +70,8 @@ def diagnose(overview: Overview, failure: Failure | None = None) -> tuple[Troubl
         for trouble in _of_database(database)
         if trouble.text not in said
     ]
-    of_others = [each for each in _of_neighbours(overview) if each.short not in said]
+    rows = [row for row in overview.rows if row.pid != overview.pid]  # of processes not shown
+    of_others = [Trouble(*each) for each in troubles(rows) if each[1] not in said]
     of_visitor = _of_visitor(failure, said) if failure else ()
     return (*of_aliases, *of_databases, *of_others, *of_visitor)
 
@@ -174,12 +175,6 @@ def holder_name(group: HolderGroup) -> str:
     if group.request:
         return group.request.label
     return group.thread or "several threads"
-
-
-def _of_neighbours(overview: Overview) -> Iterable[Trouble]:
-    """What is wrong in the processes that are not shown."""
-    others = [row for row in overview.rows if row.pid != overview.pid]
-    return [Trouble(*trouble) for trouble in troubles(others)]
 
 
 def _of_database(database: Database) -> Iterable[Trouble]:
