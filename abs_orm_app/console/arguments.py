@@ -1,12 +1,7 @@
 """Arguments that the commands share, and the parsers of their values."""
 
 import math
-from argparse import (
-    ArgumentParser,
-    ArgumentTypeError,
-    RawDescriptionHelpFormatter,
-    _ArgumentGroup,
-)
+from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter, _ArgumentGroup
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 

@@ -99,10 +99,7 @@ def answer_sections(report: Report, layout: Layout, *, everything: bool = False)
 
 
 def _short_server_section(
-    server: ServerFacts | Failure | None,
-    test: ConnectionTest,
-    database: Configured,
-    layout: Layout,
+    server: ServerFacts | Failure | None, test: ConnectionTest, database: Configured, layout: Layout
 ) -> str:
     if isinstance(server, Failure):
         return _server_section(server, database, layout)

@@ -18,11 +18,7 @@ from weakref import WeakKeyDictionary
 
 import prometheus_client
 from django.db import connections
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from abs_orm_app.facts.active import snapshots
@@ -59,10 +55,7 @@ _registries: list[CollectorRegistry] = []
 class PoolCollector(Collector):
     def collect(self) -> Iterator[prometheus_client.Metric]:
         now = snapshots()
-        for family, metrics in (
-            (GaugeMetricFamily, GAUGES),
-            (CounterMetricFamily, COUNTERS),
-        ):
+        for family, metrics in ((GaugeMetricFamily, GAUGES), (CounterMetricFamily, COUNTERS)):
             for field, metric in metrics.items():
                 numbers = family(metric.name, metric.text, labels=LABELS)
                 for pool in now:

@@ -188,8 +188,7 @@ def _pools(targets: Sequence[Target], plan: Plan) -> Iterator[str]:
         )
     if any(each.options for each in targets):
         yield from _block(
-            "connect_query above sets what is in `options`.",
-            ignore_startup_parameters="options",
+            "connect_query above sets what is in `options`.", ignore_startup_parameters="options"
         )
     needed = any(each.prepares for each in targets)
     yield from _block("For OPTIONS['prepare_threshold']; PgBouncer 1.21 or newer.")

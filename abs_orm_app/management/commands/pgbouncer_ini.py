@@ -19,14 +19,7 @@ from abs_orm_app.pgbouncer.clients import FILE as USERLIST
 from abs_orm_app.pgbouncer.clients import client_settings, is_exposed, userlist
 from abs_orm_app.pgbouncer.files import write_private
 from abs_orm_app.pgbouncer.ini import pgbouncer_ini
-from abs_orm_app.pgbouncer.target import (
-    LISTEN_PORT,
-    POOL_MODES,
-    Plan,
-    Target,
-    is_private,
-    target,
-)
+from abs_orm_app.pgbouncer.target import LISTEN_PORT, POOL_MODES, Plan, Target, is_private, target
 
 INI = "pgbouncer.ini"
 EXPOSED = (
@@ -75,9 +68,7 @@ class Command(BaseCommand):
             help="Write userlist.txt, the names and passwords of clients, in place of the ini.",
         )
         parser.add_argument(
-            "--with-password",
-            action="store_true",
-            help="Write the passwords, too.",
+            "--with-password", action="store_true", help="Write the passwords, too."
         )
         parser.add_argument(
             "--output",
