@@ -27,6 +27,7 @@ class Limit:
     group: tuple[str, ...]  # aliases with the same group share the limit
     connections: int
     why: str  # completes the sentence "..., but WHY"
+    used: int = 0  # of them now
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +142,7 @@ def limits(server: ServerFacts) -> list[Limit]:
             Limit(
                 group=(server.identity, "role", server.role),
                 connections=server.role_limit,
+                used=server.used_by_role,
                 why=f"role {server.role!r} may open {server.role_limit} (its CONNECTION LIMIT)",
             )
         )
@@ -149,6 +151,7 @@ def limits(server: ServerFacts) -> list[Limit]:
             Limit(
                 group=(server.identity, "database", server.database),
                 connections=server.database_limit,
+                used=server.used_in_database,
                 why=f"database {server.database!r} takes {server.database_limit}"
                 " (its CONNECTION LIMIT)",
             )
@@ -166,18 +169,13 @@ def _limit_of_server(server: ServerFacts) -> Limit:
     return Limit(
         group=(server.identity,),
         connections=connections,
+        used=server.used,
         why=f"this role may open {connections} ({detail})",
     )
 
 
 def allowance(server: ServerFacts) -> Limit:
     return min(limits(server), key=lambda limit: limit.connections)
-
-
-def in_use(limit: Limit, server: ServerFacts) -> int:
-    """Connections now that count for the limit."""
-    kinds = {"role": server.used_by_role, "database": server.used_in_database}
-    return kinds.get(limit.group[1], server.used) if len(limit.group) > 1 else server.used
 
 
 def budgets(demands: Iterable[tuple[Demand, ServerFacts]], processes: int) -> list[Budget]:
@@ -200,18 +198,17 @@ def budgets(demands: Iterable[tuple[Demand, ServerFacts]], processes: int) -> li
     ]
 
 
-def _others(members: Iterable[tuple[Demand, ServerFacts, Limit]]) -> int:
+def _others(members: Sequence[tuple[Demand, ServerFacts, Limit]]) -> int:
     """Connections under one limit that are not of this project's processes.
 
     The servers were asked one after the other, and a connection may have gone meanwhile: of each
     number, the most that was seen.
     """
-    used, ours = 0, dict[tuple[str, str], int]()
-    for _, server, limit in members:
-        used = max(used, in_use(limit, server))
+    ours: dict[tuple[str, str], int] = {}
+    for _, server, _ in members:
         whose = (server.role, server.database)
         ours[whose] = max(ours.get(whose, 0), server.used_by_project)
-    return max(used - sum(ours.values()), 0)
+    return max(max(limit.used for *_, limit in members) - sum(ours.values()), 0)
 
 
 def demands(answers: Answers) -> list[tuple[Demand, ServerFacts]]:

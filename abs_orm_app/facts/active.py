@@ -11,7 +11,7 @@ from django.db import connections
 from psycopg import Error
 
 from abs_orm_app.environment import POOL_PARAMETERS
-from abs_orm_app.facts.connecting import errors_of, wrapper_of
+from abs_orm_app.facts.connecting import ERRORS, wrapper_of
 from abs_orm_app.facts.databases import Configured, Value, pool_values
 from abs_orm_app.facts.failure import Failure, failure_of
 from abs_orm_app.facts.snapshot import Snapshot, snapshot
@@ -43,10 +43,9 @@ def active(configured: Configured) -> Active | Failure | None:
     """Read the pool object of this process; None if the alias has no pool."""
     if not configured.pools:
         return None
-    wrapper = wrapper_of(configured)
     try:
-        pool = wrapper.pool
-    except errors_of(wrapper) as error:
+        pool = wrapper_of(configured).pool
+    except ERRORS as error:
         return failure_of(error, configured)
     return in_effect(pool, checks=configured.health_checks)
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 from zoneinfo import ZoneInfoNotFoundError
 
+import psycopg
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DjangoError
 from django.db import connections
@@ -18,6 +19,11 @@ from abs_orm_app.pool.hosts import Place, listed
 from abs_orm_app.pool.liveness import GONE, SILENT
 
 MARGIN = 5.0  # seconds for everything after connecting
+# What wrong settings, or a server that refuses, raise.
+ERRORS = (
+    *(psycopg.Error, DjangoError, ImproperlyConfigured, ImportError, OSError),
+    *(TypeError, ValueError, ZoneInfoNotFoundError),
+)
 CONNECT_TIMEOUT = 10.0  # seconds, if the settings have none
 
 
@@ -58,20 +64,6 @@ def is_silent(configured: Configured) -> bool:
 def _places_of(configured: Configured) -> list[Place]:
     given = wrapper_of(configured).settings_dict
     return listed({"host": given["HOST"], "port": given["PORT"], **options_of(given)})
-
-
-def errors_of(wrapper: Any) -> tuple[type[Exception], ...]:
-    """Return what wrong settings, or a server that refuses, raise."""
-    return (
-        wrapper.Database.Error,
-        DjangoError,
-        ImproperlyConfigured,
-        ImportError,
-        OSError,
-        TypeError,
-        ValueError,
-        ZoneInfoNotFoundError,
-    )
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from abs_orm_app.config.address import session_options
 from abs_orm_app.facts.active import ask_borrowed, is_full
 from abs_orm_app.facts.connecting import (
     CONNECT_TIMEOUT,
-    errors_of,
+    ERRORS,
     explained,
     is_silent,
     isolated_wrapper,
@@ -48,7 +48,7 @@ def probe(
     """
     try:
         server, now, connect_ms, query_ms = run_with_timeout(seconds, lambda: _ask(configured))
-    except errors_of(wrapper_of(configured)) as error:
+    except ERRORS as error:
         asked = ask_borrowed(configured.alias, read_both) if is_full(error) else None
         test = ConnectionTest(failure=failure_of(explained(error, configured), configured))
         return asked and asked[0], test, asked and asked[1]
@@ -66,7 +66,7 @@ def try_setup(configured: Configured, seconds: float, test: ConnectionTest) -> C
     """
     try:
         checkout_ms = run_with_timeout(seconds, lambda: _connect_as_django(configured, seconds))
-    except errors_of(wrapper_of(configured)) as error:
+    except ERRORS as error:
         return replace(test, failure=failure_of(explained(error, configured), configured))
     return replace(test, checkout_ms=checkout_ms)
 

@@ -14,7 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from django.core.exceptions import ImproperlyConfigured
-from django.db import Error, OperationalError, connections
+from django.db import OperationalError, connections
 
 from abs_orm_app.facts.active import STATEMENT_TIMEOUT
 from abs_orm_app.facts.databases import Configured
@@ -32,9 +32,6 @@ CONNECT_TIMEOUT = 2  # seconds; a whole number for libpq
 SECONDS = 4.0  # for everything that one caller asks
 FRESH = 1.0  # seconds for which an answer is given again
 TURN = 2.0  # seconds that a caller waits until another has closed its connection
-
-# What a server, a network or wrong settings raise.
-TROUBLE = (Error, ImproperlyConfigured, OSError, TypeError, ValueError)
 
 
 class BusyError(OperationalError):

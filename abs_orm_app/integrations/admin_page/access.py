@@ -11,9 +11,9 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import Resolver404, resolve
 from django.utils.crypto import constant_time_compare, salted_hmac
 
+from abs_orm_app.facts.connecting import ERRORS
 from abs_orm_app.facts.failure import Failure
 from abs_orm_app.integrations.unpooled import (
-    TROUBLE,
     BusyError,
     Rate,
     failure_outside_pool,
@@ -53,7 +53,7 @@ def access(request: HttpRequest, site: AdminSite) -> Access:
     known = _has_pass(request)
     try:
         return run_unpooled(lambda: _ask(request, site), rate=None if known else STRANGERS)
-    except TROUBLE as error:
+    except ERRORS as error:
         request.user = AnonymousUser()  # else templates and middleware would ask the database again
         told = known or isinstance(error, BusyError)
         return Access(

@@ -155,13 +155,13 @@ def _settings(panel: Panel) -> Iterable[tuple[Setting, Value]]:
 
 def _database_card(database: Database) -> Card:
     limit, blocked = database.allowance, database.fleet.blocked
-    full = database.in_use >= limit.connections
+    full = limit.used >= limit.connections
     return {
         "database": database,
         "badge": "no connection left" if full else f"{len(blocked)} blocked" if blocked else "",
         "colour": "failed" if full else "busy",
-        "label": f"{counted(database.in_use, 'connection')} open; {limit.why}",
-        "filled": charts.WIDTH * min(database.in_use / max(limit.connections, 1), 1.0),
+        "label": f"{counted(limit.used, 'connection')} open; {limit.why}",
+        "filled": charts.WIDTH * min(limit.used / max(limit.connections, 1), 1.0),
         "project": printable(database.project),
         "processes": [
             (f"{process.host}:{process.pid}", process)

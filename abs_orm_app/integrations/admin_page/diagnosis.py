@@ -180,7 +180,7 @@ def holder_name(group: HolderGroup) -> str:
 def _of_database(database: Database) -> Iterable[Trouble]:
     name = f"database {printable(database.server.database)}"
     limit = database.allowance
-    if database.in_use >= limit.connections:
+    if limit.used >= limit.connections:
         text = (
             f"all connections that there may be are open: {limit.why}. They are of"
             f" {who_is_connected(database.fleet)}."

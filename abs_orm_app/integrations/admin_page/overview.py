@@ -10,12 +10,12 @@ from typing import Any
 
 from django.db import connections
 
-from abs_orm_app.capacity.budget import Limit, allowance, in_use
+from abs_orm_app.capacity.budget import Limit, allowance
 from abs_orm_app.checks.collect import all_findings
 from abs_orm_app.checks.finding import Finding
 from abs_orm_app.config.entry import app_options
 from abs_orm_app.facts.active import Active, active, ask_borrowed, is_full
-from abs_orm_app.facts.connecting import explained, parameters_of
+from abs_orm_app.facts.connecting import ERRORS, explained, parameters_of
 from abs_orm_app.facts.connection_test import pooler_of, read_both
 from abs_orm_app.facts.databases import Configured, configured_databases
 from abs_orm_app.facts.failure import Failure
@@ -27,7 +27,6 @@ from abs_orm_app.integrations.admin_page.live import Live, live
 from abs_orm_app.integrations.admin_page.neighbours import Row, rows
 from abs_orm_app.integrations.unpooled import (
     SECONDS,
-    TROUBLE,
     BusyError,
     Latest,
     failure_outside_pool,
@@ -50,10 +49,6 @@ class Database:
     @property
     def allowance(self) -> Limit:
         return allowance(self.server)
-
-    @property
-    def in_use(self) -> int:
-        return in_use(self.allowance, self.server)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +143,7 @@ def _ask_or_wait(database: Configured) -> Told | Failure:
 def _ask(database: Configured) -> Told | Failure:
     try:
         return run_unpooled(lambda: _read(database.alias))
-    except TROUBLE as error:
+    except ERRORS as error:
         if is_full(error) and (told := ask_borrowed(database.alias, read_both)):
             return told
         return failure_outside_pool(explained(error, database), database)
