@@ -34,12 +34,6 @@ FOREIGN_PARAMETERS = (
     *("schema", "connection_limit", "pgbouncer", "socket_timeout", "sslaccept", "charset"),
     *("encoding", "pool", "reconnect", "prepared_statements", "conn_max_age", "ssl_require"),
 )
-# Other code of the project may use dj-database-url's registry: existing schemes stay as they are,
-# new ones get Django's own engine. `parse_url` puts in ours.
-for _scheme in SCHEMES.keys() - dj_database_url.ENGINE_SCHEMES.keys():
-    dj_database_url.register(_scheme, "django.db.backends.postgresql")(
-        dj_database_url.apply_current_schema
-    )
 
 URL = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<path>[^?#]*)"
@@ -114,7 +108,7 @@ def parse_url(url: str) -> Address:
     # Without the hosts: dj-database-url cannot read several, and lowercases them, also the
     # directory of a Unix socket. Without the query: it reads "007" as 7.
     parsed = dj_database_url.parse(
-        f"{scheme}://{quote(user_info, safe=':%')}@{quote(path, safe='/%')}"
+        f"postgres://{quote(user_info, safe=':%')}@{quote(path, safe='/%')}"
     )
     address = Address(
         engine=SCHEMES[scheme],
