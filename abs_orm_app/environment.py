@@ -244,6 +244,9 @@ def database_from_env(
     options: dict[str, Any] = with_default_options(address.options, reader.environ)
     if settings.mode == "pool":
         options["pool"] = settings.pool_options()
+    # The engine adds the process to the default application_name. PgBouncer would send the server
+    # such a name each time that a server connection passes from one process to another.
+    named = settings.mode == "pgbouncer" or "application_name" in address.options
     return {
         "ENGINE": address.engine,
         "NAME": address.name,
@@ -263,24 +266,13 @@ def database_from_env(
             sources=reader.sources,
             variables=reader.variables,
             **settings.own_options(),
-            project=_project(address.options, options, settings.mode),
+            project=None if named else options.get("application_name"),
             embedded=given.embedded,
             url_file=reader.secret_file("DATABASE_URL"),
             password_file=reader.secret_file("DB_PASSWORD"),
             password_provider=given.password_provider or None,
         ),
     }
-
-
-def _project(given: Mapping[str, str], options: Mapping[str, Any], mode: Mode) -> str | None:
-    """Return the application_name if it is the default; the engine adds the process to it.
-
-    None in `pgbouncer` mode: PgBouncer would send the server a new name each time that a server
-    connection passes from one process to another.
-    """
-    if mode == "pgbouncer" or "application_name" in given:
-        return None
-    return options.get("application_name")
 
 
 def pool_processes(environ: Mapping[str, str] | None = None) -> int:

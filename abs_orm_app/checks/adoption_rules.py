@@ -19,7 +19,14 @@ OUR_ENGINES = {
 def adoption_findings(databases: Sequence[Configured]) -> list[Finding]:
     """Findings on the engine and the pool of each alias, or on DATABASES as a whole."""
     if databases and all(database.is_empty for database in databases):
-        return [databases_empty()]
+        empty = new_finding(
+            "W002",
+            "DATABASES is empty: this project has no database.",
+            "Set it in the settings, after `from abs_orm_app.environment import"
+            " database_from_env`:",
+            fix='DATABASES = {"default": database_from_env()}',
+        )
+        return [empty]
     found = []
     for database in databases:
         if database.engine in OUR_ENGINES:
@@ -34,15 +41,6 @@ def has_unused_pool(database: Configured) -> bool:
     meant = database.mode == "pgbouncer" or database.mode_was_chosen
     wrong = not isinstance(database.entry["OPTIONS"], Mapping)  # E005 says it
     return database.hardened and not (database.pools or meant or wrong)
-
-
-def databases_empty() -> Finding:
-    return new_finding(
-        "W002",
-        "DATABASES is empty: this project has no database.",
-        "Set it in the settings, after `from abs_orm_app.environment import database_from_env`:",
-        fix='DATABASES = {"default": database_from_env()}',
-    )
 
 
 def djangos_engine(database: Configured) -> Finding:

@@ -1,6 +1,7 @@
 """Collects the findings on some databases, with and without answers from their servers."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 from django.conf import settings
 from django.core.checks import INFO
@@ -70,16 +71,8 @@ def all_findings(reports: Sequence[Report], processes: int | None = None) -> lis
 
 def server_findings(answers: Answers, processes: int | None = None) -> list[Finding]:
     """Findings on the limits of the servers, and on the poolers, that answered."""
-    return [
-        *_budget_findings(answers, processes),
-        *(found for alias, server in answers for found in pooler_findings(alias, server.pooler)),
-    ]
-
-
-def _budget_findings(answers: Answers, processes: int | None) -> list[Finding]:
-    try:
-        processes = processes or pool_processes()
-    except SettingsError:
-        return []  # `settings_findings` reports it
-    databases = {database.alias: database for database, _ in answers}
-    return budget_findings(budgets(demands(answers), processes), databases)
+    found = [found for alias, server in answers for found in pooler_findings(alias, server.pooler)]
+    with suppress(SettingsError):  # `settings_findings` reports it
+        shared = budgets(demands(answers), processes or pool_processes())
+        found += budget_findings(shared, {database.alias: database for database, _ in answers})
+    return found

@@ -72,7 +72,7 @@ def settings_findings(databases: Sequence[Configured]) -> list[Finding]:
         found += adoption_rules.unread_settings(configured_databases(), os.environ)
     else:
         found += adoption_rules.ungiven_settings(read, os.environ)
-    found += package_rules.package_findings(databases, settings.INSTALLED_APPS, _project_settings())
+    found += package_rules.package_findings(databases, settings.INSTALLED_APPS, settings)
     try:
         pool_processes()
     except SettingsError as error:
@@ -85,12 +85,6 @@ def deployment_findings(databases: Sequence[Configured]) -> list[Finding]:
     from abs_orm_app.checks.production_rules import deploy_findings
 
     return [finding for database in databases for finding in deploy_findings(database)]
-
-
-def _project_settings() -> dict[str, Any]:
-    names = {package.setting for package in package_rules.PACKAGES}
-    names |= {package.also for package in package_rules.PACKAGES if package.also}
-    return {name: getattr(settings, name, None) for name in names}
 
 
 def _installed() -> settings_rules.Installed:

@@ -102,22 +102,19 @@ def compare(databases: Iterable[Configured], name: str, profile: Profile) -> Com
     return Comparison(
         profile=name,
         aliases={database.alias: database.mode for database in found},
-        rows=tuple(row for database in found for row in _rows(database, profile)),
+        rows=tuple(
+            Compared(
+                alias=database.alias,
+                field=field,
+                name=listed.variable.name,
+                here=database.value(field),
+                wanted=profile[listed.variable.name],
+            )
+            for database in found
+            for field, listed in _FIELDS.items()
+            if listed.variable.name in profile
+        ),
     )
-
-
-def _rows(database: Configured, profile: Profile) -> list[Compared]:
-    return [
-        Compared(
-            alias=database.alias,
-            field=field,
-            name=listed.variable.name,
-            here=database.value(field),
-            wanted=profile[listed.variable.name],
-        )
-        for field, listed in _FIELDS.items()
-        if listed.variable.name in profile
-    ]
 
 
 def comparison_section(comparison: Comparison, layout: Layout) -> str:
@@ -142,14 +139,11 @@ def _alias(alias: str, comparison: Comparison, layout: Layout) -> list[str]:
         for row, line in zip(rows, others, strict=True)
     ]
     differing = [row.name for row in rows if not row.matches]
-    if not differing:
-        return [
-            first,
-            *lines,
-            f"  {layout.style.SUCCESS(f'{alias} matches {comparison.profile}.')}",
-        ]
-    verdict = f"{alias} differs from {comparison.profile} in {', '.join(differing)}."
-    return [first, *lines, *map(layout.style.ERROR, layout.wrap(verdict))]
+    verdict, paint = f"{alias} matches {comparison.profile}.", layout.style.SUCCESS
+    if differing:
+        verdict = f"{alias} differs from {comparison.profile} in {', '.join(differing)}."
+        paint = layout.style.ERROR
+    return [first, *lines, *map(paint, layout.wrap(verdict))]
 
 
 def _row(row: Compared) -> Sequence[str]:

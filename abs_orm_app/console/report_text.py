@@ -1,8 +1,6 @@
 """The report on one alias as text: settings, pool, server, and how the connection test went."""
 
-from collections.abc import Iterable
-
-from abs_orm_app.capacity.budget import allowance, in_use
+from abs_orm_app.capacity.budget import allowance
 from abs_orm_app.console.layout import Layout
 from abs_orm_app.environment import SETTINGS
 from abs_orm_app.facts.active import Active
@@ -35,15 +33,17 @@ def settings_section(database: Configured, layout: Layout, *, everything: bool =
         head += layout.wrap(f"Address: {_source(database.address_source)}")
     if database.error:
         why = f"The engine cannot be loaded: {database.error}"
-        return _lines([*head, *map(style.ERROR, layout.wrap(why))])
+        return "\n".join([*head, *map(style.ERROR, layout.wrap(why))])
     if database.is_empty:
         why = f"DATABASES[{database.alias!r}] is empty: no database is set."
-        return _lines([head[0], *map(style.ERROR, layout.wrap(why))])
+        return "\n".join([head[0], *map(style.ERROR, layout.wrap(why))])
     if database.vendor != "postgresql":
-        return _lines([*head, *layout.wrap("This is not PostgreSQL: there is nothing to check.")])
+        return "\n".join(
+            [*head, *layout.wrap("This is not PostgreSQL: there is nothing to check.")]
+        )
     without_pool = [*layout.wrap(WITHOUT_POOL.get(database.mode, ""))]
     if not everything:
-        return _lines([*head, *(without_pool or layout.wrap(_pool_in_words(database)))])
+        return "\n".join([*head, *(without_pool or layout.wrap(_pool_in_words(database)))])
     rows = [
         ("setting", "value", "from", "becomes"),
         *(
@@ -56,7 +56,7 @@ def settings_section(database: Configured, layout: Layout, *, everything: bool =
             for row in database.settings
         ),
     ]
-    return _lines([*head, "", layout.heading("Settings"), *layout.table(rows), *without_pool])
+    return "\n".join([*head, "", layout.heading("Settings"), *layout.table(rows), *without_pool])
 
 
 def _pool_in_words(database: Configured) -> str:
@@ -114,21 +114,20 @@ def _short_server_section(
     timed = [f"{name} {ms:.3f} ms" for name, ms in times if ms is not None]
     if timed:
         rows.append(("test", ", ".join(timed)))
-    return _lines([layout.heading("Server", mark), *layout.pairs(rows)]) if rows else ""
+    return "\n".join([layout.heading("Server", mark), *layout.pairs(rows)]) if rows else ""
 
 
 def _in_use(server: ServerFacts, layout: Layout) -> str:
     limit = allowance(server)
-    used = in_use(limit, server)
-    share = used / max(limit.connections, 1)
-    return f"{used} of {limit.connections} {layout.bar(share)} {share:.0%}"
+    share = limit.used / max(limit.connections, 1)
+    return f"{limit.used} of {limit.connections} {layout.bar(share)} {share:.0%}"
 
 
 def _mark(server: ServerFacts, database: Configured, layout: Layout) -> str:
     if writes_fail(database, server):
         return layout.signs.bad
     limit = allowance(server)
-    few_left = in_use(limit, server) / max(limit.connections, 1) >= FEW_LEFT
+    few_left = limit.used / max(limit.connections, 1) >= FEW_LEFT
     return layout.signs.warning if few_left else layout.signs.good
 
 
@@ -161,7 +160,7 @@ def _pool_section(
     whose = "" if database.hardened else " (Django's own)"
     about = layout.pairs([("pool", f"{active.pool_class}{whose}"), ("now", now)], 9)
     mark = layout.signs.warning if differs else layout.signs.good
-    return _lines([layout.heading("Pool of this process", mark), *about, *lines])
+    return "\n".join([layout.heading("Pool of this process", mark), *about, *lines])
 
 
 def _server_section(
@@ -170,7 +169,9 @@ def _server_section(
     if server is None:
         return ""  # the connection test says why it was not reached
     if isinstance(server, Failure):
-        return _lines([layout.heading("Server", layout.signs.warning), *_failure(server, layout)])
+        cause = map(layout.style.ERROR, layout.wrap(f"Failed: {server.cause}"))
+        heading = layout.heading("Server", layout.signs.warning)
+        return "\n".join([heading, *cause, *layout.fix(server.hint, "")])
     tls = f"{server.tls_version or 'on'} {server.tls_cipher or ''}" if server.tls else "off"
     role = f"{server.role} (superuser)" if server.superuser else server.role
     rows = [
@@ -192,7 +193,7 @@ def _server_section(
         ("keepalive", _keepalive(server)),
     ]
     mark = _mark(server, database, layout)
-    return _lines([layout.heading("Server", mark), *layout.pairs(rows)])
+    return "\n".join([layout.heading("Server", mark), *layout.pairs(rows)])
 
 
 def _pooler(pooler: PoolerFacts | None) -> list[tuple[str, str]]:
@@ -240,7 +241,7 @@ def _test_section(test: ConnectionTest, database: Configured, layout: Layout) ->
     timed = [(name, f"{ms:.3f} ms", what) for name, ms, what in rows if ms is not None]
     lines = layout.table(timed, right=(1,)) if timed else []
     mark = layout.signs.bad if test.failure else layout.signs.good
-    return _lines([layout.heading("Connection test", mark), *lines])
+    return "\n".join([layout.heading("Connection test", mark), *lines])
 
 
 def _now_section(report: Report, layout: Layout) -> str:
@@ -267,13 +268,4 @@ def _now_section(report: Report, layout: Layout) -> str:
         "Pools of other machines or accounts, or without the live page, cannot be seen here."
     )
     mark = layout.signs.warning if seen or trouble else layout.signs.good
-    return _lines([layout.heading("Now", mark), *lines])
-
-
-def _failure(failure: Failure, layout: Layout) -> list[str]:
-    cause = map(layout.style.ERROR, layout.wrap(f"Failed: {failure.cause}"))
-    return [*cause, *layout.fix(failure.hint, "")]
-
-
-def _lines(lines: Iterable[str]) -> str:
-    return "\n".join(lines)
+    return "\n".join([layout.heading("Now", mark), *lines])

@@ -11,7 +11,7 @@ from abs_orm_app.checks.finding import Finding
 from abs_orm_app.checks.fixes import set_mode
 from abs_orm_app.config.texts import counted
 from abs_orm_app.console.layout import INDENT, Layout
-from abs_orm_app.console.profiles import Compared, Comparison
+from abs_orm_app.console.profiles import Comparison
 from abs_orm_app.facts.active import Active
 from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.failure import INSTALL_POOL, Failure
@@ -63,8 +63,7 @@ def judge(
     severe = [_severe(finding) for finding in findings if finding.level >= fail_level]
     databases = {report.configured.alias: report.configured for report in reports}
     differing = [] if comparison is None else list(_differing(comparison, databases))
-    engines = {report.configured.alias: report.configured.engine for report in reports}
-    unproven = [] if drills is None else list(_unproven(drills, engines))
+    unproven = [] if drills is None else list(_unproven(drills, databases))
     # A pool that cannot be made has its reason in the finding.
     found = {f.alias for f in findings if f.level >= fail_level and f.number.startswith("E00")}
     vague = (WRONG_SETTINGS.hint, INSTALL_POOL)
@@ -149,7 +148,8 @@ def _differing(comparison: Comparison, databases: Mapping[str, Configured]) -> I
     for alias in comparison.aliases:
         rows = [row for row in comparison.of(alias) if not row.matches]
         unused = any(row.here is None for row in rows)  # what the profile sets has no effect
-        remedy = f"Set {', '.join(map(_as_wanted, rows))}; or use another profile."
+        wanted = [f"{row.name} to {format_value(row.field, row.wanted)}" for row in rows]
+        remedy = f"Set {', '.join(wanted)}; or use another profile."
         if rows:
             yield Problem(
                 where=alias,
@@ -159,11 +159,7 @@ def _differing(comparison: Comparison, databases: Mapping[str, Configured]) -> I
             )
 
 
-def _as_wanted(row: Compared) -> str:
-    return f"{row.name} to {format_value(row.field, row.wanted)}"
-
-
-def _unproven(drills: Sequence[Drilled], engines: Mapping[str, str]) -> Iterator[Problem]:
+def _unproven(drills: Sequence[Drilled], databases: Mapping[str, Configured]) -> Iterator[Problem]:
     for drilled in drills:
         if drilled.refused and drilled.has_pool:
             yield Problem(
@@ -173,7 +169,7 @@ def _unproven(drills: Sequence[Drilled], engines: Mapping[str, str]) -> Iterator
             )
         elif drilled.ok is False:
             broken = [o.name for o in drilled.outcomes if o.result == "broken"]
-            ours = OUR_ENGINES.get(engines.get(drilled.alias, ""))
+            ours = OUR_ENGINES.get(databases[drilled.alias].engine)
             yield Problem(
                 where=drilled.alias,
                 cause=f"{counted(len(broken), 'promise')} broken: {', '.join(broken)}.",

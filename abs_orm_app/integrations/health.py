@@ -208,7 +208,7 @@ def _ask_through(pool: HardenedPool, seconds: float) -> None:
     deadline = monotonic() + seconds
     late: Exception = PoolTimeout("the server did not answer")
     while (left := deadline - monotonic()) > seconds / 10:
-        if _is_full(pool):
+        if len(pool.entries) >= pool.max_size and not pool.idle:
             _ask_beside(pool, left)
             return
         try:
@@ -224,10 +224,6 @@ def _ask_through(pool: HardenedPool, seconds: float) -> None:
         finally:
             pool.putconn(conn)
     raise late
-
-
-def _is_full(pool: HardenedPool) -> bool:
-    return len(pool.entries) >= pool.max_size and not pool.idle
 
 
 # The server of a full pool, as a check found it beside the pool.
