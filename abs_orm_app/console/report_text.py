@@ -212,11 +212,8 @@ def _timeouts(server: ServerFacts) -> str:
         ("idle in transaction", "idle_in_transaction_session_timeout"),
         ("idle session", "idle_session_timeout"),
     )
-    return ", ".join(
-        f"{short} {_seconds_or_off(server.settings[name])}"
-        for short, name in names
-        if name in server.settings
-    )
+    limits = [(short, server.settings[name]) for short, name in names if name in server.settings]
+    return ", ".join(f"{short} {f'{limit:g} s' if limit else 'off'}" for short, limit in limits)
 
 
 def _keepalive(server: ServerFacts) -> str:
@@ -226,10 +223,6 @@ def _keepalive(server: ServerFacts) -> str:
     if not idle:
         return "none (no TCP)" if server.address.startswith(("/", "@")) else "off"
     return f"after {idle:g} s idle, then {count:g} times every {interval:g} s"
-
-
-def _seconds_or_off(seconds: float) -> str:
-    return f"{seconds:g} s" if seconds else "off"
 
 
 def _test_section(test: ConnectionTest, database: Configured, layout: Layout) -> str:

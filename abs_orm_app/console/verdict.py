@@ -60,7 +60,17 @@ def judge(
     fail_level: of django.core.checks; a finding of this level or above is a problem.
     """
     unusable = [problem for report in reports for problem in _unusable(report)]
-    severe = [_severe(finding) for finding in findings if finding.level >= fail_level]
+    severe = [
+        Problem(
+            where=finding.title,
+            cause=finding.message,
+            remedy=finding.remedy,
+            fix=finding.fix,
+            explain=finding.explained_by,
+        )
+        for finding in findings
+        if finding.level >= fail_level
+    ]
     databases = {report.configured.alias: report.configured for report in reports}
     differing = [] if comparison is None else list(_differing(comparison, databases))
     unproven = [] if drills is None else list(_unproven(drills, databases))
@@ -126,16 +136,6 @@ def _trouble(report: Report) -> str:
     pool = report.active.trouble if isinstance(report.active, Active) else ""
     seen = sessions_in_trouble(report.now) if report.now else None
     return seen[0] if seen and (not pool or SLOW_OR_LOCKED in pool) else pool
-
-
-def _severe(finding: Finding) -> Problem:
-    return Problem(
-        where=finding.title,
-        cause=finding.message,
-        remedy=finding.remedy,
-        fix=finding.fix,
-        explain=finding.explained_by,
-    )
 
 
 def _differing(comparison: Comparison, databases: Mapping[str, Configured]) -> Iterator[Problem]:

@@ -4,7 +4,6 @@ It outlives the process that started it, so that the next command finds it runni
 `python -m abs_orm_app.embedded stop DIR`. If its directory is removed, it ends within a minute.
 """
 
-import argparse
 import fcntl
 import hashlib
 import os
@@ -13,7 +12,6 @@ import shlex
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -136,7 +134,9 @@ def _start(directory: Path) -> Postmaster:
             return server
         log = data / "log"
         log.unlink(missing_ok=True)
-        flags = _flags(_socket_dir(data, tools))
+        # Quoted for the shell, and for a list of directories.
+        socket_dir = '"' + str(_socket_dir(data, tools)).replace('"', '""') + '"'
+        flags = shlex.join(["-c", "listen_addresses=", "-p", str(PORT), "-k", socket_dir])
         try:
             tools.run("pg_ctl", "start", "-D", ".", "-l", log.name, "-o", flags, cwd=data)
         except RuntimeError as error:
@@ -245,31 +245,9 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(bytes(path)).hexdigest()[:16]
 
 
-def _flags(socket_dir: Path) -> str:
-    """Return the server's options, quoted for the shell and for a list of directories."""
-    quoted = '"' + str(socket_dir).replace('"', '""') + '"'
-    return shlex.join(["-c", "listen_addresses=", "-p", str(PORT), "-k", quoted])
-
-
 def _last_complaint(log: Path) -> str | None:
     with suppress(OSError):
         for line in reversed(log.read_text().splitlines()):
             if "FATAL:" in line:
                 return line.partition("FATAL:")[2].strip()
     return None
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m abs_orm_app.embedded", description="Control an embedded PostgreSQL."
-    )
-    parser.add_argument("action", choices=["start", "stop"])
-    parser.add_argument("directory", type=Path, help="as in DATABASE_URL=embedded:///DIRECTORY")
-    chosen = parser.parse_args()
-    try:
-        if chosen.action == "start":
-            sys.stdout.write(f"{embedded_url(chosen.directory)}\n")
-        else:
-            sys.stdout.write("stopped\n" if stop(chosen.directory) else "was not running\n")
-    except EmbeddedError as refusal:
-        parser.exit(1, f"{refusal}\n")

@@ -56,18 +56,12 @@ def sessions_in_trouble(fleet: Fleet) -> tuple[str, str] | None:
             return f"{text}; a prepared transaction blocks {whom} (pg_prepared_xacts).", ""
         doing = f", {root.state} for {root.seconds:.0f} s," if root.state and root.seconds else ""
         return f"{text}; {who(root)}{doing} blocks {whom}.", end_of(root)
-    if fleet.longest and (fleet.longest.seconds or 0) >= LONG:
-        return (
-            f"slow statements: the longest has run for {fleet.longest.seconds:.0f} s,"
-            f" {who(fleet.longest)}.",
-            end_of(fleet.longest),
-        )
-    if fleet.forgotten and (fleet.forgotten.seconds or 0) >= LONG:
-        return (
-            f"idle in a transaction: the longest for {fleet.forgotten.seconds:.0f} s,"
-            f" {who(fleet.forgotten)}.",
-            end_of(fleet.forgotten),
-        )
+    for what, session in (
+        ("slow statements: the longest has run", fleet.longest),
+        ("idle in a transaction: the longest", fleet.forgotten),
+    ):
+        if session and session.seconds and session.seconds >= LONG:
+            return f"{what} for {session.seconds:.0f} s, {who(session)}.", end_of(session)
     return None
 
 

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
-from math import isinf
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,6 +19,7 @@ import prometheus_client
 from django.db import connections
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector, CollectorRegistry
+from prometheus_client.utils import floatToGoString
 
 from abs_orm_app.facts.active import snapshots
 from abs_orm_app.facts.snapshot import COUNTERS, GAUGES, HISTOGRAMS, REASONS, Snapshot, snapshot
@@ -71,13 +71,12 @@ class PoolCollector(Collector):
             histogram = HistogramMetricFamily(metric.name, metric.text, labels=LABELS)
             for pool in now:
                 times: Distribution = getattr(pool, field)
-                buckets = [(_as_label(le), count) for le, count in times.cumulative()]
+                buckets = [
+                    (floatToGoString(le), count)  # type: ignore[no-untyped-call]
+                    for le, count in times.cumulative()
+                ]
                 histogram.add_metric([pool.alias], buckets, times.total)
             yield histogram
-
-
-def _as_label(bound: float) -> str:
-    return "+Inf" if isinf(bound) else str(float(bound))
 
 
 # Several processes

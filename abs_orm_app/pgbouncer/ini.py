@@ -176,16 +176,13 @@ def _clients(targets: Sequence[Target], plan: Plan, private: bool) -> Iterator[s
 
 def _pools(targets: Sequence[Target], plan: Plan) -> Iterator[str]:
     first = targets[0].settings
+    held = "for as long as it is connected."
     if plan.pool_mode == "transaction":
-        yield from _block(
-            "A client has a server connection for the time of a transaction. What needs a session"
-            " does not work: SET, LISTEN, session advisory locks, cursors WITH HOLD.",
-            pool_mode="transaction",
+        held = (
+            "for the time of a transaction. What needs a session does not work: SET, LISTEN,"
+            " session advisory locks, cursors WITH HOLD."
         )
-    else:
-        yield from _block(
-            "A client has a server connection for as long as it is connected.", pool_mode="session"
-        )
+    yield from _block(f"A client has a server connection {held}", pool_mode=plan.pool_mode)
     if any(each.options for each in targets):
         yield from _block(
             "connect_query above sets what is in `options`.", ignore_startup_parameters="options"
@@ -209,28 +206,27 @@ def _pools(targets: Sequence[Target], plan: Plan) -> Iterator[str]:
 
 
 def _servers(shared: Mapping[str, str]) -> Iterator[str]:
-    def some(*names: str) -> dict[str, object]:
-        return {name: shared[name] for name in names if name in shared}
-
     yield from _block(
         "DB_POOL_TIMEOUT: seconds that a client waits for a server connection.",
-        **some("query_wait_timeout"),
+        query_wait_timeout=shared["query_wait_timeout"],
     )
     yield from _block(
         f"DB_POOL_RECYCLE: maximum age of a server connection in seconds ({FOR_EVER}: no limit).",
-        **some("server_lifetime"),
+        server_lifetime=shared["server_lifetime"],
     )
     yield from _block(
         "DB_POOL_PRE_PING: check a server connection before its use, if it was idle for longer than"
         " the delay in seconds; without a query, never.",
-        **some("server_check_query", "server_check_delay"),
+        server_check_query=shared["server_check_query"],
+        server_check_delay=shared["server_check_delay"],
     )
     yield from _block(
         "Seconds between attempts to connect to a server that is down. With the default of 15, an"
         " outage lasts up to 15 s longer than the server is down.",
         server_login_retry=f"{RETRY_INTERVAL:g}",
     )
-    yield from _block("How to connect to the server.", **some(*PARAMETERS.values()))
+    given = {name: shared[name] for name in PARAMETERS.values() if name in shared}
+    yield from _block("How to connect to the server.", **given)
 
 
 def _operation(plan: Plan) -> Iterator[str]:
