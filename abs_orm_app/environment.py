@@ -278,8 +278,7 @@ def database_from_env(
 def pool_processes(environ: Mapping[str, str] | None = None) -> int:
     """Return the number of processes with these pools: DB_POOL_PROCESSES, WEB_CONCURRENCY or 1.
 
-    WEB_CONCURRENCY belongs to the web server, so a value that is not a number is ignored. Raises
-    SettingsError for a wrong DB_POOL_PROCESSES.
+    Raises SettingsError for a wrong DB_POOL_PROCESSES; WEB_CONCURRENCY is not ours to judge.
     """
     reader = Reader(environ)
     processes = reader.read(DB_POOL_PROCESSES)
@@ -295,10 +294,7 @@ def pool_processes(environ: Mapping[str, str] | None = None) -> int:
 def unknown_variables(
     environ: Mapping[str, str] | None = None, prefixes: Iterable[str] = ("",)
 ) -> dict[str, str | None]:
-    """Return the variables that look like ours but are not read, each with the name meant, or None.
-
-    Only those that begin with one of the prefixes.
-    """
+    """Variables that look like ours but are not read, each with the name meant, or None."""
     names = os.environ if environ is None else environ
     found: dict[str, str | None] = {}
     for prefix in prefixes:

@@ -179,10 +179,7 @@ def allowance(server: ServerFacts) -> Limit:
 
 
 def budgets(demands: Iterable[tuple[Demand, ServerFacts]], processes: int) -> list[Budget]:
-    """One budget for each limit, with all the demands on it.
-
-    Where two roles see the limit of a server differently, the lower one counts.
-    """
+    """One budget for each limit. Where two roles see it differently, the lower one counts."""
     groups: dict[tuple[str, ...], list[tuple[Demand, ServerFacts, Limit]]] = {}
     for demand, server in demands:
         for limit in limits(server):

@@ -109,10 +109,7 @@ def unread_settings(databases: Sequence[Configured], environ: Mapping[str, str])
 
 
 def ungiven_settings(read: Collection[str], environ: Collection[str]) -> list[Finding]:
-    """A finding on pool settings that are not in the mapping which the project gave in its place.
-
-    read: the variables that DATABASES was made from.
-    """
+    """A finding on pool settings that are not among the variables which DATABASES was made from."""
     if not (lost := [name for name in _pool_settings(environ) if name not in read]):
         return []
     unread = new_finding(

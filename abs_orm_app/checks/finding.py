@@ -48,10 +48,7 @@ class Finding:
 def new_finding(
     number: str, message: str, remedy: str, alias: str | None = None, *, fix: str = ""
 ) -> Finding:
-    """Make a finding; the number's letter gives the level.
-
-    What the environment or a server has put into a text cannot command a terminal.
-    """
+    """The number's letter gives the level. No text from outside can command a terminal."""
     level = {"E": ERROR, "W": WARNING, "I": INFO}[number[0]]
     return Finding(
         id=f"abs_orm_app.{number}",

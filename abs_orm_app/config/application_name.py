@@ -19,8 +19,7 @@ class Name:
 def process_name(project: str) -> str:
     """Return the name of this process of a project.
 
-    If it is too long, the host's name loses its beginning, then the project's: hosts that an
-    orchestrator names differ at the end.
+    One that is too long loses its beginning: an orchestrator's hosts differ at the end.
     """
     project = _ascii(project)
     pid = f":{os.getpid()}"

@@ -4,10 +4,7 @@ from difflib import get_close_matches
 
 
 def printable(text: str) -> str:
-    """Replace what cannot be printed, such as escape sequences, by single spaces.
-
-    Text from a server goes through here: names, versions, errors. It cannot command a terminal.
-    """
+    """Replace what could command a terminal, such as escape sequences, by single spaces."""
     return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 

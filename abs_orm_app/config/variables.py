@@ -30,9 +30,8 @@ _from_env_file: dict[str, str] = {}  # what this process has read from .env file
 class SettingsError(ImproperlyConfigured):
     """Environment variables cannot be used; the message names each one.
 
-    Where nobody catches it, the message is printed without a traceback, because the path through
-    the settings module says nothing about a wrong variable. `--traceback` on the command line, or
-    an exception hook of the project (an error reporter), keeps the traceback.
+    Uncaught, it is printed without a traceback, which would say nothing about the variable.
+    `--traceback`, or an exception hook of the project (an error reporter), keeps the traceback.
     """
 
 
@@ -48,9 +47,8 @@ def refuse(problems: list[str]) -> NoReturn:
 def _print_settings_errors_plainly() -> None:
     """Print a SettingsError that nobody catches without its traceback.
 
-    Django's command line prints a clean message only for commands of its own: with broken settings
-    it does not find any other, and lets the error through. A hook that is there already, such as an
-    error reporter's, is asked in our place.
+    With broken settings, Django finds no command of ours and lets the error through. A hook that
+    is there already, such as an error reporter's, is called in our place.
     """
     previous = sys.excepthook
 

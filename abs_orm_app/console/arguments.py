@@ -33,10 +33,7 @@ def add_database(parser: Arguments, without: str) -> None:
 
 
 def chosen_aliases(names: Sequence[str] | None) -> list[str]:
-    """The aliases that were named, once each, or all of them.
-
-    Raises CommandError for an unknown one.
-    """
+    """The aliases that were named, once each, or all. Raises CommandError for an unknown one."""
     known = tuple(connections)
     for name in names or ():
         refuse_unknown(name, known, "DATABASES has no alias", "it has")

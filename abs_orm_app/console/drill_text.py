@@ -17,10 +17,7 @@ Stream = Any  # django.core.management.base.OutputWrapper, which passes on unkno
 def run_drill(
     report: Report, *, take_most: bool, out: Stream | None, progress: Stream, layout: Layout
 ) -> Drilled:
-    """Drill the alias of a report, and write each outcome to `out`, if there is one.
-
-    If `progress` is a terminal, it shows which promise is being tested.
-    """
+    """Drill an alias. `out` gets each outcome, a terminal also which promise is tested now."""
     database = report.configured
 
     def announce(promise: str) -> None:

@@ -17,10 +17,7 @@ def findings_section(
     *,
     everything: bool = True,
 ) -> str:
-    """All findings, the most severe first, with an empty line between them.
-
-    everything: also why rules were not applied.
-    """
+    """All findings, the most severe first; `everything`: also why rules were not applied."""
     if not findings and not everything:
         some = " by the rules that were applied" if not_checked else ""
         return f"Findings: none{some}."

@@ -61,10 +61,7 @@ class Comparison:
 
 
 def profiles() -> dict[str, Profile]:
-    """All profiles by name; a project's own replaces a built-in one of the same name.
-
-    Raises ImproperlyConfigured, one sentence, for a value that is no profile.
-    """
+    """Built-in profiles, and the project's own. Raises ImproperlyConfigured for a wrong one."""
     own = getattr(settings, SETTING, {})
     if not isinstance(own, Mapping):
         raise ImproperlyConfigured(f"{SETTING} must be a dict of profiles by name.")

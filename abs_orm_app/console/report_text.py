@@ -78,10 +78,7 @@ def _source(source: str) -> str:
 
 
 def answer_sections(report: Report, layout: Layout, *, everything: bool = False) -> str:
-    """The pool of this process where there is something to say, the server, and the test.
-
-    everything: each fact; show the pool of this process also where it only repeats the settings.
-    """
+    """The pool of this process where it differs from the settings, the server, and the test."""
     database, test = report.configured, report.test or ConnectionTest()
     if everything:
         server = [

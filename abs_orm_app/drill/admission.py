@@ -44,10 +44,7 @@ class NoPool(Refused):
 
 @contextmanager
 def drill_wrapper(configured: Configured, name: str, **parameters: Any) -> Iterator[Any]:
-    """A wrapper with a pool like that of the alias, except for `parameters`.
-
-    The pool is closed at the end.
-    """
+    """A wrapper with a pool like that of the alias, except for `parameters`; closed at the end."""
     # `max_waiting` is not part of any promise, and would refuse checkouts of the drill.
     parameters = {"max_waiting": 0, **parameters}
     with isolated_wrapper(configured.alias, parameters, application_name=name) as wrapper:

@@ -194,10 +194,7 @@ def _cluster(directory: Path, tools: Programs, lock: int) -> Path:
 
 
 def _settled(data: Path) -> Postmaster | None:
-    """Return the server in `data`, after waiting for one that is starting or stopping.
-
-    None: no process uses `data`, and a new server can start there.
-    """
+    """Wait for a server that is starting or stopping; None: a new server can start in `data`."""
     deadline = time.monotonic() + DEADLINE
     while processes := processes_of(data):
         server = _postmaster(data)

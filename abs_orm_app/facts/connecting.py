@@ -70,11 +70,9 @@ def _places_of(configured: Configured) -> list[Place]:
 def isolated_wrapper(alias: str, pool: Mapping[str, Any], **options: Any) -> Iterator[Any]:
     """Another DatabaseWrapper of the alias, which `django.db.connections` does not know.
 
-    pool: parameters that replace those of the alias's pool; without a pool they do nothing.
-    options: the same for OPTIONS.
+    pool, options: parameters that replace the alias's own.
 
-    Its pool is closed at the end of the block; its connection has to be closed by the thread that
-    made it.
+    The block closes its pool; the thread that makes its connection has to close that.
     """
     own: Any = connections[alias]
     options = {**own.settings_dict["OPTIONS"], **options}

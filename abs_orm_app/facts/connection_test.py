@@ -133,8 +133,7 @@ def pooler_of(wrapper: Any, connection: Any, parameters: Mapping[str, Any]) -> P
 def _connect_as_django(configured: Configured, seconds: float) -> float | None:
     """Set a connection up as at the first query of a request: role, time zone, isolation level.
 
-    Returns how many ms a checkout takes, from a pool like the alias's own, but of one connection;
-    None without a pool.
+    Returns the ms of a checkout from a pool like the alias's, of one connection; None: no pool.
     """
     # The pool times out before `run_with_timeout` does, so that it can say why.
     timeout = (seconds + seconds_to_connect(configured)) / 2

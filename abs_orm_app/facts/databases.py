@@ -175,10 +175,7 @@ def configured(alias: str) -> Configured:
 
 
 def pool_settings(database: Configured) -> PoolSettings:
-    """Return the five settings of an alias: of its pool, or of the environment if it has none.
-
-    Raises ValueError, one sentence, for a pool with impossible settings.
-    """
+    """The settings of a pool, else of the environment. Raises ValueError for an impossible pool."""
     if database.mode != "pool":
         return PoolSettings.from_env(database.prefix)
     names = [name for name, listed in SETTINGS.items() if listed.shown == "always"]

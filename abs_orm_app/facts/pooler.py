@@ -24,8 +24,7 @@ class PoolerFacts:
 def is_pooled(connection: Any) -> bool:
     """Return True if a pooler, and not the server, accepted the connection.
 
-    A pooler has to invent the key with which a client cancels its queries; the process id of the
-    session is part of that key.
+    A pooler makes up the key that cancels a query, and the process id is part of that key.
     """
     return bool(_value(connection, "SELECT pg_backend_pid()") != connection.info.backend_pid)
 

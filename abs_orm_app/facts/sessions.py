@@ -110,10 +110,7 @@ class Fleet:
 
 
 def read_fleet(connection: Any) -> Fleet:
-    """Ask the server, in one round trip, over an open connection.
-
-    Raises the driver's `Error`.
-    """
+    """Ask the server, in one round trip, over an open connection."""
     everywhere = [_read(row) for row in json.loads(connection.execute(_QUERY).fetchone()[0])]
     here = [row for row in everywhere if row.here]
     by_pid = {row.session.pid: row.session for row in here}

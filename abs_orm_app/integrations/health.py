@@ -123,9 +123,7 @@ def _reason(alias: str, error: BaseException | None = None) -> str:
 
 
 def _writes_fail(alias: str) -> bool | None:
-    """Whether the pool has had a primary, if all its connections are to servers that refuse the
-    alias's writes; None if they do not.
-    """
+    """Whether the pool had a primary, if all its servers refuse the alias's writes; None if not."""
     pool = current_pools().get(alias)
     roles = {entry.role for entry in list(pool.entries)} if pool is not None else set()
     if pool is None or not roles or not roles <= {Role.STANDBY, Role.READ_ONLY}:

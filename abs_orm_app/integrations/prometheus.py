@@ -122,10 +122,7 @@ def publish(pool: HardenedPool) -> None:
 def _observe(
     child: prometheus_client.Histogram, now: Distribution, before: Distribution
 ) -> Distribution:
-    """Add what a distribution has grown by, and return what has been added in all.
-
-    prometheus_client takes one duration at a time.
-    """
+    """Add what has grown, one duration at a time; return what has been added in all."""
     total = before.total
     for seconds, count in now.since(before).durations():
         for _ in range(count):

@@ -95,12 +95,11 @@ def run_unpooled(
     """Return the result of `work`, whose queries go around the pools, in a thread of its own.
 
     `work` finds Django's `connections` as usual; they open one connection for each alias that it
-    uses, and close it. What it writes is committed at its end. Callers with the same `purpose`
-    take turns, so that visitors of the page who wait for a locked table delay no health check.
+    uses. What it writes is committed at its end. Callers with the same `purpose` take turns, so
+    that visitors of the page who wait for a locked table delay no health check.
 
-    Raises TimeoutError after `seconds`: the server has ended the last statement by then, or soon
-    after. Raises `BusyError` if another caller still has the connection of the alias after
-    a while, or if `rate` allows no more connections now.
+    Raises TimeoutError after `seconds`, when the server has ended the last statement or soon will;
+    `BusyError` if another caller keeps the connection, or `rate` allows no more.
     """
 
     def run() -> T:

@@ -68,10 +68,7 @@ FILE = "userlist.txt"
 
 
 def userlist(targets: Sequence[Target], plan: Plan) -> str:
-    """Return the file: one line for each role.
-
-    Raises ValueError, one sentence, for passwords that PgBouncer cannot use.
-    """
+    """The file: a line for each role. Raises ValueError for passwords that PgBouncer cannot use."""
     lines = []
     for user, (alias, password) in passwords(targets).items():
         if plan.with_password and not password and not is_private(targets, plan):
@@ -86,10 +83,7 @@ def userlist(targets: Sequence[Target], plan: Plan) -> str:
 
 
 def passwords(targets: Sequence[Target]) -> dict[str, tuple[str, str]]:
-    """Return for each role an alias that has it, and its password, or "" if none is known.
-
-    Raises ValueError, one sentence, for two passwords of one role.
-    """
+    """An alias and its password, or "", by role. Raises ValueError if a role has two."""
     found: dict[str, tuple[str, str]] = {}
     for each in targets:
         alias, password = found.get(each.user, (each.alias, ""))

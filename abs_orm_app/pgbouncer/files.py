@@ -9,9 +9,7 @@ from pathlib import Path
 def write_private(directory: Path, name: str, text: str) -> Path:
     """Write a file with mode 0600, or replace it atomically, and return its path.
 
-    A file that root writes gets the owner of the directory, which is PgBouncer's account if a
-    package created it.
-
+    What root writes gets the owner of the directory, such as the account of PgBouncer's package.
     Raises ValueError: the end of a sentence that begins with the directory.
     """
     path, temporary = directory / name, None

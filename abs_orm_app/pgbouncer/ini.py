@@ -26,10 +26,7 @@ RESERVE_AFTER = 0.1  # seconds; the overflow is for any client that waits, and 0
 
 
 def pgbouncer_ini(targets: Sequence[Target], plan: Plan) -> str:
-    """Return a complete pgbouncer.ini.
-
-    Raises ValueError, one sentence, for settings that one PgBouncer cannot combine.
-    """
+    """A complete pgbouncer.ini. Raises ValueError for what one PgBouncer cannot combine."""
     first, private = targets[0], is_private(targets, plan)
     for each in targets:
         _check_target(each, plan)

@@ -64,10 +64,7 @@ def access(request: HttpRequest, site: AdminSite) -> Access:
 
 
 def site_in_charge(request: HttpRequest) -> AdminSite:
-    """Return the admin site that serves the nearest address above this one.
-
-    Raises ImproperlyConfigured if there is none.
-    """
+    """The admin site at the nearest address above. Raises ImproperlyConfigured without one."""
     urlconf = getattr(request, "urlconf", None)
     parts = request.path_info.rstrip("/").split("/")
     for end in range(len(parts) - 1, 0, -1):

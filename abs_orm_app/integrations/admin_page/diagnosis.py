@@ -53,10 +53,7 @@ def state_of(panel: Panel) -> PoolState:
 
 
 def diagnose(overview: Overview, failure: Failure | None = None) -> tuple[Trouble, ...]:
-    """Everything that is wrong now; empty if nothing is.
-
-    `failure`: why the visitor of the page could not be looked up.
-    """
+    """Everything that is wrong now. `failure`: why the visitor could not be looked up."""
     fleets = {alias: each.fleet for each in overview.databases for alias in each.aliases}
     of_aliases = [
         trouble

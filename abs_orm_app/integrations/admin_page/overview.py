@@ -65,10 +65,7 @@ Pinned = tuple[int, Mapping[str, Live] | None]
 
 
 def overview(pinned: Pinned | None = None) -> Overview:
-    """Look at this process, or at what the pinned one has told, and at all servers.
-
-    Takes as long as `ask_all`.
-    """
+    """Look at this process, or at what the pinned one has told, and ask all servers."""
     configured = configured_databases()
     asked = [database for database in configured if database.vendor == "postgresql"]
     answers = ask_all(asked)
