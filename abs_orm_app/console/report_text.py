@@ -3,6 +3,7 @@
 from abs_orm_app.capacity.budget import allowance
 from abs_orm_app.console.layout import Layout
 from abs_orm_app.environment import SETTINGS
+from abs_orm_app.facts import wording
 from abs_orm_app.facts.active import Active
 from abs_orm_app.facts.connection_test import ConnectionTest
 from abs_orm_app.facts.databases import Configured
@@ -10,16 +11,6 @@ from abs_orm_app.facts.failure import Failure
 from abs_orm_app.facts.pooler import PoolerFacts
 from abs_orm_app.facts.report import Report
 from abs_orm_app.facts.server import ServerFacts
-from abs_orm_app.facts.wording import (
-    WITHOUT_POOL,
-    format_value,
-    option_in_words,
-    role_in_words,
-    sessions_in_trouble,
-    who,
-    who_is_connected,
-    writes_fail,
-)
 
 FEW_LEFT = 0.9  # of the limit in use, from which the server section gets a warning
 
@@ -41,7 +32,7 @@ def settings_section(database: Configured, layout: Layout, *, everything: bool =
         return "\n".join(
             [*head, *layout.wrap("This is not PostgreSQL: there is nothing to check.")]
         )
-    without_pool = [*layout.wrap(WITHOUT_POOL.get(database.mode, ""))]
+    without_pool = [*layout.wrap(wording.WITHOUT_POOL.get(database.mode, ""))]
     if not everything:
         return "\n".join([*head, *(without_pool or layout.wrap(_pool_in_words(database)))])
     rows = [
@@ -49,9 +40,9 @@ def settings_section(database: Configured, layout: Layout, *, everything: bool =
         *(
             (
                 row.name,
-                format_value(row.field, row.value),
+                wording.format_value(row.field, row.value),
                 row.source,
-                option_in_words(row, database.mode),
+                wording.option_in_words(row, database.mode),
             )
             for row in database.settings
         ),
@@ -62,7 +53,7 @@ def settings_section(database: Configured, layout: Layout, *, everything: bool =
 def _pool_in_words(database: Configured) -> str:
     """As in "20 + 10 connections a process, timeout 30 s, recycle 3600 s, pre-ping"."""
     size, overflow, timeout, recycle = (
-        format_value(field, database.value(field))
+        wording.format_value(field, database.value(field))
         for field in ("size", "overflow", "timeout", "recycle")
     )
     ping = ", pre-ping" if database.value("pre_ping") else ", no pre-ping"
@@ -103,7 +94,7 @@ def _short_server_section(
     rows = []
     mark = layout.signs.bad if test.failure else layout.signs.good
     if server:
-        role = role_in_words(database, server).removesuffix(", as this alias needs")
+        role = wording.role_in_words(database, server).removesuffix(", as this alias needs")
         what = f"PostgreSQL {server.version}, {role}"
         rows = [("version", what), *_pooler(server.pooler), ("in use", _in_use(server, layout))]
         mark = _mark(server, database, layout) if mark == layout.signs.good else mark
@@ -121,7 +112,7 @@ def _in_use(server: ServerFacts, layout: Layout) -> str:
 
 
 def _mark(server: ServerFacts, database: Configured, layout: Layout) -> str:
-    if writes_fail(database, server):
+    if wording.writes_fail(database, server):
         return layout.signs.bad
     limit = allowance(server)
     few_left = limit.used / max(limit.connections, 1) >= FEW_LEFT
@@ -139,8 +130,8 @@ def _pool_section(
     rows = [
         (
             SETTINGS[field].label,
-            format_value(field, value),
-            f"differs: configured is {format_value(field, database.value(field))}"
+            wording.format_value(field, value),
+            f"differs: configured is {wording.format_value(field, database.value(field))}"
             * (field in differs),
         )
         for field, value in active.settings.items()
@@ -176,7 +167,7 @@ def _server_section(
         ("address", server.address),
         ("database", server.database),
         ("role", role),
-        ("state", role_in_words(database, server)),
+        ("state", wording.role_in_words(database, server)),
         ("TLS", tls.strip()),
         *_pooler(server.pooler),
         ("limit", allowance(server).why),
@@ -244,13 +235,13 @@ def _now_section(report: Report, layout: Layout) -> str:
         ("idle in transaction", fleet.forgotten),
     ):
         if session:
-            rows.append((name, f"{session.seconds or 0.0:.1f} s, {who(session)}"))
-    rows.append(("sessions", who_is_connected(fleet)))
+            rows.append((name, f"{session.seconds or 0.0:.1f} s, {wording.who(session)}"))
+    rows.append(("sessions", wording.who_is_connected(fleet)))
     lines = layout.pairs(rows)
     trouble = report.active.trouble if isinstance(report.active, Active) else ""
     if trouble:
         lines += map(layout.style.WARNING, layout.wrap(f"{trouble[0].upper()}{trouble[1:]}"))
-    if seen := sessions_in_trouble(fleet):
+    if seen := wording.sessions_in_trouble(fleet):
         text, line = seen
         lines += map(layout.style.WARNING, layout.wrap(f"{text[0].upper()}{text[1:]}"))
         lines += layout.fix("End that session, as its role or a superuser:", line) if line else []

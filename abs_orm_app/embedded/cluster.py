@@ -20,14 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from abs_orm_app.embedded.wheel import (
-    DEADLINE,
-    MAJOR,
-    EmbeddedError,
-    Programs,
-    programs,
-    root_state,
-)
+from abs_orm_app.embedded import wheel
 
 PORT = 5432  # only a part of the socket's name: it does not listen on TCP
 SOCKET_PATH_MAX = 103  # bytes, on macOS; Linux allows 107
@@ -42,7 +35,7 @@ def embedded_url(directory: Path) -> str:
     """
     directory = directory.resolve()
     if re.search(r"[\r\n]", str(directory)):
-        raise EmbeddedError(
+        raise wheel.EmbeddedError(
             f"{str(directory)!r} holds a line break, which PostgreSQL cannot have in its files:"
             " name another directory with embedded:///DIR."
         )
@@ -60,7 +53,7 @@ def stop(directory: Path) -> bool:
     if running(data) is None:
         return False
     with _one_sentence(directory):
-        tools = programs(owner=data.stat().st_uid)
+        tools = wheel.programs(owner=data.stat().st_uid)
         tools.run("pg_ctl", "stop", "-m", "fast", "-D", ".", cwd=data)
     return True
 
@@ -71,7 +64,7 @@ def _one_sentence(directory: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:
         reason = error.args[1] if isinstance(error, OSError) and error.errno else error
-        raise EmbeddedError(
+        raise wheel.EmbeddedError(
             f"The embedded PostgreSQL in {directory} cannot run: {reason}."
             " Set another directory with embedded:///DIR, or the URL of your own server."
         ) from error
@@ -121,10 +114,10 @@ def _postmaster(data: Path) -> Postmaster | None:
 
 def _start(directory: Path) -> Postmaster:
     """Start the server in `directory`, unless another process is faster."""
-    tools = programs(owner=_owner(directory))
+    tools = wheel.programs(owner=_owner(directory))
     directory.mkdir(parents=True, exist_ok=True)
     if others := sorted({entry.name for entry in directory.iterdir()} - {"data", "data.new"}):
-        raise EmbeddedError(
+        raise wheel.EmbeddedError(
             f"{directory} holds other files ({others[0]}): "
             "the embedded PostgreSQL needs a new or an empty directory."
         )
@@ -158,7 +151,7 @@ def _locked(directory: Path) -> Iterator[int]:
     """Hold a lock on the directory; the kernel releases it when no process has it open."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        deadline = time.monotonic() + 2 * DEADLINE
+        deadline = time.monotonic() + 2 * wheel.DEADLINE
         while True:
             with suppress(BlockingIOError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -171,11 +164,11 @@ def _locked(directory: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _cluster(directory: Path, tools: Programs, lock: int) -> Path:
+def _cluster(directory: Path, tools: wheel.Programs, lock: int) -> Path:
     """Return the real path of the data directory, which is created if it is missing."""
     link = directory / "data"
     if tools.account and not link.is_symlink() and not tools.can_run("/bin/ls", directory):
-        home = root_state(_digest(directory))
+        home = wheel.root_state(_digest(directory))
         home.mkdir(exist_ok=True)
         link.symlink_to(tools.own(home) / "data")
     data = link.resolve()
@@ -185,9 +178,9 @@ def _cluster(directory: Path, tools: Programs, lock: int) -> Path:
         tools.initdb(new, lock)
         new.rename(data)
     made_by = (data / "PG_VERSION").read_text().strip()
-    if made_by != MAJOR:
-        raise EmbeddedError(
-            f"PostgreSQL {made_by} created {directory}, but this is {MAJOR}: "
+    if made_by != wheel.MAJOR:
+        raise wheel.EmbeddedError(
+            f"PostgreSQL {made_by} created {directory}, but this is {wheel.MAJOR}: "
             "set another directory, or remove this one if you do not need its data."
         )
     return data
@@ -195,7 +188,7 @@ def _cluster(directory: Path, tools: Programs, lock: int) -> Path:
 
 def _settled(data: Path) -> Postmaster | None:
     """Wait for a server that is starting or stopping; None: a new server can start in `data`."""
-    deadline = time.monotonic() + DEADLINE
+    deadline = time.monotonic() + wheel.DEADLINE
     while processes := processes_of(data):
         server = _postmaster(data)
         if server is None or server.pid not in processes:
@@ -207,7 +200,7 @@ def _settled(data: Path) -> Postmaster | None:
             return server
         if time.monotonic() > deadline:
             raise RuntimeError(
-                f"process {processes[0]} has neither started nor stopped in {DEADLINE:.0f} s"
+                f"process {processes[0]} has neither started nor stopped in {wheel.DEADLINE:.0f} s"
             )
         time.sleep(POLL_SECONDS)
     # PostgreSQL respects these files as long as their process exists. But that may be a zombie, or
@@ -227,7 +220,7 @@ def processes_of(data: Path) -> list[int]:
     ]
 
 
-def _socket_dir(data: Path, tools: Programs) -> Path:
+def _socket_dir(data: Path, tools: wheel.Programs) -> Path:
     """Return the directory of the socket: that of the data, unless libpq cannot use its path."""
     path = bytes(data / f".s.PGSQL.{PORT}")
     if len(path) <= SOCKET_PATH_MAX and b"," not in path:  # a comma separates hosts

@@ -15,14 +15,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from abs_orm_app.checks.collect import all_findings
 from abs_orm_app.config.variables import one_of
-from abs_orm_app.console import json_output
-from abs_orm_app.console.arguments import (
-    BAD_ARGUMENTS,
-    HelpFormatter,
-    add_database,
-    argument,
-    chosen_aliases,
-)
+from abs_orm_app.console import arguments, json_output
 from abs_orm_app.console.budget import add_arguments, budget_section, plan, refuse_half_a_load
 from abs_orm_app.console.findings_text import findings_section, not_checked
 from abs_orm_app.console.layout import Layout, signs_for, terminal_width
@@ -66,7 +59,7 @@ class Command(BaseCommand):
             subcommand,
             usage=f"manage.py {subcommand} [--database ALIAS ...] [-v 2] [options]",
             epilog=EXAMPLES,
-            formatter_class=HelpFormatter,
+            formatter_class=arguments.HelpFormatter,
             **kwargs,
         )
         # A wrong value is one sentence, without the usage above it.
@@ -75,7 +68,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         scope = parser.add_argument_group("what to look at")
-        add_database(scope, without="all")
+        arguments.add_database(scope, without="all")
         scope.add_argument(
             "--explain",
             nargs="?",
@@ -102,14 +95,14 @@ class Command(BaseCommand):
         output = parser.add_argument_group("output and exit code")
         output.add_argument(
             "--format",
-            type=argument(one_of("text", "json")),
+            type=arguments.argument(one_of("text", "json")),
             default="text",
             metavar="FORMAT",
             help="text or json. Default: text.",
         )
         output.add_argument(
             "--fail-level",
-            type=argument(one_of("critical", "error", "warning", "info", "debug")),
+            type=arguments.argument(one_of("critical", "error", "warning", "info", "debug")),
             default="error",
             metavar="LEVEL",
             help="Exit with 1 on a finding of this level or above: critical, error, warning, info"
@@ -148,19 +141,19 @@ class Command(BaseCommand):
         try:
             entry = find_entry(topic)
         except LookupError as error:
-            raise CommandError(str(error), returncode=BAD_ARGUMENTS) from None
+            raise CommandError(str(error), returncode=arguments.BAD_ARGUMENTS) from None
         self.stdout.write(f"{self.style.MIGRATE_HEADING(entry.title)}\n\n{entry.text}")
         return 0
 
     def _check(self, options: dict[str, Any]) -> int:
-        databases = configured_databases(chosen_aliases(options["database"]))
+        databases = configured_databases(arguments.chosen_aliases(options["database"]))
         if options["yes"] and not options["drill"]:
-            raise CommandError("--yes needs --drill.", returncode=BAD_ARGUMENTS)
+            raise CommandError("--yes needs --drill.", returncode=arguments.BAD_ARGUMENTS)
         try:
             refuse_half_a_load(options, databases)
             profile = find_profile(options["compare"])
         except (ImproperlyConfigured, ValueError) as error:
-            raise CommandError(str(error), returncode=BAD_ARGUMENTS) from None
+            raise CommandError(str(error), returncode=arguments.BAD_ARGUMENTS) from None
         in_text = options["format"] == "text"
         layout = self._layout()
         reports: list[Report] = []
