@@ -25,7 +25,6 @@ from abs_orm_app.config.address import (
 from abs_orm_app.config.entry import KEY, AppOptions, Mode, Release, Reset
 from abs_orm_app.config.unread import unread_variables
 from abs_orm_app.config.variables import (
-    Listed,
     Reader,
     SettingsError,
     Variable,
@@ -174,7 +173,7 @@ class PoolSettings:
     @classmethod
     def read(cls, reader: Reader) -> PoolSettings:
         """Read the settings. The reader notes each mistake; the setting then has its default."""
-        return cls(**{name: reader.read(listed.variable) for name, listed in SETTINGS.items()})
+        return cls(**{name: reader.read(variable) for name, variable in SETTINGS.items()})
 
     def pool_options(self) -> dict[str, Any]:
         """Return OPTIONS["pool"] of a DATABASES entry: parameters of psycopg_pool."""
@@ -184,7 +183,7 @@ class PoolSettings:
         }
 
     def own_options(self) -> AppOptions:
-        names = (name for name, listed in SETTINGS.items() if KEY in listed.options.values())
+        names = (name for name, variable in SETTINGS.items() if KEY in variable.options.values())
         return cast(AppOptions, {name: getattr(self, name) for name in names})
 
     def conn_max_age(self) -> int | None:
@@ -194,18 +193,20 @@ class PoolSettings:
         return None if self.recycle == NEVER else self.recycle
 
 
-SETTINGS: dict[str, Listed] = {each.name: each.metadata["listed"] for each in fields(PoolSettings)}
+SETTINGS: dict[str, Variable[Any]] = {
+    each.name: each.metadata["variable"] for each in fields(PoolSettings)
+}
 # The parameters of psycopg_pool, by the field; `facts.databases.pool_values` reads them back.
 POOL_PARAMETERS = {
     name: found[1]
-    for name, listed in SETTINGS.items()
-    if (found := re.match(r"pool\.(\w+)", listed.options.get("pool", "")))
+    for name, variable in SETTINGS.items()
+    if (found := re.match(r"pool\.(\w+)", variable.options.get("pool", "")))
 }
 _ALL: tuple[Variable[Any], ...] = (
     DATABASE_URL,
     *PARTS.values(),
     DB_PASSWORD_PROVIDER,
-    *(listed.variable for listed in SETTINGS.values()),
+    *SETTINGS.values(),
     DB_POOL_PROCESSES,
 )
 VARIABLES = {variable.name: variable for variable in _ALL}

@@ -127,4 +127,4 @@ def _is_in_memory(database: Configured) -> bool:
 
 
 def _pool_settings(environ: Collection[str]) -> list[str]:
-    return [each.variable.name for each in SETTINGS.values() if each.variable.name in environ]
+    return [each.name for each in SETTINGS.values() if each.name in environ]

@@ -77,27 +77,20 @@ class Variable(Generic[T]):
     echo: bool = True  # False: messages do not show what was given; it may be a password by mistake
     shared: bool = True  # if it is not set with the prefix, the variable without it is read
     prefixed: bool = True  # False: one variable for all databases, without a prefix
+    # Of a setting of the pool: by mode, the option of Django or psycopg_pool that it becomes.
+    options: Mapping[str, str] = field(default_factory=dict)
+    shown: Literal["always", "our pool", "if set"] = "always"
+    label: str = ""  # where the settings in effect are shown
+    unit: str = ""
 
     def named(self, prefix: str) -> str:
         return prefix + self.name if self.prefixed else self.name
 
 
-@dataclass(frozen=True, kw_only=True)
-class Listed:
-    """What everybody knows of a setting: its variable, what it becomes, where it is shown."""
-
-    variable: Variable[Any]
-    options: Mapping[str, str]  # by mode: the option of Django or psycopg_pool; else it is not used
-    shown: Literal["always", "our pool", "if set"] = "always"
-    label: str = ""  # where the settings in effect are shown
-    unit: str = ""
-
-
 def setting(name: str, parse: Callable[[str], Any], default: Any, **more: Any) -> Any:
-    """A field of PoolSettings: the parser and default of its variable, and what `Listed` has."""
-    refused = more.pop("refused", {})
-    variable = Variable[Any](name=name, parse=parse, default=default, refused=refused)
-    return field(default=default, metadata={"listed": Listed(variable=variable, **more)})
+    """A field of PoolSettings, and its variable."""
+    variable = Variable[Any](name=name, parse=parse, default=default, **more)
+    return field(default=default, metadata={"variable": variable})
 
 
 class Reader:

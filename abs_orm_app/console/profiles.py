@@ -18,7 +18,7 @@ Profile = Mapping[str, Value]  # by variable; a profile may leave some out
 
 SETTING = "ABS_ORM_APP_PROFILES"  # of a project: {name: {variable: value}}
 
-_FIELDS = {field: listed for field, listed in SETTINGS.items() if listed.shown == "always"}
+_FIELDS = {field: variable for field, variable in SETTINGS.items() if variable.shown == "always"}
 
 PROFILES: dict[str, Profile] = {
     # The pool settings of fullon_orm's SQLAlchemy engine; our defaults are the same.
@@ -79,7 +79,7 @@ def find_profile(name: str | None) -> Profile | None:
 
 def _parsed(name: str, values: object) -> Profile:
     where = f"{SETTING}[{name!r}]"
-    variables = {listed.variable.name: listed.variable for listed in _FIELDS.values()}
+    variables = {variable.name: variable for variable in _FIELDS.values()}
     known = tuple(variables)
     if not isinstance(values, Mapping) or not values:
         raise ImproperlyConfigured(f"{where} must be a dict such as {{'DB_POOL_SIZE': 20}}.")
@@ -103,13 +103,13 @@ def compare(databases: Iterable[Configured], name: str, profile: Profile) -> Com
             Compared(
                 alias=database.alias,
                 field=field,
-                name=listed.variable.name,
+                name=variable.name,
                 here=database.value(field),
-                wanted=profile[listed.variable.name],
+                wanted=profile[variable.name],
             )
             for database in found
-            for field, listed in _FIELDS.items()
-            if listed.variable.name in profile
+            for field, variable in _FIELDS.items()
+            if variable.name in profile
         ),
     )
 

@@ -178,7 +178,7 @@ def pool_settings(database: Configured) -> PoolSettings:
     """The settings of a pool, else of the environment. Raises ValueError for an impossible pool."""
     if database.mode != "pool":
         return PoolSettings.from_env(database.prefix)
-    names = [name for name, listed in SETTINGS.items() if listed.shown == "always"]
+    names = [name for name, variable in SETTINGS.items() if variable.shown == "always"]
     values = {name: database.value(name) for name in names}
     if not all(isinstance(value, int | float) for name, value in values.items() if name != "mode"):
         raise ValueError(
@@ -268,22 +268,22 @@ def _settings(
     sources, variables = extra.get("sources", {}), extra.get("variables", {})
 
     rows = []
-    for field_name, listed in SETTINGS.items():
-        name = listed.variable.name
+    for field_name, variable in SETTINGS.items():
+        name = variable.name
         source = "settings" if by_hand else sources.get(name, "default")
         shown = {
             "always": True,
             "our pool": mode == "pool" and hardened,
             "if set": source not in ("settings", "default"),
         }
-        if shown[listed.shown]:
+        if shown[variable.shown]:
             rows.append(
                 Setting(
                     name=variables.get(name, extra.get("prefix", "") + name),
                     field=field_name,
                     value=values.get(field_name),
                     source=source,
-                    option=listed.options.get(mode),
+                    option=variable.options.get(mode),
                 )
             )
     return (*rows, *_other_pool_options(entry["OPTIONS"].get("pool")))
@@ -292,9 +292,9 @@ def _settings(
 def _values(entry: Mapping[str, Any], extra: AppOptions, mode: str) -> dict[str, Value]:
     """What an entry of DATABASES says, by the fields of PoolSettings."""
     ours = {
-        name: extra.get(name, listed.variable.default)
-        for name, listed in SETTINGS.items()
-        if KEY in listed.options.values()
+        name: extra.get(name, variable.default)
+        for name, variable in SETTINGS.items()
+        if KEY in variable.options.values()
     }
     values: dict[str, Value] = {
         **ours,  # type: ignore[dict-item]
