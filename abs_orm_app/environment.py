@@ -92,7 +92,6 @@ class PoolSettings:
         whole_number(1, MOST_CONNECTIONS),
         20,
         options={"pool": "pool.min_size"},
-        label="pool size",
         refused={
             "0": "to SQLAlchemy it means no limit; set 1 or more, or DB_POOL_MODE=null for no pool"
         },
@@ -102,7 +101,6 @@ class PoolSettings:
         whole_number(0, MOST_CONNECTIONS),
         10,
         options={"pool": "pool.max_size, size + overflow"},
-        label="overflow",
         refused={
             "-1": "without a limit (SQLAlchemy's meaning), one burst takes every connection of the"
             " server, also from other applications; set how many the server can spare"
@@ -113,14 +111,12 @@ class PoolSettings:
         true_or_false,
         True,
         options={"pool": "CONN_HEALTH_CHECKS", "persistent": "CONN_HEALTH_CHECKS"},
-        label="pre-ping",
     )
     recycle: int = setting(  # maximum age of a connection; NEVER: none
         "DB_POOL_RECYCLE",
         _recycle,
         3600,
         options={"pool": "pool.max_lifetime", "persistent": "CONN_MAX_AGE"},
-        label="recycle",
         unit="s",
         refused={"0": "no connection would be used twice; for that, set DB_POOL_MODE=null"},
     )
@@ -129,7 +125,6 @@ class PoolSettings:
         seconds(DAY),
         30.0,
         options={"pool": "pool.timeout"},
-        label="timeout",
         unit="s",
     )
     release: Release = setting(  # when a connection goes back to the pool

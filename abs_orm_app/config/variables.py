@@ -80,7 +80,6 @@ class Variable(Generic[T]):
     # Of a setting of the pool: by mode, the option of Django or psycopg_pool that it becomes.
     options: Mapping[str, str] = field(default_factory=dict)
     shown: Literal["always", "our pool", "if set"] = "always"
-    label: str = ""  # where the settings in effect are shown
     unit: str = ""
 
     def named(self, prefix: str) -> str:

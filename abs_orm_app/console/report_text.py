@@ -129,7 +129,7 @@ def _pool_section(
         return ""
     rows = [
         (
-            SETTINGS[field].label,
+            SETTINGS[field].name,
             wording.format_value(field, value),
             f"differs: configured is {wording.format_value(field, database.value(field))}"
             * (field in differs),
