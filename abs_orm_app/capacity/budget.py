@@ -137,25 +137,14 @@ def limits(server: ServerFacts) -> list[Limit]:
     found = [_limit_of_server(server)]
     if server.superuser:  # PostgreSQL lets a superuser pass the two below
         return found
-    if server.role_limit is not None:
-        found.append(
-            Limit(
-                group=(server.identity, "role", server.role),
-                connections=server.role_limit,
-                used=server.used_by_role,
-                why=f"role {server.role!r} may open {server.role_limit} (its CONNECTION LIMIT)",
-            )
-        )
-    if server.database_limit is not None:
-        found.append(
-            Limit(
-                group=(server.identity, "database", server.database),
-                connections=server.database_limit,
-                used=server.used_in_database,
-                why=f"database {server.database!r} takes {server.database_limit}"
-                " (its CONNECTION LIMIT)",
-            )
-        )
+    for kind, name, may, most, used in (
+        ("role", server.role, "may open", server.role_limit, server.used_by_role),
+        ("database", server.database, "takes", server.database_limit, server.used_in_database),
+    ):
+        if most is not None:
+            group = (server.identity, kind, name)
+            why = f"{kind} {name!r} {may} {most} (its CONNECTION LIMIT)"
+            found.append(Limit(group=group, connections=most, used=used, why=why))
     return found
 
 

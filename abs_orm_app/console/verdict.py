@@ -59,7 +59,7 @@ def judge(
 
     fail_level: of django.core.checks; a finding of this level or above is a problem.
     """
-    unusable = [problem for report in reports for problem in _unusable(report)]
+    unusable = [problem for report in reports if (problem := _unusable(report))]
     severe = [
         Problem(
             where=finding.title,
@@ -99,36 +99,34 @@ def judge(
     return Verdict(summary=f"FAILED: {'; '.join(parts)}.", problems=problems)
 
 
-def _unusable(report: Report) -> Iterator[Problem]:
+def _unusable(report: Report) -> Problem | None:
     database = report.configured
     if database.error:
-        yield Problem(
+        return Problem(
             where=database.alias,
             cause=f"The engine cannot be loaded: {database.error}",
             remedy="Correct ENGINE, or install what it needs.",
         )
-        return
     if database.is_empty:
-        yield Problem(
+        return Problem(
             where=database.alias,
             cause="No database is set.",
             remedy="Set it in the settings:",
             fix='DATABASES = {"default": database_from_env()}',
         )
-        return
     if isinstance(report.server, ServerFacts) and (why := writes_fail(database, report.server)):
-        yield Problem(
+        return Problem(
             where=database.alias,
             cause=f"{why[0].upper()}{why[1:]}",
             remedy="Promote a standby, or correct the address; with several hosts, add:",
             fix="?target_session_attrs=read-write",
         )
-        return
     test = report.test.failure if report.test else None
     failure = report.active if isinstance(report.active, Failure) else test
-    if failure:
-        cause = f"{failure.problem}: {failure.cause}" if failure is test else failure.cause
-        yield Problem(where=database.alias, cause=cause, remedy=failure.hint)
+    if not failure:
+        return None
+    cause = f"{failure.problem}: {failure.cause}" if failure is test else failure.cause
+    return Problem(where=database.alias, cause=cause, remedy=failure.hint)
 
 
 def _trouble(report: Report) -> str:
