@@ -5,14 +5,12 @@
 `docs/settings.md` lists the variables.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, Self, cast, get_args
 
 from abs_orm_app.config.address import (
     DATABASE_URL,
@@ -158,7 +156,7 @@ class PoolSettings:
     )
 
     @classmethod
-    def from_env(cls, prefix: str = "", environ: Mapping[str, str] | None = None) -> PoolSettings:
+    def from_env(cls, prefix: str = "", environ: Mapping[str, str] | None = None) -> Self:
         """Read the settings. Raises SettingsError, which names every variable that is wrong."""
         reader = Reader(environ, prefix)
         settings = cls.read(reader)
@@ -166,7 +164,7 @@ class PoolSettings:
         return settings
 
     @classmethod
-    def read(cls, reader: Reader) -> PoolSettings:
+    def read(cls, reader: Reader) -> Self:
         """Read the settings. The reader notes each mistake; the setting then has its default."""
         return cls(**{name: reader.read(variable) for name, variable in SETTINGS.items()})
 

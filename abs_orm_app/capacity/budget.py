@@ -1,10 +1,9 @@
 """How many connections all the processes may open, and how many the server has for them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 from abs_orm_app.config.texts import counted
 from abs_orm_app.facts.databases import Configured
@@ -77,7 +76,7 @@ class Load:
     fitting: int | None  # processes for which the server has room; None: it was not asked
 
     @classmethod
-    def of(cls, rps: float, hold_ms: float, processes: int, server: ServerFacts | None) -> Load:
+    def of(cls, rps: float, hold_ms: float, processes: int, server: ServerFacts | None) -> Self:
         """By the square root rule: twice the root of what is busy is room for chance."""
         busy = rps * hold_ms / 1000
 

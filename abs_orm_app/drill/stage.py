@@ -1,7 +1,5 @@
 """Where promises are tested: a pool of the drill, and a connection that counts its sessions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -29,13 +27,6 @@ THREAD = "drill"  # the threads that check out are "drill 1", "drill 2" ...
 class Seen:
     result: Result
     what: str
-
-
-@dataclass(frozen=True)
-class Promise:
-    name: str
-    text: str
-    test: Callable[[Stage], Seen]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +145,13 @@ class Stage:
         for conn in conns:
             if conn:
                 self.pool.putconn(conn)
+
+
+@dataclass(frozen=True)
+class Promise:
+    name: str
+    text: str
+    test: Callable[[Stage], Seen]
 
 
 def judged(good: bool, what: str) -> Seen:

@@ -1,7 +1,5 @@
 """Reads the sessions of a database from its server, for all processes and applications."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -109,6 +107,14 @@ class Fleet:
     everywhere: tuple[tuple[str, str, int], ...] = ()  # application, host, sessions: of the server
 
 
+class _Row(NamedTuple):
+    session: Session
+    name: Name
+    here: bool  # in this database
+    waits: float | None
+    blockers: list[int]
+
+
 def read_fleet(connection: Any) -> Fleet:
     """Ask the server, in one round trip, over an open connection."""
     everywhere = [_read(row) for row in json.loads(connection.execute(_QUERY).fetchone()[0])]
@@ -211,14 +217,6 @@ def _longest_first(blocked: Blocked) -> float:
 def _elsewhere(pid: int) -> Session:
     """A blocker that is no session of this database, such as a prepared transaction (pid 0)."""
     return Session(pid=pid, application="", host="", state=None, seconds=None)
-
-
-class _Row(NamedTuple):
-    session: Session
-    name: Name
-    here: bool  # in this database
-    waits: float | None
-    blockers: list[int]
 
 
 def _read(row: Mapping[str, Any]) -> _Row:

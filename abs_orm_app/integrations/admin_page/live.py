@@ -1,7 +1,5 @@
 """What the pool of one alias does in a process, and for whom, also as JSON for another process."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -15,6 +13,22 @@ from abs_orm_app.pool.holders import Holder
 from abs_orm_app.pool.messages import Cause
 from abs_orm_app.pool.placement import ServerInUse
 from abs_orm_app.pool.statistics import Distribution
+
+
+@dataclass(frozen=True, kw_only=True)
+class HolderGroup:
+    """Connections that the same view took at the same line."""
+
+    request: Request | None
+    thread: str  # as in "thread MainThread"; "" if the request is known, or the threads are many
+    where: str | None  # the line that took them, if DB_POOL_LEAK_SECONDS is set
+    pins: tuple[tuple[str, int], ...]  # what needs how many of their sessions; "": not known
+    longest: float  # seconds
+    pids: tuple[int, ...]  # of the server's processes; the one held for longest first
+
+    @property
+    def count(self) -> int:
+        return len(self.pids)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,22 +82,6 @@ def _group(told: Mapping[str, Any]) -> HolderGroup:
     request, pins = told["request"], tuple((what, count) for what, count in told["pins"])
     read = {"request": request and Request(**request), "pins": pins, "pids": tuple(told["pids"])}
     return HolderGroup(**{**told, **read})
-
-
-@dataclass(frozen=True, kw_only=True)
-class HolderGroup:
-    """Connections that the same view took at the same line."""
-
-    request: Request | None
-    thread: str  # as in "thread MainThread"; "" if the request is known, or the threads are many
-    where: str | None  # the line that took them, if DB_POOL_LEAK_SECONDS is set
-    pins: tuple[tuple[str, int], ...]  # what needs how many of their sessions; "": not known
-    longest: float  # seconds
-    pids: tuple[int, ...]  # of the server's processes; the one held for longest first
-
-    @property
-    def count(self) -> int:
-        return len(self.pids)
 
 
 def group_holders(

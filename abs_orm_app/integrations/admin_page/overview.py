@@ -1,7 +1,5 @@
 """All facts that the page shows: this process's pools, their servers and sessions, findings."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +30,8 @@ from abs_orm_app.integrations.unpooled import (
     failure_outside_pool,
     run_unpooled,
 )
+
+Told = tuple[ServerFacts, Fleet]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +115,6 @@ def _databases(answers: Iterable[tuple[str, Told | Failure]]) -> list[Database]:
         for aliases, (server, fleet) in found.values()
     ]
 
-
-Told = tuple[ServerFacts, Fleet]
 
 # A forked child begins with none: the parent's locks may have been taken at the fork.
 _latest: dict[tuple[int, str, str], Latest[Told | Failure]] = {}

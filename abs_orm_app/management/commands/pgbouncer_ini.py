@@ -17,8 +17,7 @@ from abs_orm_app.environment import MOST_CONNECTIONS, pool_processes
 from abs_orm_app.facts.databases import Configured, configured_databases
 from abs_orm_app.pgbouncer.clients import FILE as USERLIST
 from abs_orm_app.pgbouncer.clients import client_settings, is_exposed, userlist
-from abs_orm_app.pgbouncer.files import write_private
-from abs_orm_app.pgbouncer.ini import pgbouncer_ini
+from abs_orm_app.pgbouncer.ini import pgbouncer_ini, write_private
 from abs_orm_app.pgbouncer.target import LISTEN_PORT, POOL_MODES, Plan, Target, is_private, target
 
 INI = "pgbouncer.ini"
