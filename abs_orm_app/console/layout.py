@@ -9,7 +9,6 @@ from typing import Any
 NARROWEST, WIDEST = 60, 100  # columns; below, words break; above, lines are tiring to read
 WITHOUT_TERMINAL = 80  # columns
 INDENT = "  "
-BAR = 20  # cells
 
 # django.core.management.color.Style: it gets its roles at run time.
 Style = Any
@@ -23,20 +22,16 @@ class Signs:
     warning: str
     bad: str
     skipped: str
-    full: str  # of a bar
-    empty: str
 
 
-UNICODE = Signs(good="✓", warning="!", bad="✗", skipped="-", full="█", empty="░")
-ASCII = Signs(good="+", warning="!", bad="x", skipped="-", full="#", empty=".")
+UNICODE = Signs(good="✓", warning="!", bad="✗", skipped="-")
+ASCII = Signs(good="+", warning="!", bad="x", skipped="-")
 
 
 def signs_for(encoding: str | None) -> Signs:
     """The characters that an output of this encoding can write; None: any."""
     try:
-        "".join((UNICODE.good, UNICODE.bad, UNICODE.full, UNICODE.empty)).encode(
-            encoding or "utf-8"
-        )
+        (UNICODE.good + UNICODE.bad).encode(encoding or "utf-8")
     except (UnicodeEncodeError, LookupError):
         return ASCII
     return UNICODE
@@ -105,11 +100,6 @@ class Layout:
             self.signs.bad: self.style.ERROR,
         }.get(mark, str)
         return (f"{paint(mark)} " if mark else "") + str(self.style.MIGRATE_LABEL(title))
-
-    def bar(self, share: float) -> str:
-        """A share from 0 to 1 as a bar; more than all is a full one."""
-        full = min(round(share * BAR), BAR)
-        return self.signs.full * full + self.signs.empty * (BAR - full)
 
     def fix(self, remedy: str, line: str, depth: int = 1) -> list[str]:
         """What to do, and below it the line to copy, which is never wrapped."""

@@ -96,7 +96,7 @@ def _short_server_section(
     if server:
         role = wording.role_in_words(database, server).removesuffix(", as this alias needs")
         what = f"PostgreSQL {server.version}, {role}"
-        rows = [("version", what), *_pooler(server.pooler), ("in use", _in_use(server, layout))]
+        rows = [("version", what), *_pooler(server.pooler), ("in use", _in_use(server))]
         mark = _mark(server, database, layout) if mark == layout.signs.good else mark
     times = (("connect", test.connect_ms), ("checkout", test.checkout_ms), ("query", test.query_ms))
     timed = [f"{name} {ms:.3f} ms" for name, ms in times if ms is not None]
@@ -105,10 +105,10 @@ def _short_server_section(
     return "\n".join([layout.heading("Server", mark), *layout.pairs(rows)]) if rows else ""
 
 
-def _in_use(server: ServerFacts, layout: Layout) -> str:
+def _in_use(server: ServerFacts) -> str:
     limit = allowance(server)
     share = limit.used / max(limit.connections, 1)
-    return f"{limit.used} of {limit.connections} {layout.bar(share)} {share:.0%}"
+    return f"{limit.used} of {limit.connections}, {share:.0%}"
 
 
 def _mark(server: ServerFacts, database: Configured, layout: Layout) -> str:
@@ -171,7 +171,7 @@ def _server_section(
         ("TLS", tls.strip()),
         *_pooler(server.pooler),
         ("limit", allowance(server).why),
-        ("in use", _in_use(server, layout)),
+        ("in use", _in_use(server)),
         (
             "sessions",
             f"{server.used} now: {server.used_by_role} of this role, "
