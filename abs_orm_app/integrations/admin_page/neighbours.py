@@ -23,11 +23,11 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.crypto import salted_hmac
 
+from abs_orm_app.backends.serving import requests_of
 from abs_orm_app.config.texts import counted
 from abs_orm_app.facts.active import current_pools
 from abs_orm_app.facts.snapshot import snapshot
 from abs_orm_app.integrations.admin_page.live import Live, from_json, live, to_json
-from abs_orm_app.pool.holders import Holder
 from abs_orm_app.pool.housekeeping import observers
 
 LOOKED_AT = "looked-at"  # the file whose age says when somebody looked last
@@ -143,12 +143,13 @@ def write(home: Path) -> None:
 
 
 def _own() -> Iterator[Row]:
-    from abs_orm_app.backends.serving import requests_of
-
     for alias, pool in current_pools().items():
         if pool.closed:
             continue
-        now, holders = snapshot(pool), pool.holders()
+        now, longest = snapshot(pool), ""
+        for holder in pool.holders()[:1]:
+            request = requests_of({holder.thread}).get(holder.thread)
+            longest = f"{request.label if request else holder.who}, {holder.seconds:.1f} s"
         yield Row(
             pid=os.getpid(),
             alias=alias,
@@ -157,18 +158,8 @@ def _own() -> Iterator[Row]:
             waiting=now.waiting,
             failed=now.errors,
             trouble=now.cause.problem if now.cause else "",
-            longest=_longest(holders, requests_of({h.thread for h in holders[:1]})),
+            longest=longest,
         )
-
-
-def _longest(holders: list[Holder], requests: dict[str, Any]) -> str:
-    if not holders:
-        return ""
-    longest = holders[0]
-    request = requests.get(longest.thread)
-    kind = "task" if longest.is_task else "thread"
-    who = request.label if request else f"{kind} {longest.thread}"
-    return f"{who}, {longest.seconds:.1f} s"
 
 
 def _told(home: Path) -> Iterator[Row]:
