@@ -82,9 +82,6 @@ class Variable(Generic[T]):
     shown: Literal["always", "our pool", "if set"] = "always"
     unit: str = ""
 
-    def named(self, prefix: str) -> str:
-        return prefix + self.name if self.prefixed else self.name
-
 
 def setting(name: str, parse: Callable[[str], Any], default: Any, **more: Any) -> Any:
     """A field of PoolSettings, and its variable."""
@@ -130,7 +127,7 @@ class Reader:
             refuse(self.problems)
 
     def _name(self, variable: Variable[T]) -> str:
-        own = variable.named(self.prefix)
+        own = self.prefix + variable.name if variable.prefixed else variable.name
         return variable.name if variable.shared and own not in self.environ else own
 
     def _note(self, variable: Variable[T], name: str, source: str) -> None:

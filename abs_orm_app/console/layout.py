@@ -49,10 +49,9 @@ class Layout:
     signs: Signs = UNICODE
     width: int = WITHOUT_TERMINAL
 
-    def wrap(self, text: str, depth: int = 1, first: str | None = None) -> list[str]:
-        """The text as indented lines; `first` begins the first one."""
-        indent = INDENT * depth
-        return self._wrapped(text, indent if first is None else f"{indent}{first} ")
+    def wrap(self, text: str, depth: int = 1) -> list[str]:
+        """The text as indented lines."""
+        return self._wrapped(text, INDENT * depth)
 
     def pairs(self, rows: Sequence[tuple[str, str]], width: int = 0) -> list[str]:
         """Names and values as lines; a long value continues below itself."""
@@ -103,5 +102,5 @@ class Layout:
 
     def fix(self, remedy: str, line: str, depth: int = 1) -> list[str]:
         """What to do, and below it the line to copy, which is never wrapped."""
-        lines = self.wrap(remedy, depth, "Fix:") if remedy else []
+        lines = self._wrapped(remedy, f"{INDENT * depth}Fix: ") if remedy else []
         return [*lines, INDENT * (depth + 2) + line] if line else lines

@@ -12,9 +12,7 @@ LEVELS = {10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
 
 
 def option_in_words(setting: Setting, mode: str) -> str:
-    if setting.option is None:
-        return f"not used in {mode} mode"
-    return setting.option
+    return setting.option or f"not used in {mode} mode"
 
 
 WITHOUT_POOL = {
