@@ -71,7 +71,9 @@ def all_findings(reports: Sequence[Report], processes: int | None = None) -> lis
 
 def server_findings(answers: Answers, processes: int | None = None) -> list[Finding]:
     """Findings on the limits of the servers, and on the poolers, that answered."""
-    found = [found for alias, server in answers for found in pooler_findings(alias, server.pooler)]
+    found: list[Finding] = []
+    for database, server in answers:
+        found += pooler_findings(database, server.pooler)
     with suppress(SettingsError):  # `settings_findings` reports it
         shared = budgets(demands(answers), processes or pool_processes())
         found += budget_findings(shared, {database.alias: database for database, _ in answers})

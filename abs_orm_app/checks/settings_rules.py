@@ -27,11 +27,10 @@ class Installed:
 
 @of_alias
 def static_findings(database: Configured, installed: Installed) -> Iterator[Finding]:
-    """Findings on OPTIONS['pool'] of an alias, if it is set."""
-    if database.pool:
-        yield from engine_and_driver(database, installed)
-        yield from unusable_parameters(database, installed)
-        yield from impossible_values(database)
+    """Findings on an alias that sets OPTIONS['pool']."""
+    yield from engine_and_driver(database, installed)
+    yield from unusable_parameters(database, installed)
+    yield from impossible_values(database)
 
 
 @of_alias

@@ -66,7 +66,8 @@ def settings_findings(databases: Sequence[Configured]) -> list[Finding]:
     found = settings_rules.unknown_variables(unknown)
     for database in databases:
         found += settings_rules.entry_findings(database)
-        found += settings_rules.static_findings(database, _installed())
+        if database.pool:  # else the process may need no psycopg_pool
+            found += settings_rules.static_findings(database, _installed())
     found += adoption_rules.adoption_findings(databases)
     if (read := variables_read()) is None:
         found += adoption_rules.unread_settings(configured_databases(), os.environ)
