@@ -272,7 +272,7 @@ def database_from_env(
 def pool_processes(environ: Mapping[str, str] | None = None) -> int:
     """Return the number of processes with these pools: DB_POOL_PROCESSES, WEB_CONCURRENCY or 1.
 
-    Raises SettingsError for a wrong DB_POOL_PROCESSES; WEB_CONCURRENCY is not ours to judge.
+    Raises SettingsError for a wrong DB_POOL_PROCESSES; a wrong WEB_CONCURRENCY is ignored.
     """
     reader = Reader(environ)
     processes = reader.read(DB_POOL_PROCESSES)

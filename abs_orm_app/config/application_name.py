@@ -19,7 +19,8 @@ class Name:
 def process_name(project: str) -> str:
     """Return the name of this process of a project.
 
-    One that is too long loses its beginning: an orchestrator's hosts differ at the end.
+    If it is too long, host and project lose their beginnings: hosts of an orchestrator differ at
+    the end.
     """
     project = _ascii(project)
     pid = f":{os.getpid()}"

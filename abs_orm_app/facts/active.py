@@ -96,9 +96,10 @@ def is_full(error: BaseException) -> bool:
 
 
 def ask_borrowed(alias: str, read: Callable[[Any], T]) -> T | None:
-    """Return what `read` returns of such a connection; None if there is none, or it fails.
+    """Ask a server that accepts no more connections over an idle one of this process's pool.
 
-    No request waits for it meanwhile: then there is no idle connection.
+    Returns what `read` returns; None if there is no idle connection, or it fails. No request waits
+    for that connection: then it would not be idle.
     """
     pool = current_pools().get(alias)
     if pool is None or pool.closed or not pool.idle:
