@@ -77,11 +77,7 @@ def wrong_types(database: Configured) -> Iterator[Finding]:
     """What Django would fail on at the first query, or take for True."""
     for name, (accepted, kind) in _KEYS.items():
         if name in database.entry and not isinstance(database.entry[name], kind):
-            yield new_finding(
-                "E005",
-                f"{name} is {_type(database.entry[name])}; it must be {accepted}.",
-                "Correct the value, or remove it to use Django's default.",
-            )
+            yield _must_be(name, _type(database.entry[name]), accepted, "Django's default")
 
 
 def engine_and_driver(database: Configured, installed: Installed) -> Iterator[Finding]:
@@ -118,6 +114,11 @@ def engine_and_driver(database: Configured, installed: Installed) -> Iterator[Fi
 def _as_tuple(version: str) -> tuple[int, ...]:
     """Give (3, 2) for "3.2.1" and for "3.2.dev1"."""
     return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+
+
+def _must_be(where: str, given: object, accepted: str, default: str) -> Finding:
+    message = f"{where} is {given}; it must be {accepted}."
+    return new_finding("E005", message, f"Correct the value, or remove it to use {default}.")
 
 
 def _type(value: object) -> str:
@@ -198,11 +199,7 @@ def impossible_values(database: Configured) -> Iterator[Finding]:
         accepted, is_accepted = _ACCEPTED.get(name, ("", lambda _: True))
         if not is_accepted(value) and not (name == "max_size" and value is None):
             given = value if isinstance(value, int | float) else _type(value)
-            yield new_finding(
-                "E005",
-                f"OPTIONS['pool']['{name}'] is {given}; it must be {accepted}.",
-                "Correct the value, or remove it to use psycopg_pool's default.",
-            )
+            yield _must_be(f"OPTIONS['pool']['{name}']", given, accepted, "psycopg_pool's default")
     size, overflow = database.value("size"), database.value("overflow")
     if not (database.pools and isinstance(size, int) and isinstance(overflow, int)):
         return
@@ -249,11 +246,7 @@ def mistakes_in_our_key(database: Configured) -> Iterator[Finding]:
                 "Correct or remove it.",
             )
         elif not is_accepted(value):
-            yield new_finding(
-                "E005",
-                f"ABS_ORM_APP['{name}'] is {value!r}; it must be {accepted}.",
-                "Correct the value, or remove it to use the default.",
-            )
+            yield _must_be(f"ABS_ORM_APP['{name}']", repr(value), accepted, "the default")
 
 
 def unknown_variables(names: Mapping[str, str | None]) -> list[Finding]:

@@ -4,7 +4,7 @@ import os
 from zlib import crc32
 
 from abs_orm_app.facts.databases import Setting, Value
-from abs_orm_app.facts.sessions import Blocked, Session
+from abs_orm_app.facts.sessions import Session
 from abs_orm_app.facts.wording import format_value
 from abs_orm_app.integrations.admin_page.live import HolderGroup
 from abs_orm_app.pool.statistics import BOUNDS
@@ -56,13 +56,6 @@ def pids(group: HolderGroup) -> str:
 
 def session(one: Session) -> str:
     return " ".join(filter(None, (str(one.pid), one.application, one.host)))
-
-
-def blockers(blocked: Blocked) -> str:
-    return "; ".join(
-        session(one) + (f", {one.state} for {duration(one.seconds)}" if one.state else "")
-        for one in blocked.blockers
-    )
 
 
 def setting_value(setting: Setting, in_effect: Value = None) -> str:
