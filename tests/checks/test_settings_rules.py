@@ -12,7 +12,13 @@ import pytest
 from abs_orm_app.checks import settings_rules
 from abs_orm_app.checks.adoption_rules import adoption_findings
 from abs_orm_app.checks.finding import Finding
-from abs_orm_app.checks.settings_rules import Installed, entry_findings, static_findings
+from abs_orm_app.checks.settings_rules import (
+    Installed,
+    entry_findings,
+    static_findings,
+    unknown_variables,
+)
+from abs_orm_app.environment import SettingsError, database_from_env
 from abs_orm_app.facts.databases import Configured, pool_parameters
 from tests.support.aliases import facts, from_env, ids, pool
 from tests.support.projects import OURS, ROOT, SQLITE, STOCK
@@ -224,3 +230,17 @@ def test_the_project_may_set_check_with_our_engine_and_in_django_6_1() -> None:
     assert "'check'" in finding.message
     installed = replace(INSTALLED, check_is_free=True)
     assert static(pool(STOCK, check=None), installed) == []
+
+
+def test_an_unknown_variable_is_a_warning_with_a_suggestion() -> None:
+    found = unknown_variables({"DB_POOL_SISE": "DB_POOL_SIZE", "DB_POOL_X": None})
+    assert ids(found) == ["W001", "W001"]
+    assert "DB_POOL_SISE; did you mean DB_POOL_SIZE?" in found[0].message
+
+
+def test_a_name_that_would_command_a_terminal_is_harmless() -> None:
+    (found,) = unknown_variables({"DB_POOL_SIZ\x1b[2J": "DB_POOL_SIZE"})
+    assert "DB_POOL_SIZ [2J; did you mean" in found.message
+    with pytest.raises(SettingsError) as error:
+        database_from_env(environ={"DB_USER": "app", "DB_NAM\x1bE": "shop"})
+    assert "DB_NAM E is set: did you mean DB_NAME?" in str(error.value)
