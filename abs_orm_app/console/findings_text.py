@@ -1,6 +1,6 @@
 """Findings as text, and which rules were not applied."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from django.core.checks import ERROR, WARNING
 
@@ -48,9 +48,8 @@ def _finding(finding: Finding, layout: Layout) -> list[str]:
     ]
 
 
-def not_checked(reports: Iterable[Report], *, debug: bool) -> list[str]:
+def not_checked(reports: Sequence[Report], *, debug: bool) -> list[str]:
     """Sentences on the rules that could not be applied, or that this run leaves out."""
-    reports = tuple(reports)
     broken = [report.configured.alias for report in reports if report.configured.error]
     reports = [report for report in reports if report.configured.vendor == "postgresql"]
     silent = [

@@ -21,7 +21,7 @@ def settings_section(database: Configured, layout: Layout, *, everything: bool =
     head = [style.MIGRATE_HEADING(f"{database.alias}: {database.address}")]
     if everything:
         head += layout.wrap(f"Engine:  {database.engine}")
-        head += layout.wrap(f"Address: {_source(database.address_source)}")
+        head += layout.wrap(f"Address: {database.address_source}")
     if database.error:
         why = f"The engine cannot be loaded: {database.error}"
         return "\n".join([*head, *map(style.ERROR, layout.wrap(why))])
@@ -60,12 +60,6 @@ def _pool_in_words(database: Configured) -> str:
     own = "" if database.hardened else ", Django's own pool"
     sizes = f"{size} + {overflow} connections a process"
     return f"{sizes}, timeout {timeout}, recycle {recycle}{ping}{own}"
-
-
-def _source(source: str) -> str:
-    """As in "DATABASE_URL (environment)"."""
-    variable, comma, where = source.partition(", ")
-    return f"{variable} ({where})" if comma else source
 
 
 def answer_sections(report: Report, layout: Layout, *, everything: bool = False) -> str:

@@ -72,7 +72,7 @@ class Configured:
     atomic_requests: bool
 
     address: str
-    address_source: str
+    address_source: str  # as in "DATABASE_URL (environment)"
     user_source: str  # as in "DB_USER (.env)"
     password_source: str
     prefix: str  # of the variables
@@ -201,8 +201,8 @@ def _address_source(extra: AppOptions) -> str:
     sources = extra.get("sources", {})
     for name in ("DATABASE_URL", "DB_HOST", "DB_NAME"):
         if sources.get(name, "default") != "default":
-            return f"{extra['variables'][name]}, {sources[name]}"
-    return "the default, no address is set in the environment" if sources else "settings"
+            return f"{extra['variables'][name]} ({sources[name]})"
+    return "the default (no address is set in the environment)" if sources else "settings"
 
 
 def _part_source(alias: str, entry: Mapping[str, Any], extra: AppOptions, part: str) -> str:
