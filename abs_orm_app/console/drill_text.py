@@ -40,7 +40,8 @@ def run_drill(
     except Refused as refused:
         failure, has_pool = refused.failure, not isinstance(refused, NoPool)
         drilled = Drilled(alias=database.alias, refused=failure, has_pool=has_pool)
-        tell(*_refusal(drilled, layout))
+        paint = layout.style.ERROR if has_pool else str
+        tell(*map(paint, layout.wrap(failure.cause)), *layout.fix(failure.hint, ""))
     except BaseException:  # Ctrl-C
         _show(progress, CLEAR_LINE)
         raise
@@ -73,14 +74,6 @@ def _outcome(outcome: Outcome, layout: Layout) -> list[str]:
 def _marks(layout: Layout) -> dict[str, str]:
     signs = layout.signs
     return {"kept": signs.good, "broken": signs.bad, "skipped": signs.skipped}
-
-
-def _refusal(drilled: Drilled, layout: Layout) -> list[str]:
-    if drilled.refused is None:
-        return []
-    cause = layout.wrap(drilled.refused.cause)
-    hint = layout.fix(drilled.refused.hint, "")
-    return [*map(layout.style.ERROR, cause), *hint] if drilled.has_pool else [*cause, *hint]
 
 
 def _verdict(drilled: Drilled, layout: Layout) -> list[str]:
