@@ -163,12 +163,6 @@ def _own() -> Iterator[Row]:
 
 
 def _told(home: Path) -> Iterator[Row]:
-    for told in _all(home):
-        with suppress(KeyError, TypeError, ValueError):  # of another version
-            yield from [Row(**row) for row in told["rows"]]
-
-
-def _all(home: Path) -> Iterator[Any]:
     """What each process has told; what is left of others is removed."""
     with suppress(OSError):
         for file in home.iterdir():
@@ -176,7 +170,8 @@ def _all(home: Path) -> Iterator[Any]:
                 with suppress(OSError):
                     file.unlink()
             elif file.suffix == ".json" and (told := _read(file)):
-                yield told
+                with suppress(KeyError, TypeError, ValueError):  # of another version
+                    yield from [Row(**row) for row in told["rows"]]
 
 
 def _read(file: Path) -> Any:
