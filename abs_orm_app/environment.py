@@ -5,14 +5,12 @@
 `docs/settings.md` lists the variables.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, Self, cast, get_args
 
 from abs_orm_app.config.address import (
     DATABASE_URL,
@@ -25,7 +23,6 @@ from abs_orm_app.config.address import (
 from abs_orm_app.config.entry import KEY, AppOptions, Mode, OwnSettings, Release, Reset
 from abs_orm_app.config.unread import unread_variables
 from abs_orm_app.config.variables import (
-    Listed,
     Reader,
     SettingsError,
     Variable,
@@ -77,8 +74,6 @@ DB_POOL_PROCESSES = Variable[int | None](
 
 @dataclass(frozen=True, kw_only=True)
 class PoolSettings:
-    """The settings of one database's pool, each with its variable and default."""
-
     mode: Mode = setting(
         "DB_POOL_MODE",
         one_of(*get_args(Mode)),
@@ -95,7 +90,6 @@ class PoolSettings:
         whole_number(1, MOST_CONNECTIONS),
         20,
         options={"pool": "pool.min_size"},
-        label="pool size",
         refused={
             "0": "to SQLAlchemy it means no limit; set 1 or more, or DB_POOL_MODE=null for no pool"
         },
@@ -105,7 +99,6 @@ class PoolSettings:
         whole_number(0, MOST_CONNECTIONS),
         10,
         options={"pool": "pool.max_size, size + overflow"},
-        label="overflow",
         refused={
             "-1": "without a limit (SQLAlchemy's meaning), one burst takes every connection of the"
             " server, also from other applications; set how many the server can spare"
@@ -116,14 +109,12 @@ class PoolSettings:
         true_or_false,
         True,
         options={"pool": "CONN_HEALTH_CHECKS", "persistent": "CONN_HEALTH_CHECKS"},
-        label="pre-ping",
     )
     recycle: int = setting(  # maximum age of a connection; NEVER: none
         "DB_POOL_RECYCLE",
         _recycle,
         3600,
         options={"pool": "pool.max_lifetime", "persistent": "CONN_MAX_AGE"},
-        label="recycle",
         unit="s",
         refused={"0": "no connection would be used twice; for that, set DB_POOL_MODE=null"},
     )
@@ -132,7 +123,6 @@ class PoolSettings:
         seconds(DAY),
         30.0,
         options={"pool": "pool.timeout"},
-        label="timeout",
         unit="s",
     )
     release: Release = setting(  # when a connection goes back to the pool
@@ -166,7 +156,7 @@ class PoolSettings:
     )
 
     @classmethod
-    def from_env(cls, prefix: str = "", environ: Mapping[str, str] | None = None) -> PoolSettings:
+    def from_env(cls, prefix: str = "", environ: Mapping[str, str] | None = None) -> Self:
         """Read the settings. Raises SettingsError, which names every variable that is wrong."""
         reader = Reader(environ, prefix)
         settings = cls.read(reader)
@@ -174,9 +164,9 @@ class PoolSettings:
         return settings
 
     @classmethod
-    def read(cls, reader: Reader) -> PoolSettings:
+    def read(cls, reader: Reader) -> Self:
         """Read the settings. The reader notes each mistake; the setting then has its default."""
-        return cls(**{name: reader.read(listed.variable) for name, listed in SETTINGS.items()})
+        return cls(**{name: reader.read(variable) for name, variable in SETTINGS.items()})
 
     def pool_options(self) -> dict[str, Any]:
         """Return OPTIONS["pool"] of a DATABASES entry: parameters of psycopg_pool."""
@@ -197,18 +187,20 @@ class PoolSettings:
         return None if self.recycle == NEVER else self.recycle
 
 
-SETTINGS: dict[str, Listed] = {each.name: each.metadata["listed"] for each in fields(PoolSettings)}
+SETTINGS: dict[str, Variable[Any]] = {
+    each.name: each.metadata["variable"] for each in fields(PoolSettings)
+}
 # The parameters of psycopg_pool, by the field; `facts.databases.pool_values` reads them back.
 POOL_PARAMETERS = {
     name: found[1]
-    for name, listed in SETTINGS.items()
-    if (found := re.match(r"pool\.(\w+)", listed.options.get("pool", "")))
+    for name, variable in SETTINGS.items()
+    if (found := re.match(r"pool\.(\w+)", variable.options.get("pool", "")))
 }
 _ALL: tuple[Variable[Any], ...] = (
     DATABASE_URL,
     *PARTS.values(),
     DB_PASSWORD_PROVIDER,
-    *(listed.variable for listed in SETTINGS.values()),
+    *SETTINGS.values(),
     DB_POOL_PROCESSES,
 )
 VARIABLES = {variable.name: variable for variable in _ALL}
@@ -247,6 +239,9 @@ def database_from_env(
     options: dict[str, Any] = with_default_options(address.options, reader.environ)
     if settings.mode == "pool":
         options["pool"] = settings.pool_options()
+    # The engine adds the process to the default application_name. PgBouncer would send the server
+    # such a name each time that a server connection passes from one process to another.
+    named = settings.mode == "pgbouncer" or "application_name" in address.options
     return {
         "ENGINE": address.engine,
         "NAME": address.name,
@@ -266,7 +261,7 @@ def database_from_env(
             sources=reader.sources,
             variables=reader.variables,
             **settings.own_options(),
-            project=_project(address.options, options, settings.mode),
+            project=None if named else options.get("application_name"),
             embedded=given.embedded,
             url_file=reader.secret_file("DATABASE_URL"),
             password_file=reader.secret_file("DB_PASSWORD"),
@@ -279,26 +274,14 @@ def refused(extra: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield each setting in the key ABS_ORM_APP that is none of its values, and why."""
     for name, value in extra.items():
         known = name in SETTINGS and name in AppOptions.__annotations__
-        if known and (reason := SETTINGS[name].variable.why_not(value)):
+        if known and (reason := SETTINGS[name].why_not(value)):
             yield name, f"{value!r}, which {reason}"
-
-
-def _project(given: Mapping[str, str], options: Mapping[str, Any], mode: Mode) -> str | None:
-    """Return the application_name if it is the default; the engine adds the process to it.
-
-    None in `pgbouncer` mode: PgBouncer would send the server a new name each time that a server
-    connection passes from one process to another.
-    """
-    if mode == "pgbouncer" or "application_name" in given:
-        return None
-    return options.get("application_name")
 
 
 def pool_processes(environ: Mapping[str, str] | None = None) -> int:
     """Return the number of processes with these pools: DB_POOL_PROCESSES, WEB_CONCURRENCY or 1.
 
-    WEB_CONCURRENCY belongs to the web server, so a value that is not a number is ignored. Raises
-    SettingsError for a wrong DB_POOL_PROCESSES.
+    Raises SettingsError for a wrong DB_POOL_PROCESSES; a wrong WEB_CONCURRENCY is ignored.
     """
     reader = Reader(environ)
     processes = reader.read(DB_POOL_PROCESSES)
@@ -314,10 +297,7 @@ def pool_processes(environ: Mapping[str, str] | None = None) -> int:
 def unknown_variables(
     environ: Mapping[str, str] | None = None, prefixes: Iterable[str] = ("",)
 ) -> dict[str, str | None]:
-    """Return the variables that look like ours but are not read, each with the name meant, or None.
-
-    Only those that begin with one of the prefixes.
-    """
+    """Variables that look like ours but are not read, each with the name meant, or None."""
     names = os.environ if environ is None else environ
     found: dict[str, str | None] = {}
     for prefix in prefixes:

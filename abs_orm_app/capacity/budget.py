@@ -1,10 +1,9 @@
 """How many connections all the processes may open, and how many the server has for them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 from abs_orm_app.config.texts import counted
 from abs_orm_app.facts.databases import Configured
@@ -15,8 +14,6 @@ Answers = Sequence[tuple[Configured, ServerFacts]]
 
 @dataclass(frozen=True, kw_only=True)
 class Demand:
-    """What one alias may open in each process."""
-
     alias: str
     size: int
     overflow: int
@@ -29,6 +26,7 @@ class Limit:
     group: tuple[str, ...]  # aliases with the same group share the limit
     connections: int
     why: str  # completes the sentence "..., but WHY"
+    used: int = 0  # of them now
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +40,14 @@ class Budget:
 
     @property
     def room(self) -> int:
-        """Connections that the others leave."""
         return max(self.limit.connections - self.others, 0)
 
     @property
     def at_rest(self) -> int:
-        """Connections when every pool has its pool size."""
         return self.processes * sum(demand.size for demand in self.demands)
 
     @property
     def at_peak(self) -> int:
-        """Connections when every pool uses its overflow, too."""
         return self.processes * sum(demand.size + demand.overflow for demand in self.demands)
 
     @property
@@ -81,7 +76,7 @@ class Load:
     fitting: int | None  # processes for which the server has room; None: it was not asked
 
     @classmethod
-    def of(cls, rps: float, hold_ms: float, processes: int, server: ServerFacts | None) -> Load:
+    def of(cls, rps: float, hold_ms: float, processes: int, server: ServerFacts | None) -> Self:
         """By the square root rule: twice the root of what is busy is room for chance."""
         busy = rps * hold_ms / 1000
 
@@ -141,23 +136,14 @@ def limits(server: ServerFacts) -> list[Limit]:
     found = [_limit_of_server(server)]
     if server.superuser:  # PostgreSQL lets a superuser pass the two below
         return found
-    if server.role_limit is not None:
-        found.append(
-            Limit(
-                group=(server.identity, "role", server.role),
-                connections=server.role_limit,
-                why=f"role {server.role!r} may open {server.role_limit} (its CONNECTION LIMIT)",
-            )
-        )
-    if server.database_limit is not None:
-        found.append(
-            Limit(
-                group=(server.identity, "database", server.database),
-                connections=server.database_limit,
-                why=f"database {server.database!r} takes {server.database_limit}"
-                " (its CONNECTION LIMIT)",
-            )
-        )
+    for kind, name, may, most, used in (
+        ("role", server.role, "may open", server.role_limit, server.used_by_role),
+        ("database", server.database, "takes", server.database_limit, server.used_in_database),
+    ):
+        if most is not None:
+            group = (server.identity, kind, name)
+            why = f"{kind} {name!r} {may} {most} (its CONNECTION LIMIT)"
+            found.append(Limit(group=group, connections=most, used=used, why=why))
     return found
 
 
@@ -171,26 +157,17 @@ def _limit_of_server(server: ServerFacts) -> Limit:
     return Limit(
         group=(server.identity,),
         connections=connections,
+        used=server.used,
         why=f"this role may open {connections} ({detail})",
     )
 
 
 def allowance(server: ServerFacts) -> Limit:
-    """The tightest of the limits."""
     return min(limits(server), key=lambda limit: limit.connections)
 
 
-def in_use(limit: Limit, server: ServerFacts) -> int:
-    """Connections now that count for the limit."""
-    kinds = {"role": server.used_by_role, "database": server.used_in_database}
-    return kinds.get(limit.group[1], server.used) if len(limit.group) > 1 else server.used
-
-
 def budgets(demands: Iterable[tuple[Demand, ServerFacts]], processes: int) -> list[Budget]:
-    """One budget for each limit, with all the demands on it.
-
-    Where two roles see the limit of a server differently, the lower one counts.
-    """
+    """One budget for each limit. Where two roles see it differently, the lower one counts."""
     groups: dict[tuple[str, ...], list[tuple[Demand, ServerFacts, Limit]]] = {}
     for demand, server in demands:
         for limit in limits(server):
@@ -206,22 +183,20 @@ def budgets(demands: Iterable[tuple[Demand, ServerFacts]], processes: int) -> li
     ]
 
 
-def _others(members: Iterable[tuple[Demand, ServerFacts, Limit]]) -> int:
+def _others(members: Sequence[tuple[Demand, ServerFacts, Limit]]) -> int:
     """Connections under one limit that are not of this project's processes.
 
     The servers were asked one after the other, and a connection may have gone meanwhile: of each
     number, the most that was seen.
     """
-    used, ours = 0, dict[tuple[str, str], int]()
-    for _, server, limit in members:
-        used = max(used, in_use(limit, server))
+    ours: dict[tuple[str, str], int] = {}
+    for _, server, _ in members:
         whose = (server.role, server.database)
         ours[whose] = max(ours.get(whose, 0), server.used_by_project)
-    return max(used - sum(ours.values()), 0)
+    return max(max(limit.used for *_, limit in members) - sum(ours.values()), 0)
 
 
 def demands(answers: Answers) -> list[tuple[Demand, ServerFacts]]:
-    """What the pools of each process may open, and on which server."""
     return [  # an alias without a pool has no size
         (Demand(alias=database.alias, size=size, overflow=overflow), server)
         for database, server in answers

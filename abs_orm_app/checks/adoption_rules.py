@@ -1,7 +1,5 @@
 """Rules on a project that has installed the app, but does not use its pool."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 
 from django.db import DEFAULT_DB_ALIAS
@@ -21,7 +19,14 @@ OUR_ENGINES = {
 def adoption_findings(databases: Sequence[Configured]) -> list[Finding]:
     """Findings on the engine and the pool of each alias, or on DATABASES as a whole."""
     if databases and all(database.is_empty for database in databases):
-        return [databases_empty()]
+        empty = new_finding(
+            "W002",
+            "DATABASES is empty: this project has no database.",
+            "Set it in the settings, after `from abs_orm_app.environment import"
+            " database_from_env`:",
+            fix='DATABASES = {"default": database_from_env()}',
+        )
+        return [empty]
     found = []
     for database in databases:
         if database.engine in OUR_ENGINES:
@@ -36,15 +41,6 @@ def has_unused_pool(database: Configured) -> bool:
     meant = database.mode == "pgbouncer" or database.mode_was_chosen
     wrong = not isinstance(database.entry["OPTIONS"], Mapping)  # E005 says it
     return database.hardened and not (database.pools or meant or wrong)
-
-
-def databases_empty() -> Finding:
-    return new_finding(
-        "W002",
-        "DATABASES is empty: this project has no database.",
-        "Set it in the settings, after `from abs_orm_app.environment import database_from_env`:",
-        fix='DATABASES = {"default": database_from_env()}',
-    )
 
 
 def djangos_engine(database: Configured) -> Finding:
@@ -113,10 +109,7 @@ def unread_settings(databases: Sequence[Configured], environ: Mapping[str, str])
 
 
 def ungiven_settings(read: Collection[str], environ: Collection[str]) -> list[Finding]:
-    """A finding on pool settings that are not in the mapping which the project gave in its place.
-
-    read: the variables that DATABASES was made from.
-    """
+    """A finding on pool settings that are not among the variables which DATABASES was made from."""
     if not (lost := [name for name in _pool_settings(environ) if name not in read]):
         return []
     unread = new_finding(
@@ -134,4 +127,4 @@ def _is_in_memory(database: Configured) -> bool:
 
 
 def _pool_settings(environ: Collection[str]) -> list[str]:
-    return [each.variable.name for each in SETTINGS.values() if each.variable.name in environ]
+    return [each.name for each in SETTINGS.values() if each.name in environ]

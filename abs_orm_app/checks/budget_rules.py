@@ -1,11 +1,9 @@
 """Rules on the connection budget: what all processes may open, and what the server allows."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from abs_orm_app.capacity.budget import Budget, Demand, largest_that_fit
+from abs_orm_app.capacity.budget import Budget, largest_that_fit
 from abs_orm_app.checks.finding import Finding, new_finding
 from abs_orm_app.checks.fixes import set_sizes
 from abs_orm_app.facts.databases import Configured
@@ -19,66 +17,31 @@ def budget_findings(
     databases: by alias, to word the fix as the project wrote its settings.
     """
     return [
-        pool_size_too_large(budget, databases)
-        if budget.at_rest > budget.limit.connections
-        else overflow_too_large(budget, databases)
+        _exceeded(budget, databases)
         for budget in budgets
         if budget.at_peak > budget.limit.connections
     ]
 
 
-def pool_size_too_large(budget: Budget, databases: Mapping[str, Configured]) -> Finding:
-    return new_finding(
-        "E021",
-        f"{budget.arithmetic}; {budget.limit.why}. Even without overflow it is {budget.at_rest}.",
-        _remedy(budget),
-        _only_alias(budget),
-        fix=_fitting_sizes(budget, databases),
-    )
-
-
-def overflow_too_large(budget: Budget, databases: Mapping[str, Configured]) -> Finding:
-    return new_finding(
-        "W021",
-        f"{budget.arithmetic}; {budget.limit.why}. If all processes use their overflow, the server"
-        " refuses some of these connections.",
-        _remedy(budget),
-        _only_alias(budget),
-        fix=_fitting_sizes(budget, databases),
-    )
-
-
-def _remedy(budget: Budget) -> str:
-    if not _fitting(budget):
-        return f"{_ELSEWHERE}."
-    aliases = [repr(demand.alias) for demand in budget.demands]
-    if len(aliases) == 1:
-        return (
-            f"{_ELSEWHERE}; or lower size + overflow to {budget.per_process} or less in each"
-            " process:"
-        )
-    return (
-        f"{_ELSEWHERE}; or lower size + overflow of {' and '.join(aliases)} together to"
-        f" {budget.per_process} or less in each process."
-    )
-
-
-_ELSEWHERE = "Run fewer processes, raise the server's limit, or use PgBouncer"
-
-
-def _fitting_sizes(budget: Budget, databases: Mapping[str, Configured]) -> str:
-    """The largest sizes that fit. Of several aliases, the operator decides which one gets less."""
-    fitting = _fitting(budget)
-    if len(fitting) != 1 or fitting[0].alias not in databases:
-        return ""
-    (demand,) = fitting
-    return set_sizes(databases[demand.alias], demand.size, demand.overflow)
-
-
-def _fitting(budget: Budget) -> tuple[Demand, ...]:
+def _exceeded(budget: Budget, databases: Mapping[str, Configured]) -> Finding:
+    number = "W021"
+    effect = "If all processes use their overflow, the server refuses some of these connections."
+    if budget.at_rest > budget.limit.connections:
+        number, effect = "E021", f"Even without overflow it is {budget.at_rest}."
+    aliases = [demand.alias for demand in budget.demands]
+    remedy, fix = "Run fewer processes, raise the server's limit, or use PgBouncer", ""
     # Connections of other applications come and go, so the rule counts without them.
-    return largest_that_fit(replace(budget, others=0))
-
-
-def _only_alias(budget: Budget) -> str | None:
-    return budget.demands[0].alias if len(budget.demands) == 1 else None
+    fitting = largest_that_fit(replace(budget, others=0))
+    if fitting:
+        whose = "" if len(aliases) == 1 else f" of {' and '.join(map(repr, aliases))} together"
+        most = f"{budget.per_process} or less in each process"
+        remedy += f"; or lower size + overflow{whose} to {most}"
+    if len(fitting) == 1:  # of several aliases, the operator decides which one gets less
+        fix = set_sizes(databases[aliases[0]], fitting[0].size, fitting[0].overflow)
+    return new_finding(
+        number,
+        f"{budget.arithmetic}; {budget.limit.why}. {effect}",
+        f"{remedy}:" if fix else f"{remedy}.",
+        aliases[0] if len(aliases) == 1 else None,
+        fix=fix,
+    )

@@ -1,8 +1,7 @@
 """Collects the findings on some databases, with and without answers from their servers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 from django.conf import settings
 from django.core.checks import INFO
@@ -11,9 +10,9 @@ from abs_orm_app.capacity.budget import Answers, budgets, demands
 from abs_orm_app.checks.budget_rules import budget_findings
 from abs_orm_app.checks.finding import Finding
 from abs_orm_app.checks.lease_rules import lease_findings
-from abs_orm_app.checks.pooler_rules import no_pooler, pooler_findings
+from abs_orm_app.checks.pooler_rules import pooler_findings
 from abs_orm_app.checks.server_rules import server_not_asked, session_findings
-from abs_orm_app.checks.without_server import deployment_findings, settings_findings
+from abs_orm_app.checks.system_checks import deployment_findings, settings_findings
 from abs_orm_app.environment import SettingsError, pool_processes
 from abs_orm_app.facts.connection_test import probe
 from abs_orm_app.facts.databases import Configured
@@ -39,7 +38,8 @@ def ask_servers(databases: Iterable[Configured]) -> list[Finding]:
                 answers.append((database, server))
             elif failure:
                 unanswered.append(server_not_asked(database.alias, failure))
-    found = [*server_findings(answers), *session_findings(answers)]
+    found = server_findings(answers)
+    found += [finding for answer in answers for finding in session_findings(*answer)]
     serious = [finding for finding in found if finding.level > INFO]
     return [*unanswered, *serious]
 
@@ -61,35 +61,20 @@ def all_findings(reports: Sequence[Report], processes: int | None = None) -> lis
     found = settings_findings(databases)
     if not settings.DEBUG:
         found += deployment_findings(databases)
-    found += lease_findings(reports)
+    for report in reports:
+        found += lease_findings(report.configured, report)
     found += server_findings(answers, processes)
-    found += [
-        finding
-        for finding in session_findings(answers)
-        if finding.level > INFO or not settings.DEBUG
-    ]
+    of_sessions = (finding for answer in answers for finding in session_findings(*answer))
+    found += [finding for finding in of_sessions if finding.level > INFO or not settings.DEBUG]
     return [finding for finding in found if finding.id not in settings.SILENCED_SYSTEM_CHECKS]
 
 
 def server_findings(answers: Answers, processes: int | None = None) -> list[Finding]:
     """Findings on the limits of the servers, and on the poolers, that answered."""
-    return [*_budget_findings(answers, processes), *_pooler_findings(answers)]
-
-
-def _budget_findings(answers: Answers, processes: int | None) -> list[Finding]:
-    try:
-        processes = processes or pool_processes()
-    except SettingsError:
-        return []  # `settings_findings` reports it
-    databases = {database.alias: database for database, _ in answers}
-    return budget_findings(budgets(demands(answers), processes), databases)
-
-
-def _pooler_findings(answers: Answers) -> list[Finding]:
-    found = []
+    found: list[Finding] = []
     for database, server in answers:
-        if server.pooler:
-            found += pooler_findings(database, server.pooler)
-        elif database.mode == "pgbouncer":
-            found.append(no_pooler(database))
+        found += pooler_findings(database, server.pooler)
+    with suppress(SettingsError):  # `settings_findings` reports it
+        shared = budgets(demands(answers), processes or pool_processes())
+        found += budget_findings(shared, {database.alias: database for database, _ in answers})
     return found

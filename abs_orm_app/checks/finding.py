@@ -1,13 +1,16 @@
 """A finding: what a rule reports. Each id has its entry in docs/checks.md."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Concatenate, ParamSpec
 
 from django.core.checks import ERROR, INFO, WARNING
 
 from abs_orm_app.config.texts import explain, printable
+from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.wording import LEVELS
+
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +48,7 @@ class Finding:
 def new_finding(
     number: str, message: str, remedy: str, alias: str | None = None, *, fix: str = ""
 ) -> Finding:
-    """Make a finding; the number's letter gives the level.
-
-    What the environment or a server has put into a text cannot command a terminal.
-    """
+    """The number's letter gives the level. No text from outside can command a terminal."""
     level = {"E": ERROR, "W": WARNING, "I": INFO}[number[0]]
     return Finding(
         id=f"abs_orm_app.{number}",
@@ -58,3 +58,14 @@ def new_finding(
         fix=fix,
         alias=alias,
     )
+
+
+def of_alias(
+    rules: Callable[Concatenate[Configured, P], Iterator[Finding]],
+) -> Callable[Concatenate[Configured, P], list[Finding]]:
+    """Let each finding that these rules yield on an alias name it."""
+
+    def found(database: Configured, /, *args: P.args, **kwargs: P.kwargs) -> list[Finding]:
+        return [replace(each, alias=database.alias) for each in rules(database, *args, **kwargs)]
+
+    return found

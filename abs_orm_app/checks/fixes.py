@@ -1,7 +1,5 @@
 """Lines to copy that change a setting of an alias, in the form in which its project wrote it."""
 
-from __future__ import annotations
-
 import re
 
 from abs_orm_app.config.entry import KEY
@@ -15,7 +13,6 @@ def written_by_hand(database: Configured) -> bool:
 
 
 def set_one(database: Configured, field: str, value: Value) -> str:
-    """Set a field of PoolSettings; the mode and the sizes have functions of their own."""
     if not written_by_hand(database):
         return f"{variable(database, field)}={_in_environment(value)}"
     option = SETTINGS[field].options[database.mode]
@@ -28,7 +25,6 @@ def set_one(database: Configured, field: str, value: Value) -> str:
 
 
 def set_sizes(database: Configured, size: int, overflow: int) -> str:
-    """Set the pool size and the overflow."""
     if written_by_hand(database):
         most = size + overflow
         return f'"OPTIONS": {{"pool": {{"min_size": {size}, "max_size": {most}}}}}'
@@ -55,12 +51,10 @@ def variable(database: Configured, field: str) -> str:
 
 
 def alter_role(role: str, parameter: str, value: str) -> str:
-    """Set a parameter for all new sessions of a role."""
     return f"ALTER ROLE {_identifier(role)} SET {parameter} = {value};"
 
 
 def _identifier(name: str) -> str:
-    """The name as SQL takes it."""
     if re.fullmatch(r"[a-z_][a-z0-9_]*", name):
         return name
     return '"' + name.replace('"', '""') + '"'

@@ -1,8 +1,6 @@
 """Rules on installed packages that treat an engine by its name, and do not know ours."""
 
-from __future__ import annotations
-
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,12 +48,9 @@ PACKAGES = (
 
 
 def package_findings(
-    databases: Sequence[Configured], apps: Collection[str], settings: Mapping[str, Any]
+    databases: Sequence[Configured], apps: Collection[str], settings: Any
 ) -> list[Finding]:
-    """Findings on packages in INSTALLED_APPS that do not know the engine of an alias.
-
-    settings: the project's settings, by name.
-    """
+    """Findings on packages in INSTALLED_APPS that do not know the engine of an alias."""
     return [
         package_does_not_know(package, database)
         for package in PACKAGES
@@ -78,8 +73,9 @@ def package_does_not_know(package: Package, database: Configured) -> Finding:
     )
 
 
-def _is_told(package: Package, database: Configured, settings: Mapping[str, Any]) -> bool:
-    aliases = settings.get(package.also) or ()
+def _is_told(package: Package, database: Configured, settings: Any) -> bool:
+    aliases = getattr(settings, package.also, None) or ()
     if isinstance(aliases, str):  # django-cachalot has names for sets of aliases
         return aliases == "all_databases"
-    return database.engine in (settings.get(package.setting) or ()) or database.alias in aliases
+    engines = getattr(settings, package.setting, None) or ()
+    return database.engine in engines or database.alias in aliases

@@ -1,22 +1,19 @@
-"""Rules on DATABASES alone: settings that cannot work, whatever the server says."""
-
-from __future__ import annotations
+"""Rules on DATABASES and the environment: what cannot work, whatever the server says."""
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from abs_orm_app.checks.finding import Finding, new_finding
+from abs_orm_app.checks.finding import Finding, new_finding, of_alias
 from abs_orm_app.config.entry import KEY, AppOptions
-from abs_orm_app.config.texts import did_you_mean
+from abs_orm_app.config.texts import did_you_mean, explain
 from abs_orm_app.environment import refused
 from abs_orm_app.facts.databases import Configured
 
-LEAST_PSYCOPG = (3, 2)
-LEAST_PSYCOPG_POOL = (3, 2)
+LEAST_VERSION = (3, 2)  # of psycopg and of psycopg_pool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,37 +26,31 @@ class Installed:
     check_is_free: bool  # Django leaves the parameter `check` to the project (6.1 and newer)
 
 
-def static_findings(databases: Iterable[Configured], installed: Installed) -> list[Finding]:
-    """Findings on the aliases that set OPTIONS['pool']."""
-    rules = (
-        engine_without_pool,
-        max_age_with_pool,
-        driver_missing_or_old,
-        pool_is_no_dict,
-        unknown_parameters,
-        parameters_set_by_engine,
-        impossible_values,
-        size_above_maximum,
-    )
-    return [
-        finding
-        for database in databases
-        if database.pool
-        for rule in rules
-        for finding in rule(database, installed)
-    ]
+@of_alias
+def static_findings(database: Configured, installed: Installed) -> Iterator[Finding]:
+    """Findings on an alias that sets OPTIONS['pool']."""
+    yield from engine_and_driver(database, installed)
+    yield from unusable_parameters(database, installed)
+    yield from impossible_values(database)
 
 
-def entry_findings(databases: Iterable[Configured]) -> list[Finding]:
-    """Findings on the keys of each entry for PostgreSQL, with or without a pool."""
-    rules = (unknown_keys, wrong_types, mistakes_in_our_key)
-    return [
-        finding
-        for database in databases
-        if database.vendor == "postgresql"
-        for rule in rules
-        for finding in rule(database)
-    ]
+@of_alias
+def entry_findings(database: Configured) -> Iterator[Finding]:
+    """Findings on the keys of an entry for PostgreSQL, with or without a pool."""
+    if database.vendor != "postgresql":
+        return
+    yield from unknown_keys(database)
+    yield from wrong_types(database)
+    yield from mistakes_in_our_key(database)
+    transactions = database.value("release") == "transaction"
+    if database.hardened and database.atomic_requests and transactions:
+        yield new_finding(
+            "I003",
+            "ATOMIC_REQUESTS makes each request one transaction, which keeps its connection: with"
+            " it, DB_POOL_RELEASE=transaction gains nothing for views.",
+            "Use atomic() where it is needed, or exempt the views that wait for other services"
+            " with @transaction.non_atomic_requests.",
+        )
 
 
 _FLAG = ("True or False", int)  # not "false" of the environment, which is true
@@ -80,7 +71,6 @@ def unknown_keys(database: Configured) -> Iterator[Finding]:
                 "W001",
                 f"Nothing reads the key {name!r}; did you mean {meant[0]!r}?",
                 "Rename or remove it.",
-                database.alias,
             )
 
 
@@ -88,53 +78,36 @@ def wrong_types(database: Configured) -> Iterator[Finding]:
     """What Django would fail on at the first query, or take for True."""
     for name, (accepted, kind) in _KEYS.items():
         if name in database.entry and not isinstance(database.entry[name], kind):
-            yield new_finding(
-                "E005",
-                f"{name} is {_type(database.entry[name])}; it must be {accepted}.",
-                "Correct the value, or remove it to use Django's default.",
-                database.alias,
-            )
+            yield _must_be(name, _type(database.entry[name]), accepted, "Django's default")
 
 
-def engine_without_pool(database: Configured, _: Installed) -> Iterator[Finding]:
+def engine_and_driver(database: Configured, installed: Installed) -> Iterator[Finding]:
     if not (database.can_pool or database.error):
         yield new_finding(
             "E006",
             f"OPTIONS['pool'] is set, but the engine {database.engine} has no pool.",
             "Remove OPTIONS['pool'], or use an engine with a pool:",
-            database.alias,
             fix='"ENGINE": "abs_orm_app.backends.postgresql"',
         )
-
-
-def max_age_with_pool(database: Configured, _: Installed) -> Iterator[Finding]:
     age: object = database.conn_max_age
     if database.can_pool and age != 0 and not isinstance(age, str):  # a text is wrong in itself
         yield new_finding(
             "E001",
-            f"CONN_MAX_AGE={age} and OPTIONS['pool'] are both set; Django"
-            " refuses this combination.",
+            f"CONN_MAX_AGE={age} and OPTIONS['pool'] are both set, which Django refuses.",
             "Remove CONN_MAX_AGE; the pool's max_lifetime limits the age of a connection.",
-            database.alias,
         )
-
-
-def driver_missing_or_old(database: Configured, installed: Installed) -> Iterator[Finding]:
-    if not (database.vendor == "postgresql" or database.error):
-        return
-    needed = (
-        ("E002", "psycopg", installed.psycopg, LEAST_PSYCOPG),
-        ("E003", "psycopg_pool", installed.psycopg_pool, LEAST_PSYCOPG_POOL),
-    )
-    for number, package, version, least in needed:
-        if version is None or _as_tuple(version) < least:
-            wanted = ".".join(map(str, least))
+    needs_driver = database.vendor == "postgresql" or database.error
+    for number, package, version in (
+        ("E002", "psycopg", installed.psycopg),
+        ("E003", "psycopg_pool", installed.psycopg_pool),
+    ):
+        if needs_driver and (version is None or _as_tuple(version) < LEAST_VERSION):
+            wanted = ".".join(map(str, LEAST_VERSION))
             found = f"version {version} is installed" if version else "it is not installed"
             yield new_finding(
                 number,
                 f"A pool needs {package} {wanted} or newer; {found}.",
                 "Install it:",
-                database.alias,
                 fix="pip install --upgrade 'psycopg[binary,pool]'",
             )
 
@@ -144,15 +117,9 @@ def _as_tuple(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
-def pool_is_no_dict(database: Configured, _: Installed) -> Iterator[Finding]:
-    if database.pools and database.pool is not True and not isinstance(database.pool, dict):
-        yield new_finding(
-            "E005",
-            f"OPTIONS['pool'] is {_type(database.pool)}; it must be a dict or True.",
-            "Set it to a dict of psycopg_pool's parameters:",
-            database.alias,
-            fix='"OPTIONS": {"pool": {"min_size": 4, "max_size": 10}}',
-        )
+def _must_be(where: str, given: object, accepted: str, default: str) -> Finding:
+    message = f"{where} is {given}; it must be {accepted}."
+    return new_finding("E005", message, f"Correct the value, or remove it to use {default}.")
 
 
 def _type(value: object) -> str:
@@ -165,7 +132,14 @@ def _parameters(database: Configured) -> Mapping[str, object]:
     return database.pool if database.pools and isinstance(database.pool, dict) else {}
 
 
-def unknown_parameters(database: Configured, installed: Installed) -> Iterator[Finding]:
+def unusable_parameters(database: Configured, installed: Installed) -> Iterator[Finding]:
+    if database.pools and database.pool is not True and not isinstance(database.pool, dict):
+        yield new_finding(
+            "E005",
+            f"OPTIONS['pool'] is {_type(database.pool)}; it must be a dict or True.",
+            "Set it to a dict of psycopg_pool's parameters:",
+            fix='"OPTIONS": {"pool": {"min_size": 4, "max_size": 10}}',
+        )
     known = installed.pool_parameters
     for name in map(str, _parameters(database)):
         if known and name not in known:
@@ -173,11 +147,7 @@ def unknown_parameters(database: Configured, installed: Installed) -> Iterator[F
                 "E004",
                 f"psycopg_pool has no parameter {name!r}{did_you_mean(name, known)}.",
                 "Correct or remove it in OPTIONS['pool'].",
-                database.alias,
             )
-
-
-def parameters_set_by_engine(database: Configured, installed: Installed) -> Iterator[Finding]:
     taken = {
         "open": "the pool opens at the first query",
         "kwargs": "the other OPTIONS give the connection parameters",
@@ -192,7 +162,6 @@ def parameters_set_by_engine(database: Configured, installed: Installed) -> Iter
             "E007",
             f"OPTIONS['pool'] contains {name!r}, which the engine sets itself: {taken[name]}.",
             f"Remove {name!r} from OPTIONS['pool'].",
-            database.alias,
         )
 
 
@@ -211,7 +180,7 @@ def _seconds(most: float, *, zero: bool = False) -> Callable[[object], bool]:
 
 _ACCEPTED = {
     "min_size": ("a whole number, 0 or more", _whole(0)),
-    "max_size": ("a whole number, 1 or more", _whole(0)),  # 0: see size_above_maximum
+    "max_size": ("a whole number, 1 or more", _whole(0)),  # 0 is E005 below
     "max_waiting": ("a whole number, 0 or more", _whole(0)),
     "num_workers": ("a whole number, 1 or more", _whole(1)),
     # Threads wait for this long; infinity raises an OverflowError there.
@@ -226,20 +195,12 @@ _ACCEPTED = {
 }
 
 
-def impossible_values(database: Configured, _: Installed) -> Iterator[Finding]:
+def impossible_values(database: Configured) -> Iterator[Finding]:
     for name, value in _parameters(database).items():
         accepted, is_accepted = _ACCEPTED.get(name, ("", lambda _: True))
         if not is_accepted(value) and not (name == "max_size" and value is None):
             given = value if isinstance(value, int | float) else _type(value)
-            yield new_finding(
-                "E005",
-                f"OPTIONS['pool']['{name}'] is {given}; it must be {accepted}.",
-                "Correct the value, or remove it to use psycopg_pool's default.",
-                database.alias,
-            )
-
-
-def size_above_maximum(database: Configured, _: Installed) -> Iterator[Finding]:
+            yield _must_be(f"OPTIONS['pool']['{name}']", given, accepted, "psycopg_pool's default")
     size, overflow = database.value("size"), database.value("overflow")
     if not (database.pools and isinstance(size, int) and isinstance(overflow, int)):
         return
@@ -250,7 +211,6 @@ def size_above_maximum(database: Configured, _: Installed) -> Iterator[Finding]:
             f"The pool's min_size is {size}, but its max_size is {most}.",
             "max_size is the pool size plus the overflow: set it to 1 or more, and at least to"
             " min_size:",
-            database.alias,
             fix=f'"OPTIONS": {{"pool": {{"min_size": {size}, "max_size": {max(size, 1)}}}}}',
         )
 
@@ -263,7 +223,6 @@ def mistakes_in_our_key(database: Configured) -> Iterator[Finding]:
             "E005",
             f"ABS_ORM_APP is {_type(given)}; it must be a dict.",
             "Correct it, or remove it:",
-            database.alias,
             fix='"ABS_ORM_APP": {"release": "request"}',
         )
         return
@@ -274,12 +233,28 @@ def mistakes_in_our_key(database: Configured) -> Iterator[Finding]:
                 "E004",
                 f"ABS_ORM_APP has no key {name!r}{did_you_mean(str(name), known)}.",
                 "Correct or remove it.",
-                database.alias,
             )
     for name, why in refused(given):
         yield new_finding(
             "E005",
             f"ABS_ORM_APP['{name}'] is {why}.",
             "Correct the value, or remove it to use the default.",
-            database.alias,
         )
+
+
+def unknown_variables(names: Mapping[str, str | None]) -> list[Finding]:
+    """One finding for each variable that looks like one of ours, with the name that was meant."""
+    return [
+        new_finding(
+            "W001",
+            f"Nothing reads the environment variable {name}"
+            + (f"; did you mean {meant}?" if meant else "."),
+            f"Rename or unset it. `{explain('settings')}` lists the variables.",
+        )
+        for name, meant in names.items()
+    ]
+
+
+def wrong_processes(reason: str) -> Finding:
+    remedy = "Set it to the number of processes that have these pools, or unset it."
+    return new_finding("E008", reason, remedy)

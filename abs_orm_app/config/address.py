@@ -1,7 +1,5 @@
 """Parses DATABASE_URL, or the parts of an address, into libpq's parameters."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -36,12 +34,6 @@ FOREIGN_PARAMETERS = (
     *("schema", "connection_limit", "pgbouncer", "socket_timeout", "sslaccept", "charset"),
     *("encoding", "pool", "reconnect", "prepared_statements", "conn_max_age", "ssl_require"),
 )
-# Other code of the project may use dj-database-url's registry: existing schemes stay as they are,
-# new ones get Django's own engine. `parse_url` puts in ours.
-for _scheme in SCHEMES.keys() - dj_database_url.ENGINE_SCHEMES.keys():
-    dj_database_url.register(_scheme, "django.db.backends.postgresql")(
-        dj_database_url.apply_current_schema
-    )
 
 URL = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<path>[^?#]*)"
@@ -116,7 +108,7 @@ def parse_url(url: str) -> Address:
     # Without the hosts: dj-database-url cannot read several, and lowercases them, also the
     # directory of a Unix socket. Without the query: it reads "007" as 7.
     parsed = dj_database_url.parse(
-        f"{scheme}://{quote(user_info, safe=':%')}@{quote(path, safe='/%')}"
+        f"postgres://{quote(user_info, safe=':%')}@{quote(path, safe='/%')}"
     )
     address = Address(
         engine=SCHEMES[scheme],
@@ -222,7 +214,6 @@ def _hosts(text: str) -> tuple[str, str]:
 
 
 def _ports(text: str) -> str:
-    """Parse a port, or one for each of several hosts."""
     return ",".join(str(whole_number(1, 65535)(port)) for port in text.split(","))
 
 
@@ -236,7 +227,6 @@ def _one(parameter: str, value: str, options: dict[str, str]) -> str:
 
 @cache
 def libpq_parameters() -> dict[str, str]:
-    """Return libpq's connection parameters, each with its environment variable or ""."""
     try:
         from psycopg import pq  # only here, so that a failed import can be reported
     except ImportError as error:
@@ -340,10 +330,6 @@ def read_address(reader: Reader, default_url: str | None) -> Address:
     return address
 
 
-def _variable(part: str, reader: Reader) -> str:
-    return reader.variables[PARTS[part].name]
-
-
 def _contradictions(url: Address, parts: Mapping[str, str], reader: Reader) -> list[str]:
     found = []
     for name, text in parts.items():
@@ -382,13 +368,12 @@ def _gaps(
     if address.password_provider and address.password:
         found.append(
             f"{prefix}{DB_PASSWORD_PROVIDER.name} is set, and so is a password"
-            f" ({_variable('password', reader)} or the URL): unset one of them."
+            f" ({reader.variables[PARTS['password'].name]} or the URL): unset one of them."
         )
     return found
 
 
 def running(address: Address, base_dir: Path, variable: str) -> Address:
-    """Return the address of the embedded server, which is started if it does not run."""
     from abs_orm_app.embedded import embedded_url  # only here: production needs no such extra
 
     try:

@@ -1,7 +1,5 @@
 """The application_name of a process in pg_stat_activity: PROJECT@HOST:PID."""
 
-from __future__ import annotations
-
 import os
 import re
 import socket
@@ -13,8 +11,6 @@ OF_PROCESS = "@[^@]*:[0-9]+$"  # the part that names the process; for Python and
 
 @dataclass(frozen=True, kw_only=True)
 class Name:
-    """The parts of an application_name."""
-
     application: str
     host: str | None  # None: it names no process
     pid: int | None
@@ -23,8 +19,8 @@ class Name:
 def process_name(project: str) -> str:
     """Return the name of this process of a project.
 
-    If it is too long, the host's name loses its beginning, then the project's: hosts that an
-    orchestrator names differ at the end.
+    If it is too long, host and project lose their beginnings: hosts of an orchestrator differ at
+    the end.
     """
     project = _ascii(project)
     pid = f":{os.getpid()}"
@@ -35,7 +31,6 @@ def process_name(project: str) -> str:
 
 
 def parse_name(application_name: str) -> Name:
-    """Split an application_name, of any application."""
     if not re.search(OF_PROCESS, application_name):
         return Name(application=application_name, host=None, pid=None)
     application, _, process = application_name.rpartition("@")

@@ -1,7 +1,5 @@
 """Passwords that rotate: read again for each new connection."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What this app reads of a DATABASES entry: its key ABS_ORM_APP, and OPTIONS."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Literal, TypedDict, cast
 

@@ -1,7 +1,5 @@
 """Which of libpq's parameters are secrets, and parameters that show none where they are printed."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +11,6 @@ _NAMES = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", 
 
 
 def is_secret(name: object) -> bool:
-    """True for a parameter of libpq whose value must not be shown."""
     return bool(_SECRET.search(str(name)))
 
 

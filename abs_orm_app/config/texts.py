@@ -1,15 +1,10 @@
 """What messages are made with: safe text, the name that was meant, numbers of things."""
 
-from __future__ import annotations
-
 from difflib import get_close_matches
 
 
 def printable(text: str) -> str:
-    """Replace what cannot be printed, such as escape sequences, by single spaces.
-
-    Text from a server goes through here: names, versions, errors. It cannot command a terminal.
-    """
+    """Replace what could command a terminal, such as escape sequences, by single spaces."""
     return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 

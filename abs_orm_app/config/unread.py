@@ -1,10 +1,7 @@
 """Finds variables that look like ours but are not read, and the name that was meant."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
-from typing import TypeGuard
 
 from abs_orm_app.config.texts import printable
 
@@ -50,10 +47,6 @@ def _meant(plain: str, known: Collection[str]) -> str | None:
     return next(iter(get_close_matches(plain, known, n=1, cutoff=cutoff)), None)
 
 
-def _is_of_the_address(meant: str | None) -> TypeGuard[str]:
-    return meant is not None and meant.removesuffix("_FILE") in OF_THE_ADDRESS
-
-
 def _is_given(environ: Collection[str], prefix: str, plain: str, meant: str) -> bool:
     """True if what a variable was meant for is set, so that it may be another program's."""
     names = [meant.removesuffix("_FILE"), *(["DATABASE_URL"] if plain in SYNONYMS else [])]
@@ -65,5 +58,5 @@ def did_you_mean_these(environ: Mapping[str, str], prefix: str, known: Collectio
     return "".join(
         f" {printable(name)} is set: did you mean {prefix}{meant}?"
         for name, meant in unread_variables(environ, prefix, known, known)
-        if _is_of_the_address(meant)
+        if meant and meant.removesuffix("_FILE") in OF_THE_ADDRESS
     )

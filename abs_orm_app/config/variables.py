@@ -1,14 +1,14 @@
 """Reads environment variables strictly, and reports all mistakes at once."""
 
-from __future__ import annotations
-
 import io
+import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Literal, NoReturn, TypeVar
@@ -16,7 +16,6 @@ from typing import Any, Generic, Literal, NoReturn, TypeVar
 import environ  # type: ignore[import-untyped]
 from django.core.exceptions import ImproperlyConfigured
 
-from abs_orm_app.config.broken_settings import verdict_on
 from abs_orm_app.config.texts import did_you_mean
 
 T = TypeVar("T")
@@ -31,9 +30,8 @@ _from_env_file: dict[str, str] = {}  # what this process has read from .env file
 class SettingsError(ImproperlyConfigured):
     """Environment variables cannot be used; the message names each one.
 
-    Where nobody catches it, the message is printed without a traceback, because the path through
-    the settings module says nothing about a wrong variable. `--traceback` on the command line, or
-    an exception hook of the project (an error reporter), keeps the traceback.
+    Uncaught, it is printed without a traceback, which would say nothing about the variable.
+    `--traceback`, or an exception hook of the project (an error reporter), keeps the traceback.
     """
 
 
@@ -49,9 +47,8 @@ def refuse(problems: list[str]) -> NoReturn:
 def _print_settings_errors_plainly() -> None:
     """Print a SettingsError that nobody catches without its traceback.
 
-    Django's command line prints a clean message only for commands of its own: with broken settings
-    it does not find any other, and lets the error through. A hook that is there already, such as an
-    error reporter's, is asked in our place.
+    With broken settings, Django finds no command of ours and lets the error through. A hook that
+    is there already, such as an error reporter's, is called in our place.
     """
     previous = sys.excepthook
 
@@ -80,10 +77,10 @@ class Variable(Generic[T]):
     echo: bool = True  # False: messages do not show what was given; it may be a password by mistake
     shared: bool = True  # if it is not set with the prefix, the variable without it is read
     prefixed: bool = True  # False: one variable for all databases, without a prefix
-
-    def named(self, prefix: str) -> str:
-        """Return its name for the database with this prefix."""
-        return prefix + self.name if self.prefixed else self.name
+    # Of a setting of the pool: by mode, the option of Django or psycopg_pool that it becomes.
+    options: Mapping[str, str] = field(default_factory=dict)
+    shown: Literal["always", "our pool", "if set"] = "always"
+    unit: str = ""
 
     def why_not(self, value: object) -> str:
         """Say why a value of an entry written by hand is refused; "" if it is not."""
@@ -95,22 +92,10 @@ class Variable(Generic[T]):
         return "" if known and parsed == value else f"is not {parsed!r}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Listed:
-    """What everybody knows of a setting: its variable, what it becomes, where it is shown."""
-
-    variable: Variable[Any]
-    options: Mapping[str, str]  # by mode: the option of Django or psycopg_pool; else it is not used
-    shown: Literal["always", "our pool", "if set"] = "always"
-    label: str = ""  # where the settings in effect are shown
-    unit: str = ""
-
-
 def setting(name: str, parse: Callable[[str], Any], default: Any, **more: Any) -> Any:
-    """A field of PoolSettings: the parser and default of its variable, and what `Listed` has."""
-    refused = more.pop("refused", {})
-    variable = Variable[Any](name=name, parse=parse, default=default, refused=refused)
-    return field(default=default, metadata={"listed": Listed(variable=variable, **more)})
+    """A field of PoolSettings, and its variable."""
+    variable = Variable[Any](name=name, parse=parse, default=default, **more)
+    return field(default=default, metadata={"variable": variable})
 
 
 class Reader:
@@ -147,12 +132,11 @@ class Reader:
         return str(Path(path).absolute()) if path else None
 
     def stop_if_wrong(self) -> None:
-        """Raise SettingsError if a variable that was read cannot be used."""
         if self.problems:
             refuse(self.problems)
 
     def _name(self, variable: Variable[T]) -> str:
-        own = variable.named(self.prefix)
+        own = self.prefix + variable.name if variable.prefixed else variable.name
         return variable.name if variable.shared and own not in self.environ else own
 
     def _note(self, variable: Variable[T], name: str, source: str) -> None:
@@ -180,7 +164,8 @@ def _parsed(variable: Variable[T], name: str, text: str) -> T:
     shown = name if hidden else f"{name}={text[:80]!r}"
     if not text.strip():
         raise ValueError(f"{name} {EMPTY}.")
-    if "\0" in text or not _is_utf8(text):
+    # Surrogates stand for bytes that Python could not decode.
+    if "\0" in text or re.search("[\ud800-\udfff]", text):
         raise ValueError(f"{name} holds a NUL byte, or is not UTF-8 text.")
     if reason := variable.refused.get(text.strip()):
         raise ValueError(f"{shown} is refused: {reason}.")
@@ -188,15 +173,6 @@ def _parsed(variable: Variable[T], name: str, text: str) -> T:
         return variable.parse(text)
     except ValueError as error:
         raise ValueError(f"{shown} {error}.") from None
-
-
-def _is_utf8(text: str) -> bool:
-    """Return False for surrogates, which stand for bytes that Python could not decode."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def read_secret_file(path: str, variable: str) -> str:
@@ -265,8 +241,6 @@ def _wrong_with(line: str) -> str | None:
 
 
 def whole_number(least: int, most: int) -> Callable[[str], int]:
-    """Return a parser of a whole number from `least` to `most`."""
-
     def parse(text: str) -> int:
         if re.fullmatch(r"-?[0-9]{1,18}", text.strip()) and least <= int(text) <= most:
             return int(text)
@@ -276,8 +250,6 @@ def whole_number(least: int, most: int) -> Callable[[str], int]:
 
 
 def seconds(most: float) -> Callable[[str], float]:
-    """Return a parser of a time in seconds, above 0 and up to `most`."""
-
     def parse(text: str) -> float:
         if re.fullmatch(r"[0-9]*\.?[0-9]+", text.strip()) and 0 < float(text) <= most:
             return float(text)
@@ -287,8 +259,6 @@ def seconds(most: float) -> Callable[[str], float]:
 
 
 def one_of(*words: str) -> Callable[[str], str]:
-    """Return a parser of one of these words, in any case."""
-
     def parse(text: str) -> str:
         if (word := text.strip().lower()) in words:
             return word
@@ -302,3 +272,23 @@ def true_or_false(text: str) -> bool:
     if (word := text.strip().lower()) in (*TRUE, *FALSE):
         return word in TRUE
     raise ValueError(f"is not true or false{did_you_mean(word, ('true', 'false'))}")
+
+
+SCHEMA = 1  # of check_pool's JSON; raised when a key is renamed or removed, not when one is added
+SUMMARY = "FAILED: the settings cannot be used."
+
+
+def verdict_on(error: BaseException, argv: Sequence[str]) -> str:
+    """The verdict for standard output, as text or JSON; "" if `argv` is another command."""
+    if list(argv[1:2]) != ["check_pool"]:
+        return ""
+    if not ("--format=json" in argv or ("--format", "json") in pairwise(argv)):
+        return f"{SUMMARY}\n"
+    document = {
+        "schema": SCHEMA,
+        "ok": False,
+        "exit_code": 1,
+        "summary": SUMMARY,
+        "error": str(error),
+    }
+    return f"{json.dumps(document, indent=2)}\n"

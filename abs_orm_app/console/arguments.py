@@ -1,14 +1,7 @@
 """Arguments that the commands share, and the parsers of their values."""
 
-from __future__ import annotations
-
 import math
-from argparse import (
-    ArgumentParser,
-    ArgumentTypeError,
-    RawDescriptionHelpFormatter,
-    _ArgumentGroup,
-)
+from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter, _ArgumentGroup
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -40,10 +33,7 @@ def add_database(parser: Arguments, without: str) -> None:
 
 
 def chosen_aliases(names: Sequence[str] | None) -> list[str]:
-    """The aliases that were named, once each, or all of them.
-
-    Raises CommandError for an unknown one.
-    """
+    """The aliases that were named, once each, or all. Raises CommandError for an unknown one."""
     known = tuple(connections)
     for name in names or ():
         refuse_unknown(name, known, "DATABASES has no alias", "it has")
@@ -51,7 +41,6 @@ def chosen_aliases(names: Sequence[str] | None) -> list[str]:
 
 
 def refuse_unknown(name: str, known: tuple[str, ...], there_is_no: str, there_is: str) -> None:
-    """Raise CommandError if the name is not known."""
     if name not in known:
         raise CommandError(
             f"{there_is_no} {name!r}{did_you_mean(name, known)}; {there_is} {', '.join(known)}.",
@@ -73,7 +62,6 @@ def argument(parse: Callable[[str], T]) -> Callable[[str], T]:
 
 @argument
 def above_zero(text: str) -> float:
-    """A finite number above 0."""
     try:
         value = float(text)
     except ValueError:

@@ -1,7 +1,5 @@
 """The connection budget of check_pool: its arguments, its sums, and its section."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +7,6 @@ from typing import Any
 
 from abs_orm_app.capacity.budget import (
     Budget,
-    Demand,
     Load,
     budgets,
     demands,
@@ -69,7 +66,6 @@ def refuse_half_a_load(options: Mapping[str, Any], databases: Sequence[Configure
 
 
 def plan(options: Mapping[str, Any], reports: Sequence[Report]) -> Planned:
-    """Do the arithmetic."""
     rps, hold_ms = options["rps"], options["hold_ms"]
     if not (rps or options["processes"] or DB_POOL_PROCESSES.name in os.environ):
         return Planned()
@@ -149,7 +145,10 @@ def _verdict(budget: Budget, rest: int, peak: int) -> str:
         else "It does not fit, not even without overflow."
     )
     if fitting := largest_that_fit(budget):
-        pools = ", ".join(_pool(demand) for demand in fitting)
+        pools = ", ".join(
+            f"DB_POOL_SIZE={each.size} DB_MAX_OVERFLOW={each.overflow} for {each.alias!r}"
+            for each in fitting
+        )
         verdict += f" The largest pools that fit: {pools}."
     else:
         verdict += " There is less than one connection for each pool."
@@ -157,7 +156,3 @@ def _verdict(budget: Budget, rest: int, peak: int) -> str:
     if processes := budget.room // each:
         verdict += f" Or run {counted(processes, 'process')} with the current sizes."
     return verdict
-
-
-def _pool(demand: Demand) -> str:
-    return f"DB_POOL_SIZE={demand.size} DB_MAX_OVERFLOW={demand.overflow} for {demand.alias!r}"

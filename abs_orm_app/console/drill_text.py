@@ -1,7 +1,5 @@
 """The drill as text, promise by promise, while it runs."""
 
-from __future__ import annotations
-
 from contextlib import closing
 from typing import Any
 
@@ -19,10 +17,7 @@ Stream = Any  # django.core.management.base.OutputWrapper, which passes on unkno
 def run_drill(
     report: Report, *, take_most: bool, out: Stream | None, progress: Stream, layout: Layout
 ) -> Drilled:
-    """Drill the alias of a report, and write each outcome to `out`, if there is one.
-
-    If `progress` is a terminal, it shows which promise is being tested.
-    """
+    """Drill an alias. `out` gets each outcome, a terminal also which promise is tested now."""
     database = report.configured
 
     def announce(promise: str) -> None:
@@ -45,7 +40,8 @@ def run_drill(
     except Refused as refused:
         failure, has_pool = refused.failure, not isinstance(refused, NoPool)
         drilled = Drilled(alias=database.alias, refused=failure, has_pool=has_pool)
-        tell(*_refusal(drilled, layout))
+        paint = layout.style.ERROR if has_pool else str
+        tell(*map(paint, layout.wrap(failure.cause)), *layout.fix(failure.hint, ""))
     except BaseException:  # Ctrl-C
         _show(progress, CLEAR_LINE)
         raise
@@ -68,7 +64,6 @@ def _show(progress: Stream, text: str) -> None:
 
 
 def _outcome(outcome: Outcome, layout: Layout) -> list[str]:
-    """The promise, and below it what was seen."""
     style, mark = layout.style, _marks(layout)[outcome.result]
     paint = {"kept": style.SUCCESS, "broken": style.ERROR, "skipped": style.WARNING}
     promise = layout.pairs([(f"{mark} {outcome.name}", outcome.promise)], NAME_WIDTH)
@@ -79,14 +74,6 @@ def _outcome(outcome: Outcome, layout: Layout) -> list[str]:
 def _marks(layout: Layout) -> dict[str, str]:
     signs = layout.signs
     return {"kept": signs.good, "broken": signs.bad, "skipped": signs.skipped}
-
-
-def _refusal(drilled: Drilled, layout: Layout) -> list[str]:
-    if drilled.refused is None:
-        return []
-    cause = layout.wrap(drilled.refused.cause)
-    hint = layout.fix(drilled.refused.hint, "")
-    return [*map(layout.style.ERROR, cause), *hint] if drilled.has_pool else [*cause, *hint]
 
 
 def _verdict(drilled: Drilled, layout: Layout) -> list[str]:

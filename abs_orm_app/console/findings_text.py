@@ -1,8 +1,6 @@
 """Findings as text, and which rules were not applied."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from django.core.checks import ERROR, WARNING
 
@@ -19,10 +17,7 @@ def findings_section(
     *,
     everything: bool = True,
 ) -> str:
-    """All findings, the most severe first, with an empty line between them.
-
-    everything: also why rules were not applied.
-    """
+    """All findings, the most severe first; `everything`: also why rules were not applied."""
     if not findings and not everything:
         some = " (-v 2 shows which rules were not applied)" if not_checked else ""
         return f"Findings: none{some}."
@@ -53,9 +48,8 @@ def _finding(finding: Finding, layout: Layout) -> list[str]:
     ]
 
 
-def not_checked(reports: Iterable[Report], *, debug: bool) -> list[str]:
+def not_checked(reports: Sequence[Report], *, debug: bool) -> list[str]:
     """Sentences on the rules that could not be applied, or that this run leaves out."""
-    reports = tuple(reports)
     broken = [report.configured.alias for report in reports if report.configured.error]
     reports = [report for report in reports if report.configured.vendor == "postgresql"]
     silent = [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from abs_orm_app.capacity.budget import Budget, allowance, largest_that_fit
 from abs_orm_app.checks.finding import Finding
-from abs_orm_app.config.broken_settings import SCHEMA
+from abs_orm_app.config.variables import SCHEMA
 from abs_orm_app.console.budget import Planned
 from abs_orm_app.console.profiles import Comparison
 from abs_orm_app.console.verdict import Verdict

@@ -1,7 +1,5 @@
 """Text laid out for a terminal: its width, its characters, its colours."""
 
-from __future__ import annotations
-
 import shutil
 import textwrap
 from collections.abc import Sequence
@@ -11,7 +9,6 @@ from typing import Any
 NARROWEST, WIDEST = 60, 100  # columns; below, words break; above, lines are tiring to read
 WITHOUT_TERMINAL = 80  # columns
 INDENT = "  "
-BAR = 20  # cells
 
 # django.core.management.color.Style: it gets its roles at run time.
 Style = Any
@@ -25,20 +22,16 @@ class Signs:
     warning: str
     bad: str
     skipped: str
-    full: str  # of a bar
-    empty: str
 
 
-UNICODE = Signs(good="✓", warning="!", bad="✗", skipped="-", full="█", empty="░")
-ASCII = Signs(good="+", warning="!", bad="x", skipped="-", full="#", empty=".")
+UNICODE = Signs(good="✓", warning="!", bad="✗", skipped="-")
+ASCII = Signs(good="+", warning="!", bad="x", skipped="-")
 
 
 def signs_for(encoding: str | None) -> Signs:
     """The characters that an output of this encoding can write; None: any."""
     try:
-        "".join((UNICODE.good, UNICODE.bad, UNICODE.full, UNICODE.empty)).encode(
-            encoding or "utf-8"
-        )
+        (UNICODE.good + UNICODE.bad).encode(encoding or "utf-8")
     except (UnicodeEncodeError, LookupError):
         return ASCII
     return UNICODE
@@ -52,16 +45,13 @@ def terminal_width() -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How to write on one output."""
-
     style: Style
     signs: Signs = UNICODE
     width: int = WITHOUT_TERMINAL
 
-    def wrap(self, text: str, depth: int = 1, first: str | None = None) -> list[str]:
-        """The text as indented lines; `first` begins the first one."""
-        indent = INDENT * depth
-        return self._wrapped(text, indent if first is None else f"{indent}{first} ")
+    def wrap(self, text: str, depth: int = 1) -> list[str]:
+        """The text as indented lines."""
+        return self._wrapped(text, INDENT * depth)
 
     def pairs(self, rows: Sequence[tuple[str, str]], width: int = 0) -> list[str]:
         """Names and values as lines; a long value continues below itself."""
@@ -110,12 +100,7 @@ class Layout:
         }.get(mark, str)
         return (f"{paint(mark)} " if mark else "") + str(self.style.MIGRATE_LABEL(title))
 
-    def bar(self, share: float) -> str:
-        """A share from 0 to 1 as a bar; more than all is a full one."""
-        full = min(round(share * BAR), BAR)
-        return self.signs.full * full + self.signs.empty * (BAR - full)
-
     def fix(self, remedy: str, line: str, depth: int = 1) -> list[str]:
         """What to do, and below it the line to copy, which is never wrapped."""
-        lines = self.wrap(remedy, depth, "Fix:") if remedy else []
+        lines = self._wrapped(remedy, f"{INDENT * depth}Fix: ") if remedy else []
         return [*lines, INDENT * (depth + 2) + line] if line else lines

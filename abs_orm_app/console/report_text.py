@@ -1,12 +1,9 @@
 """The report on one alias as text: settings, pool, server, and how the connection test went."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable
-
-from abs_orm_app.capacity.budget import allowance, in_use
+from abs_orm_app.capacity.budget import allowance
 from abs_orm_app.console.layout import Layout
 from abs_orm_app.environment import SETTINGS
+from abs_orm_app.facts import wording
 from abs_orm_app.facts.active import Active
 from abs_orm_app.facts.connection_test import ConnectionTest
 from abs_orm_app.facts.databases import Configured
@@ -14,16 +11,6 @@ from abs_orm_app.facts.failure import Failure
 from abs_orm_app.facts.pooler import PoolerFacts
 from abs_orm_app.facts.report import Report
 from abs_orm_app.facts.server import ServerFacts
-from abs_orm_app.facts.server_role import role_in_words
-from abs_orm_app.facts.wording import (
-    WITHOUT_POOL,
-    format_value,
-    option_in_words,
-    sessions_in_trouble,
-    who,
-    who_is_connected,
-    writes_fail,
-)
 
 FEW_LEFT = 0.9  # of the limit in use, from which the server section gets a warning
 
@@ -34,37 +21,39 @@ def settings_section(database: Configured, layout: Layout, *, everything: bool =
     head = [style.MIGRATE_HEADING(f"{database.alias}: {database.address}")]
     if everything:
         head += layout.wrap(f"Engine:  {database.engine}")
-        head += layout.wrap(f"Address: {_source(database.address_source)}")
+        head += layout.wrap(f"Address: {database.address_source}")
     if database.error:
         why = f"The engine cannot be loaded: {database.error}"
-        return _lines([*head, *map(style.ERROR, layout.wrap(why))])
+        return "\n".join([*head, *map(style.ERROR, layout.wrap(why))])
     if database.is_empty:
         why = f"DATABASES[{database.alias!r}] is empty: no database is set."
-        return _lines([head[0], *map(style.ERROR, layout.wrap(why))])
+        return "\n".join([head[0], *map(style.ERROR, layout.wrap(why))])
     if database.vendor != "postgresql":
-        return _lines([*head, *layout.wrap("This is not PostgreSQL: there is nothing to check.")])
-    without_pool = [*layout.wrap(WITHOUT_POOL.get(database.mode, ""))]
+        return "\n".join(
+            [*head, *layout.wrap("This is not PostgreSQL: there is nothing to check.")]
+        )
+    without_pool = [*layout.wrap(wording.WITHOUT_POOL.get(database.mode, ""))]
     if not everything:
-        return _lines([*head, *(without_pool or layout.wrap(_pool_in_words(database)))])
+        return "\n".join([*head, *(without_pool or layout.wrap(_pool_in_words(database)))])
     rows = [
         ("setting", "value", "from", "becomes"),
         *(
             (
                 row.name,
-                format_value(row.field, row.value),
+                wording.format_value(row.field, row.value),
                 row.source,
-                option_in_words(row, database.mode),
+                wording.option_in_words(row, database.mode),
             )
             for row in database.settings
         ),
     ]
-    return _lines([*head, "", layout.heading("Settings"), *layout.table(rows), *without_pool])
+    return "\n".join([*head, "", layout.heading("Settings"), *layout.table(rows), *without_pool])
 
 
 def _pool_in_words(database: Configured) -> str:
     """As in "20 + 10 connections per process, timeout 30 s, recycle 3600 s, pre-ping"."""
     size, overflow, timeout, recycle = (
-        format_value(field, database.value(field))
+        wording.format_value(field, database.value(field))
         for field in ("size", "overflow", "timeout", "recycle")
     )
     ping = ", pre-ping" if database.value("pre_ping") else ", no pre-ping"
@@ -73,17 +62,8 @@ def _pool_in_words(database: Configured) -> str:
     return f"{sizes}, timeout {timeout}, recycle {recycle}{ping}{own}"
 
 
-def _source(source: str) -> str:
-    """As in "DATABASE_URL (environment)"."""
-    variable, comma, where = source.partition(", ")
-    return f"{variable} ({where})" if comma else source
-
-
 def answer_sections(report: Report, layout: Layout, *, everything: bool = False) -> str:
-    """The pool of this process where there is something to say, the server, and the test.
-
-    everything: each fact; show the pool of this process also where it only repeats the settings.
-    """
+    """The pool of this process where it differs from the settings, the server, and the test."""
     database, test = report.configured, report.test or ConnectionTest()
     if everything:
         server = [
@@ -101,39 +81,35 @@ def answer_sections(report: Report, layout: Layout, *, everything: bool = False)
 
 
 def _short_server_section(
-    server: ServerFacts | Failure | None,
-    test: ConnectionTest,
-    database: Configured,
-    layout: Layout,
+    server: ServerFacts | Failure | None, test: ConnectionTest, database: Configured, layout: Layout
 ) -> str:
     if isinstance(server, Failure):
         return _server_section(server, database, layout)
     rows = []
     mark = layout.signs.bad if test.failure else layout.signs.good
     if server:
-        role = role_in_words(database, server).removesuffix(", as this alias needs")
+        role = wording.role_in_words(database, server).removesuffix(", as this alias needs")
         what = f"PostgreSQL {server.version}, {role}"
-        rows = [("version", what), *_pooler(server.pooler), ("in use", _in_use(server, layout))]
+        rows = [("version", what), *_pooler(server.pooler), ("in use", _in_use(server))]
         mark = _mark(server, database, layout) if mark == layout.signs.good else mark
     times = (("connect", test.connect_ms), ("checkout", test.checkout_ms), ("query", test.query_ms))
     timed = [f"{name} {ms:.3f} ms" for name, ms in times if ms is not None]
     if timed:
         rows.append(("test", ", ".join(timed)))
-    return _lines([layout.heading("Server", mark), *layout.pairs(rows)]) if rows else ""
+    return "\n".join([layout.heading("Server", mark), *layout.pairs(rows)]) if rows else ""
 
 
-def _in_use(server: ServerFacts, layout: Layout) -> str:
+def _in_use(server: ServerFacts) -> str:
     limit = allowance(server)
-    used = in_use(limit, server)
-    share = used / max(limit.connections, 1)
-    return f"{used} of {limit.connections} {layout.bar(share)} {share:.0%}"
+    share = limit.used / max(limit.connections, 1)
+    return f"{limit.used} of {limit.connections}, {share:.0%}"
 
 
 def _mark(server: ServerFacts, database: Configured, layout: Layout) -> str:
-    if writes_fail(database, server):
+    if wording.writes_fail(database, server):
         return layout.signs.bad
     limit = allowance(server)
-    few_left = in_use(limit, server) / max(limit.connections, 1) >= FEW_LEFT
+    few_left = limit.used / max(limit.connections, 1) >= FEW_LEFT
     return layout.signs.warning if few_left else layout.signs.good
 
 
@@ -147,9 +123,9 @@ def _pool_section(
         return ""
     rows = [
         (
-            SETTINGS[field].label,
-            format_value(field, value),
-            f"differs: {format_value(field, database.value(field))} is configured"
+            SETTINGS[field].name,
+            wording.format_value(field, value),
+            f"differs: {wording.format_value(field, database.value(field))} is configured"
             * (field in differs),
         )
         for field, value in active.settings.items()
@@ -166,7 +142,7 @@ def _pool_section(
     whose = "" if database.hardened else " (Django's own)"
     about = layout.pairs([("pool", f"{active.pool_class}{whose}"), ("now", now)], 9)
     mark = layout.signs.warning if differs else layout.signs.good
-    return _lines([layout.heading("Pool of this process", mark), *about, *lines])
+    return "\n".join([layout.heading("Pool of this process", mark), *about, *lines])
 
 
 def _server_section(
@@ -175,7 +151,9 @@ def _server_section(
     if server is None:
         return ""  # the connection test says why it was not reached
     if isinstance(server, Failure):
-        return _lines([layout.heading("Server", layout.signs.warning), *_failure(server, layout)])
+        cause = map(layout.style.ERROR, layout.wrap(f"Failed: {server.cause}"))
+        heading = layout.heading("Server", layout.signs.warning)
+        return "\n".join([heading, *cause, *layout.fix(server.hint, "")])
     tls = f"{server.tls_version or 'on'} {server.tls_cipher or ''}" if server.tls else "off"
     role = f"{server.role} (superuser)" if server.superuser else server.role
     rows = [
@@ -183,11 +161,11 @@ def _server_section(
         ("address", server.address),
         ("database", server.database),
         ("role", role),
-        ("state", role_in_words(database, server)),
+        ("state", wording.role_in_words(database, server)),
         ("TLS", tls.strip()),
         *_pooler(server.pooler),
         ("limit", allowance(server).why),
-        ("in use", _in_use(server, layout)),
+        ("in use", _in_use(server)),
         (
             "sessions",
             f"{server.used} now: {server.used_by_role} of this role, "
@@ -197,7 +175,7 @@ def _server_section(
         ("keepalive", _keepalive(server)),
     ]
     mark = _mark(server, database, layout)
-    return _lines([layout.heading("Server", mark), *layout.pairs(rows)])
+    return "\n".join([layout.heading("Server", mark), *layout.pairs(rows)])
 
 
 def _pooler(pooler: PoolerFacts | None) -> list[tuple[str, str]]:
@@ -216,11 +194,8 @@ def _timeouts(server: ServerFacts) -> str:
         ("idle in transaction", "idle_in_transaction_session_timeout"),
         ("idle session", "idle_session_timeout"),
     )
-    return ", ".join(
-        f"{short} {_seconds_or_off(server.settings[name])}"
-        for short, name in names
-        if name in server.settings
-    )
+    limits = [(short, server.settings[name]) for short, name in names if name in server.settings]
+    return ", ".join(f"{short} {f'{limit:g} s' if limit else 'off'}" for short, limit in limits)
 
 
 def _keepalive(server: ServerFacts) -> str:
@@ -232,10 +207,6 @@ def _keepalive(server: ServerFacts) -> str:
     return f"after {idle:g} s idle, then {count:g} times every {interval:g} s"
 
 
-def _seconds_or_off(seconds: float) -> str:
-    return f"{seconds:g} s" if seconds else "off"
-
-
 def _test_section(test: ConnectionTest, database: Configured, layout: Layout) -> str:
     """How long each step took; why one failed is said once, at the end."""
     rows = [("connect", test.connect_ms, "a new connection")]
@@ -245,7 +216,7 @@ def _test_section(test: ConnectionTest, database: Configured, layout: Layout) ->
     timed = [(name, f"{ms:.3f} ms", what) for name, ms, what in rows if ms is not None]
     lines = layout.table(timed, right=(1,)) if timed else []
     mark = layout.signs.bad if test.failure else layout.signs.good
-    return _lines([layout.heading("Connection test", mark), *lines])
+    return "\n".join([layout.heading("Connection test", mark), *lines])
 
 
 def _now_section(report: Report, layout: Layout) -> str:
@@ -258,13 +229,13 @@ def _now_section(report: Report, layout: Layout) -> str:
         ("idle in transaction", fleet.forgotten),
     ):
         if session:
-            rows.append((name, f"{session.seconds or 0.0:.1f} s, {who(session)}"))
-    rows.append(("sessions", who_is_connected(fleet)))
+            rows.append((name, f"{session.seconds or 0.0:.1f} s, {wording.who(session)}"))
+    rows.append(("sessions", wording.who_is_connected(fleet)))
     lines = layout.pairs(rows)
     trouble = report.active.trouble if isinstance(report.active, Active) else ""
     if trouble:
         lines += map(layout.style.WARNING, layout.wrap(f"{trouble[0].upper()}{trouble[1:]}"))
-    if seen := sessions_in_trouble(fleet):
+    if seen := wording.sessions_in_trouble(fleet):
         text, line = seen
         lines += map(layout.style.WARNING, layout.wrap(f"{text[0].upper()}{text[1:]}"))
         lines += layout.fix("End that session, as its role or a superuser:", line) if line else []
@@ -272,13 +243,4 @@ def _now_section(report: Report, layout: Layout) -> str:
         "Pools on other machines, of other accounts, or without the live page are not shown here."
     )
     mark = layout.signs.warning if seen or trouble else layout.signs.good
-    return _lines([layout.heading("Now", mark), *lines])
-
-
-def _failure(failure: Failure, layout: Layout) -> list[str]:
-    cause = map(layout.style.ERROR, layout.wrap(f"Failed: {failure.cause}"))
-    return [*cause, *layout.fix(failure.hint, "")]
-
-
-def _lines(lines: Iterable[str]) -> str:
-    return "\n".join(lines)
+    return "\n".join([layout.heading("Now", mark), *lines])

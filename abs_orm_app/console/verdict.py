@@ -11,7 +11,7 @@ from abs_orm_app.checks.finding import Finding
 from abs_orm_app.checks.fixes import set_mode
 from abs_orm_app.config.texts import counted
 from abs_orm_app.console.layout import INDENT, Layout
-from abs_orm_app.console.profiles import Compared, Comparison
+from abs_orm_app.console.profiles import Comparison
 from abs_orm_app.facts.active import Active
 from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.failure import INSTALL_POOL, Failure
@@ -59,12 +59,21 @@ def judge(
 
     fail_level: of django.core.checks; a finding of this level or above is a problem.
     """
-    unusable = [problem for report in reports for problem in _unusable(report)]
-    severe = [_severe(finding) for finding in findings if finding.level >= fail_level]
+    unusable = [problem for report in reports if (problem := _unusable(report))]
+    severe = [
+        Problem(
+            where=finding.title,
+            cause=finding.message,
+            remedy=finding.remedy,
+            fix=finding.fix,
+            explain=finding.explained_by,
+        )
+        for finding in findings
+        if finding.level >= fail_level
+    ]
     databases = {report.configured.alias: report.configured for report in reports}
     differing = [] if comparison is None else list(_differing(comparison, databases))
-    engines = {report.configured.alias: report.configured.engine for report in reports}
-    unproven = [] if drills is None else list(_unproven(drills, engines))
+    unproven = [] if drills is None else list(_unproven(drills, databases))
     # A pool that cannot be made has its reason in the finding.
     found = {f.alias for f in findings if f.level >= fail_level and f.number.startswith("E00")}
     vague = (WRONG_SETTINGS.hint, INSTALL_POOL)
@@ -90,36 +99,34 @@ def judge(
     return Verdict(summary=f"FAILED: {'; '.join(parts)}.", problems=problems)
 
 
-def _unusable(report: Report) -> Iterator[Problem]:
+def _unusable(report: Report) -> Problem | None:
     database = report.configured
     if database.error:
-        yield Problem(
+        return Problem(
             where=database.alias,
             cause=f"The engine cannot be loaded: {database.error}",
             remedy="Correct ENGINE, or install what it needs.",
         )
-        return
     if database.is_empty:
-        yield Problem(
+        return Problem(
             where=database.alias,
             cause="No database is set.",
             remedy="Set it in the settings:",
             fix='DATABASES = {"default": database_from_env()}',
         )
-        return
     if isinstance(report.server, ServerFacts) and (why := writes_fail(database, report.server)):
-        yield Problem(
+        return Problem(
             where=database.alias,
             cause=f"{why[0].upper()}{why[1:]}",
             remedy="Promote a standby, or correct the address; with several hosts, add:",
             fix="?target_session_attrs=read-write",
         )
-        return
     test = report.test.failure if report.test else None
     failure = report.active if isinstance(report.active, Failure) else test
-    if failure:
-        cause = f"{failure.problem}: {failure.cause}" if failure is test else failure.cause
-        yield Problem(where=database.alias, cause=cause, remedy=failure.hint)
+    if not failure:
+        return None
+    cause = f"{failure.problem}: {failure.cause}" if failure is test else failure.cause
+    return Problem(where=database.alias, cause=cause, remedy=failure.hint)
 
 
 def _trouble(report: Report) -> str:
@@ -127,16 +134,6 @@ def _trouble(report: Report) -> str:
     pool = report.active.trouble if isinstance(report.active, Active) else ""
     seen = sessions_in_trouble(report.now) if report.now else None
     return seen[0] if seen and (not pool or SLOW_OR_LOCKED in pool) else pool
-
-
-def _severe(finding: Finding) -> Problem:
-    return Problem(
-        where=finding.title,
-        cause=finding.message,
-        remedy=finding.remedy,
-        fix=finding.fix,
-        explain=finding.explained_by,
-    )
 
 
 def _differing(comparison: Comparison, databases: Mapping[str, Configured]) -> Iterator[Problem]:
@@ -149,7 +146,8 @@ def _differing(comparison: Comparison, databases: Mapping[str, Configured]) -> I
     for alias in comparison.aliases:
         rows = [row for row in comparison.of(alias) if not row.matches]
         unused = any(row.here is None for row in rows)  # what the profile sets has no effect
-        remedy = f"Set {', '.join(map(_as_wanted, rows))}; or use another profile."
+        wanted = [f"{row.name} to {format_value(row.field, row.wanted)}" for row in rows]
+        remedy = f"Set {', '.join(wanted)}; or use another profile."
         if rows:
             yield Problem(
                 where=alias,
@@ -159,11 +157,7 @@ def _differing(comparison: Comparison, databases: Mapping[str, Configured]) -> I
             )
 
 
-def _as_wanted(row: Compared) -> str:
-    return f"{row.name} to {format_value(row.field, row.wanted)}"
-
-
-def _unproven(drills: Sequence[Drilled], engines: Mapping[str, str]) -> Iterator[Problem]:
+def _unproven(drills: Sequence[Drilled], databases: Mapping[str, Configured]) -> Iterator[Problem]:
     for drilled in drills:
         if drilled.refused and drilled.has_pool:
             yield Problem(
@@ -173,7 +167,7 @@ def _unproven(drills: Sequence[Drilled], engines: Mapping[str, str]) -> Iterator
             )
         elif drilled.ok is False:
             broken = [o.name for o in drilled.outcomes if o.result == "broken"]
-            ours = OUR_ENGINES.get(engines.get(drilled.alias, ""))
+            ours = OUR_ENGINES.get(databases[drilled.alias].engine)
             yield Problem(
                 where=drilled.alias,
                 cause=f"{counted(len(broken), 'promise')} broken: {', '.join(broken)}.",

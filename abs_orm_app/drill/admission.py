@@ -1,7 +1,5 @@
 """Whether a drill may run: there must be a pool, and the server must have connections to spare."""
 
-from __future__ import annotations
-
 import os
 import secrets
 from collections.abc import Iterator
@@ -12,15 +10,20 @@ from typing import Any
 import psycopg
 from django.db import connections
 
-from abs_orm_app.capacity.budget import Limit, in_use, limits
+from abs_orm_app.capacity.budget import limits
 from abs_orm_app.checks.fixes import set_mode
 from abs_orm_app.drill.stage import Control
-from abs_orm_app.facts.connecting import MARGIN, errors_of, parameters_of, seconds_to_connect
+from abs_orm_app.facts.connecting import (
+    ERRORS,
+    MARGIN,
+    isolated_wrapper,
+    parameters_of,
+    seconds_to_connect,
+)
 from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.failure import Failure, failure_of
-from abs_orm_app.facts.isolated_wrapper import isolated_wrapper
 from abs_orm_app.facts.pooler import is_pooled
-from abs_orm_app.facts.server import ServerFacts, read_server
+from abs_orm_app.facts.server import read_server
 from abs_orm_app.facts.timeout import run_with_timeout
 from abs_orm_app.pool.entry import AnyConnection
 
@@ -41,10 +44,7 @@ class NoPool(Refused):
 
 @contextmanager
 def drill_wrapper(configured: Configured, name: str, **parameters: Any) -> Iterator[Any]:
-    """A wrapper with a pool like that of the alias, except for `parameters`.
-
-    The pool is closed at the end.
-    """
+    """A wrapper with a pool like that of the alias, except for `parameters`; closed at the end."""
     # `max_waiting` is not part of any promise, and would refuse checkouts of the drill.
     parameters = {"max_waiting": 0, **parameters}
     with isolated_wrapper(configured.alias, parameters, application_name=name) as wrapper:
@@ -82,7 +82,7 @@ def control_connection(configured: Configured, take_most: bool) -> Iterator[Cont
             free = run_with_timeout(
                 seconds, lambda: _connections_left(control, size, limit, take_most)
             )
-        except errors_of(connections[configured.alias]) as error:
+        except ERRORS as error:
             raise Refused(failure_of(error, configured)) from error
         yield Control(
             connection=control, application_name=name, connect_seconds=connect_seconds, free=free
@@ -114,14 +114,15 @@ def _connections_left(control: AnyConnection, size: int, limit: int, take_most: 
             return None
         cause = f"The server does not say how many connections are free: {failure_of(error).cause}"
         raise Refused(Failure(cause=cause, hint=_ANYWAY)) from error
-    free, why = min(_free(limit, server) for limit in limits(server))
+    tightest = min(limits(server), key=lambda each: each.connections - each.used)
+    free = max(tightest.connections - tightest.used, 0)
     needed = limit + CONTROL_CONNECTIONS
     if needed > free / 2 and not take_most:
         raise Refused(
             Failure(
                 cause=f"The drill needs {needed} connections ({size} + {limit - size}, and "
-                f"{CONTROL_CONNECTIONS} to count them), but {free} are free ({why}), and it uses "
-                f"at most half of them: {free // 2}.",
+                f"{CONTROL_CONNECTIONS} to count them), but {free} are free ({tightest.why}, and "
+                f"{tightest.used} are in use), and it uses at most half of them: {free // 2}.",
                 hint="Wait until fewer are in use, or lower the pool size and the overflow for the "
                 f"drill. {_ANYWAY}",
             )
@@ -130,9 +131,3 @@ def _connections_left(control: AnyConnection, size: int, limit: int, take_most: 
 
 
 _ANYWAY = "With --yes, the drill uses as many as it needs."
-
-
-def _free(limit: Limit, server: ServerFacts) -> tuple[int, str]:
-    """The number of connections that one limit leaves, and the arithmetic."""
-    used = in_use(limit, server)
-    return max(limit.connections - used, 0), f"{limit.why}, and {used} are in use"

@@ -8,8 +8,6 @@ The drill uses its own pools, which the alias's engine builds from the alias's s
 only their sessions, which it recognises by their application_name.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -33,8 +31,6 @@ from abs_orm_app.facts.timeout import run_with_timeout
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The result for one promise."""
-
     name: str
     promise: str
     result: Result
@@ -44,8 +40,6 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Drilled:
-    """The results for one alias."""
-
     alias: str
     outcomes: tuple[Outcome, ...] = ()
     refused: Failure | None = None  # why the drill did not run

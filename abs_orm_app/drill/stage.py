@@ -1,7 +1,5 @@
 """Where promises are tested: a pool of the drill, and a connection that counts its sessions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -27,19 +25,8 @@ THREAD = "drill"  # the threads that check out are "drill 1", "drill 2" ...
 
 @dataclass(frozen=True)
 class Seen:
-    """Whether a promise was kept, and what shows it."""
-
     result: Result
     what: str
-
-
-@dataclass(frozen=True)
-class Promise:
-    """Something that a pool promises, and the function that tests it."""
-
-    name: str
-    text: str
-    test: Callable[[Stage], Seen]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +39,6 @@ class Control:
     free: int | None  # connections that the server had left for this role; None: unknown
 
     def sessions(self) -> int:
-        """Count the sessions of the drill's pools."""
         return self._ask("SELECT count(*) FROM pg_stat_activity WHERE application_name = %s")
 
     def terminate(self) -> int:
@@ -117,13 +103,11 @@ class Stage:
         return count
 
     def own_wrapper(self) -> Any:
-        """A wrapper for this thread, with the same pool."""
         wrapper = self.wrapper.copy()
         wrapper._connection_pools = self.wrapper._connection_pools
         return wrapper
 
     def first(self) -> AnyConnection:
-        """Open the pool and check out a connection."""
         self.pool.open(wait=True, timeout=self.step_timeout)
         conn: AnyConnection = self.pool.getconn(self.step_timeout)
         return conn
@@ -161,6 +145,13 @@ class Stage:
         for conn in conns:
             if conn:
                 self.pool.putconn(conn)
+
+
+@dataclass(frozen=True)
+class Promise:
+    name: str
+    text: str
+    test: Callable[[Stage], Seen]
 
 
 def judged(good: bool, what: str) -> Seen:

@@ -1,7 +1,5 @@
 """The promises of a pool, each with the test that shows on a live database whether it is kept."""
 
-from __future__ import annotations
-
 import gc
 import os
 import socket
@@ -61,7 +59,6 @@ def grows(stage: Stage) -> Seen:
 
 
 def _left(stage: Stage) -> str:
-    """The reason for too few connections, if it is the server's limit."""
     free = stage.control.free
     if free is None or free >= stage.pool.max_size:
         return ""

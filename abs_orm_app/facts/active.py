@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.db import connections
+from psycopg import Error
 
 from abs_orm_app.environment import POOL_PARAMETERS
-from abs_orm_app.facts.connecting import errors_of, wrapper_of
+from abs_orm_app.facts.connecting import ERRORS, wrapper_of
 from abs_orm_app.facts.databases import Configured, Value, pool_values
 from abs_orm_app.facts.failure import Failure, failure_of
 from abs_orm_app.facts.snapshot import Snapshot, snapshot
+from abs_orm_app.pool.causes import cause_of
 from abs_orm_app.pool.registry import notice_fork, pools
+from abs_orm_app.pool.server_errors import FULL, classify
 
 if TYPE_CHECKING:
     from abs_orm_app.pool import HardenedPool
@@ -21,8 +25,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Active:
-    """The pool object of this process."""
-
     pool_class: str
     settings: Mapping[str, Value]  # in effect, by the field of PoolSettings
     opened: bool  # False: this process has not used it yet
@@ -32,7 +34,6 @@ class Active:
     trouble: str = ""  # why requests wait or fail now, here or in another process
 
     def differs(self, configured: Configured) -> tuple[str, ...]:
-        """Return the fields whose value is not the configured one."""
         return tuple(
             field for field, value in self.settings.items() if value != configured.value(field)
         )
@@ -42,12 +43,10 @@ def active(configured: Configured) -> Active | Failure | None:
     """Read the pool object of this process; None if the alias has no pool."""
     if not configured.pools:
         return None
-    wrapper = wrapper_of(configured)
     try:
-        pool = wrapper.pool
-    except errors_of(wrapper) as error:
+        pool = wrapper_of(configured).pool
+    except ERRORS as error:
         return failure_of(error, configured)
-    # psycopg_pool does not tell whether it checks; Django makes it check if this is set.
     return in_effect(pool, checks=configured.health_checks)
 
 
@@ -72,8 +71,6 @@ def in_effect(pool: Any, *, checks: bool) -> Active:
 def _trouble(pool: Any) -> str:
     if (core := getattr(pool, "core", None)) is None or pool.closed:
         return ""
-    from abs_orm_app.pool.causes import cause_of
-
     cause = cause_of(core)
     return cause.text if cause else ""
 
@@ -86,5 +83,28 @@ def current_pools() -> dict[str, HardenedPool]:
 
 
 def snapshots() -> list[Snapshot]:
-    """Every pool that this process has for an alias of DATABASES."""
     return [snapshot(pool) for pool in current_pools().values()]
+
+
+T = TypeVar("T")
+
+STATEMENT_TIMEOUT = 2000  # ms
+
+
+def is_full(error: BaseException) -> bool:
+    return classify(error).problem == FULL
+
+
+def ask_borrowed(alias: str, read: Callable[[Any], T]) -> T | None:
+    """Ask a server that accepts no more connections over an idle one of this process's pool.
+
+    Returns what `read` returns; None if there is no idle connection, or it fails. No request waits
+    for that connection: then it would not be idle.
+    """
+    pool = current_pools().get(alias)
+    if pool is None or pool.closed or not pool.idle:
+        return None
+    with suppress(Error), pool.connection(timeout=0.1) as conn, conn.transaction():
+        conn.execute(f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT}")
+        return read(conn)
+    return None

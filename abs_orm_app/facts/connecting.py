@@ -1,10 +1,11 @@
 """What a new connection to an alias needs: parameters, a timeout, the errors to catch."""
 
-from __future__ import annotations
-
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 from zoneinfo import ZoneInfoNotFoundError
 
+import psycopg
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DjangoError
 from django.db import connections
@@ -18,6 +19,11 @@ from abs_orm_app.pool.hosts import Place, listed
 from abs_orm_app.pool.liveness import GONE, SILENT
 
 MARGIN = 5.0  # seconds for everything after connecting
+# What wrong settings, or a server that refuses, raise.
+ERRORS = (
+    *(psycopg.Error, DjangoError, ImproperlyConfigured, ImportError, OSError),
+    *(TypeError, ValueError, ZoneInfoNotFoundError),
+)
 CONNECT_TIMEOUT = 10.0  # seconds, if the settings have none
 
 
@@ -51,7 +57,6 @@ def locate_timeout(error: BaseException, configured: Configured) -> BaseExceptio
 
 
 def is_silent(configured: Configured) -> bool:
-    """Ask the server of an alias, without a session: True if nothing answers there."""
     found, _ = reached([place.target for place in _places_of(configured)])
     return found in (SILENT, GONE)
 
@@ -61,15 +66,23 @@ def _places_of(configured: Configured) -> list[Place]:
     return listed({"host": given["HOST"], "port": given["PORT"], **options_of(given)})
 
 
-def errors_of(wrapper: Any) -> tuple[type[Exception], ...]:
-    """Return what wrong settings, or a server that refuses, raise."""
-    return (
-        wrapper.Database.Error,
-        DjangoError,
-        ImproperlyConfigured,
-        ImportError,
-        OSError,
-        TypeError,
-        ValueError,
-        ZoneInfoNotFoundError,
-    )
+@contextmanager
+def isolated_wrapper(alias: str, pool: Mapping[str, Any], **options: Any) -> Iterator[Any]:
+    """Another DatabaseWrapper of the alias, which `django.db.connections` does not know.
+
+    pool, options: parameters that replace the alias's own.
+
+    The block closes its pool; the thread that makes its connection has to close that.
+    """
+    own: Any = connections[alias]
+    options = {**own.settings_dict["OPTIONS"], **options}
+    if given := options.get("pool"):
+        options["pool"] = {**({} if given is True else given), **pool}
+    wrapper = type(own)({**own.settings_dict, "OPTIONS": options}, alias)
+    # The class has one dict for all wrappers, which holds the pool of the project.
+    pools = wrapper._connection_pools = {}
+    try:
+        yield wrapper
+    finally:
+        for mine in pools.values():
+            mine.close()

@@ -1,7 +1,5 @@
 """Tests an alias: connects as its settings say, queries, checks out a connection."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -9,11 +7,12 @@ from time import perf_counter, sleep
 from typing import Any
 
 from abs_orm_app.config.address import session_options
-from abs_orm_app.facts.borrowed import ask_borrowed, is_full
+from abs_orm_app.facts.active import ask_borrowed, is_full
 from abs_orm_app.facts.connecting import (
     CONNECT_TIMEOUT,
-    errors_of,
+    ERRORS,
     is_silent,
+    isolated_wrapper,
     locate_timeout,
     parameters_of,
     seconds_to_connect,
@@ -21,7 +20,6 @@ from abs_orm_app.facts.connecting import (
 )
 from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.failure import Failure, failure_of
-from abs_orm_app.facts.isolated_wrapper import isolated_wrapper
 from abs_orm_app.facts.pooler import PoolerFacts, read_pooler
 from abs_orm_app.facts.server import ServerFacts, read_server
 from abs_orm_app.facts.sessions import Fleet, read_fleet
@@ -50,7 +48,7 @@ def probe(
     """
     try:
         server, now, connect_ms, query_ms = run_with_timeout(seconds, lambda: _ask(configured))
-    except errors_of(wrapper_of(configured)) as error:
+    except ERRORS as error:
         asked = ask_borrowed(configured.alias, read_both) if is_full(error) else None
         test = ConnectionTest(failure=failure_of(locate_timeout(error, configured), configured))
         return asked and asked[0], test, asked and asked[1]
@@ -68,7 +66,7 @@ def try_setup(configured: Configured, seconds: float, test: ConnectionTest) -> C
     """
     try:
         checkout_ms = run_with_timeout(seconds, lambda: _connect_as_django(configured, seconds))
-    except errors_of(wrapper_of(configured)) as error:
+    except ERRORS as error:
         return replace(test, failure=failure_of(locate_timeout(error, configured), configured))
     return replace(test, checkout_ms=checkout_ms)
 
@@ -91,9 +89,7 @@ def _ask(configured: Configured) -> tuple[ServerFacts | Failure, Fleet | None, f
                 raise  # later errors only say that it is closed
             server = failure_of(error, configured)
         began = perf_counter()
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-            cursor.fetchone()
+        connection.execute("SELECT 1").fetchone()
         query_ms = _ms_since(began)
         if isinstance(server, ServerFacts):
             server = replace(server, pooler=pooler_of(wrapper, connection, parameters))
@@ -137,8 +133,7 @@ def pooler_of(wrapper: Any, connection: Any, parameters: Mapping[str, Any]) -> P
 def _connect_as_django(configured: Configured, seconds: float) -> float | None:
     """Set a connection up as at the first query of a request: role, time zone, isolation level.
 
-    Returns how many ms a checkout takes, from a pool like the alias's own, but of one connection;
-    None without a pool.
+    Returns the ms of a checkout from a pool like the alias's, of one connection; None: no pool.
     """
     # The pool times out before `run_with_timeout` does, so that it can say why.
     timeout = (seconds + seconds_to_connect(configured)) / 2

@@ -1,7 +1,5 @@
 """Reads each alias of DATABASES into facts. Nothing here connects."""
 
-from __future__ import annotations
-
 import inspect
 import ipaddress
 import math
@@ -10,7 +8,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
@@ -33,10 +31,17 @@ ENGINES = (
 )
 
 
+# Of a server, by `target_session_attrs`; the other values accept either.
+_ROLES: dict[str, Literal["primary", "standby"]] = {
+    "read-write": "primary",
+    "primary": "primary",
+    "standby": "standby",
+    "prefer-standby": "standby",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One setting: its value, its source, and the option that it sets."""
-
     name: str  # of the variable, with its prefix
     field: str  # of PoolSettings, or the same as `option`
     value: Value  # None: not used in this mode
@@ -67,7 +72,7 @@ class Configured:
     atomic_requests: bool
 
     address: str
-    address_source: str
+    address_source: str  # as in "DATABASE_URL (environment)"
     user_source: str  # as in "DB_USER (.env)"
     password_source: str
     prefix: str  # of the variables
@@ -91,6 +96,13 @@ class Configured:
         """True if the alias has a PostgreSQL pool in this process, opened or not."""
         return self.mode == "pool" and self.vendor == "postgresql"
 
+    @property
+    def wanted_role(self) -> Literal["primary", "standby", "either"]:
+        """By `target_session_attrs`; without it, a primary if the project writes to the alias."""
+        if not self.target_session_attrs:
+            return "primary" if self.written else "either"
+        return _ROLES.get(self.target_session_attrs, "either")
+
     def value(self, field: str) -> Value:
         """The value of a field of PoolSettings; None if it is not used, or not shown."""
         return next((s.value for s in self.settings if s.field == field), None)
@@ -104,7 +116,6 @@ def variables_read() -> set[str] | None:
 
 
 def configured_databases(aliases: Iterable[str] | None = None) -> list[Configured]:
-    """Return the facts of these aliases, or of all."""
     return [configured(alias) for alias in (connections if aliases is None else aliases)]
 
 
@@ -164,13 +175,10 @@ def configured(alias: str) -> Configured:
 
 
 def pool_settings(database: Configured) -> PoolSettings:
-    """Return the five settings of an alias: of its pool, or of the environment if it has none.
-
-    Raises ValueError, one sentence, for a pool with impossible settings.
-    """
+    """The settings of a pool, else of the environment. Raises ValueError for an impossible pool."""
     if database.mode != "pool":
         return PoolSettings.from_env(database.prefix)
-    names = [name for name, listed in SETTINGS.items() if listed.shown == "always"]
+    names = [name for name, variable in SETTINGS.items() if variable.shown == "always"]
     values = {name: database.value(name) for name in names}
     if not all(isinstance(value, int | float) for name, value in values.items() if name != "mode"):
         raise ValueError(
@@ -193,8 +201,8 @@ def _address_source(extra: AppOptions) -> str:
     sources = extra.get("sources", {})
     for name in ("DATABASE_URL", "DB_HOST", "DB_NAME"):
         if sources.get(name, "default") != "default":
-            return f"{extra['variables'][name]}, {sources[name]}"
-    return "the default, no address is set in the environment" if sources else "settings"
+            return f"{extra['variables'][name]} ({sources[name]})"
+    return "the default (no address is set in the environment)" if sources else "settings"
 
 
 def _part_source(alias: str, entry: Mapping[str, Any], extra: AppOptions, part: str) -> str:
@@ -260,22 +268,22 @@ def _settings(
     sources, variables = extra.get("sources", {}), extra.get("variables", {})
 
     rows = []
-    for field_name, listed in SETTINGS.items():
-        name = listed.variable.name
+    for field_name, variable in SETTINGS.items():
+        name = variable.name
         source = "settings" if by_hand else sources.get(name, "default")
         shown = {
             "always": True,
             "our pool": mode == "pool" and hardened,
             "if set": source not in ("settings", "default"),
         }
-        if shown[listed.shown]:
+        if shown[variable.shown]:
             rows.append(
                 Setting(
                     name=variables.get(name, extra.get("prefix", "") + name),
                     field=field_name,
                     value=values.get(field_name),
                     source=source,
-                    option=listed.options.get(mode),
+                    option=variable.options.get(mode),
                 )
             )
     return (*rows, *_other_pool_options(entry["OPTIONS"].get("pool")))
@@ -283,10 +291,7 @@ def _settings(
 
 def _values(entry: Mapping[str, Any], extra: AppOptions, mode: str) -> dict[str, Value]:
     """What an entry of DATABASES says, by the fields of PoolSettings."""
-    ours = {
-        name: extra.get(name, SETTINGS[name].variable.default)
-        for name in OwnSettings.__annotations__
-    }
+    ours = {name: extra.get(name, SETTINGS[name].default) for name in OwnSettings.__annotations__}
     values: dict[str, Value] = {
         **ours,  # type: ignore[dict-item]
         "mode": mode,

@@ -1,7 +1,5 @@
 """Why a database could not be used: the cause in one sentence without secrets, and what to do."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 
@@ -39,15 +37,13 @@ def failure_of(error: BaseException, database: Configured | None = None) -> Fail
     """
     # Secrets first: what follows may change their spelling, or cut one in two.
     cause = one_line(scrub(str(error)) or type(error).__name__)
-    return Failure(
-        cause=cause, hint=_hint(error, cause, database), problem=_kind(error, cause).problem
-    )
+    kind = _kind(error, cause)
+    return Failure(cause=cause, hint=_hint(error, cause, kind, database), problem=kind.problem)
 
 
-def _hint(error: BaseException, cause: str, database: Configured | None) -> str:
+def _hint(error: BaseException, cause: str, kind: ServerError, database: Configured | None) -> str:
     if "psycopg_pool" in cause and isinstance(error, ImproperlyConfigured | ImportError):
         return INSTALL_POOL
-    kind = _kind(error, cause)
     if database and kind in (AUTHENTICATION_FAILED, NO_PASSWORD):
         return (
             f"{kind.hint} The user comes from {database.user_source}, the password from"

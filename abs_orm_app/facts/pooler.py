@@ -1,7 +1,5 @@
 """Detects a pooler, such as PgBouncer, between this process and the server."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,8 +16,6 @@ LOOKS = 3  # for the pool mode; on a busy pooler, one may see nothing
 
 @dataclass(frozen=True, kw_only=True)
 class PoolerFacts:
-    """A pooler as a client finds it."""
-
     pool_mode: PoolMode | None  # None: unknown
     # The names in `options` and `assume_role` that are not set in a new session.
     lost: tuple[str, ...]
@@ -28,8 +24,7 @@ class PoolerFacts:
 def is_pooled(connection: Any) -> bool:
     """Return True if a pooler, and not the server, accepted the connection.
 
-    A pooler has to invent the key with which a client cancels its queries; the process id of the
-    session is part of that key.
+    A pooler makes up the key that cancels a query, and the process id is part of that key.
     """
     return bool(_value(connection, "SELECT pg_backend_pid()") != connection.info.backend_pid)
 
@@ -49,9 +44,7 @@ def read_pooler(
 
 
 def _value(connection: Any, query: str) -> Any:
-    with connection.cursor() as cursor:
-        cursor.execute(query)
-        return cursor.fetchone()[0]
+    return connection.execute(query).fetchone()[0]
 
 
 def _see_pool_mode(first: Any, connect: Connect) -> PoolMode | None:
@@ -74,29 +67,21 @@ def _compare(first: Any, connect: Connect) -> PoolMode:
         for _ in range(LOOKS):
             before = _value(first, pid)
             try:
-                _run(second, "BEGIN")
+                second.execute("BEGIN")
             except second.Error as error:
                 if "statement pooling" in str(error):
                     return "statement"
                 raise
             if _value(second, pid) == before or _value(first, pid) != before:
                 return "transaction"
-            _run(second, "ROLLBACK")
+            second.execute("ROLLBACK")
     return "session"
 
 
 def _lost(connection: Any, wanted: Mapping[str, str]) -> Iterator[str]:
-    """Yield the settings that a new session should have, but does not have."""
     for name, value in wanted.items():
         # set_config returns the value in the server's spelling; `true` limits it to this statement.
         query = "SELECT current_setting(%s, true), set_config(%s, %s, true)"
-        with connection.cursor() as cursor:
-            cursor.execute(query, (name, name, value))
-            found, normalized = cursor.fetchone()
+        found, normalized = connection.execute(query, (name, name, value)).fetchone()
         if found != normalized:
             yield name
-
-
-def _run(connection: Any, query: str) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute(query)

@@ -1,7 +1,5 @@
 """The report on one alias: its settings, its pool, its server, and a connection test."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from abs_orm_app.facts.active import Active, active
@@ -30,15 +28,9 @@ class Report:
     configured: Configured
     active: Active | Failure | None
     server: ServerFacts | Failure | None
-    test: ConnectionTest | None
+    test: ConnectionTest | None = None
     usage: Usage | None = None  # None: it was not observed long enough
     now: Fleet | None = None  # the sessions, as the server sees them; None: it was not asked
-
-    @property
-    def failed(self) -> bool:
-        """True if the alias cannot be used as it is configured."""
-        test_failed = self.test is not None and self.test.failure is not None
-        return test_failed or isinstance(self.active, Failure) or bool(self.configured.error)
 
 
 def report(configured: Configured) -> Report:

@@ -1,7 +1,5 @@
 """Removes the secrets of all aliases from a text that is about to be shown."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,7 +13,6 @@ _read_later: dict[str, str] = {}  # by alias: the last password from a file or a
 
 
 def remember(alias: str, password: str) -> None:
-    """Remember a password that was read for a new connection and is not in DATABASES."""
     _read_later[alias] = password
 
 
@@ -31,7 +28,6 @@ def scrub(text: str) -> str:
 
 
 def secrets_of(entry: Mapping[str, Any]) -> set[str]:
-    """Return the values of an entry of DATABASES that must not be shown."""
     hidden = [value for name, value in options_of(entry).items() if is_secret(name)]
     # Somebody may have put a whole URL, with its password, into a part of the address.
     in_urls = [word for part in _shown(entry) for word in re.findall("://[^:/@]*:([^@]+)@", part)]

@@ -1,7 +1,5 @@
 """Asks a PostgreSQL server about itself, as one role: limits, timeouts, number of sessions."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -106,9 +104,7 @@ def read_server(connection: Any) -> ServerFacts:
 
     Raises the driver's `Error` if the server is older than PostgreSQL 13.
     """
-    with connection.cursor() as cursor:
-        cursor.execute(_QUERY, {"of_process": OF_PROCESS})
-        facts = json.loads(cursor.fetchone()[0])
+    facts = json.loads(connection.execute(_QUERY, {"of_process": OF_PROCESS}).fetchone()[0])
     facts |= {name: printable(facts[name]) for name in ("version", "database", "role")}
     tls = bool(connection.pgconn.ssl_in_use)
     if not tls:

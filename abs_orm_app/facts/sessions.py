@@ -1,17 +1,21 @@
 """Reads the sessions of a database from its server, for all processes and applications."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from abs_orm_app.config.application_name import Name, parse_name
 from abs_orm_app.config.texts import printable
 
-STATES = ("active", "idle", "idle in transaction")
+STATES = {  # others are unknown, as that of a session which this role may not see
+    "active": "active",
+    "fastpath function call": "active",
+    "idle": "idle",
+    "idle in transaction": "idle in transaction",
+    "idle in transaction (aborted)": "idle in transaction",
+}
 
 # One round trip, and only what a role without privileges may read. Such a role sees the names of
 # other roles' sessions, but neither address nor state.
@@ -42,8 +46,6 @@ WHERE datname IS NOT NULL AND usesysid IS NOT NULL AND pid <> pg_backend_pid()
 
 @dataclass(frozen=True, kw_only=True)
 class Sessions:
-    """How many sessions are in each state."""
-
     active: int
     idle: int
     in_transaction: int  # idle in it
@@ -56,8 +58,6 @@ class Sessions:
 
 @dataclass(frozen=True, kw_only=True)
 class Application(Sessions):
-    """The sessions of one application on one host."""
-
     application: str  # "" if they have no name
     host: str  # from the name of the process, else the address; "" for a Unix socket, or hidden
     processes: int | None  # None: their names do not tell
@@ -89,8 +89,6 @@ class Session:
 
 @dataclass(frozen=True, kw_only=True)
 class Blocked:
-    """A session that waits for a lock, and the sessions that block it."""
-
     session: Session
     seconds: float | None  # that it has waited; None on PostgreSQL 13
     blockers: tuple[Session, ...]
@@ -108,52 +106,43 @@ class Fleet:
     forgotten: Session | None = None  # the one that has been idle in transaction for longest
     everywhere: tuple[tuple[str, str, int], ...] = ()  # application, host, sessions: of the server
 
-    @property
-    def sessions(self) -> int:
-        return sum(group.sessions for group in self.groups)
+
+class _Row(NamedTuple):
+    session: Session
+    name: Name
+    here: bool  # in this database
+    waits: float | None
+    blockers: list[int]
 
 
 def read_fleet(connection: Any) -> Fleet:
-    """Ask the server, in one round trip, over an open connection.
-
-    Raises the driver's `Error`.
-    """
-    with connection.cursor() as cursor:
-        cursor.execute(_QUERY)
-        return fleet(json.loads(cursor.fetchone()[0]))
-
-
-def fleet(rows: Iterable[Mapping[str, Any]]) -> Fleet:
-    """Group the sessions."""
-    everywhere = list(rows)
-    rows = [row for row in everywhere if row.get("here", True)]
-    members: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        session = _session(row)
-        members.setdefault((session.application, session.host), []).append(row)
-    by_pid = {row["pid"]: _session(row) for row in rows}
+    """Ask the server, in one round trip, over an open connection."""
+    everywhere = [_read(row) for row in json.loads(connection.execute(_QUERY).fetchone()[0])]
+    here = [row for row in everywhere if row.here]
+    by_pid = {row.session.pid: row.session for row in here}
+    members: dict[tuple[str, str], list[_Row]] = {}
+    for row in here:
+        members.setdefault((row.session.application, row.session.host), []).append(row)
     blocked = [
         Blocked(
-            session=by_pid[row["pid"]],
-            seconds=row["waits"],
-            blockers=tuple(
-                by_pid.get(pid) or _elsewhere(pid) for pid in dict.fromkeys(row["blockers"])
-            ),
+            session=row.session,
+            seconds=row.waits,
+            blockers=tuple(by_pid.get(pid) or _elsewhere(pid) for pid in row.blockers),
         )
-        for row in rows
-        if row["blockers"]
+        for row in here
+        if row.blockers
     ]
-    groups = [_group(*key, sessions) for key, sessions in members.items()]
-    waiting = {row["pid"] for row in rows if row["blockers"]}
-    running = [each for each in by_pid.values() if each.pid not in waiting]
+    groups = [_group(*key, rows) for key, rows in members.items()]
+    running = [row.session for row in here if not row.blockers]
+    counts = Counter((row.session.application, row.session.host) for row in everywhere)
     return Fleet(
         roots=tuple(_roots(blocked)),
         longest=_oldest(running, "active"),
         forgotten=_oldest(running, "idle in transaction"),
-        everywhere=tuple(_everywhere(everywhere)),
+        everywhere=tuple((*key, count) for key, count in counts.most_common()),
         groups=tuple(sorted(groups, key=lambda g: (-g.sessions, g.application, g.host))),
         blocked=tuple(sorted(blocked, key=_longest_first)),
-        processes=tuple(_processes(rows)),
+        processes=tuple(_processes(here)),
     )
 
 
@@ -181,50 +170,43 @@ def _roots(blocked: Iterable[Blocked]) -> list[tuple[Session, int]]:
     return counts.most_common()
 
 
-def _everywhere(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, int]]:
-    counts = Counter((each.application, each.host) for each in map(_session, rows))
-    return [(application, host, count) for (application, host), count in counts.most_common()]
-
-
-def _processes(rows: Iterable[Mapping[str, Any]]) -> list[Process]:
-    counts: dict[tuple[str, str, int], Counter[str]] = {}
+def _processes(rows: Iterable[_Row]) -> list[Process]:
+    found: dict[tuple[str, str, int], list[Session]] = {}
     for row in rows:
-        name = _name(row)
-        if name.host is not None and name.pid is not None:
-            key = (name.application, name.host, name.pid)
-            counts.setdefault(key, Counter())[_state(row) or "unknown"] += 1
+        if row.name.host is not None and row.name.pid is not None:
+            key = (row.name.application, row.name.host, row.name.pid)
+            found.setdefault(key, []).append(row.session)
     return [
-        Process(
-            application=application,
-            host=host,
-            pid=pid,
-            active=states["active"],
-            idle=states["idle"],
-            in_transaction=states["idle in transaction"],
-            unknown=states["unknown"],
-        )
-        for (application, host, pid), states in sorted(counts.items(), key=lambda item: item[0])
+        Process(application=application, host=host, pid=pid, **_counts(sessions))
+        for (application, host, pid), sessions in sorted(found.items(), key=lambda item: item[0])
     ]
 
 
-def _group(application: str, host: str, rows: Iterable[Mapping[str, Any]]) -> Application:
-    seconds: dict[str, list[float]] = {state: [] for state in (*STATES, "unknown")}
-    pids = set()
-    for row in rows:
-        seconds[_state(row) or "unknown"].append(row["seconds"] or 0.0)
-        pids.add(_name(row).pid)
-    active, idle, in_transaction, unknown = seconds.values()
+def _group(application: str, host: str, rows: Iterable[_Row]) -> Application:
+    sessions = [row.session for row in rows]
+    pids = {row.name.pid for row in rows}
     return Application(
         application=application,
         host=host,
         processes=None if None in pids else len(pids),
-        active=len(active),
-        idle=len(idle),
-        in_transaction=len(in_transaction),
-        unknown=len(unknown),
-        oldest_active=max(active, default=None),
-        oldest_in_transaction=max(in_transaction, default=None),
+        **_counts(sessions),
+        oldest_active=_age(_oldest(sessions, "active")),
+        oldest_in_transaction=_age(_oldest(sessions, "idle in transaction")),
     )
+
+
+def _age(session: Session | None) -> float | None:
+    return None if session is None else session.seconds or 0.0
+
+
+def _counts(sessions: Iterable[Session]) -> dict[str, int]:
+    states = Counter(session.state for session in sessions)
+    return {
+        "active": states["active"],
+        "idle": states["idle"],
+        "in_transaction": states["idle in transaction"],
+        "unknown": states[None],
+    }
 
 
 def _longest_first(blocked: Blocked) -> float:
@@ -232,31 +214,19 @@ def _longest_first(blocked: Blocked) -> float:
     return -(waits or 0.0)
 
 
-def _session(row: Mapping[str, Any]) -> Session:
-    name = _name(row)
-    return Session(
-        pid=row["pid"],
-        application=name.application,
-        host=name.host or row["address"] or "",
-        state=_state(row),
-        seconds=row["seconds"],
-    )
-
-
 def _elsewhere(pid: int) -> Session:
     """A blocker that is no session of this database, such as a prepared transaction (pid 0)."""
     return Session(pid=pid, application="", host="", state=None, seconds=None)
 
 
-def _name(row: Mapping[str, Any]) -> Name:
-    return parse_name(printable(row["application_name"]))
-
-
-def _state(row: Mapping[str, Any]) -> str | None:
-    """Return one of STATES, or None if this role may not see it."""
-    state = row["state"]
-    if state == "idle in transaction (aborted)":
-        return "idle in transaction"
-    if state == "fastpath function call":
-        return "active"
-    return state if state in STATES else None
+def _read(row: Mapping[str, Any]) -> _Row:
+    name = parse_name(printable(row["application_name"]))
+    session = Session(
+        pid=row["pid"],
+        application=name.application,
+        host=name.host or row["address"] or "",
+        state=STATES.get(row["state"]),
+        seconds=row["seconds"],
+    )
+    blockers = list(dict.fromkeys(row["blockers"]))
+    return _Row(session, name, row["here"], row["waits"], blockers)

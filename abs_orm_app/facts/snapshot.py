@@ -94,7 +94,6 @@ class Snapshot(Counters):
 
     @property
     def evicted(self) -> Mapping[str, int]:
-        """Connections that the pool has replaced, by the reason."""
         return {reason: getattr(self, reason) for reason in EVICTIONS}
 
     @property
@@ -103,7 +102,6 @@ class Snapshot(Counters):
 
     @property
     def overflow(self) -> int:
-        """Connections beyond the pool size."""
         return max(0, self.connections - self.size)
 
 

@@ -1,7 +1,5 @@
 """Run a function with a timeout."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from concurrent.futures import Future
 from threading import Thread

@@ -1,24 +1,18 @@
 """The words for facts, the same on every output."""
 
-from __future__ import annotations
-
 from django.conf import settings
 
 from abs_orm_app.config.texts import counted
 from abs_orm_app.environment import NEVER, SETTINGS
 from abs_orm_app.facts.databases import Configured, Setting, Value
 from abs_orm_app.facts.server import ServerFacts
-from abs_orm_app.facts.server_role import wanted_role
 from abs_orm_app.facts.sessions import Fleet, Session
 
 LEVELS = {10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
 
 
 def option_in_words(setting: Setting, mode: str) -> str:
-    """The option of Django or psycopg_pool that a setting became."""
-    if setting.option is None:
-        return f"not used in {mode} mode"
-    return setting.option
+    return setting.option or f"not used in {mode} mode"
 
 
 WITHOUT_POOL = {
@@ -29,7 +23,6 @@ WITHOUT_POOL = {
 
 
 def format_value(field: str, value: Value) -> str:
-    """The value of a setting, with its unit."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -61,18 +54,12 @@ def sessions_in_trouble(fleet: Fleet) -> tuple[str, str] | None:
             return f"{text}; a prepared transaction blocks {whom} (pg_prepared_xacts).", ""
         doing = f", {root.state} for {root.seconds:.0f} s," if root.state and root.seconds else ""
         return f"{text}; {who(root)}{doing} blocks {whom}.", end_of(root)
-    if fleet.longest and (fleet.longest.seconds or 0) >= LONG:
-        return (
-            f"slow statements: the longest has run for {fleet.longest.seconds:.0f} s,"
-            f" {who(fleet.longest)}.",
-            end_of(fleet.longest),
-        )
-    if fleet.forgotten and (fleet.forgotten.seconds or 0) >= LONG:
-        return (
-            f"idle in a transaction: the longest for {fleet.forgotten.seconds:.0f} s,"
-            f" {who(fleet.forgotten)}.",
-            end_of(fleet.forgotten),
-        )
+    for what, session in (
+        ("slow statements: the longest has run", fleet.longest),
+        ("idle in a transaction: the longest", fleet.forgotten),
+    ):
+        if session and session.seconds and session.seconds >= LONG:
+            return f"{what} for {session.seconds:.0f} s, {who(session)}.", end_of(session)
     return None
 
 
@@ -96,9 +83,22 @@ def who_is_connected(fleet: Fleet) -> str:
     return ", ".join(names[:MOST] + ([f"{more} more"] if more else [])) or "no others"
 
 
+def role_in_words(database: Configured, server: ServerFacts) -> str:
+    wanted = database.wanted_role
+    role = "standby" if server.in_recovery else "primary"
+    accepts = "read only" if server.in_recovery or server.read_only else "accepts writes"
+    if wanted == "either":
+        return f"{role}, {accepts}"
+    if wanted == "primary" and role == wanted and server.read_only:
+        return f"{role}, but its transactions are read-only by default, and this alias writes"
+    if wanted == role:
+        return f"{role}, {accepts}, as this alias needs"
+    return f"{role}, {accepts}, but this alias needs a {wanted}"
+
+
 def writes_fail(database: Configured, server: ServerFacts) -> str:
     """Say so if an alias that the project writes to is on a server that accepts no writes."""
-    if wanted_role(database) != "primary" or not (server.in_recovery or server.read_only):
+    if database.wanted_role != "primary" or not (server.in_recovery or server.read_only):
         return ""
     if "abs_orm_app.W024" in settings.SILENCED_SYSTEM_CHECKS:
         return ""

@@ -35,11 +35,8 @@ class AsyncDatabaseWrapper(ItsWrapper):  # type: ignore[misc]
     connection: Any
     pool = None  # it has none of its own
 
-    def _is_pooled(self) -> bool:
-        return bool(self.settings_dict["OPTIONS"].get("pool"))
-
     async def get_new_connection(self, params: dict[str, Any]) -> Any:
-        if not self._is_pooled():
+        if not self.settings_dict["OPTIONS"].get("pool"):
             return await super().get_new_connection(params)
         level = self.settings_dict["OPTIONS"].get("isolation_level")
         self.isolation_level = IsolationLevel(level or IsolationLevel.READ_COMMITTED)

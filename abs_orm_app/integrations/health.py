@@ -30,7 +30,6 @@ from django.views.decorators.http import require_safe
 from abs_orm_app.backends.pooled import PooledMixin
 from abs_orm_app.facts.active import current_pools
 from abs_orm_app.facts.databases import configured
-from abs_orm_app.facts.server_role import wanted_role
 from abs_orm_app.integrations.unpooled import Latest, run_unpooled
 from abs_orm_app.integrations.views import outside_transactions
 from abs_orm_app.pool.causes import ask, cause_of, why_waiting
@@ -68,18 +67,14 @@ def check(aliases: Iterable[str], seconds: float = SECONDS) -> dict[str, Health]
     Raises `ImproperlyConfigured` for an alias that is not there.
     """
     deadline = monotonic() + seconds
-    asked = [_known(alias) for alias in ([aliases] if isinstance(aliases, str) else aliases)]
-    probes = {alias: _start(alias, seconds) for alias in asked}
-    return {alias: _health(alias, probe, deadline) for alias, probe in probes.items()}
-
-
-def _known(alias: str) -> str:
-    if alias not in connections:
+    asked = [aliases] if isinstance(aliases, str) else list(aliases)
+    if unknown := [alias for alias in asked if alias not in connections]:
         there = ", ".join(map(repr, connections))
         raise ImproperlyConfigured(
-            f"DATABASES has no alias {alias!r} to be checked: it has {there}."
+            f"DATABASES has no alias {unknown[0]!r} to be checked: it has {there}."
         )
-    return alias
+    probes = {alias: _start(alias, seconds) for alias in asked}
+    return {alias: _health(alias, probe, deadline) for alias, probe in probes.items()}
 
 
 @never_cache
@@ -128,16 +123,14 @@ def _reason(alias: str, error: BaseException | None = None) -> str:
 
 
 def _writes_fail(alias: str) -> bool | None:
-    """Whether the pool has had a primary, if all its connections are to servers that refuse the
-    alias's writes; None if they do not.
-    """
+    """Whether the pool had a primary, if all its servers refuse the alias's writes; None if not."""
     pool = current_pools().get(alias)
     roles = {entry.role for entry in list(pool.entries)} if pool is not None else set()
     if pool is None or not roles or not roles <= {Role.STANDBY, Role.READ_ONLY}:
         return None
     if pool.placement.expectation.wants_primary:
         return True
-    return False if wanted_role(configured(alias)) == "primary" else None
+    return False if configured(alias).wanted_role == "primary" else None
 
 
 # A probe returns how many requests waited. Without a pool of ours it may hang; then all callers
@@ -157,7 +150,6 @@ def _start(alias: str, seconds: float) -> Future[int]:
 
 
 def _is_ours(alias: str) -> bool:
-    """True if the alias has a pool of ours, which keeps a deadline."""
     wrapper = connections[alias]
     return isinstance(wrapper, PooledMixin) and bool(wrapper.settings_dict["OPTIONS"].get("pool"))
 
@@ -214,7 +206,7 @@ def _ask_through(pool: HardenedPool, seconds: float) -> None:
     deadline = monotonic() + seconds
     late: Exception = PoolTimeout("the server did not answer")
     while (left := deadline - monotonic()) > seconds / 10:
-        if _is_full(pool):
+        if len(pool.entries) >= pool.max_size and not pool.idle:
             _ask_beside(pool, left)
             return
         try:
@@ -230,10 +222,6 @@ def _ask_through(pool: HardenedPool, seconds: float) -> None:
         finally:
             pool.end_checkout(conn, conn._pool_entry.checkout)  # `putconn` would have it cleaned
     raise late
-
-
-def _is_full(pool: HardenedPool) -> bool:
-    return len(pool.entries) >= pool.max_size and not pool.idle
 
 
 # The server of a full pool, as a check found it beside the pool.

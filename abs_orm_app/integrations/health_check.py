@@ -3,8 +3,6 @@
 HealthCheckView.as_view(checks=["abs_orm_app.integrations.health_check.Pool"])
 """
 
-from __future__ import annotations
-
 import dataclasses
 from datetime import timedelta
 
@@ -19,16 +17,7 @@ from abs_orm_app.integrations.health import SECONDS, check
 
 @dataclasses.dataclass
 class Pool(HealthCheck):  # type: ignore[misc]
-    """Check that an alias serves, with a pool or without.
-
-    A warning if requests wait for a connection; unavailable if there is none in time, or the server
-    does not answer on it.
-
-    Args:
-        alias: The alias of the database to check.
-        timeout: Time that the check takes at most.
-
-    """
+    """Check that an alias serves. Waiting requests are a warning; no answer in time is an error."""
 
     alias: str = "default"
     timeout: timedelta = dataclasses.field(default=timedelta(seconds=SECONDS), repr=False)

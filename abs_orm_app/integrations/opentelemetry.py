@@ -7,11 +7,10 @@
 Once per process, where the project sets its MeterProvider. `docs/monitoring.md` says more.
 """
 
-from __future__ import annotations
-
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from operator import attrgetter
 from weakref import WeakKeyDictionary
 
 from django.db import connections
@@ -25,7 +24,7 @@ from opentelemetry.metrics import (
 )
 
 from abs_orm_app.facts.active import current_pools, snapshots
-from abs_orm_app.facts.snapshot import COUNTERS, GAUGES, HISTOGRAMS, REASONS
+from abs_orm_app.facts.snapshot import COUNTERS, GAUGES, HISTOGRAMS, REASONS, Snapshot
 from abs_orm_app.pool.housekeeping import observers
 from abs_orm_app.pool.pool import HardenedPool, every_pool, new_pool_hooks
 from abs_orm_app.pool.statistics import BOUNDS
@@ -63,7 +62,6 @@ def instrument(meter_provider: MeterProvider | None = None) -> None:
 
 
 def keep_durations(pool: HardenedPool) -> None:
-    """Keep each duration of this pool until it is passed on."""
     kept = _kept.setdefault(pool, {})
     for field in _histograms:
         durations = kept.setdefault(field, deque(maxlen=KEPT))
@@ -71,7 +69,6 @@ def keep_durations(pool: HardenedPool) -> None:
 
 
 def pass_on(pool: HardenedPool) -> None:
-    """Record the durations that the pool has kept."""
     if pool.name not in connections:
         return  # such as the pool of a drill
     for field, durations in _histograms.items():
@@ -84,18 +81,19 @@ def pass_on(pool: HardenedPool) -> None:
 def _make_observables(meter: Meter) -> None:
     meter.create_observable_up_down_counter(
         "db.client.connection.count",
-        [_observe_states],
+        # The SDK asks those who observe before it collects the histograms.
+        [_pass_on_all, _by(STATE, lambda now: {"idle": now.idle, "used": now.in_use})],
         "{connection}",
         "The number of connections that are currently in the state described by the attribute.",
     )
     for field, metric in REASONS.items():
         for name in metric.otel:
             meter.create_observable_up_down_counter(
-                name, [_reasons_of(field)], metric.unit, metric.text
+                name, [_by(REASON_OF[field], attrgetter(field))], metric.unit, metric.text
             )
     meter.create_observable_counter(
         "abs_orm_app.connection.evicted",
-        [_observe_evictions],
+        [_by(EVICTION_REASON, attrgetter("evicted"))],
         "{connection}",
         "The number of connections that the pool has replaced, by the reason.",
     )
@@ -108,28 +106,21 @@ def _make_observables(meter: Meter) -> None:
                 make(name, [_observer_of(field)], metric.unit, metric.text)
 
 
-def _observe_states(_: CallbackOptions) -> Iterator[Observation]:
-    # The SDK asks those who observe before it collects the histograms.
+def _pass_on_all(_: CallbackOptions) -> Iterable[Observation]:
     for pool in current_pools().values():
         pass_on(pool)
-    for now in snapshots():
-        yield Observation(now.idle, {POOL_NAME: now.alias, STATE: "idle"})
-        yield Observation(now.in_use, {POOL_NAME: now.alias, STATE: "used"})
+    return ()
 
 
-def _reasons_of(field: str) -> Observe:
+def _by(attribute: str, read: Callable[[Snapshot], Mapping[str, int]]) -> Observe:
+    """Observe what `read` gives of each pool, by the values of an attribute."""
+
     def observe(_: CallbackOptions) -> Iterator[Observation]:
         for now in snapshots():
-            for reason, count in getattr(now, field).items():
-                yield Observation(count, {POOL_NAME: now.alias, REASON_OF[field]: reason})
+            for value, count in read(now).items():
+                yield Observation(count, {POOL_NAME: now.alias, attribute: value})
 
     return observe
-
-
-def _observe_evictions(_: CallbackOptions) -> Iterator[Observation]:
-    for now in snapshots():
-        for reason, count in now.evicted.items():
-            yield Observation(count, {POOL_NAME: now.alias, EVICTION_REASON: reason})
 
 
 def _observer_of(field: str) -> Observe:

@@ -7,25 +7,19 @@ One process is read when it is scraped. Of several (PROMETHEUS_MULTIPROC_DIR is 
 its numbers to prometheus_client's files once a second; whichever is scraped adds them up.
 """
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
-from math import isinf
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import prometheus_client
 from django.db import connections
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector, CollectorRegistry
+from prometheus_client.utils import floatToGoString
 
 from abs_orm_app.facts.active import snapshots
 from abs_orm_app.facts.snapshot import COUNTERS, GAUGES, HISTOGRAMS, REASONS, Snapshot, snapshot
@@ -59,37 +53,30 @@ _registries: list[CollectorRegistry] = []
 
 
 class PoolCollector(Collector):
-    """Reads the pools of this process when it is asked."""
-
     def collect(self) -> Iterator[prometheus_client.Metric]:
         now = snapshots()
-        for field, metric in GAUGES.items():
-            gauge = GaugeMetricFamily(metric.name, metric.text, labels=LABELS)
-            for pool in now:
-                gauge.add_metric([pool.alias], getattr(pool, field))
-            yield gauge
+        for family, metrics in ((GaugeMetricFamily, GAUGES), (CounterMetricFamily, COUNTERS)):
+            for field, metric in metrics.items():
+                numbers = family(metric.name, metric.text, labels=LABELS)
+                for pool in now:
+                    numbers.add_metric([pool.alias], getattr(pool, field))
+                yield numbers
         for field, metric in REASONS.items():
-            gauge = GaugeMetricFamily(metric.name, metric.text, labels=REASON)
+            reasons = GaugeMetricFamily(metric.name, metric.text, labels=REASON)
             for pool in now:
                 for reason, count in getattr(pool, field).items():
-                    gauge.add_metric([pool.alias, reason], count)
-            yield gauge
-        for field, metric in COUNTERS.items():
-            counter = CounterMetricFamily(metric.name, metric.text, labels=LABELS)
-            for pool in now:
-                counter.add_metric([pool.alias], getattr(pool, field))
-            yield counter
+                    reasons.add_metric([pool.alias, reason], count)
+            yield reasons
         for field, metric in HISTOGRAMS.items():
             histogram = HistogramMetricFamily(metric.name, metric.text, labels=LABELS)
             for pool in now:
                 times: Distribution = getattr(pool, field)
-                buckets = [(_as_label(le), count) for le, count in times.cumulative()]
+                buckets = [
+                    (floatToGoString(le), count)  # type: ignore[no-untyped-call]
+                    for le, count in times.cumulative()
+                ]
                 histogram.add_metric([pool.alias], buckets, times.total)
             yield histogram
-
-
-def _as_label(bound: float) -> str:
-    return "+Inf" if isinf(bound) else str(float(bound))
 
 
 # Several processes
@@ -135,10 +122,7 @@ def publish(pool: HardenedPool) -> None:
 def _observe(
     child: prometheus_client.Histogram, now: Distribution, before: Distribution
 ) -> Distribution:
-    """Add what a distribution has grown by, and return what has been added in all.
-
-    prometheus_client takes one duration at a time.
-    """
+    """Add what has grown, one duration at a time; return what has been added in all."""
     total = before.total
     for seconds, count in now.since(before).durations():
         for _ in range(count):

@@ -14,9 +14,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from django.core.exceptions import ImproperlyConfigured
-from django.db import Error, OperationalError, connections
+from django.db import OperationalError, connections
 
-from abs_orm_app.facts.borrowed import STATEMENT_TIMEOUT
+from abs_orm_app.facts.active import STATEMENT_TIMEOUT
 from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.failure import Failure, failure_of
 from abs_orm_app.facts.timeout import run_with_timeout
@@ -32,9 +32,6 @@ CONNECT_TIMEOUT = 2  # seconds; a whole number for libpq
 SECONDS = 4.0  # for everything that one caller asks
 FRESH = 1.0  # seconds for which an answer is given again
 TURN = 2.0  # seconds that a caller waits until another has closed its connection
-
-# What a server, a network or wrong settings raise.
-TROUBLE = (Error, ImproperlyConfigured, OSError, TypeError, ValueError)
 
 
 class BusyError(OperationalError):
@@ -98,12 +95,11 @@ def run_unpooled(
     """Return the result of `work`, whose queries go around the pools, in a thread of its own.
 
     `work` finds Django's `connections` as usual; they open one connection for each alias that it
-    uses, and close it. What it writes is committed at its end. Callers with the same `purpose`
-    take turns, so that visitors of the page who wait for a locked table delay no health check.
+    uses. What it writes is committed at its end. Callers with the same `purpose` take turns, so
+    that visitors of the page who wait for a locked table delay no health check.
 
-    Raises TimeoutError after `seconds`: the server has ended the last statement by then, or soon
-    after. Raises `BusyError` if another caller still has the connection of the alias after
-    a while, or if `rate` allows no more connections now.
+    Raises TimeoutError after `seconds`, when the server has ended the last statement or soon will;
+    `BusyError` if another caller keeps the connection, or `rate` allows no more.
     """
 
     def run() -> T:

@@ -1,7 +1,5 @@
 """The decorator that the app's views share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -12,10 +10,7 @@ View = TypeVar("View", bound=Callable[..., HttpResponseBase])
 
 
 def outside_transactions(view: View) -> View:
-    """Exempt a view from ATOMIC_REQUESTS.
-
-    Otherwise Django would wait for a connection of each such alias before it calls the view.
-    """
+    """Exempt a view from ATOMIC_REQUESTS, for which Django waits for connections."""
     for alias in connections:
         view = transaction.non_atomic_requests(using=alias)(view)
     return view

@@ -1,6 +1,4 @@
-"""How clients reach PgBouncer: its names for their databases, and their settings."""
-
-from __future__ import annotations
+"""How clients reach PgBouncer: names for their databases, their settings, and who may log in."""
 
 import re
 from collections.abc import Sequence
@@ -17,6 +15,7 @@ EVERY_ADDRESS = ("*", "0.0.0.0", "::")  # noqa: S104 - recognized, not listened 
 def client_settings(targets: Sequence[Target], plan: Plan) -> list[str]:
     """Return the settings that lead each alias to PgBouncer, a line each, without a password."""
     host, names = _client_host(targets, plan), client_names(targets)
+    in_url = f"[{host}]" if ":" in host else quote(host, safe="")
     found = []
     if any(each.prefix is not None for each in targets):
         found.append("DB_POOL_MODE=pgbouncer")
@@ -31,7 +30,7 @@ def client_settings(targets: Sequence[Target], plan: Plan) -> list[str]:
         else:
             found.append(
                 f"{each.prefix}DATABASE_URL={each.scheme}://{quote(each.user, safe='')}"
-                f"@{_in_url(host)}:{plan.listen_port}/{quote(name, safe='')}"
+                f"@{in_url}:{plan.listen_port}/{quote(name, safe='')}"
             )
     return found
 
@@ -48,7 +47,6 @@ def client_names(targets: Sequence[Target]) -> dict[str, str]:
 
 
 def is_exposed(plan: Plan) -> bool:
-    """Return True if other machines can reach the port, so that it needs TLS."""
     return plan.listen_addr is not None and not all(
         address == "localhost" or (address and is_local(address)) for address in plan.addresses
     )
@@ -61,10 +59,46 @@ def _client_host(targets: Sequence[Target], plan: Plan) -> str:
     return "HOST" if host in EVERY_ADDRESS else host
 
 
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else quote(host, safe="")
-
-
 def _plain(name: str) -> str:
     """Return a name for the configuration: PgBouncer 1.18 cannot read one in quotes."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+
+
+FILE = "userlist.txt"
+
+
+def userlist(targets: Sequence[Target], plan: Plan) -> str:
+    """The file: a line for each role. Raises ValueError for passwords that PgBouncer cannot use."""
+    lines = []
+    for user, (alias, password) in passwords(targets).items():
+        if plan.with_password and not password and not is_private(targets, plan):
+            raise ValueError(
+                f"DATABASES[{alias!r}] has no password for the role {user!r}, which PgBouncer"
+                " needs. If the password is elsewhere, as in .pgpass, leave out --with-password"
+                " and replace the word PASSWORD with it."
+            )
+        shown = password if plan.with_password else "PASSWORD"
+        lines.append(f"{quoted(user)} {quoted(shown)}\n")
+    return "".join(lines)
+
+
+def passwords(targets: Sequence[Target]) -> dict[str, tuple[str, str]]:
+    """An alias and its password, or "", by role. Raises ValueError if a role has two."""
+    found: dict[str, tuple[str, str]] = {}
+    for each in targets:
+        alias, password = found.get(each.user, (each.alias, ""))
+        if password and each.password and password != each.password:
+            raise ValueError(
+                f"DATABASES[{alias!r}] and DATABASES[{each.alias!r}] have different passwords for"
+                f" the role {each.user!r}, and one PgBouncer has one for all: make them equal, or"
+                " write a file for each with --database."
+            )
+        if not password:
+            found[each.user] = (each.alias, each.password)
+    return found
+
+
+def quoted(text: str) -> str:
+    """Put a name into double quotes, as PgBouncer and PostgreSQL read it."""
+    doubled = text.replace('"', '""')
+    return f'"{doubled}"'

@@ -1,21 +1,25 @@
 """Writes the settings as pgbouncer.ini. docs/pgbouncer.md explains each line."""
 
-from __future__ import annotations
-
+import os
 import re
+import tempfile
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from abs_orm_app.config.texts import counted, explain
 from abs_orm_app.environment import NEVER, PoolSettings
 from abs_orm_app.pgbouncer.clients import (
+    FILE,
     LOOPBACK,
     THIS_MACHINE,
     client_names,
     client_settings,
+    passwords,
+    quoted,
 )
 from abs_orm_app.pgbouncer.target import PARAMETERS, Plan, Target, is_private
-from abs_orm_app.pgbouncer.userlist import FILE, passwords, quoted
 from abs_orm_app.pool.growth import RETRY_INTERVAL
 from abs_orm_app.pool.pre_ping import PING_AFTER
 
@@ -26,10 +30,7 @@ RESERVE_AFTER = 0.1  # seconds; the overflow is for any client that waits, and 0
 
 
 def pgbouncer_ini(targets: Sequence[Target], plan: Plan) -> str:
-    """Return a complete pgbouncer.ini.
-
-    Raises ValueError, one sentence, for settings that one PgBouncer cannot combine.
-    """
+    """A complete pgbouncer.ini. Raises ValueError for what one PgBouncer cannot combine."""
     first, private = targets[0], is_private(targets, plan)
     for each in targets:
         _check_target(each, plan)
@@ -176,20 +177,16 @@ def _clients(targets: Sequence[Target], plan: Plan, private: bool) -> Iterator[s
 
 def _pools(targets: Sequence[Target], plan: Plan) -> Iterator[str]:
     first = targets[0].settings
+    held = "for as long as it is connected."
     if plan.pool_mode == "transaction":
-        yield from _block(
-            "A client has a server connection for the duration of a transaction. What needs a"
-            " session does not work: SET, LISTEN, session advisory locks, cursors WITH HOLD.",
-            pool_mode="transaction",
+        held = (
+            "for the duration of a transaction. What needs a session does not work: SET, LISTEN,"
+            " session advisory locks, cursors WITH HOLD."
         )
-    else:
-        yield from _block(
-            "A client has a server connection for as long as it is connected.", pool_mode="session"
-        )
+    yield from _block(f"A client has a server connection {held}", pool_mode=plan.pool_mode)
     if any(each.options for each in targets):
         yield from _block(
-            "connect_query above sets what is in `options`.",
-            ignore_startup_parameters="options",
+            "connect_query above sets what is in `options`.", ignore_startup_parameters="options"
         )
     needed = any(each.prepares for each in targets)
     yield from _block("For OPTIONS['prepare_threshold']; PgBouncer 1.21 or newer.")
@@ -210,28 +207,27 @@ def _pools(targets: Sequence[Target], plan: Plan) -> Iterator[str]:
 
 
 def _servers(shared: Mapping[str, str]) -> Iterator[str]:
-    def some(*names: str) -> dict[str, object]:
-        return {name: shared[name] for name in names if name in shared}
-
     yield from _block(
         "DB_POOL_TIMEOUT: seconds that a client waits for a server connection.",
-        **some("query_wait_timeout"),
+        query_wait_timeout=shared["query_wait_timeout"],
     )
     yield from _block(
         f"DB_POOL_RECYCLE: maximum age of a server connection in seconds ({FOR_EVER}: no limit).",
-        **some("server_lifetime"),
+        server_lifetime=shared["server_lifetime"],
     )
     yield from _block(
         "DB_POOL_PRE_PING: check a server connection before its use, if it was idle for longer than"
         " the delay in seconds; without a query, never.",
-        **some("server_check_query", "server_check_delay"),
+        server_check_query=shared["server_check_query"],
+        server_check_delay=shared["server_check_delay"],
     )
     yield from _block(
         "Seconds between attempts to connect to a server that is down. With the default of 15, an"
         " outage lasts up to 15 s longer than the server is down.",
         server_login_retry=f"{RETRY_INTERVAL:g}",
     )
-    yield from _block("How to connect to the server.", **some(*PARAMETERS.values()))
+    given = {name: shared[name] for name in PARAMETERS.values() if name in shared}
+    yield from _block("How to connect to the server.", **given)
 
 
 def _operation(plan: Plan) -> Iterator[str]:
@@ -259,3 +255,28 @@ def _value(text: str) -> str:
 def _literal(text: str) -> str:
     doubled = text.replace("'", "''")
     return f"'{doubled}'"
+
+
+def write_private(directory: Path, name: str, text: str) -> Path:
+    """Write a file with mode 0600, or replace it atomically, and return its path.
+
+    What root writes gets the owner of the directory, such as the account of PgBouncer's package.
+    Raises ValueError: the end of a sentence that begins with the directory.
+    """
+    path, temporary = directory / name, None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=directory)  # mode 0600
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(handle)
+            if os.geteuid() == 0:
+                owner = directory.stat()
+                os.fchown(handle, owner.st_uid, owner.st_gid)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            with suppress(OSError):
+                os.unlink(temporary)
+        raise ValueError(f"{name} cannot be written: {error.strerror}.") from None
+    return path

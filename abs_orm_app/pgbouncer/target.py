@@ -1,7 +1,5 @@
 """Reads what PgBouncer has to know of an alias of DATABASES into facts."""
 
-from __future__ import annotations
-
 import getpass
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,8 +43,6 @@ UNKEPT = {
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """An alias, as far as PgBouncer needs to know it."""
-
     alias: str
     prefix: str | None  # of its variables; None: the entry is written by hand
     scheme: str  # of its URL
@@ -61,11 +57,6 @@ class Target:
     prepares: bool  # psycopg prepares statements
     settings: PoolSettings
     unkept: Sequence[str] = ()  # what PgBouncer cannot keep, a sentence each
-
-    @property
-    def is_private(self) -> bool:
-        """True if only the permissions of a Unix socket keep strangers out."""
-        return self.host.startswith("/") and not self.password
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,13 +74,14 @@ class Plan:
 
     @property
     def addresses(self) -> list[str]:
-        """The addresses in `listen_addr`."""
         return [address.strip() for address in (self.listen_addr or "").split(",")]
 
 
 def is_private(targets: Sequence[Target], plan: Plan) -> bool:
     """True if only the permissions of a Unix socket keep strangers out of PgBouncer."""
-    return plan.listen_addr is None and all(each.is_private for each in targets)
+    return plan.listen_addr is None and all(
+        each.host.startswith("/") and not each.password for each in targets
+    )
 
 
 def target(database: Configured, entry: Mapping[str, Any], environ: Mapping[str, str]) -> Target:

@@ -13,7 +13,6 @@ for function in (
     holder_name,
     option_in_words,
     wording.amount,
-    wording.blockers,
     wording.duration,
     wording.key,
     wording.pids,

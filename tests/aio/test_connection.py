@@ -24,7 +24,7 @@ from psycopg_pool import PoolTimeout, TooManyRequests
 
 from abs_orm_app import aio
 from abs_orm_app.integrations.admin_page.diagnosis import holder_name
-from abs_orm_app.integrations.admin_page.holders import group_holders
+from abs_orm_app.integrations.admin_page.live import group_holders
 from abs_orm_app.pool.causes import held_by
 from tests.support.databases import ALIAS, Database, ask
 from tests.support.inherited import KINDS, SETUP, Kind

@@ -8,7 +8,7 @@ import pytest
 
 from abs_orm_app.checks.adoption_rules import adoption_findings, unread_settings
 from abs_orm_app.checks.production_rules import deploy_findings
-from abs_orm_app.checks.without_server import settings_findings
+from abs_orm_app.checks.system_checks import settings_findings
 from abs_orm_app.environment import database_from_env
 from abs_orm_app.facts.databases import configured
 from tests.support.aliases import facts, from_env, ids
@@ -42,7 +42,7 @@ def test_our_engine_without_a_pool_is_a_warning_whose_lines_turn_it_on(age: int 
     exec(finding.fix, {"DATABASES": databases})  # noqa: S102
     turned_on = facts(**{"CONN_HEALTH_CHECKS": False, **databases["other"]})
     assert adoption_findings([turned_on]) == []
-    assert deploy_findings([turned_on]) == []
+    assert deploy_findings(turned_on) == []
 
 
 @pytest.mark.parametrize("given", [False, {}])

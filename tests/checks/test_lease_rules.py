@@ -9,7 +9,7 @@ import pytest
 
 from abs_orm_app.checks.finding import Finding
 from abs_orm_app.checks.lease_rules import lease_findings
-from abs_orm_app.checks.without_server import settings_findings
+from abs_orm_app.checks.system_checks import settings_findings
 from abs_orm_app.facts.databases import configured
 from abs_orm_app.facts.report import Report, Usage, report
 from tests.support.aliases import facts, from_env, ids, pool
@@ -42,7 +42,7 @@ def test_atomic_requests_leave_nothing_to_gain(
 
 def findings_of(server: Server, alias: str, **more: Any) -> list[Finding]:
     with database(entry(server.conninfo, OPTIONS=SMALL, **more), alias):
-        return lease_findings([report(configured(alias))])
+        return lease_findings(found := configured(alias), report(found))
 
 
 # Idle connections
@@ -53,7 +53,7 @@ BUSY = Usage(seconds=300.0, in_use=28.0, unused=24.6, waited=812)
 def used(usage: Usage | None, release: str = "request") -> list[Finding]:
     alias = replace(from_env(DB_POOL_RELEASE=release), alias="default")
     return lease_findings(
-        [Report(configured=alias, active=None, server=None, test=None, usage=usage)]
+        alias, Report(configured=alias, active=None, server=None, test=None, usage=usage)
     )
 
 
@@ -85,7 +85,7 @@ def test_in_transaction_mode_there_is_nothing_more_to_gain() -> None:
 def test_an_entry_by_hand_gets_a_line_to_copy_in_its_form() -> None:
     alias = pool(OURS)
     [finding] = lease_findings(
-        [Report(configured=alias, active=None, server=None, test=None, usage=BUSY)]
+        alias, Report(configured=alias, active=None, server=None, test=None, usage=BUSY)
     )
     assert finding.fix == '"ABS_ORM_APP": {"release": "transaction"}'
 
@@ -104,4 +104,4 @@ def test_behind_a_pooler_or_an_unknown_server_they_may_be_off() -> None:
     pooled: Any = object()
     for server in (server_facts(pooler=pooled), None):
         one = Report(configured=alias, active=None, server=server, test=None)
-        assert lease_findings([one]) == []
+        assert lease_findings(alias, one) == []

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from django.conf import settings
 
 from abs_orm_app.checks.package_rules import PACKAGES, package_findings
-from abs_orm_app.checks.without_server import settings_findings
+from abs_orm_app.checks.system_checks import settings_findings
 from abs_orm_app.facts.databases import configured_databases
 from tests.support.projects import OURS, STOCK, database
 
@@ -18,7 +19,7 @@ APPS = [package.app for package in PACKAGES]
 
 def found(engine: str, **given: Any) -> list[str]:
     with database({"ENGINE": engine, "NAME": "shop"}) as alias:
-        findings = package_findings(configured_databases([alias]), APPS, given)
+        findings = package_findings(configured_databases([alias]), APPS, SimpleNamespace(**given))
         return [finding.hint for finding in findings]
 
 
@@ -45,7 +46,7 @@ def test_the_engine_of_postgis_gets_the_connector_of_postgis() -> None:
     with database({"ENGINE": OURS, "NAME": "shop"}) as alias:
         (facts,) = configured_databases([alias])
     postgis = replace(facts, engine="abs_orm_app.backends.postgis")
-    assert "PgDumpGisConnector" in package_findings([postgis], APPS, {})[0].hint
+    assert "PgDumpGisConnector" in package_findings([postgis], APPS, SimpleNamespace())[0].hint
 
 
 @pytest.mark.parametrize(

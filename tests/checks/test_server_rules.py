@@ -46,7 +46,7 @@ def ask(conninfo: str, alias: str = "other", **more: Any) -> list[Finding]:
     given = entry(f"{conninfo} user=app", engine, OPTIONS=options, **more)
     with database(given) as name, psycopg.connect(f"{conninfo} user=app") as connection:
         asked = replace(configured(name), alias=alias, written=alias == "default")
-        return session_findings([(asked, read_server(connection))])
+        return session_findings(asked, read_server(connection))
 
 
 def named(found: list[Finding], number: str) -> Finding:
@@ -167,7 +167,7 @@ def test_a_server_that_never_looks_for_its_clients_is_described_in_english(
     ):
         server = read_server(connection)
         silent = replace(server, settings={**server.settings, "tcp_keepalives_idle": 0.0})
-        found = named(session_findings([(configured(alias), silent)]), "I024")
+        found = named(session_findings(configured(alias), silent), "I024")
     assert found.message.startswith("The server never checks whether a silent client is still")
 
 

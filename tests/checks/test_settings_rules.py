@@ -13,7 +13,13 @@ import pytest
 from abs_orm_app.checks import settings_rules
 from abs_orm_app.checks.adoption_rules import adoption_findings
 from abs_orm_app.checks.finding import Finding
-from abs_orm_app.checks.settings_rules import Installed, entry_findings, static_findings
+from abs_orm_app.checks.settings_rules import (
+    Installed,
+    entry_findings,
+    static_findings,
+    unknown_variables,
+)
+from abs_orm_app.environment import SettingsError, database_from_env
 from abs_orm_app.facts.databases import Configured, pool_parameters
 from tests.support.aliases import facts, from_env, ids, pool
 from tests.support.projects import OURS, ROOT, SQLITE, STOCK
@@ -27,7 +33,7 @@ INSTALLED = Installed(
 
 
 def static(database: Configured, installed: Installed = INSTALLED) -> list[Finding]:
-    return static_findings([database], installed)
+    return static_findings(database, installed) if database.pool else []
 
 
 @pytest.mark.parametrize("engine", [OURS, STOCK])
@@ -73,8 +79,8 @@ def test_the_minimum_versions_are_those_of_the_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lowest = (bound.partition(",")[0] for bound in project["dependencies"])
     bounds = dict(re.split(r"(?:\[.*\])?>=", bound) for bound in lowest)
-    assert bounds["psycopg"] == ".".join(map(str, settings_rules.LEAST_PSYCOPG))
-    assert bounds["psycopg-pool"] == ".".join(map(str, settings_rules.LEAST_PSYCOPG_POOL))
+    assert bounds["psycopg"] == ".".join(map(str, settings_rules.LEAST_VERSION))
+    assert bounds["psycopg-pool"] == ".".join(map(str, settings_rules.LEAST_VERSION))
 
 
 def test_a_mistyped_parameter_is_found_with_a_suggestion() -> None:
@@ -152,7 +158,7 @@ def test_a_pool_must_be_a_dict_or_true(value: Any) -> None:
 def test_a_mistake_in_our_own_key_is_found(given: Any, number: str, named: str) -> None:
     """The first request would fail, or the key would have no effect."""
     for options in ({"pool": True}, {}):
-        [finding] = entry_findings([facts(OPTIONS=options, ABS_ORM_APP=given)])
+        [finding] = entry_findings(facts(OPTIONS=options, ABS_ORM_APP=given))
         assert finding.number == number
         assert named in finding.message
 
@@ -166,14 +172,14 @@ def test_a_mistake_in_our_own_key_is_found(given: Any, number: str, named: str) 
     ],
 )
 def test_a_mistyped_key_of_the_entry_is_found(given: str, meant: str) -> None:
-    [finding] = entry_findings([facts(OURS, **{given: {}})])
+    [finding] = entry_findings(facts(OURS, **{given: {}}))
     assert finding.number == "W001"
     assert f"{given!r}; did you mean {meant!r}?" in finding.message
 
 
 def test_keys_of_other_packages_and_of_other_engines_are_no_finding() -> None:
-    assert entry_findings([facts(POOL_OPTIONS={}, SCHEMA="x", TEST_CHARSET="utf8")]) == []
-    assert entry_findings([facts(**SQLITE, OPTION={})]) == []
+    assert entry_findings(facts(POOL_OPTIONS={}, SCHEMA="x", TEST_CHARSET="utf8")) == []
+    assert entry_findings(facts(**SQLITE, OPTION={})) == []
 
 
 @pytest.mark.parametrize(
@@ -189,7 +195,7 @@ def test_keys_of_other_packages_and_of_other_engines_are_no_finding() -> None:
 )
 def test_a_value_of_the_wrong_type_is_found(name: str, value: Any) -> None:
     """Django would fail at the first query, or take "false" for true."""
-    [finding] = entry_findings([database := facts(**{name: value})])
+    [finding] = entry_findings(database := facts(**{name: value}))
     assert finding.number == "E005"
     assert finding.message.startswith(f"{name} is of type ")
     assert adoption_findings([database]) == [] or name != "OPTIONS"
@@ -198,7 +204,7 @@ def test_a_value_of_the_wrong_type_is_found(name: str, value: Any) -> None:
 def test_a_max_age_that_is_a_text_is_said_once() -> None:
     """As from `os.environ.get("CONN_MAX_AGE", "0")`."""
     given = facts(OPTIONS={"pool": True}, CONN_MAX_AGE="0")
-    assert ids([*static(given), *entry_findings([given])]) == ["E005"]
+    assert ids([*static(given), *entry_findings(given)]) == ["E005"]
 
 
 def test_an_engine_without_a_pool_is_found() -> None:
@@ -227,3 +233,17 @@ def test_the_project_may_set_check_with_our_engine_and_in_django_6_1() -> None:
     assert "'check'" in finding.message
     installed = replace(INSTALLED, check_is_free=True)
     assert static(pool(STOCK, check=None), installed) == []
+
+
+def test_an_unknown_variable_is_a_warning_with_a_suggestion() -> None:
+    found = unknown_variables({"DB_POOL_SISE": "DB_POOL_SIZE", "DB_POOL_X": None})
+    assert ids(found) == ["W001", "W001"]
+    assert "DB_POOL_SISE; did you mean DB_POOL_SIZE?" in found[0].message
+
+
+def test_a_name_that_would_command_a_terminal_is_harmless() -> None:
+    (found,) = unknown_variables({"DB_POOL_SIZ\x1b[2J": "DB_POOL_SIZE"})
+    assert "DB_POOL_SIZ [2J; did you mean" in found.message
+    with pytest.raises(SettingsError) as error:
+        database_from_env(environ={"DB_USER": "app", "DB_NAM\x1bE": "shop"})
+    assert "DB_NAM E is set: did you mean DB_NAME?" in str(error.value)

@@ -135,7 +135,7 @@ def test_the_schemes_of_django_and_sqlalchemy_name_one_of_two_engines(
 
 
 def test_other_users_of_dj_database_url_are_not_affected() -> None:
-    for scheme in ("postgres", "postgresql", "pgsql", "postgresql+asyncpg"):
+    for scheme in ("postgres", "postgresql", "pgsql"):
         engine = dj_database_url.parse(f"{scheme}://h/n")["ENGINE"]
         assert engine == "django.db.backends.postgresql"
     assert dj_database_url.parse("postgis://h/n")["ENGINE"].startswith("django.contrib.gis.")

@@ -116,9 +116,10 @@ def test_a_live_pool_is_shown_with_its_differences(shared: Server) -> None:
         pool.resize(5, 30)
         text, document = Ran(database=[alias]), Ran(database=[alias], format="json")
         assert not pool.closed
-    assert "differs: 20 is configured" in line(text.out, "pool size")
-    assert "differs: 10 is configured" in line(text.out, "overflow")
-    assert "differs" not in line(text.out, "timeout")
+    _, _, shown = text.out.partition("Pool of this process")
+    assert "differs: 20 is configured" in line(shown, "DB_POOL_SIZE")
+    assert "differs: 10 is configured" in line(shown, "DB_MAX_OVERFLOW")
+    assert "differs" not in line(shown, "DB_POOL_TIMEOUT")
     [reported] = document.json["databases"]
     in_effect = reported["active"]["settings"]
     assert (in_effect["size"], in_effect["overflow"]) == (5, 25)

@@ -12,7 +12,7 @@ import pytest
 from django.db import connections
 from django.test import override_settings
 
-from abs_orm_app.config.broken_settings import SCHEMA
+from abs_orm_app.config.variables import SCHEMA
 from tests.support.projects import (
     OURS,
     POOL,

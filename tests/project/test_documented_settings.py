@@ -78,7 +78,7 @@ def test_the_table_of_modes_says_what_each_setting_of_the_pool_becomes() -> None
     text = (ROOT / "docs/settings.md").read_text().partition("\n### Modes")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `(DB_\w+)` \| `?([\w.-]+).*? \| `?([\w.-]+).*? \|$", text, re.MULTILINE)
     assert rows == [
-        (listed.variable.name, *(listed.options.get(mode, "-").split(",")[0] for mode in MODES))
+        (listed.name, *(listed.options.get(mode, "-").split(",")[0] for mode in MODES))
         for name, listed in SETTINGS.items()
         if listed.shown == "always" and name != "mode"
     ]

@@ -3,8 +3,6 @@
 The pages here are links to the files in docs/; the wheel contains them as files.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,11 +42,7 @@ def entries() -> dict[str, GuideEntry]:
 
 
 def find_entry(topic: str) -> GuideEntry:
-    """Find an entry by its topic, in any case, with or without what stands before it; or by a
-    message of the pool or of the server that was pasted.
-
-    Raises LookupError, one sentence, if there is none.
-    """
+    """Find an entry by its topic, or by a pasted message. Raises LookupError, one sentence."""
     plain = topic.strip().rpartition("#")[2].removeprefix("abs_orm_app.").casefold()
     for known, entry in entries().items():
         if known.casefold() == plain.replace(" ", "-"):

@@ -1,10 +1,7 @@
 """Who may see the page: staff with its permission, also while the database is away."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 from django.conf import settings
 from django.contrib.admin import AdminSite
@@ -14,9 +11,9 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import Resolver404, resolve
 from django.utils.crypto import constant_time_compare, salted_hmac
 
+from abs_orm_app.facts.connecting import ERRORS
 from abs_orm_app.facts.failure import Failure
 from abs_orm_app.integrations.unpooled import (
-    TROUBLE,
     BusyError,
     Rate,
     failure_outside_pool,
@@ -34,13 +31,8 @@ NO_ANSWER = Failure(cause="The database cannot be asked.", hint="")
 STRANGERS = Rate(5)
 
 
-class Admission(Enum):
-    """May this request see the page?"""
-
-    YES = "yes"
-    LOGIN = "the site wants to know first who it is"
-    FORBIDDEN = "the site knows who it is, and the permission is missing"
-    UNKNOWN = "the database cannot be asked"
+# "login": the site has to know first who it is; "unknown": the database cannot be asked.
+Admission = Literal["yes", "login", "forbidden", "unknown"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,21 +53,18 @@ def access(request: HttpRequest, site: AdminSite) -> Access:
     known = _has_pass(request)
     try:
         return run_unpooled(lambda: _ask(request, site), rate=None if known else STRANGERS)
-    except TROUBLE as error:
-        _stop_asking(request)
+    except ERRORS as error:
+        request.user = AnonymousUser()  # else templates and middleware would ask the database again
         told = known or isinstance(error, BusyError)
         return Access(
-            admission=Admission.YES if known else Admission.UNKNOWN,
+            admission="yes" if known else "unknown",
             context=_context_without_user(site),
             failure=failure_outside_pool(error) if told else NO_ANSWER,
         )
 
 
 def site_in_charge(request: HttpRequest) -> AdminSite:
-    """Return the admin site that serves the nearest address above this one.
-
-    Raises ImproperlyConfigured if there is none.
-    """
+    """The admin site at the nearest address above. Raises ImproperlyConfigured without one."""
     urlconf = getattr(request, "urlconf", None)
     parts = request.path_info.rstrip("/").split("/")
     for end in range(len(parts) - 1, 0, -1):
@@ -95,15 +84,10 @@ def site_in_charge(request: HttpRequest) -> AdminSite:
 
 def _ask(request: HttpRequest, site: AdminSite) -> Access:
     if not site.has_permission(request):
-        return Access(admission=Admission.LOGIN, context={})
+        return Access(admission="login", context={})
     if not request.user.has_perm(PERMISSION):
-        return Access(admission=Admission.FORBIDDEN, context={})
-    return Access(admission=Admission.YES, context=site.each_context(request))
-
-
-def _stop_asking(request: HttpRequest) -> None:
-    """Keep templates and middleware from asking the database again."""
-    request.user = AnonymousUser()
+        return Access(admission="forbidden", context={})
+    return Access(admission="yes", context=site.each_context(request))
 
 
 def _context_without_user(site: AdminSite) -> dict[str, Any]:

@@ -1,10 +1,8 @@
 """Numbers as shapes of SVG, for the templates to draw."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import floor, log10
+from typing import Any
 
 from abs_orm_app.facts.snapshot import Snapshot
 from abs_orm_app.integrations.admin_page.history import SPAN, Past, Second
@@ -15,25 +13,14 @@ CHART_WIDTH, CHART_HEIGHT = 300.0, 64.0
 LINE = 2.0  # room for the line at the top and at the bottom
 
 
-@dataclass(frozen=True, kw_only=True)
-class Segment:
-    """A part of a gauge."""
-
-    kind: str
-    x: float
-    width: float
+Shape = dict[str, Any]  # what a template draws
 
 
-@dataclass(frozen=True, kw_only=True)
-class Gauge:
-    """Connections against the limit; from `mark` on they are overflow."""
+def gauge(now: Snapshot) -> Shape:
+    """Connections against the limit; from `mark` on they are overflow.
 
-    segments: tuple[Segment, ...]
-    mark: float
-
-
-def gauge(now: Snapshot) -> Gauge:
-    """In use first, then idle, then being opened; each cut in two where the overflow begins."""
+    In use first, then idle, then being opened; each is cut in two at the mark.
+    """
     most = max(now.limit, now.connections, 1)  # more than the limit, for a moment after `resize`
     segments = []
     begin = 0
@@ -43,29 +30,12 @@ def gauge(now: Snapshot) -> Gauge:
         for part, first, last in ((kind, begin, inside), (f"{kind} over", inside, end)):
             if last > first:
                 width = (last - first) / most * WIDTH
-                segments.append(Segment(kind=part, x=first / most * WIDTH, width=width))
+                segments.append({"kind": part, "x": first / most * WIDTH, "width": width})
         begin = end
-    return Gauge(segments=tuple(segments), mark=min(now.size / most, 1.0) * WIDTH)
+    return {"segments": segments, "mark": min(now.size / most, 1.0) * WIDTH}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Chart:
-    """One line over the last minutes; the right end is now."""
-
-    label: str
-    latest: str
-    peak: str
-    top: str  # of the axis, which begins at 0
-    line: str  # the points of a polyline
-    values: str  # one for each point
-    area: str  # of a polygon
-    limit: str  # the height at which the limit is; "" for none
-    size: str  # the height at which the overflow begins; "" for none
-    marks: tuple[str, ...]  # where something went wrong: positions on the axis of time
-
-
-def charts(past: Past, now: Snapshot) -> tuple[Chart, ...]:
-    """What the page draws of a pool."""
+def charts(past: Past, now: Snapshot) -> tuple[Shape, ...]:
     size = now.size if now.size < now.limit else None
     return (
         _chart("Connections in use", past, lambda second: second.in_use, now.limit, size),
@@ -84,7 +54,8 @@ def _chart(
     size: int | None = None,
     *,
     marked: bool = False,
-) -> Chart:
+) -> Shape:
+    """One line over the last minutes; the right end is now, and the axis begins at 0."""
     peak = max(map(value, past.seconds), default=0.0)
     top = max(peak, limit) if limit else round_up(peak)
 
@@ -97,18 +68,19 @@ def _chart(
     if points:
         bottom = f"{CHART_HEIGHT:g}"
         area = f"{points[0][0]:.1f},{bottom} {line} {points[-1][0]:.1f},{bottom}"
-    return Chart(
-        label=label,
-        latest=amount(value(past.seconds[-1]) if past.seconds else None),
-        peak=amount(peak),
-        top=amount(top),
-        line=line,
-        values=" ".join(amount(value(second)) for second in past.seconds),
-        area=area,
-        limit=f"{height(limit):.1f}" if limit else "",
-        size=f"{height(size):.1f}" if size else "",
-        marks=tuple(f"{_x(second):.1f}" for second in past.seconds if marked and second.failures),
-    )
+    return {
+        "label": label,
+        "latest": amount(value(past.seconds[-1]) if past.seconds else None),
+        "peak": amount(peak),
+        "top": amount(top),  # of the axis
+        "line": line,  # the points of a polyline
+        "values": " ".join(amount(value(second)) for second in past.seconds),
+        "area": area,  # of a polygon
+        # Heights, and positions on the axis of time.
+        "limit": f"{height(limit):.1f}" if limit else "",
+        "size": f"{height(size):.1f}" if size else "",
+        "marks": [f"{_x(second):.1f}" for second in past.seconds if marked and second.failures],
+    }
 
 
 def _x(second: Second) -> float:

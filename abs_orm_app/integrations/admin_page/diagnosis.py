@@ -1,7 +1,5 @@
 """What is wrong now, in one line each: the top of the page, and the state of each pool."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -13,8 +11,7 @@ from abs_orm_app.facts.server import ServerFacts
 from abs_orm_app.facts.sessions import Fleet
 from abs_orm_app.facts.wording import sessions_in_trouble, who_is_connected, writes_fail
 from abs_orm_app.integrations.admin_page.history import is_exhausted
-from abs_orm_app.integrations.admin_page.holders import HolderGroup
-from abs_orm_app.integrations.admin_page.live import Live
+from abs_orm_app.integrations.admin_page.live import HolderGroup, Live
 from abs_orm_app.integrations.admin_page.neighbours import troubles
 from abs_orm_app.integrations.admin_page.overview import Database, Overview, Panel
 from abs_orm_app.integrations.admin_page.wording import duration, place
@@ -30,8 +27,6 @@ RECENT = 60.0  # seconds for which a checkout that timed out counts as now
 
 @dataclass(frozen=True)
 class Trouble:
-    """Something that is wrong now."""
-
     subject: str  # an alias, or a database
     short: str  # for the title of the browser's window
     text: str
@@ -58,10 +53,7 @@ def state_of(panel: Panel) -> PoolState:
 
 
 def diagnose(overview: Overview, failure: Failure | None = None) -> tuple[Trouble, ...]:
-    """Everything that is wrong now; empty if nothing is.
-
-    `failure`: why the visitor of the page could not be looked up.
-    """
+    """Everything that is wrong now. `failure`: why the visitor could not be looked up."""
     fleets = {alias: each.fleet for each in overview.databases for alias in each.aliases}
     of_aliases = [
         trouble
@@ -75,7 +67,8 @@ def diagnose(overview: Overview, failure: Failure | None = None) -> tuple[Troubl
         for trouble in _of_database(database)
         if trouble.text not in said
     ]
-    of_others = [each for each in _of_neighbours(overview) if each.short not in said]
+    rows = [row for row in overview.rows if row.pid != overview.pid]  # of processes not shown
+    of_others = [Trouble(*each) for each in troubles(rows) if each[1] not in said]
     of_visitor = _of_visitor(failure, said) if failure else ()
     return (*of_aliases, *of_databases, *of_others, *of_visitor)
 
@@ -93,7 +86,6 @@ def serves(panel: Panel) -> bool:
 
 
 def _read_only(panel: Panel) -> str:
-    """Say so if writes fail."""
     if panel.live and panel.live.now.cause and panel.live.now.cause.name == "read-only":
         return panel.live.now.cause.text
     if isinstance(panel.server, ServerFacts):
@@ -144,7 +136,6 @@ def _cause(panel: Panel, fleet: Fleet | None) -> tuple[str, str]:
 
 
 def _why_waiting(live: Live, fleet: Fleet | None) -> tuple[str, str]:
-    """The short and the long text of why requests wait, where the server answers."""
     cause = live.now.cause
     if cause is None or not is_exhausted(live.now):
         return "requests wait", "more connections are being opened."
@@ -178,22 +169,15 @@ def _most_hold(live: Live) -> str:
 
 
 def holder_name(group: HolderGroup) -> str:
-    """What holds the connections of a group."""
     if group.request:
         return group.request.label
     return group.thread or "several threads"
 
 
-def _of_neighbours(overview: Overview) -> Iterable[Trouble]:
-    """What is wrong in the processes that are not shown."""
-    others = [row for row in overview.rows if row.pid != overview.pid]
-    return [Trouble(*trouble) for trouble in troubles(others)]
-
-
 def _of_database(database: Database) -> Iterable[Trouble]:
     name = f"database {printable(database.server.database)}"
     limit = database.allowance
-    if database.in_use >= limit.connections:
+    if limit.used >= limit.connections:
         text = (
             f"all allowed connections are open: {limit.why}. They belong to"
             f" {who_is_connected(database.fleet)}."

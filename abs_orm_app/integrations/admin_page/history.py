@@ -23,8 +23,6 @@ SPAN = 300.0  # seconds
 
 @dataclass(frozen=True)
 class Look:
-    """What a pool was doing at a moment."""
-
     at: float  # monotonic
     pool: Snapshot
 
@@ -76,19 +74,16 @@ _looks: WeakKeyDictionary[HardenedPool, deque[Look]] = WeakKeyDictionary()
 
 
 def keep() -> None:
-    """Begin to look, unless it has begun."""
     if look not in observers:
         observers.append(look)
 
 
 def look(pool: HardenedPool) -> None:
-    """Remember what the pool is doing now."""
     looks = _looks.setdefault(pool, deque(maxlen=round(SPAN / TICK) + 1))
     looks.append(Look(monotonic(), snapshot(pool)))
 
 
 def history(pool: HardenedPool, now: Snapshot) -> Past:
-    """The past of a pool up to `now`."""
     return past((*tuple(_looks.get(pool, ())), Look(monotonic(), now)))
 
 

@@ -6,8 +6,6 @@ What is older than some seconds, or of a process that is gone, is not shown, and
 here raises: without the directory, the page shows one process.
 """
 
-from __future__ import annotations
-
 import atexit
 import json
 import os
@@ -25,11 +23,11 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.crypto import salted_hmac
 
+from abs_orm_app.backends.serving import requests_of
 from abs_orm_app.config.texts import counted
 from abs_orm_app.facts.active import current_pools
 from abs_orm_app.facts.snapshot import snapshot
 from abs_orm_app.integrations.admin_page.live import Live, from_json, live, to_json
-from abs_orm_app.pool.holders import Holder
 from abs_orm_app.pool.housekeeping import observers
 
 LOOKED_AT = "looked-at"  # the file whose age says when somebody looked last
@@ -58,7 +56,6 @@ class Row:
 
 
 def keep() -> None:
-    """Begin to tell other processes, unless it has begun."""
     if tell not in observers:
         observers.append(tell)
 
@@ -146,12 +143,13 @@ def write(home: Path) -> None:
 
 
 def _own() -> Iterator[Row]:
-    from abs_orm_app.backends.serving import requests_of
-
     for alias, pool in current_pools().items():
         if pool.closed:
             continue
-        now, holders = snapshot(pool), pool.holders()
+        now, longest = snapshot(pool), ""
+        for holder in pool.holders()[:1]:
+            request = requests_of({holder.thread}).get(holder.thread)
+            longest = f"{request.label if request else holder.who}, {holder.seconds:.1f} s"
         yield Row(
             pid=os.getpid(),
             alias=alias,
@@ -160,27 +158,11 @@ def _own() -> Iterator[Row]:
             waiting=now.waiting,
             failed=now.errors,
             trouble=now.cause.problem if now.cause else "",
-            longest=_longest(holders, requests_of({h.thread for h in holders[:1]})),
+            longest=longest,
         )
 
 
-def _longest(holders: list[Holder], requests: dict[str, Any]) -> str:
-    if not holders:
-        return ""
-    longest = holders[0]
-    request = requests.get(longest.thread)
-    kind = "task" if longest.is_task else "thread"
-    who = request.label if request else f"{kind} {longest.thread}"
-    return f"{who}, {longest.seconds:.1f} s"
-
-
 def _told(home: Path) -> Iterator[Row]:
-    for told in _all(home):
-        with suppress(KeyError, TypeError, ValueError):  # of another version
-            yield from [Row(**row) for row in told["rows"]]
-
-
-def _all(home: Path) -> Iterator[Any]:
     """What each process has told; what is left of others is removed."""
     with suppress(OSError):
         for file in home.iterdir():
@@ -188,7 +170,8 @@ def _all(home: Path) -> Iterator[Any]:
                 with suppress(OSError):
                     file.unlink()
             elif file.suffix == ".json" and (told := _read(file)):
-                yield told
+                with suppress(KeyError, TypeError, ValueError):  # of another version
+                    yield from [Row(**row) for row in told["rows"]]
 
 
 def _read(file: Path) -> Any:

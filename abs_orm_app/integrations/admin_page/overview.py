@@ -1,42 +1,46 @@
 """All facts that the page shows: this process's pools, their servers and sessions, findings."""
 
-from __future__ import annotations
-
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 from django.db import connections
 
-from abs_orm_app.capacity.budget import Limit, allowance, in_use
+from abs_orm_app.capacity.budget import Limit, allowance
 from abs_orm_app.checks.collect import all_findings
 from abs_orm_app.checks.finding import Finding
 from abs_orm_app.config.entry import app_options
-from abs_orm_app.facts.active import Active, active
+from abs_orm_app.facts.active import Active, active, ask_borrowed, is_full
+from abs_orm_app.facts.connecting import ERRORS, locate_timeout, parameters_of
+from abs_orm_app.facts.connection_test import pooler_of, read_both
 from abs_orm_app.facts.databases import Configured, configured_databases
 from abs_orm_app.facts.failure import Failure
+from abs_orm_app.facts.pooler import is_pooled
 from abs_orm_app.facts.report import Report
 from abs_orm_app.facts.server import ServerFacts
 from abs_orm_app.facts.sessions import Fleet
-from abs_orm_app.integrations.admin_page.answers import Told, ask_all
 from abs_orm_app.integrations.admin_page.live import Live, live
 from abs_orm_app.integrations.admin_page.neighbours import Row, rows
+from abs_orm_app.integrations.unpooled import (
+    SECONDS,
+    BusyError,
+    Latest,
+    failure_outside_pool,
+    run_unpooled,
+)
+
+Told = tuple[ServerFacts, Fleet]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Panel:
-    """One alias in the process that is shown."""
-
-    configured: Configured
-    active: Active | Failure | None
+class Panel(Report):
     live: Live | None  # None: no pool of ours, or nothing has used it yet
-    server: ServerFacts | Failure | None  # None: it is not PostgreSQL
 
 
 @dataclass(frozen=True, kw_only=True)
 class Database:
-    """One database on a server, with all who are connected."""
-
     aliases: tuple[str, ...]
     project: str  # whose processes are this deployment's; "" if they have no name
     server: ServerFacts
@@ -45,10 +49,6 @@ class Database:
     @property
     def allowance(self) -> Limit:
         return allowance(self.server)
-
-    @property
-    def in_use(self) -> int:
-        return in_use(self.allowance, self.server)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,31 +65,18 @@ Pinned = tuple[int, Mapping[str, Live] | None]
 
 
 def overview(pinned: Pinned | None = None) -> Overview:
-    """Look at this process, or at what the pinned one has told, and at all servers.
-
-    Takes as long as `ask_all`.
-    """
+    """Look at this process, or at what the pinned one has told, and ask all servers."""
     configured = configured_databases()
     asked = [database for database in configured if database.vendor == "postgresql"]
     answers = ask_all(asked)
     pid, told = pinned or (os.getpid(), None)
     panels = tuple(_panel(database, answers.get(database.alias), told) for database in configured)
-    reports = [
-        Report(
-            configured=panel.configured,
-            active=panel.active,
-            server=panel.server,
-            test=None,
-            usage=panel.live.past.usage if panel.live else None,
-        )
-        for panel in panels
-    ]
     return Overview(
         pid=pid,
         panels=panels,
         rows=tuple(rows()),
         databases=tuple(_databases(answers.items())),
-        findings=tuple(sorted(all_findings(reports), key=lambda finding: -finding.level)),
+        findings=tuple(sorted(all_findings(panels), key=lambda finding: -finding.level)),
     )
 
 
@@ -100,17 +87,15 @@ def _panel(
     pool = live(configured.alias) if told is None else told.get(configured.alias)
     state = active(configured)
     if told is not None and isinstance(state, Active):
-        state = pool.active if pool else _unopened(state) if configured.hardened else None
+        unused = replace(state, opened=False, connections=0, idle=0, waiting=0, trouble="")
+        state = pool.active if pool else unused if configured.hardened else None
     return Panel(
         configured=configured,
         active=state,
         live=pool,
+        usage=pool.past.usage if pool else None,
         server=answer[0] if isinstance(answer, tuple) else answer,
     )
-
-
-def _unopened(mine: Active) -> Active:
-    return replace(mine, opened=False, connections=0, idle=0, waiting=0, trouble="")
 
 
 def _databases(answers: Iterable[tuple[str, Told | Failure]]) -> list[Database]:
@@ -129,3 +114,48 @@ def _databases(answers: Iterable[tuple[str, Told | Failure]]) -> list[Database]:
         )
         for aliases, (server, fleet) in found.values()
     ]
+
+
+# A forked child begins with none: the parent's locks may have been taken at the fork.
+_latest: dict[tuple[int, str, str], Latest[Told | Failure]] = {}
+
+
+def ask_all(databases: Sequence[Configured]) -> dict[str, Told | Failure]:
+    """Ask the servers of these aliases at the same time; takes `SECONDS` at most."""
+    with ThreadPoolExecutor(max_workers=max(len(databases), 1)) as executor:
+        answers = executor.map(_ask_or_wait, databases)
+        return {database.alias: answer for database, answer in zip(databases, answers, strict=True)}
+
+
+def _ask_or_wait(database: Configured) -> Told | Failure:
+    key = (os.getpid(), database.alias, database.address)
+    try:
+        return _latest.setdefault(key, Latest()).get(lambda: _ask(database), SECONDS)
+    except BusyError as late:
+        return failure_outside_pool(late)
+
+
+def _ask(database: Configured) -> Told | Failure:
+    try:
+        return run_unpooled(lambda: _read(database.alias))
+    except ERRORS as error:
+        if is_full(error) and (told := ask_borrowed(database.alias, read_both)):
+            return told
+        return failure_outside_pool(locate_timeout(error, database), database)
+
+
+def _read(alias: str) -> Told:
+    wrapper: Any = connections[alias]
+    wrapper.ensure_connection()
+    connection = wrapper.connection
+    server, fleet = read_both(connection)
+    # What follows is of the session, and would not be seen in a transaction with its own limit.
+    wrapper.commit()
+    wrapper.set_autocommit(True)
+    asked = "SELECT setting FROM pg_settings WHERE name = 'statement_timeout'"
+    seconds = int(connection.execute(asked).fetchone()[0]) / 1000  # 0 is off
+    settings = {**server.settings, "statement_timeout": seconds}
+    pooler = None
+    if is_pooled(connection):  # else there is no need to ask for a password once more
+        pooler = pooler_of(wrapper, connection, parameters_of(wrapper))
+    return replace(server, settings=settings, pooler=pooler), fleet

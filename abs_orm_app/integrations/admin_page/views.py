@@ -117,17 +117,17 @@ def _admit(
 
     Raises PermissionDenied for staff without the permission.
     """
-    from abs_orm_app.integrations.admin_page.access import Admission, access, site_in_charge
+    from abs_orm_app.integrations.admin_page.access import access, site_in_charge
 
     site = site or site_in_charge(request)
     asked = access(request, site)
     refusal = None
-    if asked.admission is Admission.FORBIDDEN:
+    if asked.admission == "forbidden":
         raise PermissionDenied
-    if asked.admission is Admission.UNKNOWN:
+    if asked.admission == "unknown":
         refusal = _answer(request, site, asked, "unavailable", {"title": TITLE})
         refusal.headers["Retry-After"] = str(REFRESH)
-    elif asked.admission is Admission.LOGIN:
+    elif asked.admission == "login":
         login = reverse("admin:login", current_app=site.name)
         refusal = redirect_to_login(request.get_full_path(), login)
     return site, asked, refusal

@@ -1,14 +1,12 @@
 """How the page writes numbers, times and names; its templates have these as filters."""
 
-from __future__ import annotations
-
 import os
 from zlib import crc32
 
 from abs_orm_app.facts.databases import Setting, Value
-from abs_orm_app.facts.sessions import Blocked, Session
+from abs_orm_app.facts.sessions import Session
 from abs_orm_app.facts.wording import format_value
-from abs_orm_app.integrations.admin_page.holders import HolderGroup
+from abs_orm_app.integrations.admin_page.live import HolderGroup
 from abs_orm_app.pool.statistics import BOUNDS
 
 NONE = "\N{EN DASH}"
@@ -29,7 +27,6 @@ def duration(seconds: float | None) -> str:
 
 
 def amount(number: float | None) -> str:
-    """A count, or a rate, as short as possible."""
     if number is None:
         return NONE
     return f"{number:.1f}" if 0 < number < 10 and number % 1 else f"{number:,.0f}"
@@ -52,25 +49,14 @@ def pins(group: HolderGroup) -> str:
 
 
 def pids(group: HolderGroup) -> str:
-    """The server's processes, or the first of many."""
     shown = ", ".join(map(str, group.pids[:MOST_PIDS]))
     more = group.count - MOST_PIDS
     return f"{shown} and {more} more" if more > 0 else shown
 
 
 def session(one: Session) -> str:
-    """Whose session it is."""
     return " ".join(filter(None, (str(one.pid), one.application, one.host)))
 
 
-def blockers(blocked: Blocked) -> str:
-    """The sessions that block another, and what they have been doing for how long."""
-    return "; ".join(
-        session(one) + (f", {one.state} for {duration(one.seconds)}" if one.state else "")
-        for one in blocked.blockers
-    )
-
-
 def setting_value(setting: Setting, in_effect: Value = None) -> str:
-    """The value of a setting, or the one in effect, with its unit."""
     return format_value(setting.field, setting.value if in_effect is None else in_effect)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
@@ -16,20 +15,11 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from abs_orm_app.checks.collect import all_findings
 from abs_orm_app.config.variables import one_of
-from abs_orm_app.console import json_output
-from abs_orm_app.console.arguments import (
-    BAD_ARGUMENTS,
-    HelpFormatter,
-    add_database,
-    argument,
-    chosen_aliases,
-    refuse_unknown,
-)
+from abs_orm_app.console import arguments, json_output
 from abs_orm_app.console.budget import add_arguments, budget_section, plan, refuse_half_a_load
-from abs_orm_app.console.comparison_text import comparison_section
 from abs_orm_app.console.findings_text import findings_section, not_checked
 from abs_orm_app.console.layout import Layout, signs_for, terminal_width
-from abs_orm_app.console.profiles import Profile, compare, profiles
+from abs_orm_app.console.profiles import compare, comparison_section, find_profile
 from abs_orm_app.console.report_text import answer_sections, settings_section
 from abs_orm_app.console.verdict import judge, verdict_section
 from abs_orm_app.facts.active import Active
@@ -40,8 +30,6 @@ from abs_orm_app.facts.server import ServerFacts
 if TYPE_CHECKING:
     from abs_orm_app.drill.runner import Drilled
 
-FAIL_LEVEL = "ERROR"
-LEVELS = ("CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG")
 EXAMPLES = """\
 examples:
   manage.py check_pool                                     does it work, and what is happening now?
@@ -71,16 +59,16 @@ class Command(BaseCommand):
             subcommand,
             usage=f"manage.py {subcommand} [--database ALIAS ...] [-v 2] [options]",
             epilog=EXAMPLES,
-            formatter_class=HelpFormatter,
+            formatter_class=arguments.HelpFormatter,
             **kwargs,
         )
         # A wrong value is one sentence, without the usage above it.
-        parser.print_usage = _print_no_usage  # type: ignore[method-assign]
+        parser.print_usage = lambda *_: None  # type: ignore[method-assign]
         return parser
 
     def add_arguments(self, parser: CommandParser) -> None:
         scope = parser.add_argument_group("what to look at")
-        add_database(scope, without="all")
+        arguments.add_database(scope, without="all")
         scope.add_argument(
             "--explain",
             nargs="?",
@@ -107,23 +95,24 @@ class Command(BaseCommand):
         output = parser.add_argument_group("output and exit code")
         output.add_argument(
             "--format",
-            type=argument(one_of("text", "json")),
+            type=arguments.argument(one_of("text", "json")),
             default="text",
             metavar="FORMAT",
             help="text or json. Default: text.",
         )
         output.add_argument(
             "--fail-level",
-            type=argument(one_of(*map(str.lower, LEVELS))),
+            type=arguments.argument(one_of("critical", "error", "warning", "info", "debug")),
+            default="error",
             metavar="LEVEL",
             help="Exit with 1 on a finding of this level or above: critical, error, warning, info"
-            f" or debug. Default: {FAIL_LEVEL.lower()}.",
+            " or debug. Default: error.",
         )
 
     def handle(self, *_: Any, **options: Any) -> None:
         _write_what_the_encoding_lacks_as_escapes(self.stdout)
         try:
-            code = self._run(options)
+            code = self._check(options) if options["explain"] is None else self._explain(options)
             self.stdout.flush()
         except (KeyboardInterrupt, RuntimeError) as error:
             if not _is_interrupt(error):
@@ -137,20 +126,14 @@ class Command(BaseCommand):
         if code:
             raise SystemExit(code)
 
-    def _run(self, options: dict[str, Any]) -> int:
-        if options["explain"] is not None:
-            return self._explain(options["explain"])
-        databases = configured_databases(chosen_aliases(options["database"]))
-        return self._check(databases, options)
-
     def _layout(self) -> Layout:
         signs = signs_for(getattr(self.stdout, "encoding", None))
         return Layout(style=self.style, signs=signs, width=terminal_width())
 
-    def _explain(self, topic: str) -> int:
+    def _explain(self, options: dict[str, Any]) -> int:
         from abs_orm_app.checks.guide import entries, find_entry
 
-        layout = self._layout()
+        topic, layout = options["explain"], self._layout()
         if not topic:
             rows = [(entry.topic, entry.title) for entry in entries().values()]
             self.stdout.write("\n".join([layout.heading("Topics"), *layout.pairs(rows)]))
@@ -158,18 +141,19 @@ class Command(BaseCommand):
         try:
             entry = find_entry(topic)
         except LookupError as error:
-            raise CommandError(str(error), returncode=BAD_ARGUMENTS) from None
+            raise CommandError(str(error), returncode=arguments.BAD_ARGUMENTS) from None
         self.stdout.write(f"{self.style.MIGRATE_HEADING(entry.title)}\n\n{entry.text}")
         return 0
 
-    def _check(self, databases: Sequence[Configured], options: dict[str, Any]) -> int:
+    def _check(self, options: dict[str, Any]) -> int:
+        databases = configured_databases(arguments.chosen_aliases(options["database"]))
         if options["yes"] and not options["drill"]:
-            raise CommandError("--yes needs --drill.", returncode=BAD_ARGUMENTS)
-        profile = _profile(options["compare"])
+            raise CommandError("--yes needs --drill.", returncode=arguments.BAD_ARGUMENTS)
         try:
             refuse_half_a_load(options, databases)
-        except ValueError as error:
-            raise CommandError(str(error), returncode=BAD_ARGUMENTS) from None
+            profile = find_profile(options["compare"])
+        except (ImproperlyConfigured, ValueError) as error:
+            raise CommandError(str(error), returncode=arguments.BAD_ARGUMENTS) from None
         in_text = options["format"] == "text"
         layout = self._layout()
         reports: list[Report] = []
@@ -181,7 +165,7 @@ class Command(BaseCommand):
         findings = all_findings(reports, options["processes"])
         planned = plan(options, reports)
         comparison = None if profile is None else compare(databases, options["compare"], profile)
-        level = getattr(checks, (options["fail_level"] or FAIL_LEVEL).upper())
+        level = getattr(checks, options["fail_level"].upper())
         verdict = judge(reports, findings, comparison, drills, level)
         if in_text:
             unchecked = not_checked(reports, debug=settings.DEBUG)
@@ -216,11 +200,8 @@ class Command(BaseCommand):
         return gathered
 
     def _drill(self, gathered: Report, layout: Layout, options: dict[str, Any]) -> Drilled:
-        try:
-            from abs_orm_app.console.drill_text import run_drill
-        except ImportError as error:
-            wanted = "pip install 'psycopg[binary,pool]'"
-            raise CommandError(f"--drill needs a package: {error}. {wanted}") from error
+        from abs_orm_app.console.drill_text import run_drill
+
         in_text = options["format"] == "text"
         drilled = run_drill(
             gathered,
@@ -247,10 +228,6 @@ def _with_neighbours(gathered: Report) -> Report:
     return replace(gathered, active=replace(pool, trouble=trouble))
 
 
-def _print_no_usage(file: Any = None) -> None:
-    """In place of `ArgumentParser.print_usage`."""
-
-
 def _is_interrupt(error: BaseException) -> bool:
     """Whether it is Ctrl-C. In `threading`, Ctrl-C at the end of a wait comes before the wait has
     its lock again; what releases that lock then raises RuntimeError in place of it."""
@@ -262,14 +239,3 @@ def _write_what_the_encoding_lacks_as_escapes(stdout: Any) -> None:
     out = getattr(stdout, "_out", None)  # of Django's OutputWrapper
     if isinstance(out, TextIOWrapper):
         out.reconfigure(errors="backslashreplace")
-
-
-def _profile(name: str | None) -> Profile | None:
-    if name is None:
-        return None
-    try:
-        known = profiles()
-    except ImproperlyConfigured as error:
-        raise CommandError(str(error), returncode=BAD_ARGUMENTS) from None
-    refuse_unknown(name, tuple(known), "There is no profile", "there is")
-    return known[name]

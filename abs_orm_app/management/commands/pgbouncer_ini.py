@@ -1,7 +1,5 @@
 """`manage.py pgbouncer_ini`: the settings of the project as a configuration of PgBouncer."""
 
-from __future__ import annotations
-
 import os
 import pwd
 from argparse import ArgumentParser
@@ -17,19 +15,10 @@ from abs_orm_app.config.variables import whole_number
 from abs_orm_app.console.arguments import add_database, argument, chosen_aliases
 from abs_orm_app.environment import MOST_CONNECTIONS, pool_processes
 from abs_orm_app.facts.databases import Configured, configured_databases
-from abs_orm_app.pgbouncer.clients import client_settings, is_exposed
-from abs_orm_app.pgbouncer.files import write_private
-from abs_orm_app.pgbouncer.ini import pgbouncer_ini
-from abs_orm_app.pgbouncer.target import (
-    LISTEN_PORT,
-    POOL_MODES,
-    Plan,
-    Target,
-    is_private,
-    target,
-)
-from abs_orm_app.pgbouncer.userlist import FILE as USERLIST
-from abs_orm_app.pgbouncer.userlist import userlist
+from abs_orm_app.pgbouncer.clients import FILE as USERLIST
+from abs_orm_app.pgbouncer.clients import client_settings, is_exposed, userlist
+from abs_orm_app.pgbouncer.ini import pgbouncer_ini, write_private
+from abs_orm_app.pgbouncer.target import LISTEN_PORT, POOL_MODES, Plan, Target, is_private, target
 
 INI = "pgbouncer.ini"
 EXPOSED = (
@@ -78,9 +67,7 @@ class Command(BaseCommand):
             help="Write userlist.txt (names and passwords of clients) instead of pgbouncer.ini.",
         )
         parser.add_argument(
-            "--with-password",
-            action="store_true",
-            help="Write the passwords, too.",
+            "--with-password", action="store_true", help="Write the passwords, too."
         )
         parser.add_argument(
             "--output",

@@ -184,7 +184,7 @@ def test_a_task_is_named_with_what_it_needs(staff: Client, server: Server) -> No
     assert '<td class="number">3</td>' in holders
     assert "2: a transaction" in holders
     assert f"3 of 3 connections are held by task {STREAM}." in now(html)
-    assert row.longest.startswith(f"task {STREAM}, ")
+    assert row.longest.startswith(f"task {STREAM!r}, ")
 
 
 def test_what_pins_a_connection_is_shown_with_its_place(staff: Client, server: Server) -> None:

@@ -36,33 +36,35 @@ def test_the_gauge_shows_where_the_overflow_begins(server: Server) -> None:
         shape = charts.gauge(snapshot(pool))
         for conn in taken:
             pool.putconn(conn)
-    parts = [(part.kind, part.x, part.width) for part in shape.segments]
+    parts = [tuple(part.values()) for part in shape["segments"]]
     assert parts == [("in-use", 0, 500), ("in-use over", 500, 250)]
-    assert shape.mark == 500
+    assert shape["mark"] == 500
 
 
-def drawn(*looks: Look) -> tuple[charts.Chart, ...]:
+def drawn(*looks: Look) -> tuple[charts.Shape, ...]:
     return charts.charts(past(looks), looks[-1].pool)
 
 
 def test_a_chart_ends_on_the_right_and_its_axis_ends_at_the_limit() -> None:
     used = [(0, 0), (SPAN / 2, 4), (SPAN, 2)]
     chart = drawn(*(Look(at, shot(in_use=number)) for at, number in used))[0]
-    assert (chart.latest, chart.peak, chart.top) == ("2", "4", "4")
-    assert chart.line == "150.0,2.0 300.0,32.0"
-    assert chart.values == "4 2"
-    assert (chart.limit, chart.size) == ("2.0", "32.0")
+    assert (chart["latest"], chart["peak"], chart["top"]) == ("2", "4", "4")
+    assert chart["line"] == "150.0,2.0 300.0,32.0"
+    assert chart["values"] == "4 2"
+    assert (chart["limit"], chart["size"]) == ("2.0", "32.0")
 
 
 def test_a_chart_marks_the_seconds_in_which_requests_failed() -> None:
     looks = [Look(at, shot(errors=count)) for at, count in ((0, 1), (SPAN / 2, 3), (SPAN, 3))]
     in_use, checkouts, waits = drawn(*looks)
-    assert waits.marks == ("150.0",)
-    assert in_use.marks == checkouts.marks == ()
+    assert waits["marks"] == ["150.0"]
+    assert in_use["marks"] == checkouts["marks"] == []
 
 
 def test_a_chart_without_a_past_is_empty() -> None:
-    assert {(chart.line, chart.latest) for chart in drawn(Look(0, shot()))} == {("", "\N{EN DASH}")}
+    assert {(chart["line"], chart["latest"]) for chart in drawn(Look(0, shot()))} == {
+        ("", "\N{EN DASH}")
+    }
 
 
 @pytest.mark.parametrize(

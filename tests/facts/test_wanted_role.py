@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from abs_orm_app.facts.server_role import role_in_words, wanted_role
+from abs_orm_app.facts.wording import role_in_words
 from tests.support.aliases import facts
 from tests.support.facts import server_facts
 
@@ -26,7 +26,7 @@ from tests.support.facts import server_facts
 )
 def test_what_an_alias_needs(attrs: str, written: bool, wanted: str) -> None:
     database = replace(facts(), target_session_attrs=attrs, written=written)
-    assert wanted_role(database) == wanted
+    assert database.wanted_role == wanted
 
 
 @pytest.mark.parametrize(
