@@ -233,7 +233,7 @@ def _ask_through(pool: HardenedPool, seconds: float) -> None:
 
 
 def _is_full(pool: HardenedPool) -> bool:
-    return len(pool.entries) >= pool.max_size and not pool.idle
+    return len(pool.in_use) >= pool.max_size
 
 
 # The server of a full pool, as a check found it beside the pool.
