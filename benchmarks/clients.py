@@ -15,7 +15,6 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from abs_orm_app.environment import PoolSettings, database_from_env
-from abs_orm_app.pool.pool import HardenedPool
 from benchmarks.peers import BY_NAME, DJ_DB_CONN_POOL, Peer
 
 T = TypeVar("T")
@@ -61,14 +60,9 @@ def pool_client() -> Client:
 
 
 def give_back(pool: Any) -> Callable[[Any], object]:
-    """Return how a request's connection is returned to the pool.
-
-    With `putconn`, ours would clean the session, because the engine has not watched it.
-    """
-    if isinstance(pool, HardenedPool):
-        return lambda conn: pool.end_checkout(conn, conn._pool_entry.checkout)
-    putconn: Callable[[Any], object] = pool.putconn
-    return putconn
+    """Return how a request's connection is returned: ours would clean it after `putconn`."""
+    give: Callable[[Any], object] = getattr(pool, "return_unchanged", pool.putconn)
+    return give
 
 
 def build() -> Any:

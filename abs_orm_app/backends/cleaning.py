@@ -47,6 +47,8 @@ class Pristine:
     time_zone: tzinfo | None  # of the datetimes that it reads
     handlers: tuple[Any, Any]  # of libpq's notices and notifications
     names: frozenset[str]  # of its attributes
+    hear_notices: tuple[Any, ...]  # its handlers of them
+    hear_notifies: tuple[Any, ...]
 
 
 def prepare(connection: Connection[Any], isolation_level: Any) -> None:
@@ -69,6 +71,8 @@ def prepare(connection: Connection[Any], isolation_level: Any) -> None:
         time_zone=getattr(loader, "timezone", None),
         handlers=(connection.pgconn.notice_handler, connection.pgconn.notify_handler),
         names=frozenset(vars(connection)) | {PRISTINE, LEASE, ENTRY, "_pool"},
+        hear_notices=tuple(connection._notice_handlers),
+        hear_notifies=tuple(connection._notify_handlers),
     )
     setattr(connection, PRISTINE, pristine)
 
@@ -95,6 +99,13 @@ def clean(connection: Connection[Any], change: Change | None, message: bytes) ->
         return False
     _restore(connection, getattr(connection, PRISTINE))
     return True
+
+
+def forget_handlers(connection: Any) -> None:
+    """Before receivers of `connection_created` add theirs again, or there would be ever more."""
+    pristine: Pristine = getattr(connection, PRISTINE)
+    connection._notice_handlers[:] = pristine.hear_notices
+    connection._notify_handlers[:] = pristine.hear_notifies
 
 
 def _restore(connection: Connection[Any], pristine: Pristine) -> None:

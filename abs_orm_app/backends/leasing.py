@@ -33,6 +33,7 @@ from abs_orm_app.backends.callers import (
     is_between_requests,
     is_in_atomic_step,
 )
+from abs_orm_app.backends.cleaning import forget_handlers
 from abs_orm_app.backends.cursors import LeasedCursorMixin, leased
 from abs_orm_app.backends.handle import Handle
 from abs_orm_app.backends.lease import (
@@ -159,6 +160,8 @@ class LeasingMixin(Base):
         return handle
 
     def _new_lease(self, connection: Any) -> Lease:
+        if connection_created.receivers:
+            forget_handlers(connection)
         if self._early:
             wanted: Any = ALWAYS
         elif thread.in_request:

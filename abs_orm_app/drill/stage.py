@@ -144,7 +144,7 @@ class Stage:
     def put_back(self, *conns: AnyConnection | None) -> None:
         for conn in conns:
             if conn:
-                self.pool.putconn(conn)
+                self.pool.return_unchanged(conn)
 
 
 @dataclass(frozen=True)

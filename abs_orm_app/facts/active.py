@@ -104,7 +104,12 @@ def ask_borrowed(alias: str, read: Callable[[Any], T]) -> T | None:
     pool = current_pools().get(alias)
     if pool is None or pool.closed or not pool.idle:
         return None
-    with suppress(Error), pool.connection(timeout=0.1) as conn, conn.transaction():
-        conn.execute(f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT}")
-        return read(conn)
+    with suppress(Error):
+        conn = pool.getconn(timeout=0.1)
+        try:
+            with conn.transaction():
+                conn.execute(f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT}")
+                return read(conn)
+        finally:
+            pool.return_unchanged(conn)
     return None

@@ -146,7 +146,7 @@ def _connect_as_django(configured: Configured, seconds: float) -> float | None:
         began = perf_counter()
         connection = wrapper.pool.getconn()
         checkout_ms = _ms_since(began)
-        wrapper.pool.putconn(connection)
+        wrapper.pool.return_unchanged(connection)
         return checkout_ms
 
 

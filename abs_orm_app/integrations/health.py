@@ -206,11 +206,11 @@ def _ask_through(pool: HardenedPool, seconds: float) -> None:
     deadline = monotonic() + seconds
     late: Exception = PoolTimeout("the server did not answer")
     while (left := deadline - monotonic()) > seconds / 10:
-        if len(pool.entries) >= pool.max_size and not pool.idle:
+        if len(pool.in_use) >= pool.max_size:
             _ask_beside(pool, left)
             return
         try:
-            conn: Any = pool.getconn(timeout=left / 2)  # then it may be full
+            conn = pool.getconn(timeout=left / 2)  # then it may be full
         except PoolTimeout as error:
             late = error
             continue
@@ -220,7 +220,7 @@ def _ask_through(pool: HardenedPool, seconds: float) -> None:
                 return
             conn.close()  # its next query would get this answer
         finally:
-            pool.end_checkout(conn, conn._pool_entry.checkout)  # `putconn` would have it cleaned
+            pool.return_unchanged(conn)
     raise late
 
 

@@ -319,6 +319,10 @@ class HardenedPool:
         if not returned:
             raise ValueError(self._why_not_ours(conn))
 
+    def return_unchanged(self, conn: Any) -> None:
+        """Return a connection whose session nobody has changed; `putconn` may have it cleaned."""
+        self.end_checkout(conn, conn._pool_entry.checkout)
+
     def end_checkout(  # noqa: C901 - one screen
         self, conn: Any, checkout: Checkout, dirty: Any = None, *, later: bool = False
     ) -> bool:

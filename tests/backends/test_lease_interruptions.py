@@ -209,8 +209,8 @@ def check_next_requests(
             assert held(mine) == 0, at
             if within == POOL:  # which may have to open one
                 conns = [mine.pool.getconn() for _ in range(mine.pool.max_size)]
-                for conn in conns:  # not `putconn`, which has it cleaned
-                    mine.pool.end_checkout(conn, conn._pool_entry.checkout)
+                for conn in conns:
+                    mine.pool.return_unchanged(conn)
 
         work(mine)
         end_request(mine)

@@ -843,6 +843,28 @@ def test_a_receivers_changes_do_not_pin_and_are_cleaned(database: Database, rele
     assert ask(wrapper, "SELECT current_setting('app.tenant', true)") in (None, "")
 
 
+def test_the_handlers_that_a_receiver_adds_do_not_pile_up(database: Database) -> None:
+    """Each notice would be told once for each lease before."""
+    wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 20}})
+    told: list[str | None] = []
+
+    def tell(diagnostic: Any) -> None:
+        told.append(diagnostic.message_primary)
+
+    def receiver(connection: Any, **_: object) -> None:
+        connection.connection.add_notice_handler(tell)
+
+    connection_created.connect(receiver)
+    try:
+        for _ in range(3):
+            ask(wrapper)
+            end_request()
+        ask(wrapper, "DO $$ BEGIN RAISE WARNING 'once'; END $$")
+    finally:
+        connection_created.disconnect(receiver)
+    assert told == ["once"]
+
+
 def test_each_alias_has_a_lease_of_its_own(database: Database, release: str) -> None:
     one, two = database("one"), database("two")
     with transaction.atomic("one"):

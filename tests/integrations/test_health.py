@@ -268,6 +268,18 @@ def test_a_server_that_hangs_is_failed_even_right_after_a_good_query(
     assert state(alias, seconds=10.0) == "ok"
 
 
+def test_a_server_that_hangs_while_the_last_session_is_cleaned_is_failed(
+    server: Server, alias: str
+) -> None:
+    """That connection is neither idle nor in use."""
+    pool = pool_of(alias)
+    conn = pool.getconn()
+    with server.suspended():
+        pool.putconn(conn)
+        assert state(alias) == "failed"
+    assert state(alias, seconds=10.0) == "ok"
+
+
 # Without a pool
 
 

@@ -5,6 +5,7 @@ The suite's sweeps try each `STRIDE`-th bytecode; SWEEP_STRIDE=1 has them try al
 
 from __future__ import annotations
 
+import dis
 import gc
 import os
 import sys
@@ -110,6 +111,21 @@ def each_bytecode(see: Callable[[], None], within: str) -> Iterator[None]:
     yield from _each(see, within)
 
 
+_entries: dict[CodeType, frozenset[int]] = {}
+
+
+def _enters_handler(code: CodeType, offset: int) -> bool:
+    """True for the bytecode before `except`. No signal arrives there, and Python would never free
+    the exception that is being handled.
+    """
+    offsets = _entries.get(code)
+    if offsets is None:
+        found = dis.get_instructions(code)
+        offsets = frozenset(each.offset for each in found if each.opname == "PUSH_EXC_INFO")
+        _entries[code] = offsets
+    return offset in offsets
+
+
 if sys.version_info >= (3, 12):
 
     def _each(see: Callable[[], None], within: str) -> Iterator[None]:
@@ -118,10 +134,10 @@ if sys.version_info >= (3, 12):
         tool, instruction = monitoring.DEBUGGER_ID, monitoring.events.INSTRUCTION
         thread = get_ident()
 
-        def filtered(code: CodeType, _: int) -> Any:
+        def filtered(code: CodeType, offset: int) -> Any:
             if not code.co_filename.startswith(within):
                 return monitoring.DISABLE
-            if get_ident() == thread:
+            if get_ident() == thread and not _enters_handler(code, offset):
                 see()
             return None
 
@@ -143,7 +159,7 @@ else:
                 return None
             frame.f_trace_opcodes = True
             frame.f_trace_lines = False
-            if event == "opcode":
+            if event == "opcode" and not _enters_handler(frame.f_code, frame.f_lasti):
                 see()
             return trace
 
