@@ -11,6 +11,7 @@ from typing import Any, Literal
 import psycopg
 from psycopg_pool import ConnectionPool
 
+from abs_orm_app.facts.connecting import return_unchanged
 from abs_orm_app.facts.databases import Configured
 from abs_orm_app.pool.entry import AnyConnection
 from abs_orm_app.pool.messages import first_line
@@ -144,7 +145,7 @@ class Stage:
     def put_back(self, *conns: AnyConnection | None) -> None:
         for conn in conns:
             if conn:
-                self.pool.return_unchanged(conn)
+                return_unchanged(self.pool, conn)
 
 
 @dataclass(frozen=True)

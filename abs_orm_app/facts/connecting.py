@@ -40,6 +40,11 @@ def parameters_of(wrapper: Any) -> dict[str, Any]:
     return parameters
 
 
+def return_unchanged(pool: Any, conn: Any) -> None:
+    """Return a connection whose session nobody has changed: `putconn` of ours may clean it."""
+    getattr(pool, "return_unchanged", pool.putconn)(conn)
+
+
 def seconds_to_connect(configured: Configured) -> float:
     """Return how long a connection may take: each of several hosts has the connect_timeout."""
     options = options_of(wrapper_of(configured).settings_dict)

@@ -15,6 +15,7 @@ from abs_orm_app.facts.connecting import (
     isolated_wrapper,
     locate_timeout,
     parameters_of,
+    return_unchanged,
     seconds_to_connect,
     wrapper_of,
 )
@@ -146,7 +147,7 @@ def _connect_as_django(configured: Configured, seconds: float) -> float | None:
         began = perf_counter()
         connection = wrapper.pool.getconn()
         checkout_ms = _ms_since(began)
-        wrapper.pool.return_unchanged(connection)
+        return_unchanged(wrapper.pool, connection)
         return checkout_ms
 
 
