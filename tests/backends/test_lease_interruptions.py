@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
-from itertools import cycle
+from itertools import count, cycle
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -356,6 +356,50 @@ def test_the_end_of_no_transaction_ends_not_the_one_of_the_next_holder(
     with wrapper.cursor() as cursor:
         cursor.execute("DELETE FROM rows WHERE n = 8")
         assert cursor.rowcount == (len(others) if end is transaction.rollback else 0)
+
+
+def test_a_statement_of_a_connection_that_was_just_closed_is_not_executed_by_its_next_holder(
+    database: Database,
+) -> None:
+    """Closed by a signal handler, or by another thread that shares the wrapper."""
+    wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 20}})
+    cursor_module = str(Path(psycopg.__file__).parent / "cursor.py")
+    own = "SELECT count(*) FROM rows WHERE n = 9 AND xmin::text = pg_current_xact_id()::text"
+
+    def meanwhile(inserted: threading.Event, ended: threading.Event) -> int:
+        with transaction.atomic(ALIAS):
+            ask(connections[ALIAS], "INSERT INTO rows VALUES (8)")
+            inserted.set()
+            assert ended.wait(20)
+            found: int = ask(connections[ALIAS], own)
+            transaction.set_rollback(True, ALIAS)
+        return found
+
+    for at in count():
+        inserted, ended = threading.Event(), threading.Event()
+        others: list[Call] = []
+
+        def close(
+            inserted: threading.Event = inserted,
+            ended: threading.Event = ended,
+            others: list[Call] = others,
+        ) -> None:
+            if wrapper._lease and not wrapper._lease.connection.lock.locked():
+                wrapper.close()
+                others.append(Call(meanwhile, inserted, ended))
+                inserted.wait(20)
+
+        cursor = wrapper.cursor()
+        try:
+            with suppress(Error), acting(at, close, cursor_module):
+                cursor.execute("INSERT INTO rows VALUES (9)")
+        finally:
+            ended.set()
+        if not others:
+            break
+        assert others[0].result(within=PATIENCE) == 0, at
+        wrapper.close()
+    assert at > 3
 
 
 def test_a_lease_is_returned_once_and_never_while_it_is_used(shared: Server) -> None:

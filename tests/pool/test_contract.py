@@ -53,6 +53,15 @@ def test_a_block_ends_in_a_generator() -> None:
         assert inspect.isgeneratorfunction(block._rollback_gen)
 
 
+def test_a_statement_starts_in_a_generator() -> None:
+    """Which `backends/cursors.py` watches; each kind of statement calls it."""
+    start = psycopg.Cursor._start_query
+    assert list(inspect.signature(start).parameters) == ["self", "query"]
+    for kind in ("_execute_gen", "_stream_send_gen", "_start_copy_gen"):
+        body = inspect.getsource(getattr(psycopg.Cursor, kind))
+        assert "yield from self._start_query(" in body, kind
+
+
 def test_no_other_private_name_of_a_connection_is_used() -> None:
     source = inspect.getsource(psycopg.connection) + inspect.getsource(psycopg._connection_base)
     theirs = set(re.findall(r"self\.(_[a-z]\w*)", source))
