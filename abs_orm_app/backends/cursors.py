@@ -89,6 +89,13 @@ class LeasedCursorMixin(User):
         with super().copy(statement, *args, **kwargs) as copy:  # type: ignore[misc]
             yield copy
 
+    def _start_query(self, query: Any = None) -> Any:
+        """psycopg calls it for each statement, when it has the connection's lock: a return before
+        that is seen here, and one after that closes the connection.
+        """
+        _require_lease(self._lease)
+        return super()._start_query(query)  # type: ignore[misc]
+
 
     def _start_query(self, query: Any = None) -> Any:
         """psycopg calls it for each statement, when it has the connection's lock: a return before
