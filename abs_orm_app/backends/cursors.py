@@ -90,16 +90,8 @@ class LeasedCursorMixin(User):
             yield copy
 
     def _start_query(self, query: Any = None) -> Any:
-        """psycopg calls it for each statement, when it has the connection's lock: a return before
-        that is seen here, and one after that closes the connection.
-        """
-        _require_lease(self._lease)
-        return super()._start_query(query)  # type: ignore[misc]
-
-
-    def _start_query(self, query: Any = None) -> Any:
-        """psycopg calls it for each statement, when it has the connection's lock: a return before
-        that is seen here, and one after that closes the connection.
+        """psycopg calls it for each statement, once it has the connection's lock. A return before
+        that is noticed here, and one after that closes the connection.
         """
         _require_lease(self._lease)
         return super()._start_query(query)  # type: ignore[misc]

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from math import inf
+from time import sleep
 from typing import Any
 from weakref import finalize, ref
 
@@ -38,7 +39,7 @@ CLOSE_TIMEOUT = 10.0  # seconds after which a slot is freed even if the server d
 CANCEL_TIMEOUT = 5.0  # seconds for a cancel request; psycopg's own value for Ctrl-C
 THREADS = 4  # cancel requests at a time
 OVERDUE = 1.0  # additional seconds, after which housekeeping frees the slot for a stuck thread
-MOMENT = 0.5  # seconds in which a finalizer may still use the handle of a lost connection
+MOMENT = 0.5  # seconds that a finalizer may use the handle of a lost connection, or an end takes
 
 
 def spoil(conn: Any, entry: Entry) -> None:
@@ -164,6 +165,8 @@ class Closer:
             conn._pool = None
             conn.close()
         _wait_for_end(entry.twin, until)
+        if entry.shut:
+            sleep(MOMENT)  # for the server to end the session
         self._free(entry)
 
     def _free(self, entry: Entry) -> None:

@@ -99,7 +99,7 @@ class Entry:
     __slots__ = (
         "backend_pid", "cancel", "checking", "checkout", "dirty", "examined", "expires_at",
         "frames", "idle_since", "misplaced", "must_ask", "opened_at", "pgconn", "poll", "reported",
-        "role", "spoiled", "suspicion", "taken_at", "thread", "twin", "unfinished", "weak",
+        "role", "shut", "spoiled", "suspicion", "taken_at", "thread", "twin", "unfinished", "weak",
     )  # fmt: skip
 
     def __init__(
@@ -128,6 +128,7 @@ class Entry:
         self.reported = False  # a warning was logged that it has been held too long
         self.examined = False  # its thread has ended, and garbage was collected since
         self.dirty: Any = None  # what was changed in the session, for `clean`
+        self.shut = False  # `twin` was shut down: it does not show when the server ends the session
         self.unfinished = False  # the cleaner must still roll back, or call `reset`
         self.role = Role.UNKNOWN  # the role of its server
         self.misplaced = False  # its server does not have the wanted role: it expires soon
@@ -175,6 +176,7 @@ class Entry:
 
     def shut_down(self) -> None:
         """Make whoever waits on this connection fail. Any thread may call this."""
+        self.shut = True
         shut_down(self.twin)
 
 
