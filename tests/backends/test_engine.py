@@ -22,14 +22,13 @@ from django.test import override_settings
 
 from abs_orm_app.pool.pool import HardenedPool
 from tests.support.bytecodes import BACKENDS, sweep
-from tests.support.databases import ALIAS, Database, ask
+from tests.support.databases import ALIAS, ONE, Database, ask
 from tests.support.pools import APP, Call
 from tests.support.querying_engine.base import DatabaseWrapper as QueryingWrapper
 from tests.support.servers import Server, wait_until
 
 pytestmark = pytest.mark.server(roles=["reporting"])
 
-ALONE = {"pool": {"min_size": 1, "max_size": 1, "timeout": 20}}
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -39,13 +38,6 @@ def test_the_engine_uses_the_hardened_pool_named_for_its_alias(database: Databas
     assert isinstance(wrapper.pool, HardenedPool)
     assert wrapper.pool.name == ALIAS
     assert wrapper.pool.pre_ping
-
-
-def test_close_returns_the_connection_and_the_next_use_takes_it_again(database: Database) -> None:
-    wrapper = database()
-    first = ask(wrapper)
-    wrapper.close()
-    assert ask(wrapper) == first
 
 
 def test_without_the_pool_option_it_is_djangos_own_engine(database: Database) -> None:
@@ -79,7 +71,7 @@ def test_the_pool_outlives_the_thread_that_built_it_and_gets_its_connection_back
     database: Database,
 ) -> None:
     """The pool must not keep the wrapper of the thread that built it alive."""
-    database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 20}})
+    database(OPTIONS=ONE)
 
     def end_without_closing() -> None:
         ask(connections[ALIAS])
@@ -109,13 +101,6 @@ def test_atomic_blocks_commit_and_roll_back(database: Database) -> None:
         ask(wrapper, "INSERT INTO atoms VALUES (2) RETURNING 1 / 0")
     wrapper.close()
     assert ask(wrapper, "SELECT count(*) FROM atoms") == 1
-
-
-def test_a_server_side_cursor_reads_in_chunks(database: Database) -> None:
-    wrapper = database()
-    with transaction.atomic(using=ALIAS), wrapper.chunked_cursor() as cursor:
-        cursor.execute("SELECT n FROM generate_series(1, 5000) AS n")
-        assert sum(row[0] for row in cursor) == 12502500
 
 
 def test_server_side_binding_and_isolation_level_reach_the_connection(database: Database) -> None:
@@ -245,7 +230,7 @@ def test_requests_that_wait_when_the_pool_is_closed_go_on_with_the_next(
 
 
 def test_the_pool_may_be_closed_at_any_step_of_a_query(database: Database) -> None:
-    wrapper = database(OPTIONS=ALONE)
+    wrapper = database(OPTIONS=ONE)
 
     def work() -> None:
         ask(wrapper)
@@ -263,7 +248,7 @@ def test_the_pool_may_be_closed_at_any_step_of_a_query(database: Database) -> No
 def test_an_engine_that_queries_when_a_wrapper_is_made(database: Database) -> None:
     """As django-tenants does with EXTRA_SET_TENANT_METHOD_PATH: once a wrapper, and no more."""
     QueryingWrapper.made = 0
-    wrapper = database(ENGINE="tests.support.querying_engine", OPTIONS=ALONE)
+    wrapper = database(ENGINE="tests.support.querying_engine", OPTIONS=ONE)
     assert ask(wrapper)
     assert wrapper.pool.get_stats()["pool_size"] >= 1
     assert QueryingWrapper.made == 1
@@ -287,17 +272,6 @@ def test_a_signal_handler_queries_while_the_pool_is_built(database: Database) ->
     assert asked[1]
 
 
-def test_close_all_returns_the_connection_of_every_alias(database: Database) -> None:
-    one, two = database("one"), database("two")
-    ask(one)
-    ask(two)
-    assert one.pool is not None
-    assert two.pool is not None
-    connections.close_all()
-    assert one.pool.get_stats()["pool_available"] == 1
-    assert two.pool.get_stats()["pool_available"] == 1
-
-
 def test_a_request_that_fails_under_atomic_requests_leaves_nothing_behind(
     database: Database,
 ) -> None:
@@ -319,21 +293,8 @@ def test_a_request_that_fails_under_atomic_requests_leaves_nothing_behind(
     assert wrapper.pool.get_stats()["pool_available"] == 1
 
 
-def test_a_connection_that_breaks_in_use_is_replaced_for_the_next_request(
-    database: Database, shared: Server
-) -> None:
-    wrapper = database()
-    with wrapper.cursor() as cursor:
-        cursor.execute("SELECT 1")
-        shared.terminate(APP)
-        with pytest.raises(DatabaseError):
-            cursor.execute("SELECT 1")
-    wrapper.close_if_unusable_or_obsolete()
-    assert ask(wrapper)
-
-
 def test_a_wrapper_that_is_dropped_gives_its_connection_back(database: Database) -> None:
-    wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 20}})
+    wrapper = database(OPTIONS=ONE)
     copy = wrapper.copy()
     ask(copy)
     gc.disable()
@@ -342,14 +303,6 @@ def test_a_wrapper_that_is_dropped_gives_its_connection_back(database: Database)
         assert ask(wrapper)
     finally:
         gc.enable()
-
-
-def test_leak_seconds_of_the_settings_reach_the_pool(database: Database) -> None:
-    wrapper = database(ABS_ORM_APP={"leak_seconds": 5.0})
-    wrapper.ensure_connection()
-    assert wrapper.pool is not None
-    assert wrapper.pool.leak_seconds == 5.0
-    assert "test_engine.py" in (wrapper.pool.holders()[0].where or "")
 
 
 def test_wrong_settings_fail_at_once(database: Database) -> None:

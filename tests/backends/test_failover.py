@@ -13,7 +13,7 @@ from django.db import DatabaseError, InternalError, OperationalError, connection
 from abs_orm_app.pool import roles
 from abs_orm_app.pool.pool import HardenedPool
 from tests.support.databases import ALIAS as POOLED
-from tests.support.databases import Database, ask
+from tests.support.databases import ONE, Database, ask
 from tests.support.pools import APP, Call
 from tests.support.projects import OURS, STOCK, database, entry
 from tests.support.proxy import Proxy
@@ -104,7 +104,7 @@ def test_a_read_only_transaction_costs_no_connection(
 def test_a_session_that_a_request_made_read_only_is_cleaned_and_kept(
     database: Database,
 ) -> None:
-    wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 20}})
+    wrapper = database(OPTIONS=ONE)
     backend = ask(wrapper)
     for setting in ("default_transaction_read_only = on", READ_ONLY):
         with closing(wrapper):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from time import monotonic, sleep
 from typing import Any, TypeVar
 
@@ -102,6 +103,45 @@ class Call(threading.Thread):
         if self.error:
             raise self.error
         return self.value
+
+
+@contextmanager
+def staying(
+    work: Callable[[], object],
+    threads: int = 1,
+    block: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Iterator[None]:
+    """Threads that have done `work`, each in a `block`, and live on until this one ends."""
+    done, over = threading.Semaphore(0), threading.Event()
+
+    def live() -> None:
+        with block():
+            try:
+                work()
+            finally:
+                done.release()
+            over.wait(60)
+
+    calls = [Call(live) for _ in range(threads)]
+    try:
+        for _ in calls:
+            assert done.acquire(timeout=20)
+        yield
+    finally:
+        over.set()
+    for call in calls:
+        call.result(within=20)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Garbage is collected only where the test collects it."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @contextmanager
