@@ -101,13 +101,6 @@ def test_after_a_restart_one_checkout_replaces_all_stale_connections(server: Ser
         wait_until(lambda: server.sessions(APP) == 5, "the pool to have its size again")
 
 
-def test_a_terminated_connection_is_not_handed_out(shared: Server) -> None:
-    with opened(ours, shared.conninfo, min_size=3) as pool:
-        shared.terminate(APP)
-        for _ in range(6):
-            use(pool)
-
-
 def test_a_connection_whose_session_ends_is_not_handed_out_before_its_socket_is_closed(
     shared: Server,
 ) -> None:

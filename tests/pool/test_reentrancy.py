@@ -17,7 +17,7 @@ import psycopg
 import pytest
 
 from tests.support.bytecodes import paused
-from tests.support.pools import APP, LATE, AnyPool, Call, opened, ours, sockets, use
+from tests.support.pools import APP, LATE, AnyPool, Call, opened, ours, sockets, uncollected, use
 from tests.support.servers import Server, wait_until
 
 # Garbage
@@ -182,12 +182,11 @@ class Querying(logging.Handler):
             self.errors.append(error)
 
 
-@pytest.mark.parametrize("logger", ["abs_orm_app.pool"])
 @pytest.mark.parametrize("case", ["outage", "rollback", "leak", "lost", "cleaning"])
-def test_a_log_handler_may_use_the_pool_that_logs(server: Server, case: str, logger: str) -> None:
+def test_a_log_handler_may_use_the_pool_that_logs(server: Server, case: str) -> None:
     with opened(ours, server.conninfo, min_size=1, timeout=8, leak_seconds=0.4, clean=fail) as pool:
         handler = Querying(pool)
-        loggers = [logging.getLogger(name) for name in (logger, "psycopg.pool")]
+        loggers = [logging.getLogger(name) for name in ("abs_orm_app.pool", "psycopg.pool")]
         for each in loggers:
             each.addHandler(handler)
         try:
@@ -267,17 +266,11 @@ def test_a_fault_keeps_no_socket_open() -> None:
         port = mute.getsockname()[1]
         before = sockets()
         pool = ours(f"host=127.0.0.1 port={port} connect_timeout=2", min_size=1, timeout=LATE)
-        gc.collect()
-        gc.disable()
-        try:
-            pool.open()
+        with uncollected(), opened(lambda _: pool, "", filled=False):
             wait_until(lambda: not sockets() <= before, "an attempt")
             attempt = sockets() - before
             wait_until(lambda: failed(pool) >= 1, "an attempt to fail")
             wait_until(lambda: not attempt & sockets(), "its socket to be closed")
-        finally:
-            gc.enable()
-            pool.close(timeout=0.1)
 
 
 def failed(pool: AnyPool) -> int:

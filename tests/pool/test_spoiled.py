@@ -353,13 +353,12 @@ def test_what_cancels_configure_meets_no_statement_of_a_holder(
         while len(opened_so_far) == 1 and not on_its_way.is_set():
             conn.execute("SELECT pg_sleep(0.1)")
 
-    pool = ours(server.conninfo, min_size=1, timeout=0.6, configure=configure)
-    pool.open()
-    try:
-        with pool.connection(timeout=20) as conn:
-            conn.execute("SELECT pg_sleep(1)")
-    finally:
-        pool.close()
+    options = {"min_size": 1, "timeout": 0.6, "configure": configure}
+    with (
+        opened(ours, server.conninfo, filled=False, **options) as pool,
+        pool.connection(timeout=20) as conn,
+    ):
+        conn.execute("SELECT pg_sleep(1)")
     assert len(opened_so_far) == 2
 
 
