@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import gc
-import os
-import subprocess
-import sys
 import threading
 from datetime import UTC
-from pathlib import Path
 from time import sleep
 from typing import Any
 
@@ -23,13 +18,12 @@ from django.test import override_settings
 from abs_orm_app.pool.pool import HardenedPool
 from tests.support.bytecodes import BACKENDS, sweep
 from tests.support.databases import ALIAS, ONE, Database, ask
-from tests.support.pools import APP, Call
+from tests.support.pools import APP, Call, uncollected
+from tests.support.projects import compared_with_stock_engine, python
 from tests.support.querying_engine.base import DatabaseWrapper as QueryingWrapper
 from tests.support.servers import Server, wait_until
 
 pytestmark = pytest.mark.server(roles=["reporting"])
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_engine_uses_the_hardened_pool_named_for_its_alias(database: Database) -> None:
@@ -116,18 +110,7 @@ def test_server_side_binding_and_isolation_level_reach_the_connection(database: 
         assert ask(wrapper, "SHOW transaction_isolation") == "serializable"
 
 
-@pytest.mark.parametrize(
-    "engine",
-    [
-        "abs_orm_app.backends.postgresql",
-        pytest.param(
-            "django.db.backends.postgresql",
-            marks=pytest.mark.xfail(
-                strict=True, reason="to set the role it asks the pool, which waits for the role"
-            ),
-        ),
-    ],
-)
+@compared_with_stock_engine("to set the role it asks the pool, which waits for the role")
 def test_assume_role_is_set_on_each_connection(
     database: Database, shared: Server, engine: str
 ) -> None:
@@ -195,16 +178,13 @@ def test_close_pool_closes_the_connections_of_threads_that_have_ended(
         connections[ALIAS].ensure_connection()
         together.wait(20)
 
-    gc.disable()
-    try:
+    with uncollected():
         for call in [Call(connect) for _ in range(3)]:
             call.result(within=20)
         assert shared.sessions(APP) >= 3
         wrapper.close()
         wrapper.close_pool()
         wait_until(lambda: shared.sessions(APP) == 0, "the sessions to end")
-    finally:
-        gc.enable()
 
 
 def test_requests_that_wait_when_the_pool_is_closed_go_on_with_the_next(
@@ -297,12 +277,9 @@ def test_a_wrapper_that_is_dropped_gives_its_connection_back(database: Database)
     wrapper = database(OPTIONS=ONE)
     copy = wrapper.copy()
     ask(copy)
-    gc.disable()
-    try:
+    with uncollected():
         del copy
         assert ask(wrapper)
-    finally:
-        gc.enable()
 
 
 def test_wrong_settings_fail_at_once(database: Database) -> None:
@@ -323,20 +300,28 @@ def test_a_parameter_that_the_project_cannot_give_is_refused(database: Database,
 
 
 def test_djangos_parallel_test_runner_works_on_the_pool(server: Server) -> None:
-    environment = {
-        **{k: v for k, v in os.environ.items() if not k.startswith("DB_")},
-        "DATABASE_URL": server.url,
-        "DB_POOL_MODE": "pool",
-        "DB_POOL_SIZE": "2",
-    }
-    run = subprocess.run(
-        [sys.executable, "manage.py", "test", "tests.backends.django_suite", "--parallel", "2"],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    assert "Ran 4 tests" in run.stderr
+    pool = {"DATABASE_URL": server.url, "DB_POOL_MODE": "pool", "DB_POOL_SIZE": "2"}
+    command = ("manage.py", "test", "tests.backends.django_suite", "--parallel", "2")
+    done = python(*command, **pool)
+    assert done.returncode == 0, done.stderr
+    assert "Ran 4 tests" in done.stderr
+
+
+# `OPTIONS["pool"]` as a project writes it for Django's own engine
+
+
+def test_a_name_is_that_of_the_pool_or_refused_in_a_sentence(database: Database) -> None:
+    """Django's own engine takes it."""
+    wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 2, "name": "mine"}})
+    refusal = ""
+    try:
+        ask(wrapper)
+    except ImproperlyConfigured as refused:
+        refusal = str(refused)
+    assert "name" in refusal if refusal else wrapper.pool.name == "mine"
+
+
+@pytest.mark.parametrize("options", ["yes", 20, [4]])
+def test_a_pool_that_is_no_dict_is_refused_in_a_sentence(database: Database, options: Any) -> None:
+    with pytest.raises(ImproperlyConfigured, match=r"\['pool'\] must be a dict or True"):
+        ask(database(OPTIONS={"pool": options}))

@@ -15,7 +15,7 @@ from abs_orm_app.pool.pool import HardenedPool
 from tests.support.databases import ALIAS as POOLED
 from tests.support.databases import ONE, Database, ask
 from tests.support.pools import APP, Call
-from tests.support.projects import OURS, STOCK, database, entry
+from tests.support.projects import OURS, compared_with_stock_engine, database, entry
 from tests.support.proxy import Proxy
 from tests.support.replication import Standby, follow
 from tests.support.servers import Server, wait_until
@@ -65,16 +65,7 @@ def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Server, Standby, Prox
         yield first, second, address
 
 
-@pytest.mark.parametrize(
-    "engine",
-    [
-        OURS,
-        pytest.param(
-            STOCK, marks=pytest.mark.xfail(strict=True, reason="it keeps them for an hour")
-        ),
-    ],
-    ids=["ours", "stock"],
-)
+@compared_with_stock_engine("it keeps them for an hour")
 def test_after_a_switchover_no_request_meets_the_old_primary(
     pair: tuple[Server, Standby, Proxy], engine: str
 ) -> None:
@@ -168,13 +159,12 @@ def _in_recovery(wrapper: Any) -> bool:
 
 
 @pytest.fixture
-def owned(server: Server, release: str) -> Iterator[Database]:
+def owned(database: Database, server: Server) -> Database:
     """Aliases on a server of the test's own, with the table `written`."""
     with server.admin() as admin:
         admin.execute(CREATE)
-    database = Database(server, release)
-    yield database
-    database.remove()
+    database.server = server
+    return database
 
 
 def end_sessions(owned: Database, wrapper: Any) -> None:
@@ -184,11 +174,7 @@ def end_sessions(owned: Database, wrapper: Any) -> None:
     wait_until(lambda: all(entry.poll(0) for entry in entries), "the server's last word")
 
 
-@pytest.mark.parametrize(
-    "engine",
-    [OURS, pytest.param(STOCK, marks=pytest.mark.xfail(strict=True, reason="the next one fails"))],
-    ids=["ours", "stock"],
-)
+@compared_with_stock_engine("the next one fails")
 def test_a_session_that_ends_between_two_statements_costs_none(
     owned: Database, engine: str
 ) -> None:

@@ -28,7 +28,7 @@ from abs_orm_app.backends import pinned, release, released
 from abs_orm_app.backends.postgresql.base import DatabaseWrapper
 from tests.support.bytecodes import BACKENDS, paused
 from tests.support.databases import ALIAS, ONE, TWO, Database, ask, end_request, held, kept, pin
-from tests.support.pools import APP, Call
+from tests.support.pools import APP, Call, uncollected
 from tests.support.servers import wait_until
 
 pytestmark = pytest.mark.server(
@@ -200,8 +200,7 @@ def test_a_cursor_in_a_cycle_gives_it_back_when_another_thread_collects_it(
     database: Database, release: str
 ) -> None:
     wrapper = database()
-    gc.disable()
-    try:
+    with uncollected():
         cursor = wrapper.cursor()
         cursor.execute("SELECT 1")
         cycle: list[Any] = [cursor]
@@ -209,8 +208,6 @@ def test_a_cursor_in_a_cycle_gives_it_back_when_another_thread_collects_it(
         del cursor, cycle
         assert held(wrapper) == 1
         Call(gc.collect).result(within=20)
-    finally:
-        gc.enable()
     assert held(wrapper) == kept(release)
     assert ask(wrapper)
 

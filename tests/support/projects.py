@@ -12,6 +12,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import pytest
 from django.core.management import call_command
 from django.db import connections
 from psycopg.conninfo import conninfo_to_dict
@@ -23,6 +24,13 @@ OURS = "abs_orm_app.backends.postgresql"
 STOCK = "django.db.backends.postgresql"
 POOL = {"pool": {"min_size": 20, "max_size": 30, "timeout": 30.0, "max_lifetime": 3600.0}}
 SQLITE = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
+
+
+def compared_with_stock_engine(reason: str) -> pytest.MarkDecorator:
+    """Run the test with our engine, and with Django's, where it must fail for `reason`."""
+    fails = pytest.mark.xfail(strict=True, reason=reason)
+    engines = [pytest.param(OURS, id="ours"), pytest.param(STOCK, id="stock", marks=fails)]
+    return pytest.mark.parametrize("engine", engines)
 
 
 @contextmanager
@@ -73,6 +81,19 @@ def manage(
         capture_output=True,
         encoding=encoding,
         timeout=60,
+        check=False,
+    )
+
+
+def python(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in the checkout with these variables, and no others."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={"PATH": os.defpath, "ENV_FILE": os.devnull, **environ},
+        capture_output=True,
+        text=True,
+        timeout=100,
         check=False,
     )
 
