@@ -84,19 +84,7 @@ def test_a_finding_has_a_line_to_copy_on_a_line_of_its_own(
     assert "DB_POOL_SIZE=10 DB_MAX_OVERFLOW=0" in [row.strip() for row in out.splitlines()]
 
 
-def test_tables_have_headings(shared: Server) -> None:
-    with database(entry(shared.conninfo)) as alias:
-        rows = [row.split() for row in Ran(database=[alias]).out.splitlines()]
-    assert ["setting", "value", "from", "becomes"] in rows
-
-
 # Arguments
-
-
-@pytest.mark.parametrize("level", ["warning", "Warning", "WARNING"])
-def test_the_fail_level_may_be_in_any_case(shared: Server, level: str) -> None:
-    with database(entry(shared.conninfo)) as alias, override_settings(DEBUG=False):
-        assert Ran(f"--fail-level={level}", database=[alias]).code == 1
 
 
 @pytest.fixture(scope="module")
