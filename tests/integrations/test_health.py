@@ -20,7 +20,6 @@ from django.http import HttpResponse
 from django.test import AsyncRequestFactory, Client, RequestFactory, override_settings
 from django.urls import path
 from health_check.views import HealthCheckView  # type: ignore[import-untyped]
-from pytest_django.plugin import DjangoDbBlocker
 
 from abs_orm_app.integrations import health
 from abs_orm_app.integrations.unpooled import run_unpooled
@@ -41,10 +40,7 @@ urlpatterns = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def database_may_be_used(django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
-    with django_db_blocker.unblock():
-        yield
+pytestmark = pytest.mark.usefixtures("unblocked")
 
 
 @pytest.fixture
@@ -66,6 +62,16 @@ def exhausted(pool: HardenedPool) -> Iterator[None]:
         yield
     finally:
         pool.putconn(conn)
+
+
+@contextmanager
+def awaited(pool: HardenedPool) -> Iterator[None]:
+    """A full pool that a request waits for."""
+    with exhausted(pool):
+        request = Call(pool.getconn)
+        wait_until(lambda: pool.get_stats()["requests_waiting"] == 1, "the request to wait")
+        yield
+    pool.putconn(request.result(LATE))
 
 
 @contextmanager
@@ -164,17 +170,11 @@ def test_visitors_of_the_page_who_wait_fail_no_check_of_a_full_pool(alias: str) 
 @pytest.mark.parametrize("problem", ["stopped", "hung"])
 def test_a_full_pool_of_a_broken_server_is_failed(server: Server, alias: str, problem: str) -> None:
     with exhausted(pool_of(alias)):
-        if problem == "hung":
-            server.suspend()
-        else:
-            server.stop()
+        server.suspend() if problem == "hung" else server.stop()
         try:
             assert state(alias) == "failed"
         finally:
-            if problem == "hung":
-                server.resume()
-            else:
-                server.start()
+            server.resume() if problem == "hung" else server.start()
     assert state(alias, seconds=20.0) == "ok"
 
 
@@ -202,12 +202,9 @@ def test_a_check_that_has_no_time_for_an_answer_closes_no_good_connection(server
 
 def test_a_full_pool_that_requests_wait_for_is_degraded(alias: str) -> None:
     pool = pool_of(alias)
-    with exhausted(pool):
-        request = Call(pool.getconn)
-        wait_until(lambda: pool.get_stats()["requests_waiting"] == 1, "the request to wait")
+    with awaited(pool):
         assert state(alias, 10.0) == "degraded"
         assert pool.get_stats()["requests_waiting"] == 1
-    pool.putconn(request.result(LATE))
     assert state(alias, seconds=10.0) == "ok"
 
 
@@ -247,14 +244,6 @@ def test_a_standby_is_failed_only_for_an_alias_that_writes(
         answer = Client().get("/healthz/")
     assert answer.status_code == code
     assert answer.json()["reasons"] == ({alias: "read-only"} if code == 503 else {})
-
-
-def test_a_server_that_is_down_is_failed_and_ok_when_it_is_back(server: Server, alias: str) -> None:
-    pool_of(alias)
-    server.stop()
-    assert state(alias) == "failed"
-    server.start()
-    assert state(alias, seconds=10.0) == "ok"
 
 
 def test_a_server_that_hangs_is_failed_even_right_after_a_good_query(
@@ -444,9 +433,5 @@ def test_django_health_check_reports_a_server_that_is_away_as_unavailable(
 
 
 def test_django_health_check_warns_while_requests_wait(alias: str) -> None:
-    pool = pool_of(alias)
-    with exhausted(pool):
-        request = Call(pool.getconn)
-        wait_until(lambda: pool.get_stats()["requests_waiting"] == 1, "the request to wait")
+    with awaited(pool_of(alias)):
         assert health_check(alias, 10.0) == (500, "Warning: 1 waiting for a connection")
-    pool.putconn(request.result(LATE))

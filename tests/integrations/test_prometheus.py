@@ -90,19 +90,6 @@ def test_a_scrape_shows_the_state_of_the_pool(server: Server) -> None:
     assert seen["django_db_pool_wait_seconds_count"] >= 1
 
 
-def test_stale_and_leaked_connections_are_counted_apart(server: Server) -> None:
-    with scraped(server) as registry:
-        pool = connections["other"].pool  # type: ignore[attr-defined]
-        pool.open(wait=True)
-        server.terminate()
-        pool.check()
-        pool.getconn()  # dropped: the leak
-        leaked = "django_db_pool_connections_leaked_total"
-        wait_until(lambda: scrape(registry)[leaked] == 1, "the leak to be counted")
-        seen = scrape(registry)
-    assert seen["django_db_pool_connections_stale_total"] == 1
-
-
 def lines(exposition: str, alias: str) -> list[str]:
     """What is said of the pins of an alias, without `django_db_pool_connections_`."""
     return [

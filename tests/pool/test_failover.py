@@ -570,6 +570,7 @@ def test_what_was_replaced_is_counted_by_its_reason(server: Server) -> None:
         stats = pool.get_stats()
     counted = {reason: stats[f"connections_{reason}"] for reason in EVICTIONS}
     assert counted == {"stale": 1, "expired": 1, "misplaced": 1, "leaked": 1}
+    assert stats["connections_lost"] == 2  # psycopg_pool's name for the stale and the leaked
 
 
 def test_a_timeout_says_what_the_address_lacks(pair: Pair) -> None:

@@ -131,6 +131,9 @@ def test_an_exhausted_pool_is_told_with_what_holds_it(staff: Client, server: Ser
     )
     assert title(html).startswith("\N{WARNING SIGN} other: exhausted | ")
     assert state(html, alias) == "exhausted"
+    link = re.search(r'href="([^"]*/pool-exhausted/)"', card(html, alias))
+    assert link
+    assert "<h1>Pool exhausted</h1>" in content(staff, link[1])
 
 
 def test_holders_are_grouped_by_view_and_line(staff: Client, server: Server) -> None:

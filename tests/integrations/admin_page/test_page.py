@@ -63,22 +63,6 @@ def test_it_takes_no_connection_from_the_pools(staff: Client, server: Server) ->
         wait_until(lambda: server.sessions() == 2, "the page's own session to end")
 
 
-def test_it_says_when_a_pool_is_exhausted_and_what_to_do(staff: Client, server: Server) -> None:
-    with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
-        pool = pool_of(alias)
-        taken = [pool.getconn() for _ in range(3)]
-        waiting = Call(pool.getconn)
-        wait_until(lambda: snapshot(pool).waiting == 1, "the client to wait")
-        shown = card(content(staff), alias)
-        pool.putconn(taken.pop())
-        for conn in (*taken, waiting.result(IN_TIME)):
-            pool.putconn(conn)
-    assert 'data-state="exhausted"' in shown
-    link = re.search(r'href="([^"]*/pool-exhausted/)"', shown)
-    assert link
-    assert "<h1>Pool exhausted</h1>" in content(staff, link[1])
-
-
 def test_it_shows_the_settings_and_what_they_became(staff: Client) -> None:
     shown = card(content(staff), "default")
     assert "No pool: each request opens a connection and closes it." in shown
