@@ -26,7 +26,7 @@ from abs_orm_app import aio
 from abs_orm_app.integrations.admin_page.diagnosis import holder_name
 from abs_orm_app.integrations.admin_page.holders import group_holders
 from abs_orm_app.pool.causes import held_by
-from tests.support.databases import ALIAS, Database, ask
+from tests.support.databases import ALIAS, ONE, TWO, Database, ask
 from tests.support.inherited import KINDS, SETUP, Kind
 from tests.support.pools import LATE, Call
 from tests.support.processes import Watch
@@ -38,7 +38,6 @@ pytestmark = pytest.mark.server(
     sql=[*SETUP, "CREATE TABLE notes (n int)"],
 )
 
-ONE = {"pool": {"min_size": 1, "max_size": 1, "timeout": 20}}
 Use = Callable[[psycopg.AsyncConnection[Any]], Awaitable[object]]
 
 
@@ -321,7 +320,7 @@ async def _server_cursor(conn: Any) -> None:
 
 @pytest.mark.parametrize("use", [_many, _pipeline, _copy, _stream, _query, _server_cursor])
 def test_a_cancelled_statement_affects_nobody_else(database: Database, use: Use) -> None:
-    wrapper = database(OPTIONS={"pool": {"min_size": 2, "max_size": 2, "timeout": 20}})
+    wrapper = database(OPTIONS=TWO)
     ask(wrapper)
     wrapper.close()
 
@@ -855,7 +854,7 @@ def test_inside_of_atomic_it_raises_and_says_why(database: Database) -> None:
 
 
 def test_a_block_can_be_entered_once(database: Database) -> None:
-    wrapper = database(OPTIONS={"pool": {"min_size": 2, "max_size": 2, "timeout": 20}})
+    wrapper = database(OPTIONS=TWO)
 
     async def use() -> None:
         door = aio.connection(ALIAS)

@@ -16,8 +16,8 @@ from psycopg_pool import PoolTimeout
 from abs_orm_app import aio
 from abs_orm_app.pool.closing import CLOSED
 from abs_orm_app.pool.pool import HardenedPool
-from tests.aio.test_connection import ONE, check_whole, first
-from tests.support.databases import ALIAS, Database, ask
+from tests.aio.test_connection import check_whole, first
+from tests.support.databases import ALIAS, ONE, Database, ask
 from tests.support.pools import APP, LATE, Call
 from tests.support.processes import Watch
 from tests.support.servers import Server, wait_until
