@@ -25,7 +25,7 @@ from abs_orm_app.integrations import health
 from abs_orm_app.integrations.unpooled import run_unpooled
 from abs_orm_app.pool.pool import HardenedPool
 from tests.support.databases import pool_of
-from tests.support.pools import Call
+from tests.support.pools import Call, give_back
 from tests.support.processes import GUNICORN, states, web_server
 from tests.support.projects import SQLITE, STOCK, database, entry
 from tests.support.proxy import Proxy
@@ -186,8 +186,7 @@ def test_a_full_pool_that_has_all_that_the_server_gives_is_not_failed(server: Se
         pool = pool_of(alias)
         conns = [pool.getconn() for _ in range(5)]
         assert state(alias, seconds=10.0) == "ok"
-        for conn in conns:
-            pool.putconn(conn)
+        give_back(pool, conns)
 
 
 def test_a_check_that_has_no_time_for_an_answer_closes_no_good_connection(server: Server) -> None:

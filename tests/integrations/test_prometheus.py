@@ -22,7 +22,7 @@ from psycopg_pool import PoolTimeout
 from abs_orm_app.facts.snapshot import COUNTERS, GAUGES, HISTOGRAMS, REASONS
 from abs_orm_app.integrations import prometheus
 from tests.support.databases import ask
-from tests.support.pools import Call, evict_one_for_each_reason
+from tests.support.pools import Call, evict_one_for_each_reason, give_back
 from tests.support.processes import DEADLINE, GUNICORN, Web, backends, run, web_server
 from tests.support.projects import database, entry
 from tests.support.servers import Server, wait_until
@@ -72,8 +72,7 @@ def test_a_scrape_shows_the_state_of_the_pool(server: Server) -> None:
             pool.getconn(timeout=0.03)
         pool.putconn(taken.pop())
         seen = scrape(registry)
-        for conn in taken:
-            pool.putconn(conn)
+        give_back(pool, taken)
     assert seen["django_db_pool_size"] == 1
     assert seen["django_db_pool_limit"] == 3
     assert seen["django_db_pool_connections_in_use"] == 2

@@ -30,6 +30,7 @@ from tests.support.pools import (
     MakePool,
     compared_with_stock,
     evict_one_for_each_reason,
+    give_back,
     opened,
     ours,
     pid,
@@ -100,8 +101,7 @@ def pair() -> Iterator[Pair]:
 def fill(pool: AnyPool, pair: Pair) -> None:
     """Use all connections of the pool at the same time, once, so that it has them all."""
     taken = [pool.getconn() for _ in range(SIZE)]
-    for conn in taken:
-        pool.putconn(conn)
+    give_back(pool, taken)
     pair.try_to_write(pool)
 
 
@@ -315,8 +315,7 @@ def test_a_dead_host_in_front_delays_the_first_connection_alone(
                 began = monotonic()
                 taken.append(pool.getconn())
                 assert monotonic() - began < 5
-            for conn in taken:
-                pool.putconn(conn)
+            give_back(pool, taken)
 
 
 def test_a_name_that_is_gone_for_a_while_costs_no_request(server: Server, tmp_path: Path) -> None:
@@ -373,8 +372,7 @@ def use_the_living_address(port: str, path: str) -> None:
                 taken.append(pool.getconn())
                 assert monotonic() - began < 5
             assert {conn.info.hostaddr for conn in taken} == {second}
-            for conn in taken:
-                pool.putconn(conn)
+            give_back(pool, taken)
 
 
 @pytest.mark.parametrize("fault", ["hba", "database"])
@@ -429,8 +427,7 @@ def test_one_primary_behind_two_addresses_is_not_connected_to_time_and_again(
         with opened(lambda _: pool, ""):
             end = monotonic() + 1.5
             while monotonic() < end:
-                for conn in [pool.getconn() for _ in range(8)]:
-                    pool.putconn(conn)
+                give_back(pool, [pool.getconn() for _ in range(8)])
                 sleep(0.01)
             assert pool.statistics.connects <= 40
 

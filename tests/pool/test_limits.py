@@ -17,6 +17,7 @@ from tests.support.pools import (
     Call,
     MakePool,
     compared_with_stock,
+    give_back,
     open_sockets,
     opened,
     ours,
@@ -78,8 +79,7 @@ def test_a_burst_opens_connections_in_parallel(shared: Server, make: MakePool) -
         wait_until(lambda: proxy.connections == 8, "seven connects at the same time", LATE)
         proxy.resume()
         conns += [call.result(within=20) for call in calls]
-        for conn in conns:
-            pool.putconn(conn)
+        give_back(pool, conns)
 
 
 def test_a_burst_of_slow_requests_after_quick_ones_waits_for_no_interval(shared: Server) -> None:
@@ -90,16 +90,14 @@ def test_a_burst_of_slow_requests_after_quick_ones_waits_for_no_interval(shared:
         calls = [Call(pool.getconn) for _ in range(31)]
         conns = [call.result(within=20) for call in calls]
         assert max(call.seconds for call in calls) < 30 * RETRY_INTERVAL / 2
-        for conn in conns:
-            pool.putconn(conn)
+        give_back(pool, conns)
 
 
 def test_overflow_that_is_not_needed_is_closed(shared: Server) -> None:
     with opened(ours, shared.conninfo, min_size=2, max_size=6, max_idle=0.5) as pool:
         conns = [pool.getconn() for _ in range(6)]
         assert shared.sessions(APP) == 6
-        for conn in conns:
-            pool.putconn(conn)
+        give_back(pool, conns)
         wait_until(lambda: shared.sessions(APP) == 2, "the overflow to be closed")
         assert pool.get_stats()["pool_size"] == 2
 
@@ -114,8 +112,7 @@ def test_overflow_that_is_used_again_and_again_stays_open(shared: Server) -> Non
             paused = monotonic() - used_at > 1  # on a busy machine: they may have been closed
             assert paused or not before or now == before
             before = now
-            for conn in conns:
-                pool.putconn(conn)
+            give_back(pool, conns)
             used_at = monotonic()
             sleep(0.01)
 
@@ -147,8 +144,7 @@ def test_resize_grows_at_once_and_shrinks_as_connections_come_back(shared: Serve
         pool.resize(6, 6)
         wait_until(lambda: pool.get_stats()["pool_available"] == 2, "the pool to grow")
         pool.resize(1, 2)
-        for conn in conns:
-            pool.putconn(conn)
+        give_back(pool, conns)
         wait_until(lambda: shared.sessions(APP) == 2, "the pool to shrink")
         assert pool.get_stats()["pool_size"] == 2
 

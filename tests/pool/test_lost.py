@@ -25,6 +25,7 @@ from tests.support.pools import (
     Call,
     MakePool,
     compared_with_stock,
+    give_back,
     opened,
     ours,
     pid,
@@ -144,8 +145,7 @@ def test_of_holders_at_the_same_line_one_is_named_and_the_others_are_counted(
             other = pool.getconn()
             wait_until(lambda: len(warnings_of(caplog)) >= 2, "a warning of each place")
             sleep(0.6)
-            for conn in (*conns, other):
-                pool.putconn(conn)
+            give_back(pool, (*conns, other))
     first, second = sorted(warnings_of(caplog), key=lambda text: "more from" not in text)
     assert "in hold_all" in first
     assert re.search(r"\), and \d+ more from the same place\. Called from .*test_lost\.py", first)
@@ -164,8 +164,7 @@ def test_a_place_is_named_again_after_the_interval(
                 lambda n=number: sum("in hold_all" in text for text in warnings_of(caplog)) >= n,  # type: ignore[misc]
                 "the warning",
             )
-            for conn in conns:
-                pool.putconn(conn)
+            give_back(pool, conns)
 
 
 @pytest.mark.parametrize("is_pythons", [False, True])
@@ -267,8 +266,7 @@ def test_exceptions_thrown_into_a_checkout_leak_nothing(shared: Server) -> None:
         gc.collect()
         conns = [pool.getconn(timeout=10) for _ in range(4)]
         wait_until(lambda: shared.sessions(APP) <= 4, "the lost sessions to end")
-        for conn in conns:
-            pool.putconn(conn)
+        give_back(pool, conns)
         assert pool.get_stats()["pool_size"] <= 4
         assert pool.get_stats()["requests_waiting"] == 0
 
@@ -286,8 +284,7 @@ def test_the_housekeeping_thread_is_started_again_when_it_has_died(
         throw(SystemExit, thread)
         conns = [pool.getconn() for _ in range(3)]
         wait_until(lambda: thread not in housekeepers(), "the thread to end")
-        for conn in conns:
-            pool.putconn(conn)
+        give_back(pool, conns)
         assert "housekeeping thread" in caplog.text
         wait_until(lambda: shared.sessions(APP) == 1, "the overflow to be closed")
 

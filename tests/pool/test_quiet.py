@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.pools import APP, LATE, AnyPool, opened, ours
+from tests.support.pools import APP, LATE, AnyPool, give_back, opened, ours
 from tests.support.servers import Server, wait_until
 
 SIZE = 4
@@ -26,8 +26,7 @@ def sessions(server: Server) -> dict[int, float]:
 
 def burst(pool: AnyPool) -> None:
     conns = [pool.getconn() for _ in range(SIZE)]
-    for conn in conns:
-        pool.putconn(conn)
+    give_back(pool, conns)
 
 
 @pytest.mark.server(roles=[f"{ROLE} LOGIN"])

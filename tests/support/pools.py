@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from time import monotonic, sleep
 from typing import Any, TypeVar
@@ -189,6 +189,11 @@ def evict_one_for_each_reason(pool: HardenedPool, server: Server) -> None:
     wait_until(is_full, "a new connection")
     pool.getconn()  # leaked
     wait_until(is_full, "a new connection")
+
+
+def give_back(pool: AnyPool, conns: Iterable[Connection[Any]]) -> None:
+    for conn in conns:
+        pool.putconn(conn)
 
 
 def pid(conn: Connection[Any]) -> int:

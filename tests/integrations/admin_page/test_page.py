@@ -10,6 +10,7 @@ from django.db import connections
 from django.test import Client, override_settings
 
 from abs_orm_app.facts.snapshot import snapshot
+from abs_orm_app.pool import HardenedPool
 from tests.support.databases import pool_of
 from tests.support.pages import IN_TIME, SMALL, card, content
 from tests.support.pgbouncers import PgBouncer, needs_pgbouncer
@@ -55,12 +56,12 @@ def test_the_clock_has_a_time_zone(staff: Client, zone: str, name: str) -> None:
     assert re.search(rf"<time [^>]*>[0-9]{{2}}:[0-9]{{2}}:[0-9]{{2}} {name}</time>", html)
 
 
-def test_it_takes_no_connection_from_the_pools(staff: Client, server: Server) -> None:
-    with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
-        pool = pool_of(alias)
-        content(staff)
-        assert snapshot(pool).checkouts == 0
-        wait_until(lambda: server.sessions() == 2, "the page's own session to end")
+def test_it_takes_no_connection_from_the_pools(
+    staff: Client, server: Server, pool: HardenedPool
+) -> None:
+    content(staff)
+    assert snapshot(pool).checkouts == 0
+    wait_until(lambda: server.sessions() == 2, "the page's own session to end")
 
 
 def test_it_shows_the_settings_and_what_they_became(staff: Client) -> None:
@@ -70,10 +71,9 @@ def test_it_shows_the_settings_and_what_they_became(staff: Client) -> None:
         assert text in shown
 
 
-def test_it_shows_where_the_pool_is_not_as_configured(staff: Client, server: Server) -> None:
-    with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
-        pool_of(alias).resize(2, 7)
-        assert "in effect: 5" in card(content(staff), alias)
+def test_it_shows_where_the_pool_is_not_as_configured(staff: Client, pool: HardenedPool) -> None:
+    pool.resize(2, 7)
+    assert "in effect: 5" in card(content(staff), pool.name)
 
 
 @override_settings(DEBUG=False)
