@@ -114,7 +114,7 @@ def test_server_side_binding_and_isolation_level_reach_the_connection(database: 
 def test_assume_role_is_set_on_each_connection(
     database: Database, shared: Server, engine: str
 ) -> None:
-    options = {"assume_role": "reporting", "application_name": engine, "pool": {"timeout": 5}}
+    options = {"assume_role": "reporting", "application_name": engine, "pool": {"timeout": 3}}
     wrapper = database(ENGINE=engine, OPTIONS=options)
     assert ask(wrapper, "SELECT current_user") == "reporting"
     wrapper.close()
