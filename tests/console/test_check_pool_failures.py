@@ -153,13 +153,8 @@ def test_a_key_of_the_wrong_type_is_said_once(shared: Server, name: str, value: 
 
 
 def test_an_engine_that_cannot_be_loaded_is_a_failure() -> None:
-    connections.settings["gone"] = connections.configure_settings(
-        {"default": {"ENGINE": "no.such.engine", "NAME": "x"}}
-    )["default"]
-    try:
+    with database({"ENGINE": "no.such.engine", "NAME": "x"}, "gone"):
         text, document = Ran(database=["gone"]), Ran(database=["gone"], format="json")
-    finally:
-        del connections.settings["gone"]
     assert (text.code, document.code) == (1, 1)
     assert text.last == document.json["summary"] == "FAILED: 1 of 1 database cannot be used."
     said = " ".join(text.out.split())
@@ -236,10 +231,7 @@ def queue_for_a_lock(server: Server) -> Iterator[int]:
 
 
 def test_a_lock_queue_is_told_with_the_root_and_the_line_that_ends_it(server: Server) -> None:
-    with (
-        database(entry(server.conninfo, OPTIONS=POOL)) as alias,
-        queue_for_a_lock(server) as root,
-    ):
+    with database(entry(server.conninfo, OPTIONS=POOL)) as alias, queue_for_a_lock(server) as root:
         ran = Ran(database=[alias], verbosity=1)
         json = Ran(database=[alias], format="json").json
     said = " ".join(ran.out.split())

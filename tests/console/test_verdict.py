@@ -9,7 +9,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from django.db import connections
 from django.test import override_settings
 
 from abs_orm_app.config.broken_settings import SCHEMA
@@ -119,13 +118,9 @@ def test_a_difference_from_the_profile_fails(shared: Server) -> None:
 
 
 def test_empty_databases_are_said_to_be_empty() -> None:
-    given = connections.configure_settings({"default": {}})["default"]
-    connections.settings["empty"] = {**given, "ENGINE": "django.db.backends.dummy"}
-    try:
+    with database({}, "empty"):
         summary = both(database=["empty"])
         out = Ran(database=["empty"]).out
-    finally:
-        del connections.settings["empty"]
     assert summary == "FAILED: 1 of 1 database cannot be used."
     assert "DATABASES['empty'] is empty: no database is set." in out
     assert 'DATABASES = {"default": database_from_env()}' in out

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
-from django.db import connections
 
 from abs_orm_app.environment import SETTINGS, PoolSettings, database_from_env
 from abs_orm_app.facts.databases import configured
@@ -102,12 +101,8 @@ def test_each_setting_is_read_back_once_from_the_entry_that_it_became() -> None:
 
 
 def error_of(engine: str) -> str:
-    entry = connections.configure_settings({"default": {"ENGINE": engine, "NAME": "x"}})["default"]
-    connections.settings["typo"] = entry
-    try:
-        return configured("typo").error
-    finally:
-        del connections.settings["typo"]
+    with database({"ENGINE": engine, "NAME": "x"}) as alias:
+        return configured(alias).error
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.db import connections
 from psycopg.conninfo import conninfo_to_dict
@@ -40,11 +41,12 @@ def database(entry: dict[str, Any], alias: str = "other") -> Iterator[str]:
     try:
         yield alias
     finally:
-        wrapper: Any = connections[alias]
-        wrapper.close()
-        if pool := getattr(type(wrapper), "_connection_pools", {}).pop(alias, None):
-            pool.close()
-        del connections[alias]
+        with suppress(ImproperlyConfigured):  # of an engine that cannot be loaded
+            wrapper: Any = connections[alias]
+            wrapper.close()
+            if pool := getattr(type(wrapper), "_connection_pools", {}).pop(alias, None):
+                pool.close()
+            del connections[alias]
         del connections.settings[alias]
 
 
