@@ -34,9 +34,7 @@ from tests.support.processes import Watch
 from tests.support.servers import Server, wait_until
 
 pytestmark = pytest.mark.server(
-    {"max_prepared_transactions": "2"},
-    roles=["tenant"],
-    sql=[*SETUP, "CREATE TABLE notes (n int)"],
+    {"max_prepared_transactions": "2"}, roles=["tenant"], sql=[*SETUP, "CREATE TABLE notes (n int)"]
 )
 
 Use = Callable[[psycopg.AsyncConnection[Any]], Awaitable[object]]

@@ -187,9 +187,7 @@ def test_close_pool_closes_the_connections_of_threads_that_have_ended(
         wait_until(lambda: shared.sessions(APP) == 0, "the sessions to end")
 
 
-def test_requests_that_wait_when_the_pool_is_closed_go_on_with_the_next(
-    database: Database,
-) -> None:
+def test_requests_that_wait_when_the_pool_is_closed_go_on_with_the_next(database: Database) -> None:
     wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 2, "timeout": 10}})
     over = threading.Event()
 

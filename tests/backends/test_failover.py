@@ -81,9 +81,7 @@ def test_after_a_switchover_no_request_meets_the_old_primary(
         assert [write(wrapper) for _ in range(10)] == [""] * 10
 
 
-def test_a_read_only_transaction_costs_no_connection(
-    pair: tuple[Server, Standby, Proxy],
-) -> None:
+def test_a_read_only_transaction_costs_no_connection(pair: tuple[Server, Standby, Proxy]) -> None:
     first, _, address = pair
     with alias(address, first) as (wrapper, pool):
         with closing(wrapper), pytest.raises(InternalError):
@@ -92,9 +90,7 @@ def test_a_read_only_transaction_costs_no_connection(
         assert "connections_misplaced" not in pool.get_stats()
 
 
-def test_a_session_that_a_request_made_read_only_is_cleaned_and_kept(
-    database: Database,
-) -> None:
+def test_a_session_that_a_request_made_read_only_is_cleaned_and_kept(database: Database) -> None:
     wrapper = database(OPTIONS=ONE)
     backend = ask(wrapper)
     for setting in ("default_transaction_read_only = on", READ_ONLY):
@@ -113,9 +109,7 @@ def _write_read_only(wrapper: Any) -> None:
         cursor.execute(WRITE)
 
 
-def test_a_server_error_in_use_makes_the_other_connections_suspect(
-    server: Server,
-) -> None:
+def test_a_server_error_in_use_makes_the_other_connections_suspect(server: Server) -> None:
     with Proxy(server.port) as address, alias(address, server) as (wrapper, pool):
         assert isinstance(pool, HardenedPool)
         pool.open(wait=True)

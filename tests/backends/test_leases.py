@@ -452,9 +452,7 @@ def test_a_cursor_made_of_the_handle_keeps_what_it_sets_and_fails_after_the_rele
         other.execute("SELECT 1")
 
 
-def test_changes_of_psycopgs_connection_are_undone_for_the_next_holder(
-    database: Database,
-) -> None:
+def test_changes_of_psycopgs_connection_are_undone_for_the_next_holder(database: Database) -> None:
     wrapper = database(OPTIONS=ONE)
     wrapper.ensure_connection()
     handle = wrapper.connection
@@ -681,9 +679,7 @@ def test_release_where_there_is_no_pool_changes_nothing(database: Database) -> N
         assert ask(wrapper) == one
 
 
-def test_a_cursor_that_outlives_its_lease_does_not_touch_the_connection(
-    database: Database,
-) -> None:
+def test_a_cursor_that_outlives_its_lease_does_not_touch_the_connection(database: Database) -> None:
     wrapper = database(OPTIONS=ONE)
     cursor = wrapper.cursor()
     cursor.execute("SELECT 1 UNION ALL SELECT 2")

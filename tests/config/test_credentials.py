@@ -157,9 +157,7 @@ def test_a_new_password_in_the_file_does_not_wait_for_the_next_attempt_with_the_
     assert monotonic() - began < 2.5
 
 
-def test_a_provider_is_not_asked_more_often_than_the_server(
-    database: Database,
-) -> None:
+def test_a_provider_is_not_asked_more_often_than_the_server(database: Database) -> None:
     asked.clear()
     token["password"] = "wrong"
     database(**app(password_provider=f"{__name__}.provide"))
@@ -186,14 +184,8 @@ def test_without_a_pool_the_password_is_read_for_each_connection(
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (
-            {"password_file": "/nowhere/password"},
-            "DB_PASSWORD_FILE cannot be read",
-        ),
-        (
-            {"password_provider": f"{__name__}.fail"},
-            "DB_PASSWORD_PROVIDER failed: ConnectionError",
-        ),
+        ({"password_file": "/nowhere/password"}, "DB_PASSWORD_FILE cannot be read"),
+        ({"password_provider": f"{__name__}.fail"}, "DB_PASSWORD_PROVIDER failed: ConnectionError"),
     ],
 )
 @pytest.mark.parametrize("pooled", [True, False])

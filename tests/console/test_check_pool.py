@@ -222,8 +222,7 @@ def test_production_findings_are_there_when_debug_is_off(shared: Server) -> None
 
 
 @pytest.mark.parametrize(
-    ("level", "code"),
-    [("ERROR", 0), ("WARNING", 1), ("Warning", 1), ("warning", 1), ("INFO", 1)],
+    ("level", "code"), [("ERROR", 0), ("WARNING", 1), ("Warning", 1), ("warning", 1), ("INFO", 1)]
 )
 def test_the_fail_level_decides_the_exit_code(shared: Server, level: str, code: int) -> None:
     with database(entry(shared.conninfo)) as alias, override_settings(DEBUG=False):

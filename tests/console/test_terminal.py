@@ -76,9 +76,7 @@ def test_the_connections_in_use_are_a_bar(shared: Server) -> None:
     assert "in use     0 of 50 ░░░░░░░░░░░░░░░░░░░░ 0%" in out
 
 
-def test_a_finding_has_a_line_to_copy_on_a_line_of_its_own(
-    shared: Server,
-) -> None:
+def test_a_finding_has_a_line_to_copy_on_a_line_of_its_own(shared: Server) -> None:
     out = of_environment("--processes", "5", DATABASE_URL=shared.url).out
     assert "\n    Fix: Run fewer processes" in out
     assert "DB_POOL_SIZE=10 DB_MAX_OVERFLOW=0" in [row.strip() for row in out.splitlines()]

@@ -134,9 +134,7 @@ def test_a_process_killed_during_the_setup_does_not_prevent_the_next_start(
     assert execute(embedded_url(home / "pg"), "select 1") == [(1,)]
 
 
-def test_a_pid_that_was_reused_is_not_taken_for_the_server(
-    directory: Path,
-) -> None:
+def test_a_pid_that_was_reused_is_not_taken_for_the_server(directory: Path) -> None:
     embedded_url(directory)
     pid_file = directory / "data" / "postmaster.pid"
     lines = pid_file.read_text().splitlines()

@@ -41,11 +41,7 @@ def test_sessions_are_grouped_by_application_and_host_and_by_process(shared: Ser
     assert found.sessions == 5
     assert [
         (p.application, p.host, p.pid, p.sessions, p.in_transaction) for p in found.processes
-    ] == [
-        ("shop", "web1", 7, 2, 1),
-        ("shop", "web1", 12, 1, 0),
-        ("shop", "web2", 7, 1, 0),
-    ]
+    ] == [("shop", "web1", 7, 2, 1), ("shop", "web1", 12, 1, 0), ("shop", "web2", 7, 1, 0)]
 
 
 def test_sessions_are_counted_by_state_with_the_age_of_the_oldest(shared: Server) -> None:

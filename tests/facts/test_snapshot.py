@@ -119,9 +119,7 @@ def test_a_counter_never_begins_anew_whoever_pops_the_statistics(server: Server)
         assert snapshot(pool).checkouts == before.checkouts == 2
 
 
-def test_snapshots_are_taken_of_each_alias_whose_pool_was_used(
-    server: Server,
-) -> None:
+def test_snapshots_are_taken_of_each_alias_whose_pool_was_used(server: Server) -> None:
     with (
         database(entry(server.conninfo, OPTIONS=SMALL), alias="used"),
         database(entry(server.conninfo, OPTIONS=SMALL), alias="unused"),

@@ -35,9 +35,7 @@ ONE = {"pool": {"min_size": 1, "max_size": 1, "timeout": 20.0}}
 SECONDS = 0.5
 LATE = 5.0  # seconds that a busy machine may add
 
-urlpatterns = [
-    path("healthz/", health.view, {"aliases": "other", "seconds": 10.0}),
-]
+urlpatterns = [path("healthz/", health.view, {"aliases": "other", "seconds": 10.0})]
 
 
 pytestmark = pytest.mark.usefixtures("unblocked")
@@ -194,9 +192,7 @@ def test_a_full_pool_that_requests_wait_for_is_degraded(alias: str) -> None:
     assert state(alias, seconds=10.0) == "ok"
 
 
-def test_requests_that_wait_for_the_first_connections_are_ok(
-    server: Server,
-) -> None:
+def test_requests_that_wait_for_the_first_connections_are_ok(server: Server) -> None:
     options = {"pool": {"min_size": 1, "max_size": 50, "timeout": 20.0}}
     with database(entry(server.conninfo, OPTIONS=options)) as alias:
         pool = connections[alias].pool  # type: ignore[attr-defined]
@@ -264,9 +260,7 @@ def test_an_alias_that_is_not_postgresql_is_checked_too() -> None:
         assert state(alias, seconds=10.0) == "ok"
 
 
-def test_only_one_thread_waits_for_a_server_that_hangs(
-    server: Server,
-) -> None:
+def test_only_one_thread_waits_for_a_server_that_hangs(server: Server) -> None:
     # A name of its own, because threads of other tests may still be running.
     with database(entry(server.conninfo), "hanging") as alias:
         with server.suspended():

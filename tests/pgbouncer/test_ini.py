@@ -123,9 +123,7 @@ def test_pgbouncer_connects_with_the_parameters_of_the_alias() -> None:
     assert ini(shop=entry())["server_tls_sslmode"] == "prefer"
 
 
-def test_missing_settings_come_from_libpqs_defaults(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_missing_settings_come_from_libpqs_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGHOST", "pg.example.com")
     monkeypatch.setenv("PGSSLMODE", "require")
     monkeypatch.setenv("PGUSER", "me")

@@ -23,9 +23,7 @@ def suspended(server: Server) -> Iterator[Server]:
     server.resume()
 
 
-def test_a_server_that_does_not_answer_is_asked_before_a_timeout_says_so(
-    suspended: Server,
-) -> None:
+def test_a_server_that_does_not_answer_is_asked_before_a_timeout_says_so(suspended: Server) -> None:
     for conninfo in (suspended.tcp_conninfo, suspended.conninfo):
         with opened(ours, conninfo, min_size=2) as pool:
             suspended.suspend()

@@ -123,10 +123,7 @@ def test_a_connection_with_an_unread_notice_stays_in_the_pool(shared: Server) ->
             listener = pid(conn)
         with shared.admin() as admin:
             admin.execute("NOTIFY gossip")
-        wait_until(
-            lambda: bool(pool.idle[0]._pool_entry.poll(0)),
-            "the notice to arrive",
-        )
+        wait_until(lambda: bool(pool.idle[0]._pool_entry.poll(0)), "the notice to arrive")
         assert use(pool) == listener
 
 

@@ -201,9 +201,7 @@ def test_a_fault_that_comes_and_goes_is_logged_now_and_then(
     assert sum("connected again" in line for line in caplog.messages) <= most
 
 
-def test_on_a_full_server_the_clients_share_the_connections_there_are(
-    shared: Server,
-) -> None:
+def test_on_a_full_server_the_clients_share_the_connections_there_are(shared: Server) -> None:
     options = {"min_size": 1, "max_size": 10, "timeout": 10, "kwargs": RIGHT}
     with opened(ours, shared.tcp_conninfo, **options) as pool:
         for call in [Call(use, pool, "SELECT pg_sleep(0.05)") for _ in range(30)]:

@@ -149,9 +149,7 @@ def test_resize_grows_at_once_and_shrinks_as_connections_come_back(shared: Serve
         assert pool.get_stats()["pool_size"] == 2
 
 
-def test_drain_replaces_idle_connections_now_and_used_ones_when_they_return(
-    shared: Server,
-) -> None:
+def test_drain_replaces_idle_connections_now_and_used_ones_when_they_return(shared: Server) -> None:
     with opened(ours, shared.conninfo, min_size=2) as pool:
         used = pool.getconn()
         old = {pid(conn) for conn in [used, *pool.idle]}
@@ -239,9 +237,7 @@ def test_a_timeout_of_zero_takes_an_idle_connection_or_fails_at_once(shared: Ser
         pool.putconn(conn)
 
 
-def test_a_timeout_of_zero_keeps_connections_that_are_due_for_a_ping(
-    shared: Server,
-) -> None:
+def test_a_timeout_of_zero_keeps_connections_that_are_due_for_a_ping(shared: Server) -> None:
     with opened(ours, shared.conninfo, min_size=4) as pool:
         sleep(0.7)
         pool.putconn(pool.getconn(timeout=0))

@@ -97,9 +97,7 @@ def checked(pool: AnyPool) -> None:
 @pytest.mark.parametrize("look", [checked_out, checked])
 @pytest.mark.parametrize("left", [in_a_transaction, in_a_failed_transaction, in_a_query, in_a_copy])
 def test_an_idle_connection_that_answers_wrongly_is_the_only_one_that_is_closed(
-    shared: Server,
-    left: Callable[[psycopg.Connection[Any]], None],
-    look: Callable[[AnyPool], None],
+    shared: Server, left: Callable[[psycopg.Connection[Any]], None], look: Callable[[AnyPool], None]
 ) -> None:
     """Somebody has used it through a handle that was kept. The server answers, so no other
     connection is suspicious.

@@ -50,9 +50,7 @@ def test_sessions_that_the_server_has_ended_are_replaced_before_the_next_burst(
             assert stats["connections_stale"] >= SIZE
 
 
-def test_connections_to_a_server_that_has_stopped_are_not_reported_as_idle(
-    server: Server,
-) -> None:
+def test_connections_to_a_server_that_has_stopped_are_not_reported_as_idle(server: Server) -> None:
     with opened(ours, server.conninfo, min_size=SIZE, timeout=20) as pool:
         assert pool.get_stats()["pool_available"] == SIZE
         server.stop()

@@ -238,9 +238,7 @@ def test_a_function_of_the_project_that_is_ended_never_exceeds_the_limit_as_the_
         assert most <= 2
 
 
-def test_a_block_of_transaction_that_was_never_left_is_not_the_next_holders(
-    shared: Server,
-) -> None:
+def test_a_block_of_transaction_that_was_never_left_is_not_the_next_holders(shared: Server) -> None:
     """psycopg counts the blocks of a connection: the next holder's would not commit."""
     with opened(ours, shared.conninfo, min_size=1, timeout=20) as pool:
         for end in ("ROLLBACK", "SELECT 1"):

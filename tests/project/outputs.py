@@ -31,8 +31,7 @@ AS_SUPERUSER = ("README.md", "docs/tutorial.md")  # as on the embedded server
 AS_APP = ("check_pool", "sizing", "settings", "pgbouncer")
 PAGES = tuple(ROOT / page for page in (*AS_SUPERUSER, *(f"docs/{name}.md" for name in AS_APP)))
 BLOCK = re.compile(
-    r"(?<=^```console\n)\$ (?P<command>[^\n]+)\n(?P<output>.*?)(?=^```$)",
-    re.MULTILINE | re.DOTALL,
+    r"(?<=^```console\n)\$ (?P<command>[^\n]+)\n(?P<output>.*?)(?=^```$)", re.MULTILINE | re.DOTALL
 )
 # The pages are for people who are not root.
 ROOTS_WARNING = re.compile(r"^Warning: \S+ belongs to root.*\n", re.MULTILINE)

@@ -30,8 +30,4 @@ def check() -> None:
     scheduler.shutdown()
 
 
-CASE = Case(
-    packages=["apscheduler"],
-    tried="12 threads do 80 jobs on 4 connections",
-    check=check,
-)
+CASE = Case(packages=["apscheduler"], tried="12 threads do 80 jobs on 4 connections", check=check)

@@ -29,16 +29,7 @@ from abs_orm_app.integrations.admin_page.admin import PoolsAdmin
 from abs_orm_app.integrations.admin_page.models import Pools
 from abs_orm_app.pool import HardenedPool
 from abs_project.demo import PAGE
-from tests.support.pages import (
-    IN_TIME,
-    SMALL,
-    card,
-    content,
-    get,
-    logged_in,
-    permitted,
-    state,
-)
+from tests.support.pages import IN_TIME, SMALL, card, content, get, logged_in, permitted, state
 from tests.support.pools import Call, sockets
 from tests.support.projects import database, entry
 from tests.support.servers import Server, wait_until

@@ -179,10 +179,7 @@ def test_two_aliases_of_one_database_show_it_once(staff: Client, server: Server)
 
 
 def test_an_alias_without_a_pool_of_ours_has_its_place_too(staff: Client, server: Server) -> None:
-    with (
-        database(entry(server.conninfo, STOCK, OPTIONS=SMALL), "stock"),
-        database(SQLITE, "lite"),
-    ):
+    with database(entry(server.conninfo, STOCK, OPTIONS=SMALL), "stock"), database(SQLITE, "lite"):
         html = content(staff)
         connections["stock"].pool.open(wait=True)  # type: ignore[attr-defined]
         with connections["stock"].cursor():
