@@ -133,11 +133,7 @@ def test_leak_tracing_is_only_for_this_apps_engine() -> None:
         ("DB_POOL_SIZE", ["abc", "1.5", "-1", "1_0", "٣", "262144", "1e1", "9" * 5000], "is not a"),
         ("DB_POOL_SIZE", ["0"], "is refused: to SQLAlchemy it means no limit"),
         ("DB_MAX_OVERFLOW", ["1.5", "-2"], "is not a whole number from 0 to 262143."),
-        (
-            "DB_MAX_OVERFLOW",
-            ["-1"],
-            "is refused: without a limit (SQLAlchemy's meaning), one",
-        ),
+        ("DB_MAX_OVERFLOW", ["-1"], "is refused: without a limit (SQLAlchemy's meaning), one"),
         ("DB_POOL_PRE_PING", ["ture"], "is not true or false (did you mean 'true'?)."),
         ("DB_POOL_PRE_PING", ["2", "None"], "is not true or false."),
         ("DB_POOL_RECYCLE", ["-2", "60.5", "1h"], "1 or more, or -1 for never."),

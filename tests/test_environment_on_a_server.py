@@ -2,7 +2,6 @@
 
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -17,7 +16,7 @@ from pytest_django import DjangoDbBlocker
 from abs_orm_app.config.application_name import process_name
 from abs_orm_app.embedded import cluster
 from abs_orm_app.environment import SettingsError, database_from_env
-from tests.support.projects import ROOT
+from tests.support.projects import python
 from tests.support.servers import Server
 
 needs_the_wheel = pytest.mark.skipif(
@@ -137,4 +136,4 @@ def test_an_ordinary_url_does_not_import_the_embedded_server() -> None:
         "database_from_env(environ={'DATABASE_URL': 'postgresql://db.example/shop'})\n"
         "sys.exit('abs_orm_app.embedded' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=True)
+    assert python("-c", code).returncode == 0

@@ -141,7 +141,7 @@ def test_a_process_with_tasks_ends_at_once_and_closes_its_sessions(
 
 def test_uvloop_serves_tasks_from_the_same_pool(server: Server) -> None:
     pytest.importorskip("uvloop")
-    result = run_process(server, share_with_uvloop, DB_POOL_SIZE="4", DB_MAX_OVERFLOW="0")
+    result = run_process(server, share_with_uvloop, DB_POOL_SIZE="1", DB_MAX_OVERFLOW="3")
     assert result.status == 0, result
 
 

@@ -16,8 +16,9 @@ from psycopg_pool import PoolTimeout
 from abs_orm_app import aio
 from abs_orm_app.pool.closing import CLOSED
 from abs_orm_app.pool.pool import HardenedPool
-from tests.aio.test_connection import ONE, check_whole, first
-from tests.support.databases import ALIAS, Database, ask
+from tests.aio.conftest import check_whole
+from tests.aio.test_connection import first
+from tests.support.databases import ALIAS, ONE, Database, ask
 from tests.support.pools import APP, LATE, Call
 from tests.support.processes import Watch
 from tests.support.servers import Server, wait_until
@@ -37,16 +38,19 @@ def run_for(loop: asyncio.AbstractEventLoop, seconds: float) -> None:
     loop.run_until_complete(asyncio.sleep(seconds))
 
 
-def begun(
-    database: Database, loop: asyncio.AbstractEventLoop
-) -> tuple[Any, Any, asyncio.Task[Any]]:
-    """A pool's wrapper, the pool's only connection, and a task that waits for it."""
-    wrapper = database(OPTIONS=ONE)
-    wrapper.pool.open(wait=True)
-    conn = wrapper.pool.getconn()
+@pytest.fixture
+def pool(wrapper: Any) -> HardenedPool:
+    pool: HardenedPool = wrapper.pool
+    pool.open(wait=True)
+    return pool
+
+
+def begun(loop: asyncio.AbstractEventLoop, pool: HardenedPool) -> tuple[Any, asyncio.Task[Any]]:
+    """The pool's only connection, and a task that waits for it."""
+    conn = pool.getconn()
     task = loop.create_task(first("SELECT 1"))
     run_for(loop, 0.1)
-    return wrapper, conn, task
+    return conn, task
 
 
 def pinging(
@@ -74,11 +78,8 @@ def in_its_last_turn(loop: asyncio.AbstractEventLoop, pool: HardenedPool, conn: 
 
 @pytest.mark.parametrize("give_back", [while_it_rests, in_its_last_turn])
 def test_a_thread_gets_what_a_task_of_a_resting_loop_does_not_take(
-    database: Database, loop: asyncio.AbstractEventLoop, give_back: Return
+    wrapper: Any, pool: HardenedPool, loop: asyncio.AbstractEventLoop, give_back: Return
 ) -> None:
-    wrapper = database(OPTIONS=ONE)
-    pool = wrapper.pool
-    pool.open(wait=True)
     conn = pool.getconn()
     tasks = [loop.create_task(first("SELECT %s::int", n)) for n in range(TASKS)]
     run_for(loop, 0.1)
@@ -94,10 +95,9 @@ def test_a_thread_gets_what_a_task_of_a_resting_loop_does_not_take(
 
 
 def test_a_thread_gets_what_a_task_of_a_blocked_loop_does_not_take(
-    database: Database, loop: asyncio.AbstractEventLoop
+    pool: HardenedPool, loop: asyncio.AbstractEventLoop
 ) -> None:
-    wrapper, conn, task = begun(database, loop)
-    pool = wrapper.pool
+    conn, task = begun(loop, pool)
     thread = Call(pool.getconn)
     wait_until(lambda: pool.statistics.queued == 2, "the thread to wait")
     loop.call_soon(pool.putconn, conn)
@@ -109,25 +109,21 @@ def test_a_thread_gets_what_a_task_of_a_blocked_loop_does_not_take(
     assert not task.done()
     pool.putconn(conn)
     assert loop.run_until_complete(task) == 1
-    check_whole(wrapper)
 
 
 def test_what_a_resting_task_does_not_take_is_there_for_who_comes_later(
-    database: Database, loop: asyncio.AbstractEventLoop
+    wrapper: Any, pool: HardenedPool, loop: asyncio.AbstractEventLoop
 ) -> None:
-    wrapper, conn, task = begun(database, loop)
-    in_its_last_turn(loop, wrapper.pool, conn)
+    conn, task = begun(loop, pool)
+    in_its_last_turn(loop, pool, conn)
     assert ask(wrapper, "SELECT 2") == 2
     wrapper.close()
     assert loop.run_until_complete(task) == 1
 
 
 def test_a_task_whose_loop_rests_beyond_its_deadline_times_out(
-    database: Database, loop: asyncio.AbstractEventLoop
+    wrapper: Any, pool: HardenedPool, loop: asyncio.AbstractEventLoop
 ) -> None:
-    wrapper = database(OPTIONS=ONE)
-    pool = wrapper.pool
-    pool.open(wait=True)
     conn = pool.getconn()
     tasks = [loop.create_task(first(timeout=0.5)) for _ in range(2)]
     run_for(loop, 0.1)
@@ -139,19 +135,13 @@ def test_a_task_whose_loop_rests_beyond_its_deadline_times_out(
         with pytest.raises(PoolTimeout):
             loop.run_until_complete(task)
     pool.putconn(conn)
-    check_whole(wrapper)
 
 
 def test_a_task_that_is_cancelled_while_its_loop_rests_gives_back_nothing_twice(
-    database: Database, loop: asyncio.AbstractEventLoop
+    wrapper: Any, pool: HardenedPool, loop: asyncio.AbstractEventLoop
 ) -> None:
-    wrapper = database(OPTIONS=ONE)
-    pool = wrapper.pool
-    pool.open(wait=True)
     for taken_back in (False, True):
-        conn = pool.getconn()
-        task = loop.create_task(first("SELECT 1"))
-        run_for(loop, 0.1)
+        conn, task = begun(loop, pool)
         in_its_last_turn(loop, pool, conn)
         if taken_back:
             check_whole(wrapper)
@@ -166,10 +156,9 @@ def test_a_task_that_is_cancelled_while_its_loop_rests_gives_back_nothing_twice(
 
 
 def test_closing_the_pool_ends_the_session_that_a_resting_task_has_not_taken(
-    database: Database, loop: asyncio.AbstractEventLoop
+    database: Database, wrapper: Any, pool: HardenedPool, loop: asyncio.AbstractEventLoop
 ) -> None:
-    wrapper, conn, task = begun(database, loop)
-    pool = wrapper.pool
+    conn, task = begun(loop, pool)
     in_its_last_turn(loop, pool, conn)
     del conn
     wrapper.close_pool()
@@ -297,9 +286,8 @@ async def hold() -> None:
 
 @pytest.mark.parametrize("kept", [False, True])
 def test_the_slot_of_a_task_whose_loop_is_closed_comes_back_at_once(
-    database: Database, kept: bool, shared: Server
+    wrapper: Any, kept: bool, shared: Server
 ) -> None:
-    wrapper = database(OPTIONS=ONE)
     tasks = []
     with Watch(shared) as watch:
         for _ in range(4):

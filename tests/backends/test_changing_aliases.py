@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from functools import partial
 from time import monotonic
 from typing import Any, cast
@@ -15,49 +14,36 @@ from django.db.utils import ConnectionHandler
 
 from abs_orm_app.pool import upkeep
 from abs_orm_app.pool.registry import pools
-from tests.support.databases import ALIAS, MODES, Database, ask, entry
-from tests.support.pools import APP, Call
-from tests.support.servers import Server, wait_until
+from tests.support.databases import ALIAS, Database, ask, entry
+from tests.support.pools import APP, Call, staying
+from tests.support.servers import wait_until
 
 SMALL = {"pool": {"min_size": 1, "max_size": 2, "timeout": 10}}
 
 pytestmark = pytest.mark.server(roles=["tenant_a LOGIN", "tenant_b LOGIN"])
 
 
-@pytest.fixture(params=MODES)
-def database(request: pytest.FixtureRequest, shared: Server, unblocked: None) -> Iterator[Database]:
-    database = Database(shared, release=request.param)
-    yield database
-    database.remove()
-
-
 def role(alias: str = ALIAS) -> Any:
     return ask(connections[alias], "SELECT current_user")
 
 
-CHANGES: dict[str, Any] = {
-    "USER": {"USER": "tenant_b"},
-    "OPTIONS": {"OPTIONS": {**SMALL, "assume_role": "tenant_b"}},
+CHANGES: dict[str, tuple[dict[str, Any], str]] = {
+    "USER": ({"USER": "tenant_b"}, "tenant_b UTC"),
+    "OPTIONS": ({"OPTIONS": {**SMALL, "assume_role": "tenant_b"}}, "tenant_b UTC"),
+    "TIME_ZONE": ({"TIME_ZONE": "Asia/Tokyo"}, "postgres Asia/Tokyo"),
 }
 
 
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize(("change", "expected"), CHANGES.values(), ids=CHANGES)
 def test_a_new_entry_of_an_alias_gets_a_pool_of_its_own(
-    database: Database, change: dict[str, Any]
+    database: Database, change: dict[str, Any], expected: str
 ) -> None:
-    database(USER="postgres", OPTIONS=SMALL)
-    assert role() == "postgres"
+    state = "SELECT current_user || ' ' || current_setting('TimeZone')"
+    database(OPTIONS=SMALL)
+    assert ask(connections[ALIAS], state) == "postgres UTC"
     del connections[ALIAS]
     database(**{"OPTIONS": SMALL, **change})
-    assert role() == "tenant_b"
-
-
-def test_a_new_time_zone_of_an_alias_is_that_of_its_connections(database: Database) -> None:
-    database(OPTIONS=SMALL, TIME_ZONE="UTC")
-    assert ask(connections[ALIAS], "SHOW TimeZone") == "UTC"
-    del connections[ALIAS]
-    database(OPTIONS=SMALL, TIME_ZONE="Asia/Tokyo")
-    assert ask(connections[ALIAS], "SHOW TimeZone") == "Asia/Tokyo"
+    assert ask(connections[ALIAS], state) == expected
 
 
 def test_a_new_way_to_clean_the_connections_of_an_alias_is_followed(database: Database) -> None:
@@ -68,14 +54,6 @@ def test_a_new_way_to_clean_the_connections_of_an_alias_is_followed(database: Da
         connections[ALIAS].close()
         assert (ask(connections[ALIAS], left) or None) == found
         del connections[ALIAS]
-
-
-def test_an_entry_that_is_changed_in_place_gets_a_pool_of_its_own(database: Database) -> None:
-    database(USER="tenant_a", OPTIONS=SMALL)
-    assert role() == "tenant_a"
-    connections[ALIAS].close()
-    connections.databases[ALIAS]["USER"] = "tenant_b"
-    assert role() == "tenant_b"
 
 
 def test_an_option_that_is_changed_in_place_gets_a_pool_of_its_own(database: Database) -> None:
@@ -163,20 +141,10 @@ def test_a_thread_that_keeps_a_connection_of_an_alias_that_is_gone_keeps_no_sess
 ) -> None:
     monkeypatch.setattr(upkeep, "LOOK_INTERVAL", 0.2)
     database(OPTIONS=SMALL)
-    asked, stay = threading.Event(), threading.Event()
-
-    def work() -> None:
-        role()
-        asked.set()
-        stay.wait(20)
-
-    call = Call(work)
-    assert asked.wait(20)
-    database.aliases.clear()
-    del connections[ALIAS], connections.databases[ALIAS]
-    wait_until(lambda: database.server.sessions(APP) == 0, "the sessions to end")
-    stay.set()
-    call.result(within=20)
+    with staying(role):
+        database.aliases.clear()
+        del connections[ALIAS], connections.databases[ALIAS]
+        wait_until(lambda: database.server.sessions(APP) == 0, "the sessions to end")
 
 
 def test_an_alias_that_django_does_not_know_starves_nobody(

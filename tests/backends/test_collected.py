@@ -11,7 +11,7 @@ from django.db import connection, connections, models, transaction
 
 from tests.support.collected import collect_iterators
 from tests.support.databases import ALIAS, Database, ask
-from tests.support.pools import Call
+from tests.support.pools import Call, uncollected
 from tests.support.processes import backend, run
 from tests.support.servers import Server
 
@@ -118,11 +118,8 @@ def test_an_iterator_that_is_collected_in_a_statement_of_its_thread_does_not_wai
             statement(cursor)
         mine.close()
 
-    gc.disable()
-    try:
+    with uncollected():
         Call(work).result(within=30)
-    finally:
-        gc.enable()
     assert ask(wrapper, "SELECT count(*) FROM pg_cursors WHERE is_holdable") == 0
 
 
@@ -137,14 +134,13 @@ def test_a_collection_does_not_wait_for_a_server_that_hangs(
         mine: Any = connections[ALIAS]
         look(mine)
 
-    gc.disable()
     try:
-        wrapper.close()
-        Call(leave).result(within=20)
-        shared.suspend_backend(backend_pid)
-        Call(gc.collect).result(within=10)
+        with uncollected():
+            wrapper.close()
+            Call(leave).result(within=20)
+            shared.suspend_backend(backend_pid)
+            Call(gc.collect).result(within=10)
     finally:
-        gc.enable()
         shared.resume()
 
 

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import gc
-import os
-import subprocess
-import sys
 import threading
 from datetime import UTC
-from pathlib import Path
 from time import sleep
 from typing import Any
 
@@ -22,15 +17,13 @@ from django.test import override_settings
 
 from abs_orm_app.pool.pool import HardenedPool
 from tests.support.bytecodes import BACKENDS, sweep
-from tests.support.databases import ALIAS, Database, ask
-from tests.support.pools import APP, Call
+from tests.support.databases import ALIAS, ONE, Database, ask
+from tests.support.pools import APP, Call, uncollected
+from tests.support.projects import compared_with_stock_engine, python
 from tests.support.querying_engine.base import DatabaseWrapper as QueryingWrapper
 from tests.support.servers import Server, wait_until
 
 pytestmark = pytest.mark.server(roles=["reporting"])
-
-ALONE = {"pool": {"min_size": 1, "max_size": 1, "timeout": 20}}
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_engine_uses_the_hardened_pool_named_for_its_alias(database: Database) -> None:
@@ -39,13 +32,6 @@ def test_the_engine_uses_the_hardened_pool_named_for_its_alias(database: Databas
     assert isinstance(wrapper.pool, HardenedPool)
     assert wrapper.pool.name == ALIAS
     assert wrapper.pool.pre_ping
-
-
-def test_close_returns_the_connection_and_the_next_use_takes_it_again(database: Database) -> None:
-    wrapper = database()
-    first = ask(wrapper)
-    wrapper.close()
-    assert ask(wrapper) == first
 
 
 def test_without_the_pool_option_it_is_djangos_own_engine(database: Database) -> None:
@@ -79,7 +65,7 @@ def test_the_pool_outlives_the_thread_that_built_it_and_gets_its_connection_back
     database: Database,
 ) -> None:
     """The pool must not keep the wrapper of the thread that built it alive."""
-    database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 20}})
+    database(OPTIONS=ONE)
 
     def end_without_closing() -> None:
         ask(connections[ALIAS])
@@ -111,13 +97,6 @@ def test_atomic_blocks_commit_and_roll_back(database: Database) -> None:
     assert ask(wrapper, "SELECT count(*) FROM atoms") == 1
 
 
-def test_a_server_side_cursor_reads_in_chunks(database: Database) -> None:
-    wrapper = database()
-    with transaction.atomic(using=ALIAS), wrapper.chunked_cursor() as cursor:
-        cursor.execute("SELECT n FROM generate_series(1, 5000) AS n")
-        assert sum(row[0] for row in cursor) == 12502500
-
-
 def test_server_side_binding_and_isolation_level_reach_the_connection(database: Database) -> None:
     wrapper = database(
         OPTIONS={
@@ -131,22 +110,11 @@ def test_server_side_binding_and_isolation_level_reach_the_connection(database: 
         assert ask(wrapper, "SHOW transaction_isolation") == "serializable"
 
 
-@pytest.mark.parametrize(
-    "engine",
-    [
-        "abs_orm_app.backends.postgresql",
-        pytest.param(
-            "django.db.backends.postgresql",
-            marks=pytest.mark.xfail(
-                strict=True, reason="to set the role it asks the pool, which waits for the role"
-            ),
-        ),
-    ],
-)
+@compared_with_stock_engine("to set the role it asks the pool, which waits for the role")
 def test_assume_role_is_set_on_each_connection(
     database: Database, shared: Server, engine: str
 ) -> None:
-    options = {"assume_role": "reporting", "application_name": engine, "pool": {"timeout": 5}}
+    options = {"assume_role": "reporting", "application_name": engine, "pool": {"timeout": 3}}
     wrapper = database(ENGINE=engine, OPTIONS=options)
     assert ask(wrapper, "SELECT current_user") == "reporting"
     wrapper.close()
@@ -210,21 +178,16 @@ def test_close_pool_closes_the_connections_of_threads_that_have_ended(
         connections[ALIAS].ensure_connection()
         together.wait(20)
 
-    gc.disable()
-    try:
+    with uncollected():
         for call in [Call(connect) for _ in range(3)]:
             call.result(within=20)
         assert shared.sessions(APP) >= 3
         wrapper.close()
         wrapper.close_pool()
         wait_until(lambda: shared.sessions(APP) == 0, "the sessions to end")
-    finally:
-        gc.enable()
 
 
-def test_requests_that_wait_when_the_pool_is_closed_go_on_with_the_next(
-    database: Database,
-) -> None:
+def test_requests_that_wait_when_the_pool_is_closed_go_on_with_the_next(database: Database) -> None:
     wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 2, "timeout": 10}})
     over = threading.Event()
 
@@ -245,7 +208,7 @@ def test_requests_that_wait_when_the_pool_is_closed_go_on_with_the_next(
 
 
 def test_the_pool_may_be_closed_at_any_step_of_a_query(database: Database) -> None:
-    wrapper = database(OPTIONS=ALONE)
+    wrapper = database(OPTIONS=ONE)
 
     def work() -> None:
         ask(wrapper)
@@ -263,7 +226,7 @@ def test_the_pool_may_be_closed_at_any_step_of_a_query(database: Database) -> No
 def test_an_engine_that_queries_when_a_wrapper_is_made(database: Database) -> None:
     """As django-tenants does with EXTRA_SET_TENANT_METHOD_PATH: once a wrapper, and no more."""
     QueryingWrapper.made = 0
-    wrapper = database(ENGINE="tests.support.querying_engine", OPTIONS=ALONE)
+    wrapper = database(ENGINE="tests.support.querying_engine", OPTIONS=ONE)
     assert ask(wrapper)
     assert wrapper.pool.get_stats()["pool_size"] >= 1
     assert QueryingWrapper.made == 1
@@ -287,17 +250,6 @@ def test_a_signal_handler_queries_while_the_pool_is_built(database: Database) ->
     assert asked[1]
 
 
-def test_close_all_returns_the_connection_of_every_alias(database: Database) -> None:
-    one, two = database("one"), database("two")
-    ask(one)
-    ask(two)
-    assert one.pool is not None
-    assert two.pool is not None
-    connections.close_all()
-    assert one.pool.get_stats()["pool_available"] == 1
-    assert two.pool.get_stats()["pool_available"] == 1
-
-
 def test_a_request_that_fails_under_atomic_requests_leaves_nothing_behind(
     database: Database,
 ) -> None:
@@ -319,37 +271,13 @@ def test_a_request_that_fails_under_atomic_requests_leaves_nothing_behind(
     assert wrapper.pool.get_stats()["pool_available"] == 1
 
 
-def test_a_connection_that_breaks_in_use_is_replaced_for_the_next_request(
-    database: Database, shared: Server
-) -> None:
-    wrapper = database()
-    with wrapper.cursor() as cursor:
-        cursor.execute("SELECT 1")
-        shared.terminate(APP)
-        with pytest.raises(DatabaseError):
-            cursor.execute("SELECT 1")
-    wrapper.close_if_unusable_or_obsolete()
-    assert ask(wrapper)
-
-
 def test_a_wrapper_that_is_dropped_gives_its_connection_back(database: Database) -> None:
-    wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 20}})
+    wrapper = database(OPTIONS=ONE)
     copy = wrapper.copy()
     ask(copy)
-    gc.disable()
-    try:
+    with uncollected():
         del copy
         assert ask(wrapper)
-    finally:
-        gc.enable()
-
-
-def test_leak_seconds_of_the_settings_reach_the_pool(database: Database) -> None:
-    wrapper = database(ABS_ORM_APP={"leak_seconds": 5.0})
-    wrapper.ensure_connection()
-    assert wrapper.pool is not None
-    assert wrapper.pool.leak_seconds == 5.0
-    assert "test_engine.py" in (wrapper.pool.holders()[0].where or "")
 
 
 def test_wrong_settings_fail_at_once(database: Database) -> None:
@@ -369,21 +297,38 @@ def test_a_parameter_that_the_project_cannot_give_is_refused(database: Database,
     del options[name]
 
 
+@pytest.mark.parametrize("given", [{"release": "transactions"}, {"leak_seconds": "60"}])
+def test_an_impossible_value_of_our_key_is_refused_in_a_sentence(
+    database: Database, given: dict[str, Any]
+) -> None:
+    [(name, value)] = given.items()
+    with pytest.raises(ImproperlyConfigured, match=rf"\['{name}'\] is '{value}', which is not"):
+        ask(database(ABS_ORM_APP=given))
+
+
 def test_djangos_parallel_test_runner_works_on_the_pool(server: Server) -> None:
-    environment = {
-        **{k: v for k, v in os.environ.items() if not k.startswith("DB_")},
-        "DATABASE_URL": server.url,
-        "DB_POOL_MODE": "pool",
-        "DB_POOL_SIZE": "2",
-    }
-    run = subprocess.run(
-        [sys.executable, "manage.py", "test", "tests.backends.django_suite", "--parallel", "2"],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    assert "Ran 4 tests" in run.stderr
+    pool = {"DATABASE_URL": server.url, "DB_POOL_MODE": "pool", "DB_POOL_SIZE": "2"}
+    command = ("manage.py", "test", "tests.backends.django_suite", "--parallel", "2")
+    done = python(*command, **pool)
+    assert done.returncode == 0, done.stderr
+    assert "Ran 4 tests" in done.stderr
+
+
+# `OPTIONS["pool"]` as a project writes it for Django's own engine
+
+
+def test_a_name_is_that_of_the_pool_or_refused_in_a_sentence(database: Database) -> None:
+    """Django's own engine takes it."""
+    wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 2, "name": "mine"}})
+    refusal = ""
+    try:
+        ask(wrapper)
+    except ImproperlyConfigured as refused:
+        refusal = str(refused)
+    assert "name" in refusal if refusal else wrapper.pool.name == "mine"
+
+
+@pytest.mark.parametrize("options", ["yes", 20, [4]])
+def test_a_pool_that_is_no_dict_is_refused_in_a_sentence(database: Database, options: Any) -> None:
+    with pytest.raises(ImproperlyConfigured, match=r"\['pool'\] must be a dict or True"):
+        ask(database(OPTIONS={"pool": options}))

@@ -4,7 +4,7 @@ once, not when the pool's timeout is over.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,15 +17,12 @@ from tests.support.servers import Server
 TIMEOUT = 12.0  # of the pool
 AT_ONCE = 4.0  # seconds, with room for a busy machine
 
-pytestmark = pytest.mark.usefixtures("unblocked")
-
 
 @pytest.fixture
-def down(server: Server, release: str) -> Iterator[Database]:
+def down(database: Database, server: Server) -> Database:
     """An alias on a server of the test's own, which the test takes down."""
-    database = Database(server, release)
-    yield database
-    database.remove()
+    database.server = server
+    return database
 
 
 def at_a_statement(server: Server) -> None:

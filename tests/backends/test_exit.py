@@ -180,10 +180,19 @@ def end_while_the_server_hangs(postmaster: str) -> None:
 # The tests
 
 
-def check_that_it_ended_well(result: Result) -> None:
+def check_that_it_ended_well(result: Result, status: int = 0) -> None:
     assert not result.errors, result.errors
-    assert result.status == 0
+    assert result.status == status
+
+
+def check_that_it_ended_soon(result: Result) -> None:
+    check_that_it_ended_well(result)
     assert result.ended_at - float(result.output) < AT_ONCE
+
+
+def check_that_every_session_was_closed(server: Server, said: str = NOT_CLOSED) -> None:
+    wait_until(lambda: not states(server), "the sessions to end")
+    assert said not in server.log
 
 
 @pytest.mark.parametrize(
@@ -202,28 +211,24 @@ def test_a_program_ends_quietly_and_closes_every_connection(
     server: Server, function: Callable[[], None]
 ) -> None:
     result = run(server, function, options=DEVELOPMENT)
-    check_that_it_ended_well(result)
-    wait_until(lambda: not states(server), "the sessions to end")
-    assert NOT_CLOSED not in server.log
+    check_that_it_ended_soon(result)
+    check_that_every_session_was_closed(server)
 
 
 def test_a_management_command_ends_quietly_and_closes_every_connection(server: Server) -> None:
     command = [sys.executable, *DEVELOPMENT, "manage.py", "migrate", "--plan"]
     with program(command, server) as running:
         result = running.wait()
-    assert not result.errors, result.errors
-    assert result.status == 0
-    wait_until(lambda: not states(server), "the sessions to end")
-    assert NOT_CLOSED not in server.log
+    check_that_it_ended_well(result)
+    check_that_every_session_was_closed(server)
 
 
 def test_a_program_that_ends_waits_for_connections_that_are_being_opened(server: Server) -> None:
     with Proxy(server.port, delay=0.05) as proxy:
         url = server.tcp_url.replace(str(server.port), str(proxy.port))
         result = run(server, query, options=DEVELOPMENT, DATABASE_URL=url)
-    check_that_it_ended_well(result)
-    wait_until(lambda: not states(server), "the sessions to end")
-    assert NOT_CLOSED not in server.log
+    check_that_it_ended_soon(result)
+    check_that_every_session_was_closed(server)
 
 
 @pytest.mark.parametrize("function", [end_while_threads_query, end_while_a_thread_has_a_connection])
@@ -231,7 +236,7 @@ def test_daemon_threads_neither_delay_the_end_nor_print_errors(
     server: Server, function: Callable[[], None]
 ) -> None:
     result = run(server, function)
-    check_that_it_ended_well(result)
+    check_that_it_ended_soon(result)
     wait_until(lambda: not states(server), "the sessions to end")
     # The connections in use are cut off; the idle ones are closed.
     assert server.log.count(NOT_CLOSED) <= 4
@@ -244,7 +249,7 @@ def test_daemon_threads_neither_delay_the_end_nor_print_errors(
 def test_code_that_runs_after_the_pool_is_closed_does_not_wait(
     server: Server, function: Callable[[], None]
 ) -> None:
-    check_that_it_ended_well(run(server, function))
+    check_that_it_ended_soon(run(server, function))
 
 
 def test_a_server_that_hangs_delays_the_end_by_a_few_seconds_at_most(server: Server) -> None:
@@ -252,7 +257,7 @@ def test_a_server_that_hangs_delays_the_end_by_a_few_seconds_at_most(server: Ser
         result = run(server, end_while_the_server_hangs, str(server.pid), options=DEVELOPMENT)
     finally:
         server.resume()
-    check_that_it_ended_well(result)
+    check_that_it_ended_soon(result)
 
 
 @pytest.mark.parametrize("worker", ["gthread", pytest.param("gevent", marks=needs_gevent)])
@@ -260,18 +265,16 @@ def test_gunicorn_closes_every_connection_at_sigterm(server: Server, worker: str
     with web_server(GUNICORN, server, f"--worker-class={worker}", "--log-level=error") as web:
         web.get(["/slow/"] * 40)
         result = web.program.stop()
-    assert not result.errors, result.errors
-    assert result.status == 0
-    wait_until(lambda: not states(server), "the sessions to end")
-    assert NOT_CLOSED not in server.log
+    check_that_it_ended_well(result)
+    check_that_every_session_was_closed(server)
 
 
 def test_uvicorn_ends_every_session_at_sigterm(server: Server) -> None:
     with web_server(UVICORN, server) as web:
         web.get(["/slow/"] * 40)
         result = web.program.stop()
-    assert not result.errors, result.errors
     # uvicorn then kills itself with that signal, so Python runs no exit hooks.
-    assert result.status == -signal.SIGTERM
-    wait_until(lambda: not states(server), "the sessions to end")
-    assert f"{NOT_CLOSED} on client connection with an open transaction" not in server.log
+    check_that_it_ended_well(result, status=-signal.SIGTERM)
+    check_that_every_session_was_closed(
+        server, f"{NOT_CLOSED} on client connection with an open transaction"
+    )

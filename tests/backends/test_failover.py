@@ -13,9 +13,9 @@ from django.db import DatabaseError, InternalError, OperationalError, connection
 from abs_orm_app.pool import roles
 from abs_orm_app.pool.pool import HardenedPool
 from tests.support.databases import ALIAS as POOLED
-from tests.support.databases import Database, ask
+from tests.support.databases import ONE, Database, ask
 from tests.support.pools import APP, Call
-from tests.support.projects import OURS, STOCK, database, entry
+from tests.support.projects import OURS, compared_with_stock_engine, database, entry
 from tests.support.proxy import Proxy
 from tests.support.replication import Standby, follow
 from tests.support.servers import Server, wait_until
@@ -65,16 +65,7 @@ def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Server, Standby, Prox
         yield first, second, address
 
 
-@pytest.mark.parametrize(
-    "engine",
-    [
-        OURS,
-        pytest.param(
-            STOCK, marks=pytest.mark.xfail(strict=True, reason="it keeps them for an hour")
-        ),
-    ],
-    ids=["ours", "stock"],
-)
+@compared_with_stock_engine("it keeps them for an hour")
 def test_after_a_switchover_no_request_meets_the_old_primary(
     pair: tuple[Server, Standby, Proxy], engine: str
 ) -> None:
@@ -90,9 +81,7 @@ def test_after_a_switchover_no_request_meets_the_old_primary(
         assert [write(wrapper) for _ in range(10)] == [""] * 10
 
 
-def test_a_read_only_transaction_costs_no_connection(
-    pair: tuple[Server, Standby, Proxy],
-) -> None:
+def test_a_read_only_transaction_costs_no_connection(pair: tuple[Server, Standby, Proxy]) -> None:
     first, _, address = pair
     with alias(address, first) as (wrapper, pool):
         with closing(wrapper), pytest.raises(InternalError):
@@ -101,10 +90,8 @@ def test_a_read_only_transaction_costs_no_connection(
         assert "connections_misplaced" not in pool.get_stats()
 
 
-def test_a_session_that_a_request_made_read_only_is_cleaned_and_kept(
-    database: Database,
-) -> None:
-    wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 20}})
+def test_a_session_that_a_request_made_read_only_is_cleaned_and_kept(database: Database) -> None:
+    wrapper = database(OPTIONS=ONE)
     backend = ask(wrapper)
     for setting in ("default_transaction_read_only = on", READ_ONLY):
         with closing(wrapper):
@@ -122,9 +109,7 @@ def _write_read_only(wrapper: Any) -> None:
         cursor.execute(WRITE)
 
 
-def test_a_server_error_in_use_makes_the_other_connections_suspect(
-    server: Server,
-) -> None:
+def test_a_server_error_in_use_makes_the_other_connections_suspect(server: Server) -> None:
     with Proxy(server.port) as address, alias(address, server) as (wrapper, pool):
         assert isinstance(pool, HardenedPool)
         pool.open(wait=True)
@@ -168,13 +153,12 @@ def _in_recovery(wrapper: Any) -> bool:
 
 
 @pytest.fixture
-def owned(server: Server, release: str) -> Iterator[Database]:
+def owned(database: Database, server: Server) -> Database:
     """Aliases on a server of the test's own, with the table `written`."""
     with server.admin() as admin:
         admin.execute(CREATE)
-    database = Database(server, release)
-    yield database
-    database.remove()
+    database.server = server
+    return database
 
 
 def end_sessions(owned: Database, wrapper: Any) -> None:
@@ -184,11 +168,7 @@ def end_sessions(owned: Database, wrapper: Any) -> None:
     wait_until(lambda: all(entry.poll(0) for entry in entries), "the server's last word")
 
 
-@pytest.mark.parametrize(
-    "engine",
-    [OURS, pytest.param(STOCK, marks=pytest.mark.xfail(strict=True, reason="the next one fails"))],
-    ids=["ours", "stock"],
-)
+@compared_with_stock_engine("the next one fails")
 def test_a_session_that_ends_between_two_statements_costs_none(
     owned: Database, engine: str
 ) -> None:

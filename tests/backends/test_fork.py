@@ -311,10 +311,19 @@ def check(server: Server, function: Callable[..., None], *arguments: str, **envi
 
 
 @pytest.mark.parametrize("kind", FORKS)
+@pytest.mark.parametrize(
+    "function",
+    [
+        forks_with_connections,
+        forks_and_uses_nothing,
+        forks_and_closes_the_pool,
+        forks_with_a_connection_of_a_closed_pool,
+    ],
+)
 def test_a_child_has_its_own_connections_and_does_not_touch_its_parents(
-    server: Server, kind: str
+    server: Server, function: Callable[[str], None], kind: str
 ) -> None:
-    check(server, forks_with_connections, kind)
+    check(server, function, kind)
 
 
 @pytest.mark.xfail(
@@ -329,23 +338,6 @@ def test_a_child_does_not_run_in_the_atomic_block_of_its_parent(
     server: Server, kind: str, release: str
 ) -> None:
     check(server, forks_in_an_atomic_block, kind, DB_POOL_RELEASE=release)
-
-
-@pytest.mark.parametrize("kind", FORKS)
-def test_a_child_that_uses_no_database_ends_no_session(server: Server, kind: str) -> None:
-    check(server, forks_and_uses_nothing, kind)
-
-
-@pytest.mark.parametrize("kind", FORKS)
-def test_a_child_that_closes_the_pool_closes_none_of_the_parents(server: Server, kind: str) -> None:
-    check(server, forks_and_closes_the_pool, kind)
-
-
-@pytest.mark.parametrize("kind", FORKS)
-def test_a_connection_of_a_closed_pool_is_not_shared_with_a_child(
-    server: Server, kind: str
-) -> None:
-    check(server, forks_with_a_connection_of_a_closed_pool, kind)
 
 
 def test_a_fork_in_an_event_loop_works_like_any_other(server: Server) -> None:

@@ -11,10 +11,8 @@ from django.db import connection as default_connection
 from django.db import connections, transaction
 
 from abs_orm_app.backends import release
-from tests.support.databases import ALIAS, Database, ask, held, pin
-
-ONE = {"pool": {"min_size": 1, "max_size": 1, "timeout": 20}}
-
+from tests.support.databases import ALIAS, ONE, Database, ask, end_request, held, kept, pin
+from tests.support.servers import Server
 
 pytestmark = pytest.mark.server(sql=["CREATE TABLE rows (n int)"])
 
@@ -22,14 +20,6 @@ pytestmark = pytest.mark.server(sql=["CREATE TABLE rows (n int)"])
 def enter(manager: Any) -> None:
     with manager:
         pass
-
-
-def kept(mode: str) -> int:
-    return {"request": 1, "transaction": 0}[mode]
-
-
-def end_request(wrapper: Any) -> None:
-    wrapper.close_if_unusable_or_obsolete()
 
 
 def read_status(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
@@ -52,7 +42,7 @@ def test_reading_a_status_in_a_wrapper_of_execute_keeps_and_cleans_nothing(
             with transaction.atomic(ALIAS):
                 ask(wrapper)
             assert held(wrapper) == kept(release)
-            end_request(wrapper)
+            end_request()
     assert wrapper.pool.statistics.cleaned == 0
 
 
@@ -98,7 +88,7 @@ def test_a_handle_that_is_used_keeps_the_session_until_the_request_ends_and_it_i
     assert held(wrapper) == 1
     assert ask(wrapper, "SHOW app.tenant") == "7"
     assert pin(wrapper) == "the connection's own handle"
-    end_request(wrapper)
+    end_request()
     assert held(wrapper) == 0
     assert ask(wrapper, "SELECT current_setting('app.tenant', true)") in (None, "")
 
@@ -200,7 +190,7 @@ def test_what_is_done_with_the_handle_of_an_info_is_cleaned(database: Database) 
     ask(wrapper)
     wrapper.connection.info.pgconn.exec_(b"SET app.tenant = '7'")
     assert ask(wrapper, "SHOW app.tenant") == "7"
-    end_request(wrapper)
+    end_request()
     assert ask(wrapper, "SELECT current_setting('app.tenant', true)") in (None, "")
 
 
@@ -215,18 +205,12 @@ def test_a_database_is_usable_between_two_queries(database: Database, release: s
     assert not wrapper.is_usable()
 
 
-def test_a_database_that_is_gone_is_not_usable(
-    server: Any, django_db_blocker: Any, release: str
-) -> None:
-    database = Database(server, release)
-    with django_db_blocker.unblock():
-        try:
-            wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 1}})
-            ask(wrapper)
-            server.stop()
-            assert not wrapper.is_usable()
-        finally:
-            database.remove()
+def test_a_database_that_is_gone_is_not_usable(database: Database, server: Server) -> None:
+    database.server = server
+    wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 1}})
+    ask(wrapper)
+    server.stop()
+    assert not wrapper.is_usable()
 
 
 def test_code_that_looks_whether_it_is_connected_sees_what_it_sees_in_stock(

@@ -7,23 +7,12 @@ from typing import Any
 
 import psycopg
 import pytest
-from django.db import connections
 
-from tests.support.databases import ALIAS, Database, ask, held
+from tests.support.databases import ALIAS, ONE, TWO, Database, ask, end_request, held
 from tests.support.inherited import KINDS, SETUP, Kind, Outcome, outcome
 from tests.support.servers import wait_until
 
 pytestmark = pytest.mark.server(roles=["tenant"], sql=SETUP)
-
-ONE = {"pool": {"min_size": 1, "max_size": 1, "timeout": 20}}
-
-
-TWO = {"pool": {"min_size": 2, "max_size": 2, "timeout": 20}}
-
-
-def end_request() -> None:
-    for wrapper in connections.all(initialized_only=True):
-        wrapper.close_if_unusable_or_obsolete()
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.hidden], ids=lambda k: k.name)

@@ -238,9 +238,7 @@ def test_a_wrong_statement_costs_no_connection(
     assert wrapper.pool.get_stats()["connections_num"] == opened
 
 
-def test_an_error_that_a_new_session_meets_as_well_costs_a_wave_at_most(
-    database: Database,
-) -> None:
+def test_an_error_that_a_new_session_meets_as_well_costs_a_wave_at_most(database: Database) -> None:
     """The server reports the same for a function whose record has now this type, now that."""
     with database.server.admin() as admin:
         admin.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from io import BytesIO
 from time import monotonic, sleep
 from typing import Any
@@ -27,8 +26,8 @@ from django.test import Client, RequestFactory, override_settings
 from django.urls import path, resolve
 
 from abs_orm_app.backends import requests
-from tests.support.databases import ALIAS, Database, ask, entry, held
-from tests.support.pools import Call
+from tests.support.databases import ALIAS, ONE, Database, ask, entry, held
+from tests.support.pools import Call, staying
 from tests.support.servers import Server, wait_until
 
 JOBS, THREADS = 240, 12
@@ -61,43 +60,16 @@ def test_busy_threads_do_not_starve_others(database: Database, release: str) -> 
     assert max(waited) < 4.0
 
 
-def test_an_idle_thread_gives_its_connection_to_who_waits(database: Database) -> None:
-    wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 20}})
-    done, stay = threading.Event(), threading.Event()
-
-    def live_on() -> None:
-        ask(connections[ALIAS])
-        done.set()
-        stay.wait(60)
-
-    thread = Call(live_on)
-    assert done.wait(20)
-    began = monotonic()
-    assert ask(wrapper)
-    assert monotonic() - began < 5.0
-    stay.set()
-    thread.result(within=20)
-
-
 def test_the_error_outside_of_a_request_says_nothing_of_one(database: Database) -> None:
     wrapper = database(OPTIONS={"pool": {"min_size": 2, "max_size": 2, "timeout": 1}})
-    done, stay = threading.Barrier(3), threading.Event()
-
-    def work() -> None:
-        with transaction.atomic(ALIAS):
-            ask(connections[ALIAS])
-            done.wait(20)
-            stay.wait(60)
-
-    threads = [Call(work), Call(work)]
-    done.wait(20)
-    with pytest.raises(OperationalError, match="all 2 connections are in use") as caught:
+    block = partial(transaction.atomic, ALIAS)
+    with (
+        staying(lambda: ask(connections[ALIAS]), 2, block),
+        pytest.raises(OperationalError, match="all 2 connections are in use") as caught,
+    ):
         ask(wrapper)
-    stay.set()
     assert "pinned by a transaction" in str(caught.value)
     assert "request ends" not in str(caught.value)
-    for thread in threads:
-        thread.result(within=20)
 
 
 LEFT = {
@@ -113,7 +85,7 @@ def test_what_a_thread_leaves_behind_comes_back_at_its_end_and_clean(
     database: Database, release: str, statement: str
 ) -> None:
     """As where a web server cancels a request, and `request_finished` with it."""
-    wrapper = database(OPTIONS={"pool": {"min_size": 1, "max_size": 1, "timeout": 20}})
+    wrapper = database(OPTIONS=ONE)
     left: list[Any] = []
 
     def work() -> None:
@@ -169,31 +141,20 @@ class Listening:
 
 
 def test_what_a_receiver_queries_when_the_request_ends_starves_nobody(mounted: Any) -> None:
-    served, stay = threading.Barrier(5), threading.Event()
-
-    def work() -> None:
-        request(closes=True)
-        served.wait(20)
-        stay.wait(60)
-
-    with Listening(request_finished, lambda **_: ask(connections[ALIAS])):
-        threads = [Call(work) for _ in range(4)]
-        served.wait(20)
-    check_is_served(mounted, threads, stay)
+    with (
+        Listening(request_finished, lambda **_: ask(connections[ALIAS])),
+        staying(lambda: request(closes=True), 4),
+    ):
+        check_is_served(mounted)
 
 
 def test_a_request_of_the_test_client_outside_of_a_request_keeps_nothing(mounted: Any) -> None:
-    served, stay = threading.Barrier(5), threading.Event()
-
     def work() -> None:
         Client().get("/stream/")  # nobody reads it, so it does not end
         ask(connections[ALIAS])
-        served.wait(20)
-        stay.wait(60)
 
-    threads = [Call(work) for _ in range(4)]
-    served.wait(20)
-    check_is_served(mounted, threads, stay)
+    with staying(work, 4):
+        check_is_served(mounted)
 
 
 @pytest.mark.usefixtures("_ends_again")
@@ -316,14 +277,11 @@ def request(*, closes: bool, start: Callable[..., None] = lambda *_: None, path:
         response.close()
 
 
-def check_is_served(mounted: Any, threads: list[Call], stay: threading.Event) -> None:
-    """A query gets a connection although these threads go on."""
+def check_is_served(mounted: Any) -> None:
+    """A query gets a connection although the threads that have queried go on."""
     began = monotonic()
     assert ask(mounted)
     assert monotonic() - began < 5.0
-    stay.set()
-    for thread in threads:
-        thread.result(within=20)
 
 
 @pytest.fixture
@@ -348,9 +306,8 @@ def test_requests_that_never_end_are_said_once_and_starve_nobody(
         except OperationalError as error:
             failed.append(error)
 
-    with caplog.at_level(logging.WARNING, "abs_orm_app.pool"):
-        executor = ThreadPoolExecutor(THREADS)
-        list(executor.map(one, range(100)))
+    executor = ThreadPoolExecutor(THREADS)
+    list(executor.map(one, range(100)))
     assert failed == []
     assert caplog.text.count("does not call close() on Django's responses") == 1
     assert held(mounted) <= 4
@@ -368,20 +325,11 @@ def test_the_first_requests_of_threads_starve_nobody_if_they_never_end(
     """As a server does with a thread for each: none of them begins another request."""
     if beside:
         Call(lambda: request(closes=True)).result(within=30)
-    stay = threading.Event()
-
-    def work() -> None:
-        request(closes=False, path=path)
-        stay.wait(60)
-
     began = monotonic()
-    threads = [Call(work) for _ in range(8)]
-    wait_until(lambda: held(mounted) == 0, "the connections")
-    assert ask(mounted)
-    assert monotonic() - began < 5.0
-    stay.set()
-    for thread in threads:
-        thread.result(within=20)
+    with staying(lambda: request(closes=False, path=path), 8):
+        wait_until(lambda: held(mounted) == 0, "the connections")
+        check_is_served(mounted)
+        assert monotonic() - began < 5.0
 
 
 @pytest.mark.usefixtures("_ends_again")
@@ -407,23 +355,13 @@ def test_a_stream_that_is_being_read_is_no_request_that_is_over(mounted: Any, re
 
 @pytest.mark.usefixtures("_ends_again")
 def test_threads_whose_requests_never_end_hold_nothing_at_rest(mounted: Any) -> None:
-    begun, stay = threading.Event(), threading.Event()
-
-    def one() -> None:
-        request(closes=False)
-        begun.set()
-        stay.wait(60)
-
     def two() -> int:
         request(closes=False)
         request(closes=False)
         return held(mounted)
 
-    other = Call(one)
-    assert begun.wait(20)
-    assert Call(two).result(within=30) == 0
-    stay.set()
-    other.result(within=20)
+    with staying(lambda: request(closes=False)):
+        assert Call(two).result(within=30) == 0
 
 
 @pytest.mark.usefixtures("_ends_again")
@@ -492,20 +430,6 @@ def test_requests_that_never_end_are_said_once_for_all_threads(
     assert caplog.text.count("does not call close()") == 1
     request(closes=True)
     assert held(mounted) == 0
-
-
-@pytest.mark.usefixtures("_ends_again")
-def test_requests_that_end_are_not_taken_for_others(
-    mounted: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    def work() -> None:
-        for _ in range(3):
-            request(closes=True)
-
-    Call(work).result(within=30)
-    assert "close()" not in caplog.text
-    assert held(mounted) == 0
-    assert not requests.unending
 
 
 WITHOUT_POLL = """

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
@@ -17,7 +15,7 @@ from abs_orm_app.backends import pinned, release
 from abs_orm_app.facts.snapshot import snapshot
 from abs_orm_app.pool.holders import Holder
 from tests.support.databases import ALIAS, Database, ask
-from tests.support.pools import Call
+from tests.support.pools import Call, staying
 from tests.support.servers import wait_until
 
 ONE = {"pool": {"min_size": 1, "max_size": 1, "timeout": 0.5}}
@@ -178,24 +176,14 @@ def _statuses(wrapper: Any) -> list[TransactionStatus]:
     return [entry.pgconn.transaction_status for entry in tuple(wrapper.pool.in_use)]
 
 
-@contextmanager
-def another_request(work: Callable[[Any], Any]) -> Iterator[None]:
+def another_request(work: Callable[[Any], Any]) -> AbstractContextManager[None]:
     """Do something in a request of another thread, which then waits."""
-    done, stay = threading.Event(), threading.Event()
 
-    def run() -> None:
+    def begin() -> None:
         signals.request_started.send(sender=None)
         work(connections[ALIAS])
-        done.set()
-        stay.wait(60)
-        connections[ALIAS].close()
-        signals.request_finished.send(sender=None)
 
-    call = Call(run)
-    assert done.wait(20)
-    yield
-    stay.set()
-    call.result(within=20)
+    return staying(begin)
 
 
 def with_one(database: Database, **more: Any) -> Any:
@@ -242,7 +230,6 @@ def test_the_warning_of_a_leak_names_the_pin(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     wrapper = database(ABS_ORM_APP={"leak_seconds": 0.3})
-    with caplog.at_level(logging.WARNING, "abs_orm_app.pool"):
-        _set_in_a_function_of_its_own(wrapper)
-        wait_until(lambda: "has held a connection for" in caplog.text, "the warning")
+    _set_in_a_function_of_its_own(wrapper)
+    wait_until(lambda: "has held a connection for" in caplog.text, "the warning")
     assert "pinned by SET app.tenant at /" in caplog.text

@@ -172,11 +172,7 @@ def test_under_gevent_a_waiting_checkout_does_not_block_other_requests(
     options["DB_POOL_RELEASE"] = release
     with web_server(GUNICORN, server, *GEVENT, **options) as web:
         time.sleep(0.6)  # after that long, the pool pings
-        with (
-            server.suspended(),
-            a_request_waits(web) as pinging,
-            a_request_waits(web) as queueing,
-        ):
+        with server.suspended(), a_request_waits(web) as pinging, a_request_waits(web) as queueing:
             time.sleep(0.2)
             check_that_others_are_served(web)
             assert not pinging + queueing

@@ -49,9 +49,6 @@ def test_a_budget_is_processes_times_size_and_overflow() -> None:
     [budget] = budgets([(demand(), server_facts())], 2)
     assert (budget.at_rest, budget.at_peak, budget.per_process) == (40, 60, 48)
     assert budget.arithmetic == "2 processes x (20 + 10) for 'default' = 60 connections"
-
-
-def test_one_process_is_written_in_the_singular() -> None:
     [budget] = budgets([(demand(), server_facts())], 1)
     assert budget.arithmetic == "1 process x (20 + 10) for 'default' = 30 connections"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from abs_orm_app.capacity.budget import Budget, Demand, Limit
 from abs_orm_app.checks.budget_rules import budget_findings
 from abs_orm_app.checks.finding import Finding
@@ -47,13 +49,13 @@ def test_the_pools_of_several_aliases_are_told_to_fit_together() -> None:
     assert finding.alias is None
 
 
-def test_several_aliases_that_cannot_have_one_connection_each_get_fewer_processes() -> None:
-    [finding] = found_in(budget(97, aliases=("default", "reports")))
-    assert finding.hint == "Run fewer processes, raise the server's limit, or use PgBouncer."
-
-
-def test_more_processes_than_connections_get_fewer_processes() -> None:
-    [finding] = found_in(budget(100))
+@pytest.mark.parametrize(
+    ("processes", "aliases"), [(97, ("default", "reports")), (100, ("default",))]
+)
+def test_pools_that_cannot_have_one_connection_each_get_fewer_processes(
+    processes: int, aliases: tuple[str, ...]
+) -> None:
+    [finding] = found_in(budget(processes, aliases=aliases))
     assert finding.hint == "Run fewer processes, raise the server's limit, or use PgBouncer."
 
 

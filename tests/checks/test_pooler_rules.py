@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from io import StringIO
 from typing import Any
 
 import pytest
 from django.core.checks import run_checks
-from django.core.management import call_command
 
 from abs_orm_app.checks.pooler_rules import pooler_findings
 from abs_orm_app.facts.databases import Configured, configured
 from abs_orm_app.facts.pooler import PoolerFacts
 from tests.support.pgbouncers import PgBouncer, needs_pgbouncer
-from tests.support.projects import OURS, STOCK, database, entry
+from tests.support.projects import OURS, STOCK, Ran, database, entry
 from tests.support.servers import Server
 
 pytestmark = [pytest.mark.usefixtures("unblocked"), pytest.mark.server(roles=["app LOGIN"])]
@@ -89,40 +86,21 @@ def test_persistent_connections_are_wrong_only_with_session_pooling() -> None:
 # Where they are shown
 
 
-class Ran:
-    """What check_pool printed for an alias, its exit code, and what the database checks said."""
-
-    def __init__(self, given: dict[str, Any], *arguments: str) -> None:
-        out = StringIO()
-        with database(given) as name:
-            try:
-                call_command(
-                    "check_pool", "--database", name, *arguments, stdout=out, no_color=True
-                )
-                self.code = 0
-            except SystemExit as end:
-                self.code = int(end.code or 0)
-            checked = run_checks(databases=[name])
-        self.out = out.getvalue()
-        self.checked = [message.id for message in checked]
-
-
 @needs_pgbouncer
 def test_check_pool_shows_the_pooler_and_its_findings(shared: Server) -> None:
     pool = {"pool": {"min_size": 2, "max_size": 4}}
-    with PgBouncer(shared) as pooler:
-        given = entry(pooler.conninfo, OPTIONS=pool)
-        shown, as_json = Ran(given), Ran(given, "--format", "json")
-    assert "transaction pooling" in shown.out
-    document = json.loads(as_json.out)
+    with PgBouncer(shared) as pooler, database(entry(pooler.conninfo, OPTIONS=pool)) as name:
+        shown, document = Ran(database=[name]).out, Ran(database=[name], format="json").json
+        checked = [message.id for message in run_checks(databases=[name])]
+    assert "transaction pooling" in shown
     assert document["databases"][0]["server"]["pooler"]["pool_mode"] == "transaction"
     ids = [finding["id"].removeprefix("abs_orm_app.") for finding in document["findings"]]
     assert {"W031", "W035", NOTE} <= set(ids)
     # `migrate` and `check --database` show errors and warnings, but no information.
-    assert shown.checked == ["abs_orm_app.W031", "abs_orm_app.W035"]
+    assert checked == ["abs_orm_app.W031", "abs_orm_app.W035"]
 
 
 def test_pgbouncer_mode_without_a_pooler_is_found(shared: Server) -> None:
-    ran = Ran(entry(shared.conninfo, ABS_ORM_APP={"mode": "pgbouncer"}))
-    assert "WARNING W036" in ran.out
-    assert ran.checked == ["abs_orm_app.W036"]
+    with database(entry(shared.conninfo, ABS_ORM_APP={"mode": "pgbouncer"})) as name:
+        assert "WARNING W036" in Ran(database=[name]).out
+        assert [each.id for each in run_checks(databases=[name])] == ["abs_orm_app.W036"]

@@ -77,8 +77,7 @@ def test_an_idle_session_timeout_below_the_recycle_time_is_found(shared: Server)
 
 
 @pytest.mark.parametrize(
-    ("health_checks", "said"),
-    [(True, "pre-ping replaces"), (False, "get stale connections")],
+    ("health_checks", "said"), [(True, "pre-ping replaces"), (False, "get stale connections")]
 )
 def test_the_message_about_idle_sessions_depends_on_the_pre_ping(
     shared: Server, health_checks: bool, said: str
@@ -158,9 +157,7 @@ def test_a_long_keepalive_idle_time_is_information(shared: Server) -> None:
     )
 
 
-def test_a_server_that_never_looks_for_its_clients_is_described_in_english(
-    shared: Server,
-) -> None:
+def test_a_server_that_never_looks_for_its_clients_is_described_in_english(shared: Server) -> None:
     with (
         database(entry(f"{remote(shared)} user=app", OPTIONS={"pool": POOL})) as alias,
         psycopg.connect(f"{remote(shared)} user=app") as connection,

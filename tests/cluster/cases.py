@@ -53,10 +53,7 @@ def _start(cluster: Cluster, node: Node) -> None:
 
 CASES = {
     "switchover": Case(
-        title="switchover",
-        fault=lambda cluster, _: cluster.switch_over(),
-        haproxy=True,
-        query="",
+        title="switchover", fault=lambda cluster, _: cluster.switch_over(), haproxy=True, query=""
     ),
     "switchover-read-write": Case(
         title="switchover",
@@ -64,11 +61,7 @@ CASES = {
         haproxy=True,
         fails=False,
     ),
-    "kill": Case(
-        title="`kill -9` of Patroni and PostgreSQL",
-        fault=_kill,
-        mend=_start,
-    ),
+    "kill": Case(title="`kill -9` of Patroni and PostgreSQL", fault=_kill, mend=_start),
     "freeze": Case(
         title="`SIGSTOP` of PostgreSQL",
         fault=lambda _, node: node.freeze(),

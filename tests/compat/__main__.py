@@ -29,7 +29,7 @@ from tests.compat.case import POOL, Case
 from tests.compat.project import case
 
 from tests.support.debian import DebianServer
-from tests.support.readme import OURS, ROOT
+from tests.support.readme import ROOT, ended
 from tests.support.servers import Server
 
 CASES = ROOT / "tests" / "compat" / "cases"
@@ -111,22 +111,13 @@ def server_for(tried: Case) -> Iterator[Server]:
 
 def attempt(python: Path, name: str, **environ: str) -> str:
     """Run the case on a server of its own; return what went wrong, "" for nothing."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(OURS)}
     tried = case(name)
     with server_for(tried) as server:
         path = f"{server.programs_dir}:{os.environ['PATH']}"
         settings = {"DATABASE_URL": server.url, "PATH": path, **POOL, **tried.variables, **environ}
         try:
-            done = subprocess.run(
-                [python, "-m", "tests.compat.project", name],
-                cwd=ROOT,
-                env={**inherited, **settings},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                timeout=CHECK,
-                check=False,
-            )
+            command = [str(python), "-m", "tests.compat.project", name]
+            done = ended(command, ROOT, CHECK, **settings)
         except subprocess.TimeoutExpired as error:
             if "--verbose" in sys.argv:
                 sys.stdout.write((error.stdout or b"").decode())

@@ -86,9 +86,7 @@ def test_a_url_means_what_it_means_to_libpq(url: str) -> None:
 @example("@Z:Q")
 @example("[Z")
 @example("%5Z%")
-def test_an_unencoded_password_is_read_completely_or_refused_and_not_shown(
-    password: str,
-) -> None:
+def test_an_unencoded_password_is_read_completely_or_refused_and_not_shown(password: str) -> None:
     try:
         address = parse_url(f"postgresql://user:{password}@host/name")
     except ValueError as error:
@@ -209,20 +207,11 @@ def test_an_embedded_server_is_named_by_its_directory() -> None:
         ("postgres://h/n?port=x", "gives port a value that is not a whole number from 1 to"),
         ("postgres://h/n?connect_timeout=1s", "gives connect_timeout a value that is not a whole"),
         ("postgres://u:p#w@h/n", "is ambiguous: percent-encode : / ? # @ in its user name and"),
-        (
-            "postgres://h/n?sslmod=require",
-            "not know: number 1 (did you mean 'sslmode'?).",
-        ),
-        (
-            "postgres://h/n?pool_size=3&x=1",
-            "not know: number 1 (pool_size), number 2.",
-        ),
+        ("postgres://h/n?sslmod=require", "not know: number 1 (did you mean 'sslmode'?)."),
+        ("postgres://h/n?pool_size=3&x=1", "not know: number 1 (pool_size), number 2."),
         ("postgres://h/n?sslmode=requires", "(did you mean 'require'?)"),
         ("postgres://h/n?ssl=ture", "gives sslmode a value that is not one of disable,"),
-        (
-            "postgres://h/n?sslmode=allow;user=x",
-            "separates parameters by a semicolon: put &",
-        ),
+        ("postgres://h/n?sslmode=allow;user=x", "separates parameters by a semicolon: put &"),
         ("postgres://h/n;password=x", "has parameters after its name: put ? before the first"),
         ("postgres://h/n&password=x", "has parameters after its name: put ? before the first"),
         ("postgres://h/n password=x", "has parameters after its name: put ? before the first"),

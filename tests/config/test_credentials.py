@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from time import monotonic, sleep
@@ -13,7 +12,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import OperationalError, connections
 
 from tests.support.databases import ALIAS, Database, ask
-from tests.support.pools import Call
+from tests.support.pools import Call, repeating
 from tests.support.servers import PASSWORD_OVER_TCP, Server, wait_until
 
 pytestmark = pytest.mark.server(hba=PASSWORD_OVER_TCP, roles=["app LOGIN"])
@@ -64,23 +63,9 @@ def wait_for_new_connections() -> None:
     wait_until(lambda: pool.get_stats().get("connections_num", 0) >= before + 4, "new connections")
 
 
-class Load:
-    """Threads that query all the time; the end of the block raises the first error of one."""
-
-    def __enter__(self) -> None:
-        self.stop = threading.Event()
-        self.calls = [Call(self.work) for _ in range(6)]
-
-    def __exit__(self, *_: object) -> None:
-        self.stop.set()
-        for call in self.calls:
-            call.result(within=30)
-
-    def work(self) -> None:
-        while not self.stop.is_set():
-            ask(connections[ALIAS])
-            connections[ALIAS].close()
-            sleep(0.005)
+def query() -> None:
+    ask(connections[ALIAS])
+    connections[ALIAS].close()
 
 
 @pytest.mark.parametrize("server_first", [True, False])
@@ -98,7 +83,7 @@ def test_a_password_file_that_is_rotated_under_load_costs_no_error(
     def in_file() -> None:
         path.write_text("second\n")
 
-    with Load():
+    with repeating(query, 6):
         wait_for_new_connections()
         first, second = (on_server, in_file) if server_first else (in_file, on_server)
         first()
@@ -112,7 +97,7 @@ def test_a_provider_is_asked_for_each_connection_with_its_parameters(
 ) -> None:
     asked.clear()
     database(**app(password_provider=f"{__name__}.provide"))
-    with Load():
+    with repeating(query, 6):
         wait_for_new_connections()
         change_on_server(shared, "second")
         token["password"] = "second"
@@ -172,9 +157,7 @@ def test_a_new_password_in_the_file_does_not_wait_for_the_next_attempt_with_the_
     assert monotonic() - began < 2.5
 
 
-def test_a_provider_is_not_asked_more_often_than_the_server(
-    database: Database,
-) -> None:
+def test_a_provider_is_not_asked_more_often_than_the_server(database: Database) -> None:
     asked.clear()
     token["password"] = "wrong"
     database(**app(password_provider=f"{__name__}.provide"))
@@ -201,14 +184,8 @@ def test_without_a_pool_the_password_is_read_for_each_connection(
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (
-            {"password_file": "/nowhere/password"},
-            "DB_PASSWORD_FILE cannot be read",
-        ),
-        (
-            {"password_provider": f"{__name__}.fail"},
-            "DB_PASSWORD_PROVIDER failed: ConnectionError",
-        ),
+        ({"password_file": "/nowhere/password"}, "DB_PASSWORD_FILE cannot be read"),
+        ({"password_provider": f"{__name__}.fail"}, "DB_PASSWORD_PROVIDER failed: ConnectionError"),
     ],
 )
 @pytest.mark.parametrize("pooled", [True, False])
@@ -254,18 +231,3 @@ def test_a_password_source_that_fails_for_a_moment_is_asked_again(
     assert call.is_alive()
     path.write_text("first")
     assert call.result(within=20)
-
-
-def test_a_checkout_of_an_open_connection_asks_for_no_password(database: Database) -> None:
-    wrapper = database(
-        **{
-            **app(password_provider=f"{__name__}.provide"),
-            "OPTIONS": {"pool": {"min_size": 1, "max_size": 1}},
-        }
-    )
-    ask(wrapper)
-    asked.clear()
-    for _ in range(3):
-        wrapper.close()
-        ask(wrapper)
-    assert asked == []

@@ -74,26 +74,21 @@ def test_the_budget_of_a_fleet_is_shown_beside_what_others_have(shared: Server) 
     assert code == 0
 
 
-def test_pools_that_do_not_fit_exit_with_1(shared: Server) -> None:
+@pytest.mark.parametrize(
+    ("processes", "code", "said"),
+    [
+        ("2", 0, ["It fits."]),
+        ("8", 1, ["It does not fit, not even without overflow.", "DB_POOL_SIZE=12 ", "E021"]),
+        ("98", 1, ["There is less than one connection for each pool."]),
+    ],
+)
+def test_pools_that_do_not_fit_exit_with_1(
+    shared: Server, processes: str, code: int, said: list[str]
+) -> None:
     with database(app(shared)) as alias:
-        out, code = run(alias, "--processes", "8")
-    assert "It does not fit, not even without overflow." in one_line(out)
-    assert "DB_POOL_SIZE=12 DB_MAX_OVERFLOW=0" in out
-    assert "E021" in out
-    assert code == 1
-
-
-def test_more_processes_than_connections_have_no_setting_that_fits(shared: Server) -> None:
-    with database(app(shared)) as alias:
-        out, _ = run(alias, "--processes", "98")
-    assert "There is less than one connection for each pool." in one_line(out)
-
-
-def test_pools_that_fit_are_said_to_fit(shared: Server) -> None:
-    with database(app(shared)) as alias:
-        out, code = run(alias, "--processes", "2")
-    assert "It fits." in out
-    assert code == 0
+        out, ended = run(alias, "--processes", processes)
+    assert [words for words in said if words not in one_line(out)] == []
+    assert ended == code
 
 
 def test_the_processes_of_the_environment_show_the_budget_too(

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from django.core.management import CommandError
 
 from abs_orm_app.checks.guide import entries, find_entry
 from abs_orm_app.pool import messages
@@ -99,16 +98,6 @@ def test_an_entry_is_shown_without_what_only_a_browser_needs() -> None:
 def test_without_a_topic_all_of_them_are_listed() -> None:
     out = Ran("--explain").out
     assert [topic for topic in entries() if topic not in out] == []
-
-
-def test_an_unknown_topic_is_one_sentence_and_exits_with_2() -> None:
-    with pytest.raises(CommandError) as raised:
-        Ran(explain="pool-exausted")
-    assert raised.value.returncode == 2
-    assert str(raised.value) == (
-        "The guide has no topic 'pool-exausted' (did you mean 'pool-exhausted'?);"
-        " `manage.py check_pool --explain` lists them."
-    )
 
 
 def strings() -> Iterator[tuple[str, str]]:

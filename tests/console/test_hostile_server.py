@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from django.db import connections
@@ -13,7 +12,7 @@ from django.db import connections
 from abs_orm_app.facts.failure import failure_of
 from tests.console.test_no_secret_in_output import printed
 from tests.support.hostile import HOSTILE, Hostile, hostile_server
-from tests.support.projects import OURS, database
+from tests.support.projects import database, entry
 
 pytestmark = pytest.mark.usefixtures("unblocked")
 
@@ -36,20 +35,9 @@ def commands(text: str) -> list[str]:
 @pytest.fixture(params=[False, True], ids=["at login", "at each statement"])
 def hostile(request: pytest.FixtureRequest) -> Iterator[Hostile]:
     with hostile_server(accepts=request.param) as server:
-        options = {
-            "connect_timeout": 5,
-            "pool": {"min_size": 1, "max_size": 1, "timeout": 1.0},
-        }
-        given: dict[str, Any] = {
-            "ENGINE": OURS,
-            "NAME": "postgres",
-            "USER": "app",
-            "HOST": "127.0.0.1",
-            "PORT": str(server.port),
-            "OPTIONS": options,
-            "CONN_HEALTH_CHECKS": True,
-        }
-        with database(given, ALIAS):
+        address = f"host=127.0.0.1 port={server.port} user=app dbname=postgres"
+        pool = {"min_size": 1, "max_size": 1, "timeout": 1.0}
+        with database(entry(address, OPTIONS={"connect_timeout": 5, "pool": pool}), ALIAS):
             yield server
 
 

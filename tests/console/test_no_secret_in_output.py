@@ -28,8 +28,7 @@ pytestmark = [
 
 SPECIAL = (*":/?#@%[]&=;,+ '\"\\$\t\x1b*", MARK)
 PASSWORDS = st.lists(
-    st.one_of(st.sampled_from(SPECIAL), st.characters(codec="utf-8")),
-    max_size=6,
+    st.one_of(st.sampled_from(SPECIAL), st.characters(codec="utf-8")), max_size=6
 ).map(lambda parts: "".join([MARK, *parts, MARK]).replace("\0", "").replace("\n", ""))
 PLACES = ("url", "variable", "entry", "option", "sslpassword", "host", "options")
 COMMANDS = (

@@ -16,10 +16,7 @@ RESERVED = 3 if major() >= 16 else 0
 if RESERVED:
     LIMITS["reserved_connections"] = str(RESERVED)
     ROLES.append("vip LOGIN IN ROLE pg_use_reserved_connections")
-SQL = [
-    "ALTER ROLE app SET statement_timeout = '1500ms'",
-    "CREATE DATABASE shop CONNECTION LIMIT 5",
-]
+SQL = ["ALTER ROLE app SET statement_timeout = '1500ms'", "CREATE DATABASE shop CONNECTION LIMIT 5"]
 
 pytestmark = pytest.mark.server(LIMITS, roles=ROLES, sql=SQL)
 

@@ -26,32 +26,22 @@ def group(found: Fleet, application: str) -> Application:
     return one
 
 
-def test_sessions_are_grouped_by_application_and_host(shared: Server) -> None:
-    names = ("shop@web1:7", "shop@web1:7", "shop@web1:8", "shop@web2:7", "psql")
+def test_sessions_are_grouped_by_application_and_host_and_by_process(shared: Server) -> None:
+    names = ("shop@web1:7", "shop@web1:7", "shop@web1:12", "shop@web2:7", "psql")
     held = [connect(shared, name) for name in names]
+    held[0].execute("SELECT 1")
     found = see(shared)
+    for connection in held:
+        connection.close()
     assert [(g.application, g.host, g.processes, g.sessions) for g in found.groups] == [
         ("shop", "web1", 2, 3),
         ("psql", "", None, 1),
         ("shop", "web2", 1, 1),
     ]
     assert sum(group.sessions for group in found.groups) == 5
-    for connection in held:
-        connection.close()
-
-
-def test_each_process_that_names_itself_is_counted(shared: Server) -> None:
-    names = ("shop@web1:7", "shop@web1:7", "shop@web1:12", "shop@web2:7", "psql")
-    held = [connect(shared, name) for name in names]
-    held[0].execute("SELECT 1")
-    found = see(shared).processes
-    assert [(p.application, p.host, p.pid, p.sessions, p.in_transaction) for p in found] == [
-        ("shop", "web1", 7, 2, 1),
-        ("shop", "web1", 12, 1, 0),
-        ("shop", "web2", 7, 1, 0),
-    ]
-    for connection in held:
-        connection.close()
+    assert [
+        (p.application, p.host, p.pid, p.sessions, p.in_transaction) for p in found.processes
+    ] == [("shop", "web1", 7, 2, 1), ("shop", "web1", 12, 1, 0), ("shop", "web2", 7, 1, 0)]
 
 
 def test_sessions_are_counted_by_state_with_the_age_of_the_oldest(shared: Server) -> None:

@@ -19,7 +19,7 @@ from abs_orm_app.pool import housekeeping as housekeeping_module
 from abs_orm_app.pool import threads
 from abs_orm_app.pool.housekeeping import observers
 from abs_orm_app.pool.pool import HardenedPool
-from tests.support.pools import Call, opened, ours
+from tests.support.pools import Call, give_back, opened, ours
 from tests.support.projects import OURS, STOCK, database, entry
 from tests.support.servers import Server, wait_until
 
@@ -58,8 +58,7 @@ def test_a_snapshot_counts_idle_used_and_overflow_connections(server: Server) ->
         assert (now.size, now.limit) == (1, 2)
         assert (now.in_use, now.idle, now.opening, now.waiting) == (2, 0, 0, 0)
         assert (now.connections, now.overflow) == (2, 1)
-        for conn in taken:
-            pool.putconn(conn)
+        give_back(pool, taken)
         now = snapshot(pool)
         assert (now.in_use, now.idle) == (0, 2)
         assert (now.checkouts, now.uses.count) == (2, 2)
@@ -78,8 +77,7 @@ def test_a_snapshot_counts_waiting_clients_and_timeouts(server: Server) -> None:
         assert (now.waiting, now.timeouts, now.errors) == (0, 1, 1)
         assert now.waits.count == now.queued
         assert now.waits.total >= 0.05
-        for conn in taken:
-            pool.putconn(conn)
+        give_back(pool, taken)
 
 
 def test_a_connection_being_opened_is_neither_idle_nor_in_use(server: Server) -> None:
@@ -121,9 +119,7 @@ def test_a_counter_never_begins_anew_whoever_pops_the_statistics(server: Server)
         assert snapshot(pool).checkouts == before.checkouts == 2
 
 
-def test_snapshots_are_taken_of_each_alias_whose_pool_was_used(
-    server: Server,
-) -> None:
+def test_snapshots_are_taken_of_each_alias_whose_pool_was_used(server: Server) -> None:
     with (
         database(entry(server.conninfo, OPTIONS=SMALL), alias="used"),
         database(entry(server.conninfo, OPTIONS=SMALL), alias="unused"),

@@ -146,16 +146,16 @@ def call(_: HttpRequest) -> HttpResponse:
 
 
 def read(_: HttpRequest) -> HttpResponse:
-    try:
-        connections[ALIAS].cursor().execute("SELECT 1")
-    finally:
-        connections[ALIAS].close()
-    return HttpResponse("")
+    return _execute("SELECT 1")
 
 
 def write(_: HttpRequest) -> HttpResponse:
+    return _execute("INSERT INTO lot VALUES (1)")
+
+
+def _execute(sql: str) -> HttpResponse:
     try:
-        connections[ALIAS].cursor().execute("INSERT INTO lot VALUES (1)")
+        connections[ALIAS].cursor().execute(sql)
     finally:
         connections[ALIAS].close()
     return HttpResponse("")

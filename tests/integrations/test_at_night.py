@@ -6,7 +6,6 @@ the metrics tell the same cause, and none of them is green.
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import pytest
@@ -48,15 +47,11 @@ def tables(django_db_blocker: DjangoDbBlocker) -> None:
 def test_each_fault_has_one_cause_wherever_one_looks(
     fault: Fault, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING, "abs_orm_app.pool"):
-        told = look(
-            fault,
-            lambda: "\n".join(
-                record.getMessage()
-                for record in caplog.records
-                if record.name == "abs_orm_app.pool"
-            ),
-        )
+    def log() -> str:
+        records = [record for record in caplog.records if record.name == "abs_orm_app.pool"]
+        return "\n".join(record.getMessage() for record in records)
+
+    told = look(fault, log)
     assert {place: told.cause_in(place) for place in PLACES} == dict.fromkeys(PLACES, fault.cause)
     assert told.green() == []
     assert "again, after" not in told.texts["log"], "it lasts"

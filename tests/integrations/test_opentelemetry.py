@@ -18,7 +18,7 @@ from abs_orm_app.pool.housekeeping import TICK, observers
 from abs_orm_app.pool.pool import new_pool_hooks
 from abs_orm_app.pool.statistics import BOUNDS
 from tests.support.databases import ask, pool_of
-from tests.support.pools import evict_one_for_each_reason, opened, ours
+from tests.support.pools import evict_one_for_each_reason, give_back, opened, ours
 from tests.support.processes import run
 from tests.support.projects import database, entry
 from tests.support.servers import Server, wait_until
@@ -113,8 +113,7 @@ def test_idle_and_used_connections_and_timeouts_are_counted(
         "abs_orm_app.connection.unused": 0,
         **{f"abs_orm_app.connection.evicted {reason}": 0 for reason in EVICTIONS},
     }
-    for conn in taken:
-        pool.putconn(conn)
+    give_back(pool, taken)
 
 
 def test_evictions_are_counted_by_their_reason(
@@ -152,8 +151,7 @@ def test_each_duration_is_in_a_histogram_with_our_bounds(
     taken = [pool.getconn() for _ in range(3)]
     with pytest.raises(PoolTimeout):
         pool.getconn(timeout=0.02)
-    for conn in taken:
-        pool.putconn(conn)
+    give_back(pool, taken)
     seen = points(reader, alias)
     used, waited, created = (seen[f"{name}_time"] for name in ("use", "wait", "create"))
     assert used.count == 6

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from abs_orm_app.environment import database_from_env
 from tests.support.pgbouncer_ini import NAMELESS, URL, entry, ini, written
 from tests.support.pgbouncers import PgBouncer, needs_pgbouncer
 from tests.support.ports import reserved_port
-from tests.support.projects import OURS, ROOT, SQLITE, STOCK, database, manage
+from tests.support.projects import OURS, SQLITE, STOCK, database, manage, python
 from tests.support.servers import PASSWORD_OVER_TCP, Server
 
 pytestmark = pytest.mark.server(
@@ -35,17 +33,9 @@ def test_the_command_does_not_load_the_pool() -> None:
         "import django, sys; django.setup(); import abs_orm_app.management.commands.pgbouncer_ini;"
         "print('psycopg_pool' in sys.modules)"
     )
-    environ = {**os.environ, "DATABASE_URL": URL, "DB_POOL_MODE": "pgbouncer"}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=environ,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert done.stdout == "False\n"
+    environ = {"DATABASE_URL": URL, "DB_POOL_MODE": "pgbouncer"}
+    done = python("-c", code, DJANGO_SETTINGS_MODULE="abs_project.settings", **environ)
+    assert done.stdout == "False\n", done.stderr
 
 
 # Settings
@@ -133,9 +123,7 @@ def test_pgbouncer_connects_with_the_parameters_of_the_alias() -> None:
     assert ini(shop=entry())["server_tls_sslmode"] == "prefer"
 
 
-def test_missing_settings_come_from_libpqs_defaults(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_missing_settings_come_from_libpqs_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGHOST", "pg.example.com")
     monkeypatch.setenv("PGSSLMODE", "require")
     monkeypatch.setenv("PGUSER", "me")

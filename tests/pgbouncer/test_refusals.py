@@ -23,10 +23,7 @@ def refusal(*arguments: str, **entries: dict[str, Any]) -> str:
     ("given", "sentence"),
     [
         (SQLITE, "DATABASES['shop'] is sqlite: PgBouncer supports PostgreSQL only."),
-        (
-            {"ENGINE": OURS, "NAME": "shop", "HOST": "a,b"},
-            "DATABASES['shop'] has several hosts",
-        ),
+        ({"ENGINE": OURS, "NAME": "shop", "HOST": "a,b"}, "DATABASES['shop'] has several hosts"),
         ({"ENGINE": OURS, "NAME": "shop"}, "DATABASES['shop'] has no host"),
         (
             {"ENGINE": OURS, "NAME": "shop", "HOST": "postgresql://app:s3cret@db/shop"},

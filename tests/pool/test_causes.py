@@ -12,7 +12,7 @@ from psycopg_pool import PoolTimeout
 
 from abs_orm_app.pool import causes
 from tests.support.partition import Partition, refusal
-from tests.support.pools import Call, opened, ours, use
+from tests.support.pools import Call, give_back, opened, ours, use
 from tests.support.processes import run
 from tests.support.servers import Server, wait_until
 
@@ -23,9 +23,7 @@ def suspended(server: Server) -> Iterator[Server]:
     server.resume()
 
 
-def test_a_server_that_does_not_answer_is_asked_before_a_timeout_says_so(
-    suspended: Server,
-) -> None:
+def test_a_server_that_does_not_answer_is_asked_before_a_timeout_says_so(suspended: Server) -> None:
     for conninfo in (suspended.tcp_conninfo, suspended.conninfo):
         with opened(ours, conninfo, min_size=2) as pool:
             suspended.suspend()
@@ -173,8 +171,7 @@ def cut_the_network(socket_dir: str, port: str) -> None:
         noticed = "keepalives_idle=1 keepalives_interval=1 keepalives_count=2 tcp_user_timeout=3000"
         conninfo = f"host={network.host} port={network.port} user=postgres dbname=postgres"
         with opened(ours, f"{conninfo} {noticed}", min_size=2) as pool:
-            for conn in [pool.getconn(), pool.getconn()]:
-                pool.putconn(conn)
+            give_back(pool, [pool.getconn(), pool.getconn()])
             asleep = Call(use, pool, "SELECT pg_sleep(60)")
             wait_until(lambda: pool.get_stats()["pool_available"] == 1, "the query")
             sleep(0.2)

@@ -14,7 +14,7 @@ from psycopg_pool import PoolTimeout
 from abs_orm_app.pool import threads, waiting
 from abs_orm_app.pool.core import Core
 from abs_orm_app.pool.housekeeping import THREAD
-from tests.support.pools import LATE, opened, ours
+from tests.support.pools import LATE, give_back, opened, ours
 from tests.support.servers import Server, wait_until
 
 pytestmark = pytest.mark.server({"max_connections": "120"})
@@ -64,8 +64,7 @@ def test_a_crowd_of_waiting_clients_sleeps_until_the_deadline(shared: Server) ->
 
         for thread in clients:
             thread.join(TIMEOUT + LATE)
-        for conn in held:
-            pool.putconn(conn)
+        give_back(pool, held)
     assert woken < CROWD, "each that polls wakes up several times"
     assert len(ended) == CROWD
     assert max(ended) - max(began) <= TIMEOUT + LATE

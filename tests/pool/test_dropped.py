@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from tests.support.pools import LATE, AnyPool, Call, open_sockets, opened, ours, use
+from tests.support.pools import LATE, AnyPool, Call, open_sockets, opened, ours, uncollected, use
 from tests.support.servers import Server, wait_until
 
 SOON = 2.0 + LATE  # seconds
@@ -17,12 +16,8 @@ SOON = 2.0 + LATE  # seconds
 
 @pytest.fixture
 def _uncollected() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    try:
+    with uncollected():
         yield
-    finally:
-        gc.enable()
 
 
 def open_only(_: AnyPool) -> None: ...

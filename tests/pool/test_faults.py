@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from time import monotonic, sleep
 from typing import Any
 
@@ -18,6 +21,7 @@ from abs_orm_app.pool.server_errors import again, is_permanent
 from tests.support.pools import (
     APP,
     LATE,
+    AnyPool,
     Call,
     MakePool,
     compared_with_stock,
@@ -32,6 +36,19 @@ from tests.support.servers import PASSWORD_OVER_TCP, Server, wait_until
 pytestmark = pytest.mark.server(
     hba=PASSWORD_OVER_TCP, roles=["app LOGIN PASSWORD 'right' CONNECTION LIMIT 3"]
 )
+RIGHT = {"user": "app", "password": "right"}
+
+
+@contextmanager
+def asking(
+    kwargs: Callable[[], dict[str, Any]], conninfo: str, **options: Any
+) -> Iterator[AnyPool]:
+    """A pool that calls this function for its parameters each time it connects."""
+    pool = ours("", **{"min_size": 1, "timeout": 10, **options})
+    given = psycopg.conninfo.conninfo_to_dict(conninfo)
+    pool.kwargs = lambda: {**given, "application_name": APP, "autocommit": True, **kwargs()}
+    with opened(lambda _: pool, "", filled=False):
+        yield pool
 
 
 # Permanent faults
@@ -51,31 +68,28 @@ def test_a_permanent_fault_is_raised_at_once_to_every_client(shared: Server, cha
     conninfo = psycopg.conninfo.make_conninfo(
         shared.tcp_conninfo, **psycopg.conninfo.conninfo_to_dict(change)
     )
-    pool = ours(conninfo, min_size=2, max_size=4, timeout=30)
-    pool.open()
-    try:
+    with opened(ours, conninfo, filled=False, min_size=2, max_size=4, timeout=30) as pool:
         for call in [Call(use, pool) for _ in range(6)]:
             with pytest.raises(psycopg.OperationalError, match=PERMANENT[change]) as caught:
                 call.result(within=15)
             assert not isinstance(caught.value, PoolTimeout)
-    finally:
-        pool.close()
 
 
-def test_an_unknown_role_is_a_permanent_fault(shared: Server) -> None:
-    pool = ours(shared.conninfo, min_size=1, timeout=30, kwargs={"user": "nobody"})
-    pool.open()
-    with pytest.raises(psycopg.OperationalError, match='role "nobody" does not exist'):
+@pytest.mark.parametrize(
+    ("kwargs", "error", "match"),
+    [
+        ({"user": "nobody"}, psycopg.OperationalError, 'role "nobody" does not exist'),
+        ({"conect_timeout": 3}, psycopg.ProgrammingError, "conect_timeout"),  # libpq knows no such
+    ],
+)
+def test_a_wrong_parameter_is_a_permanent_fault(
+    shared: Server, kwargs: dict[str, Any], error: type[Exception], match: str
+) -> None:
+    with (
+        opened(ours, shared.conninfo, filled=False, min_size=1, kwargs=kwargs) as pool,
+        pytest.raises(error, match=match),
+    ):
         Call(use, pool).result(within=15)
-    pool.close()
-
-
-def test_a_parameter_that_libpq_does_not_know_is_raised_at_once(shared: Server) -> None:
-    pool = ours(shared.conninfo, min_size=1, timeout=30, kwargs={"conect_timeout": 3})
-    pool.open()
-    with pytest.raises(psycopg.ProgrammingError, match="conect_timeout"):
-        Call(use, pool).result(within=15)
-    pool.close()
 
 
 def test_opening_a_pool_that_cannot_connect_fails_at_once(shared: Server) -> None:
@@ -90,13 +104,7 @@ def test_opening_a_pool_that_cannot_connect_fails_at_once(shared: Server) -> Non
 def test_a_permanent_fault_does_not_end_the_wait_while_a_return_can_serve_it(
     shared: Server,
 ) -> None:
-    with opened(
-        ours,
-        shared.tcp_conninfo,
-        min_size=1,
-        max_size=2,
-        kwargs={"user": "app", "password": "right"},
-    ) as pool:
+    with opened(ours, shared.tcp_conninfo, min_size=1, max_size=2, kwargs=RIGHT) as pool:
         held = pool.getconn()
         with shared.admin() as admin:
             admin.execute("ALTER ROLE app PASSWORD 'other'")
@@ -113,15 +121,12 @@ def test_a_permanent_fault_does_not_end_the_wait_while_a_return_can_serve_it(
 
 def test_corrected_credentials_work_without_a_new_pool(shared: Server) -> None:
     password = {"password": "wrong"}
-    pool = ours(shared.tcp_conninfo, min_size=1)
-    pool.kwargs = lambda: {"user": "app", "application_name": APP, **password}
-    pool.open()
-    with pytest.raises(psycopg.OperationalError):
+    with asking(lambda: {"user": "app", **password}, shared.tcp_conninfo) as pool:
+        with pytest.raises(psycopg.OperationalError):
+            use(pool)
+        password["password"] = "right"
+        sleep(RETRY_INTERVAL)
         use(pool)
-    password["password"] = "right"
-    sleep(RETRY_INTERVAL)
-    use(pool)
-    pool.close()
 
 
 # Temporary faults
@@ -167,12 +172,11 @@ def test_an_outage_is_logged_once_and_so_is_its_end(
 ) -> None:
     with opened(ours, server.tcp_conninfo, min_size=1, timeout=20) as pool:
         server.stop()
-        with caplog.at_level(logging.WARNING, "abs_orm_app.pool"):
-            call = Call(use, pool)
-            sleep(5 * RETRY_INTERVAL)
-            server.start()
-            call.result(within=10)
-            wait_until(lambda: "connected again" in caplog.messages[-1], "the end to be logged")
+        call = Call(use, pool)
+        sleep(5 * RETRY_INTERVAL)
+        server.start()
+        call.result(within=10)
+        wait_until(lambda: "connected again" in caplog.messages[-1], "the end to be logged")
         assert sum("cannot connect" in line for line in caplog.messages) < 5
 
 
@@ -197,17 +201,9 @@ def test_a_fault_that_comes_and_goes_is_logged_now_and_then(
     assert sum("connected again" in line for line in caplog.messages) <= most
 
 
-def test_on_a_full_server_the_clients_share_the_connections_there_are(
-    shared: Server,
-) -> None:
-    with opened(
-        ours,
-        shared.tcp_conninfo,
-        min_size=1,
-        max_size=10,
-        timeout=10,
-        kwargs={"user": "app", "password": "right"},
-    ) as pool:
+def test_on_a_full_server_the_clients_share_the_connections_there_are(shared: Server) -> None:
+    options = {"min_size": 1, "max_size": 10, "timeout": 10, "kwargs": RIGHT}
+    with opened(ours, shared.tcp_conninfo, **options) as pool:
         for call in [Call(use, pool, "SELECT pg_sleep(0.05)") for _ in range(30)]:
             call.result(within=15)
         conns = [pool.getconn() for _ in range(3)]
@@ -221,38 +217,24 @@ def test_a_connection_attempt_that_hangs_does_not_delay_the_next(shared: Server)
     """A firewall drops the first attempt; the network is back for the second."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         ports = iter([silent.getsockname()[1]])
-        pool = ours("", min_size=1, max_size=4, timeout=10)
-        pool.kwargs = lambda: {
-            **psycopg.conninfo.conninfo_to_dict(shared.tcp_conninfo),
-            "port": next(ports, shared.port),
-            "autocommit": True,
-        }
-        pool.open()
-        call = Call(use, pool)
-        call.result(within=LATE)  # the attempt that hangs takes 10 s
-        pool.close(timeout=0.1)
+        port = partial(next, ports, shared.port)
+        with asking(lambda: {"port": port()}, shared.tcp_conninfo, max_size=4) as pool:
+            Call(use, pool).result(within=LATE)  # the attempt that hangs takes 10 s
 
 
 def test_attempts_that_hang_do_not_take_every_slot_for_long(shared: Server) -> None:
     """A firewall drops all attempts for a while, and never answers them."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        ports = [silent.getsockname()[1]]
-        pool = ours("", min_size=1, max_size=4, timeout=30)
-        pool.kwargs = lambda: {
-            **psycopg.conninfo.conninfo_to_dict(shared.tcp_conninfo),
-            "port": ports[0],
-            "connect_timeout": 20,
-            "autocommit": True,
-        }
-        pool.open()
-        calls = [Call(use, pool) for _ in range(6)]
-        sleep(3)
-        ports[0] = shared.port
-        back = monotonic()
-        for call in calls:
-            call.result(within=30)
-            assert call.ended_at - back < 12, "it takes 1 s at most, and without a limit 17 s"
-        pool.close(timeout=0.1)
+        place = {"port": silent.getsockname()[1], "connect_timeout": 20}
+        options = {"max_size": 4, "timeout": 30}
+        with asking(lambda: place, shared.tcp_conninfo, **options) as pool:
+            calls = [Call(use, pool) for _ in range(6)]
+            sleep(3)
+            place["port"] = shared.port
+            back = monotonic()
+            for call in calls:
+                call.result(within=30)
+                assert call.ended_at - back < 12, "it takes 1 s at most, and without a limit 17 s"
 
 
 def test_an_attempt_that_hangs_in_configure_gives_its_slot_back(shared: Server) -> None:
@@ -262,31 +244,25 @@ def test_an_attempt_that_hangs_in_configure_gives_its_slot_back(shared: Server) 
         if hangs:
             hangs.pop().wait(30)
 
-    pool = ours(shared.conninfo, min_size=1, timeout=9, configure=configure)
-    pool.open()
-    call = Call(use, pool)
-    call.result(within=10)
-    assert call.seconds < 3 + LATE, "configure may take a third of the timeout"
-    wait_until(lambda: shared.sessions(APP) == 1, "the session that hung to end")
-    pool.close(timeout=0.1)
+    options = {"min_size": 1, "timeout": 9, "configure": configure}
+    with opened(ours, shared.conninfo, filled=False, **options) as pool:
+        call = Call(use, pool)
+        call.result(within=10)
+        assert call.seconds < 3 + LATE, "configure may take a third of the timeout"
+        wait_until(lambda: shared.sessions(APP) == 1, "the session that hung to end")
 
 
 def test_a_failed_refill_is_tried_again_without_a_waiting_client(shared: Server) -> None:
     faults = [psycopg.OperationalError("connection refused")] * 3
-    pool = ours("", min_size=3, timeout=5)
 
     def kwargs() -> dict[str, Any]:
         if faults and pool.get_stats()["pool_available"]:
             raise faults.pop()
-        return {**psycopg.conninfo.conninfo_to_dict(shared.conninfo), "autocommit": True}
+        return {}
 
-    pool.kwargs = kwargs
-    pool.open()
-    try:
+    with asking(kwargs, shared.conninfo, min_size=3) as pool:
         wait_until(lambda: pool.get_stats()["pool_available"] == 3, "the pool to be full")
         assert not faults
-    finally:
-        pool.close()
 
 
 # Which faults are temporary
@@ -311,19 +287,14 @@ def test_running_out_of_threads_or_files_is_a_temporary_fault(
     shared: Server, error: Exception
 ) -> None:
     left = [error, error]
-    pool = ours("", min_size=1, timeout=10)
 
     def kwargs() -> dict[str, Any]:
         if left:
             raise left.pop()
-        return {**psycopg.conninfo.conninfo_to_dict(shared.conninfo), "autocommit": True}
+        return {}
 
-    pool.kwargs = kwargs
-    pool.open()
-    try:
+    with asking(kwargs, shared.conninfo) as pool:
         assert Call(use, pool).result(within=15)
-    finally:
-        pool.close()
 
 
 class PickyError(Exception):
@@ -338,16 +309,11 @@ def test_a_fault_of_any_class_is_raised_to_every_client(shared: Server) -> None:
     def kwargs() -> dict[str, Any]:
         raise PickyError("the vault says", code=403)
 
-    pool = ours("", min_size=1, timeout=10)
-    pool.kwargs = kwargs
-    pool.open()
-    try:
+    with asking(kwargs, shared.conninfo) as pool:
         for call in [Call(use, pool) for _ in range(4)]:
             with pytest.raises(PickyError, match="the vault says 403") as caught:
                 call.result(within=15)
             assert caught.value.code == 403
-    finally:
-        pool.close()
 
 
 def test_an_error_of_the_parameters_is_temporary_once_a_connection_has_worked(
@@ -358,11 +324,9 @@ def test_an_error_of_the_parameters_is_temporary_once_a_connection_has_worked(
     def kwargs() -> dict[str, Any]:
         if down:
             raise PickyError("the vault says", code=503)
-        return {**psycopg.conninfo.conninfo_to_dict(server.conninfo), "autocommit": True}
+        return {}
 
-    pool = ours("", min_size=1, timeout=30)
-    pool.kwargs = kwargs
-    with opened(lambda _: pool, ""):
+    with asking(kwargs, server.conninfo, timeout=30) as pool:
         use(pool)
         down.append(True)
         server.terminate()
@@ -439,38 +403,42 @@ def test_an_exhausted_pool_names_its_limits_its_holders_and_what_to_do(shared: S
 
 
 def test_a_password_is_in_no_message(shared: Server, caplog: pytest.LogCaptureFixture) -> None:
-    pool = ours(
-        shared.tcp_conninfo,
-        min_size=1,
-        timeout=1,
-        kwargs={"user": "app", "password": "n0t-f0r-y0u"},
-    )
-    with caplog.at_level(logging.DEBUG):
-        pool.open()
-        with pytest.raises(psycopg.OperationalError) as caught:
-            use(pool)
-        pool.close()
+    wrong = {"user": "app", "password": "n0t-f0r-y0u"}
+    with (
+        caplog.at_level(logging.DEBUG),
+        opened(ours, shared.tcp_conninfo, filled=False, min_size=1, kwargs=wrong) as pool,
+        pytest.raises(psycopg.OperationalError) as caught,
+    ):
+        use(pool)
     assert "n0t-f0r-y0u" not in str(caught.value) + repr(caught.value) + caplog.text
 
 
 @pytest.mark.parametrize(
-    ("text", "permanent"),
+    ("text", "at_first", "later"),
     [
-        ('connection failed: FATAL:  password authentication failed for user "x"', True),
-        ('connection failed: FATAL:  role "x" is not permitted to log in', True),
-        ('connection failed: FATAL:  no pg_hba.conf entry for host "10.0.0.1", user "x"', True),
-        ("connection failed: FATAL:  the database system is starting up", False),
-        ("connection failed: FATAL:  sorry, too many clients already", False),
-        ("connection failed: connection to server failed: Connection refused", False),
-        ("connection timeout expired", False),
-        ("failed to resolve host 'db': [Errno -3] Temporary failure in name resolution", False),
-        ("failed to resolve host 'db': [Errno -2] Name or service not known", True),
+        ('connection failed: FATAL:  password authentication failed for user "x"', True, True),
+        ('connection failed: FATAL:  role "x" does not exist', True, True),
+        ('connection failed: FATAL:  role "x" is not permitted to log in', True, True),
+        ('connection failed: FATAL:  no pg_hba.conf entry for host "x"', True, False),
+        ('connection failed: FATAL:  database "shop" does not exist', True, False),
+        ("failed to resolve host 'db': [Errno -2] Name or service not known", True, False),
+        (
+            "failed to resolve host 'db': [Errno -3] Temporary failure in name resolution",
+            False,
+            False,
+        ),
+        ("connection failed: FATAL:  the database system is starting up", False, False),
+        ("connection failed: FATAL:  sorry, too many clients already", False, False),
+        ("connection failed: connection to server failed: Connection refused", False, False),
+        ("connection timeout expired", False, False),
     ],
 )
 def test_temporary_and_permanent_faults_are_recognised_by_their_text(
-    text: str, permanent: bool
+    text: str, at_first: bool, later: bool
 ) -> None:
-    assert is_permanent(psycopg.OperationalError(text)) is permanent
+    """More are temporary once a connection has worked."""
+    assert is_permanent(psycopg.OperationalError(text)) is at_first
+    assert is_permanent(psycopg.OperationalError(text), has_connected=True) is later
 
 
 def test_one_address_with_a_temporary_fault_in_the_text_is_enough() -> None:
@@ -487,45 +455,20 @@ def test_one_address_with_a_temporary_fault_in_the_text_is_enough() -> None:
 def test_reconnect_failed_is_called_at_once_without_a_timeout(make: MakePool) -> None:
     called: list[ConnectionPool[psycopg.Connection]] = []
     nowhere = "host=127.0.0.1 port=1 user=x dbname=x"
-    pool = make(
-        nowhere, min_size=1, max_size=1, reconnect_timeout=0, reconnect_failed=called.append
-    )
-    pool.open()
-    with pytest.raises(PoolTimeout):
-        pool.getconn(timeout=1)
-    assert called == [pool]
-    pool.close()
+    options = {"min_size": 1, "reconnect_timeout": 0, "reconnect_failed": called.append}
+    with opened(make, nowhere, filled=False, **options) as pool:
+        with pytest.raises(PoolTimeout):
+            pool.getconn(timeout=1)
+        assert called == [pool]
 
 
 def test_reconnect_failed_is_called_once_for_a_long_outage(server: Server) -> None:
     called: list[ConnectionPool[psycopg.Connection]] = []
-    with opened(
-        ours,
-        server.conninfo,
-        min_size=1,
-        timeout=3,
-        reconnect_timeout=1,
-        reconnect_failed=called.append,
-    ) as pool:
+    options = {"reconnect_timeout": 1, "reconnect_failed": called.append}
+    with opened(ours, server.conninfo, min_size=1, timeout=3, **options) as pool:
         server.stop()
         with pytest.raises(PoolTimeout):
             use(pool)
         assert called == [pool]
         server.start()
         wait_until(lambda: bool(Call(use, pool).result(within=3 + LATE)), "the pool to be back")
-
-
-@pytest.mark.parametrize(
-    ("text", "permanent"),
-    [
-        ("failed to resolve host 'db': [Errno -2] Name or service not known", False),
-        ('connection failed: FATAL:  no pg_hba.conf entry for host "x"', False),
-        ('connection failed: FATAL:  database "shop" does not exist', False),
-        ('connection failed: FATAL:  password authentication failed for user "x"', True),
-        ('connection failed: FATAL:  role "x" does not exist', True),
-    ],
-)
-def test_more_faults_are_temporary_once_a_connection_has_worked(text: str, permanent: bool) -> None:
-    error = psycopg.OperationalError(text)
-    assert is_permanent(error)
-    assert is_permanent(error, has_connected=True) is permanent

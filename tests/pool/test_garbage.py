@@ -7,7 +7,7 @@ from time import monotonic
 from typing import Any
 
 from abs_orm_app.pool.leaks import Collector
-from tests.support.pools import AnyPool, opened, ours
+from tests.support.pools import AnyPool, give_back, opened, ours
 from tests.support.servers import Server
 
 MANY = 25  # Python reuses the memory of shorter tuples, and then collects nothing
@@ -52,5 +52,4 @@ def test_a_finalizer_may_return_a_connection_while_the_pool_is_looked_at(shared:
                 held.append(pool.getconn())
         finally:
             gc.set_threshold(*before)
-            for conn in held:
-                pool.putconn(conn)
+            give_back(pool, held)

@@ -42,14 +42,11 @@ def in_a_second(looks: Callable[[], int]) -> int:
 def test_it_sleeps_while_an_attempt_of_a_failed_refill_lasts(looks: Callable[[], int]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:  # it never answers
         port = mute.getsockname()[1]
-        pool = ours(f"host=127.0.0.1 port={port} connect_timeout=4", min_size=1)
-        pool.open()
-        try:
+        conninfo = f"host=127.0.0.1 port={port} connect_timeout=4"
+        with opened(ours, conninfo, filled=False, min_size=1) as pool:
             wait_until(lambda: pool.get_stats().get("connections_errors") == 1, "a failure")
             wait_until(lambda: pool.get_stats()["pool_opening"] == 1, "the next attempt")
             assert in_a_second(looks) < FEW
-        finally:
-            pool.close(timeout=0.1)
 
 
 @pytest.mark.parametrize("option", ["max_idle", "leak_seconds"])

@@ -70,10 +70,8 @@ def test_a_resolver_that_finds_nothing_is_an_error_to_connect(
 ) -> None:
     """Not of libc's, but of those that replace it."""
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [])
-    pool = ours("host=db connect_timeout=2", min_size=1, timeout=1)
-    pool.open()
-    try:
-        with pytest.raises(psycopg.OperationalError, match="resolve host 'db'"):
-            use(pool)
-    finally:
-        pool.close()
+    with (
+        opened(ours, "host=db connect_timeout=2", filled=False, min_size=1, timeout=1) as pool,
+        pytest.raises(psycopg.OperationalError, match="resolve host 'db'"),
+    ):
+        use(pool)

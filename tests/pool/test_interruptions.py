@@ -169,7 +169,7 @@ def test_an_exception_in_a_return_does_not_delay_the_waiting_client(shared: Serv
 
 def test_an_exception_in_a_wait_affects_no_other_request(shared: Server) -> None:
     with opened(ours, shared.conninfo, min_size=1, timeout=TIMEOUT) as pool:
-        for at in count():
+        for at in count(0, STRIDE):
             holding = [pool.getconn()]
 
             def checkout_and_return() -> None:
@@ -202,7 +202,7 @@ def test_a_suspect_is_still_one_after_an_exception_in_its_checkout(
     with opened(ours, shared.conninfo, min_size=1, timeout=TIMEOUT) as pool:
         seen = 0
         held: list[Any] = []
-        for at in count():
+        for at in count(0, STRIDE):
             pool.putconn(pool.getconn())
             suspects = set(pool.entries)
             pinged.clear()
@@ -238,9 +238,7 @@ def test_an_exception_in_the_first_use_of_a_pool_affects_no_other_request(shared
     wait_until(lambda: not threads.running("-connector"), "the threads that connect to end")
 
 
-def test_an_attempt_that_ends_while_it_is_given_up_loses_its_holder_nothing(
-    shared: Server,
-) -> None:
+def test_an_attempt_that_ends_while_it_is_given_up_loses_its_holder_nothing(shared: Server) -> None:
     at = 0
     while _ends_while_it_is_given_up(shared, at):
         at += STRIDE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 from contextlib import suppress
 from time import monotonic, sleep
@@ -18,10 +17,12 @@ from tests.support.pools import (
     Call,
     MakePool,
     compared_with_stock,
+    give_back,
     open_sockets,
     opened,
     ours,
     pid,
+    uncollected,
     use,
 )
 from tests.support.proxy import Proxy
@@ -48,18 +49,15 @@ def test_connections_that_are_being_opened_count_when_the_limit_is_lowered(serve
         while slow.is_set():
             sleep(0.01)
 
-    pool = ours(server.conninfo, min_size=1, max_size=6, timeout=20, configure=wait)
-    pool.open()
-    calls = [Call(use, pool) for _ in range(6)]
-    try:
+    options = {"min_size": 1, "max_size": 6, "timeout": 20, "configure": wait}
+    with opened(ours, server.conninfo, filled=False, **options) as pool:
+        calls = [Call(use, pool) for _ in range(6)]
         wait_until(lambda: pool.get_stats()["pool_opening"] > 2, "the pool to open connections")
         pool.resize(1, 1)
         slow.clear()
         for call in calls:
             call.result(within=20)
         wait_until(lambda: server.sessions(APP) == 1, "what is beyond the limit to be closed")
-    finally:
-        pool.close()
 
 
 def _work(pool: AnyPool, times: int) -> None:
@@ -81,8 +79,7 @@ def test_a_burst_opens_connections_in_parallel(shared: Server, make: MakePool) -
         wait_until(lambda: proxy.connections == 8, "seven connects at the same time", LATE)
         proxy.resume()
         conns += [call.result(within=20) for call in calls]
-        for conn in conns:
-            pool.putconn(conn)
+        give_back(pool, conns)
 
 
 def test_a_burst_of_slow_requests_after_quick_ones_waits_for_no_interval(shared: Server) -> None:
@@ -93,16 +90,14 @@ def test_a_burst_of_slow_requests_after_quick_ones_waits_for_no_interval(shared:
         calls = [Call(pool.getconn) for _ in range(31)]
         conns = [call.result(within=20) for call in calls]
         assert max(call.seconds for call in calls) < 30 * RETRY_INTERVAL / 2
-        for conn in conns:
-            pool.putconn(conn)
+        give_back(pool, conns)
 
 
 def test_overflow_that_is_not_needed_is_closed(shared: Server) -> None:
     with opened(ours, shared.conninfo, min_size=2, max_size=6, max_idle=0.5) as pool:
         conns = [pool.getconn() for _ in range(6)]
         assert shared.sessions(APP) == 6
-        for conn in conns:
-            pool.putconn(conn)
+        give_back(pool, conns)
         wait_until(lambda: shared.sessions(APP) == 2, "the overflow to be closed")
         assert pool.get_stats()["pool_size"] == 2
 
@@ -117,8 +112,7 @@ def test_overflow_that_is_used_again_and_again_stays_open(shared: Server) -> Non
             paused = monotonic() - used_at > 1  # on a busy machine: they may have been closed
             assert paused or not before or now == before
             before = now
-            for conn in conns:
-                pool.putconn(conn)
+            give_back(pool, conns)
             used_at = monotonic()
             sleep(0.01)
 
@@ -144,41 +138,18 @@ def test_clients_are_served_in_the_order_in_which_they_came(shared: Server) -> N
         assert served == [0, 1, 2, 3, 4]
 
 
-def test_two_clients_never_have_the_same_connection(shared: Server) -> None:
-    in_hand: set[int] = set()
-    lock = threading.Lock()
-
-    def work(pool: AnyPool) -> None:
-        for _ in range(200):
-            conn = pool.getconn()
-            with lock:
-                assert id(conn) not in in_hand
-                in_hand.add(id(conn))
-            with lock:
-                in_hand.remove(id(conn))
-            pool.putconn(conn)
-
-    with opened(ours, shared.conninfo, min_size=3) as pool:
-        for call in [Call(work, pool) for _ in range(12)]:
-            call.result(within=30)
-        assert pool.get_stats()["pool_available"] == 3
-
-
 def test_resize_grows_at_once_and_shrinks_as_connections_come_back(shared: Server) -> None:
     with opened(ours, shared.conninfo, min_size=2, max_size=4) as pool:
         conns = [pool.getconn() for _ in range(4)]
         pool.resize(6, 6)
         wait_until(lambda: pool.get_stats()["pool_available"] == 2, "the pool to grow")
         pool.resize(1, 2)
-        for conn in conns:
-            pool.putconn(conn)
+        give_back(pool, conns)
         wait_until(lambda: shared.sessions(APP) == 2, "the pool to shrink")
         assert pool.get_stats()["pool_size"] == 2
 
 
-def test_drain_replaces_idle_connections_now_and_used_ones_when_they_return(
-    shared: Server,
-) -> None:
+def test_drain_replaces_idle_connections_now_and_used_ones_when_they_return(shared: Server) -> None:
     with opened(ours, shared.conninfo, min_size=2) as pool:
         used = pool.getconn()
         old = {pid(conn) for conn in [used, *pool.idle]}
@@ -266,9 +237,7 @@ def test_a_timeout_of_zero_takes_an_idle_connection_or_fails_at_once(shared: Ser
         pool.putconn(conn)
 
 
-def test_a_timeout_of_zero_keeps_connections_that_are_due_for_a_ping(
-    shared: Server,
-) -> None:
+def test_a_timeout_of_zero_keeps_connections_that_are_due_for_a_ping(shared: Server) -> None:
     with opened(ours, shared.conninfo, min_size=4) as pool:
         sleep(0.7)
         pool.putconn(pool.getconn(timeout=0))
@@ -282,12 +251,9 @@ def test_a_pool_with_a_short_timeout_finds_leaked_connections(shared: Server) ->
             cycle = [pool.getconn()]
             cycle.append(cycle)
 
-        gc.disable()
-        try:
+        with uncollected():
             Call(lose).result(within=5)
             wait_until(lambda: _serves(pool), "the connection to be found")
-        finally:
-            gc.enable()
 
 
 def _serves(pool: AnyPool) -> bool:

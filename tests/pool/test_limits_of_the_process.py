@@ -43,29 +43,7 @@ def free_threads(count: int) -> Iterator[None]:
         threading.stack_size(before)
 
 
-# A first use needs two: one maintains the pools, another one connects.
-@pytest.mark.parametrize(
-    ("what", "free"),
-    [
-        ("threads_come_back", 0),
-        ("threads_come_back", 1),
-        ("a_connection_comes_back", 0),
-        ("a_connection_comes_back", 1),
-        ("first_use", 2),
-    ],
-)
-def test_a_process_that_is_out_of_threads_serves_requests(
-    shared: Server, what: str, free: int
-) -> None:
-    result = run(shared, lack_threads, what, str(free), shared.conninfo, within=100)
-    assert result.status == 0, result.errors
-
-
-def lack_threads(what: str, free: str, conninfo: str) -> None:
-    OUT_OF_THREADS[what](conninfo, int(free))
-
-
-def threads_come_back(conninfo: str, free: int) -> None:
+def threads_come_back(conninfo: str, free: str) -> None:
     """A request that waits meanwhile is served soon after, and not at its deadline."""
     pool = ours(conninfo, min_size=1, timeout=TIMEOUT)
     served: list[float] = []
@@ -77,7 +55,7 @@ def threads_come_back(conninfo: str, free: int) -> None:
 
     over = threading.Event()
     waiting = Call(request)
-    with free_threads(free):
+    with free_threads(int(free)):
         pool.open()
         over.set()
         sleep(1.0)
@@ -87,7 +65,7 @@ def threads_come_back(conninfo: str, free: int) -> None:
     pool.close(timeout=0.1)
 
 
-def a_connection_comes_back(conninfo: str, free: int) -> None:
+def a_connection_comes_back(conninfo: str, free: str) -> None:
     """It serves a request that waits for it, which needs no thread."""
     pool = ours(conninfo, min_size=1, timeout=TIMEOUT)
     pool.open(wait=True, timeout=20)
@@ -99,7 +77,7 @@ def a_connection_comes_back(conninfo: str, free: int) -> None:
         use(pool)
 
     waiting = Call(request)
-    with free_threads(free):
+    with free_threads(int(free)):
         go.set()
         wait_until(lambda: pool.get_stats()["requests_waiting"] == 1, "it to wait")
         pool.putconn(conn)
@@ -108,8 +86,8 @@ def a_connection_comes_back(conninfo: str, free: int) -> None:
     pool.close(timeout=0.1)
 
 
-def first_use(conninfo: str, free: int) -> None:
-    with free_threads(free):
+def first_use(conninfo: str, free: str) -> None:
+    with free_threads(int(free)):
         pool = ours(conninfo, min_size=1, timeout=TIMEOUT)
         pool.open()
         began = monotonic()
@@ -118,11 +96,22 @@ def first_use(conninfo: str, free: int) -> None:
         pool.close(timeout=0.1)
 
 
-OUT_OF_THREADS = {
-    "threads_come_back": threads_come_back,
-    "a_connection_comes_back": a_connection_comes_back,
-    "first_use": first_use,
-}
+# A first use needs two: one maintains the pools, another one connects.
+@pytest.mark.parametrize(
+    ("what", "free"),
+    [
+        (threads_come_back, "0"),
+        (threads_come_back, "1"),
+        (a_connection_comes_back, "0"),
+        (a_connection_comes_back, "1"),
+        (first_use, "2"),
+    ],
+)
+def test_a_process_that_is_out_of_threads_serves_requests(
+    shared: Server, what: Callable[[str, str], None], free: str
+) -> None:
+    result = run(shared, what, shared.conninfo, free, within=100)
+    assert result.status == 0, result.errors
 
 
 # File descriptors
@@ -146,16 +135,6 @@ def no_descriptors() -> Iterator[None]:
         for handle in taken:
             os.close(handle)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-@pytest.mark.parametrize("what", ["connect", "serve", "reset", "check", "roll_back", "fork"])
-def test_a_process_that_is_out_of_descriptors_keeps_its_promises(shared: Server, what: str) -> None:
-    result = run(shared, lack_descriptors, what, shared.conninfo, within=100)
-    assert result.status == 0, result.errors
-
-
-def lack_descriptors(what: str, conninfo: str) -> None:
-    OUT_OF_DESCRIPTORS[what](conninfo)
 
 
 def serve(conninfo: str) -> None:
@@ -242,11 +221,9 @@ def connect(conninfo: str) -> None:
             assert "this process" in str(caught.value)
 
 
-OUT_OF_DESCRIPTORS: dict[str, Callable[[str], None]] = {
-    "connect": connect,
-    "serve": serve,
-    "reset": reset,
-    "check": check,
-    "roll_back": roll_back,
-    "fork": fork,
-}
+@pytest.mark.parametrize("what", [connect, serve, reset, check, roll_back, fork])
+def test_a_process_that_is_out_of_descriptors_keeps_its_promises(
+    shared: Server, what: Callable[[str], None]
+) -> None:
+    result = run(shared, what, shared.conninfo, within=100)
+    assert result.status == 0, result.errors

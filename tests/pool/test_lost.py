@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
-import logging
 import random
 import re
 import signal
@@ -26,9 +25,11 @@ from tests.support.pools import (
     Call,
     MakePool,
     compared_with_stock,
+    give_back,
     opened,
     ours,
     pid,
+    uncollected,
     use,
 )
 from tests.support.servers import Server, wait_until
@@ -76,14 +77,9 @@ def test_a_reference_cycle_is_collected_when_the_pool_is_exhausted(shared: Serve
             self.myself = self
             self.conn = pool.getconn()
 
-    with opened(ours, shared.conninfo, min_size=1, timeout=20) as pool:
-        gc.collect()
-        gc.disable()
-        try:
-            Wrapper(pool)
-            use(pool)
-        finally:
-            gc.enable()
+    with opened(ours, shared.conninfo, min_size=1, timeout=20) as pool, uncollected():
+        Wrapper(pool)
+        use(pool)
 
 
 def test_a_leaked_connection_is_replaced_without_a_waiting_client(shared: Server) -> None:
@@ -103,9 +99,8 @@ def test_the_warning_names_the_code_that_leaked_a_connection(
 
     with opened(ours, shared.conninfo, min_size=1, timeout=20, leak_seconds=60) as pool:
         lose_one(pool)
-        with caplog.at_level(logging.WARNING, "abs_orm_app.pool"):
-            use(pool)
-            wait_until(lambda: "in lose_one" in caplog.text, "the warning")
+        use(pool)
+        wait_until(lambda: "in lose_one" in caplog.text, "the warning")
     assert "test_lost.py" in caplog.text
 
 
@@ -114,9 +109,8 @@ def test_without_tracing_the_warning_says_how_to_find_the_code(
 ) -> None:
     with opened(ours, shared.conninfo, min_size=1, timeout=20) as pool:
         pool.getconn()
-        with caplog.at_level(logging.WARNING, "abs_orm_app.pool"):
-            use(pool)
-            wait_until(lambda: "DB_POOL_LEAK_SECONDS" in caplog.text, "the warning")
+        use(pool)
+        wait_until(lambda: "DB_POOL_LEAK_SECONDS" in caplog.text, "the warning")
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -127,10 +121,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_connection_held_too_long_is_warned_about_once_with_the_lines_that_took_it(
     shared: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with (
-        opened(ours, shared.conninfo, min_size=1, leak_seconds=0.4) as pool,
-        caplog.at_level(logging.WARNING, "abs_orm_app.pool"),
-    ):
+    with opened(ours, shared.conninfo, min_size=1, leak_seconds=0.4) as pool:
         conn = pool.getconn()
         wait_until(lambda: bool(warnings_of(caplog)), "the warning")
         sleep(1)
@@ -148,17 +139,13 @@ def test_of_holders_at_the_same_line_one_is_named_and_the_others_are_counted(
     shared: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("abs_orm_app.pool.leaks.INTERVAL", 60.0)
-    with (
-        opened(ours, shared.conninfo, min_size=13, leak_seconds=0.4) as pool,
-        caplog.at_level(logging.WARNING, "abs_orm_app.pool"),
-    ):
+    with opened(ours, shared.conninfo, min_size=13, leak_seconds=0.4) as pool:
         for _ in range(5):
             conns = hold_all(pool)
             other = pool.getconn()
             wait_until(lambda: len(warnings_of(caplog)) >= 2, "a warning of each place")
             sleep(0.6)
-            for conn in (*conns, other):
-                pool.putconn(conn)
+            give_back(pool, (*conns, other))
     first, second = sorted(warnings_of(caplog), key=lambda text: "more from" not in text)
     assert "in hold_all" in first
     assert re.search(r"\), and \d+ more from the same place\. Called from .*test_lost\.py", first)
@@ -169,10 +156,7 @@ def test_a_place_is_named_again_after_the_interval(
     shared: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("abs_orm_app.pool.leaks.INTERVAL", 0.2)
-    with (
-        opened(ours, shared.conninfo, min_size=12, leak_seconds=0.4) as pool,
-        caplog.at_level(logging.WARNING, "abs_orm_app.pool"),
-    ):
+    with opened(ours, shared.conninfo, min_size=12, leak_seconds=0.4) as pool:
         for number in (1, 2):
             conns = hold_all(pool)
             # The first look may come before the last of the twelve is old enough.
@@ -180,40 +164,26 @@ def test_a_place_is_named_again_after_the_interval(
                 lambda n=number: sum("in hold_all" in text for text in warnings_of(caplog)) >= n,  # type: ignore[misc]
                 "the warning",
             )
-            for conn in conns:
-                pool.putconn(conn)
+            give_back(pool, conns)
 
 
-def test_lines_of_packages_and_of_python_are_not_the_projects(
-    shared: Server, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("is_pythons", [False, True])
+def test_a_line_of_python_is_named_where_the_project_has_none(
+    shared: Server, caplog: pytest.LogCaptureFixture, is_pythons: bool
 ) -> None:
     with (
         opened(ours, shared.conninfo, min_size=1, leak_seconds=0.4) as pool,
-        caplog.at_level(logging.WARNING, "abs_orm_app.pool"),
         ThreadPoolExecutor(1) as executor,
     ):
-        conn = executor.submit(lambda: pool.getconn()).result(20)
+        conn = executor.submit(pool.getconn if is_pythons else lambda: pool.getconn()).result(20)
         wait_until(lambda: bool(warnings_of(caplog)), "the warning")
         pool.putconn(conn)
     (warning,) = warnings_of(caplog)
-    assert "concurrent" not in warning
-    assert "Called from" not in warning  # the thread's other lines are Python's
-    assert "taken at" in warning
-    assert "in <lambda>" in warning
-
-
-def test_a_thread_of_pythons_own_names_its_line(
-    shared: Server, caplog: pytest.LogCaptureFixture
-) -> None:
-    with (
-        opened(ours, shared.conninfo, min_size=1, leak_seconds=0.4) as pool,
-        caplog.at_level(logging.WARNING, "abs_orm_app.pool"),
-        ThreadPoolExecutor(1) as executor,
-    ):
-        conn = executor.submit(pool.getconn).result(20)
-        wait_until(lambda: bool(warnings_of(caplog)), "the warning")
-        pool.putconn(conn)
-    assert "concurrent" in warnings_of(caplog)[0]
+    assert ("concurrent" in warning) is is_pythons
+    if not is_pythons:
+        assert "Called from" not in warning  # the thread's other lines are Python's
+        assert "taken at" in warning
+        assert "in <lambda>" in warning
 
 
 def test_holders_are_named_with_their_threads_the_longest_first(shared: Server) -> None:
@@ -296,8 +266,7 @@ def test_exceptions_thrown_into_a_checkout_leak_nothing(shared: Server) -> None:
         gc.collect()
         conns = [pool.getconn(timeout=10) for _ in range(4)]
         wait_until(lambda: shared.sessions(APP) <= 4, "the lost sessions to end")
-        for conn in conns:
-            pool.putconn(conn)
+        give_back(pool, conns)
         assert pool.get_stats()["pool_size"] <= 4
         assert pool.get_stats()["requests_waiting"] == 0
 
@@ -313,11 +282,9 @@ def test_the_housekeeping_thread_is_started_again_when_it_has_died(
     with opened(ours, shared.conninfo, min_size=1, max_size=3, max_idle=0.5) as pool:
         (thread,) = housekeepers()
         throw(SystemExit, thread)
-        with caplog.at_level(logging.WARNING, "abs_orm_app.pool"):
-            conns = [pool.getconn() for _ in range(3)]
-            wait_until(lambda: thread not in housekeepers(), "the thread to end")
-        for conn in conns:
-            pool.putconn(conn)
+        conns = [pool.getconn() for _ in range(3)]
+        wait_until(lambda: thread not in housekeepers(), "the thread to end")
+        give_back(pool, conns)
         assert "housekeeping thread" in caplog.text
         wait_until(lambda: shared.sessions(APP) == 1, "the overflow to be closed")
 

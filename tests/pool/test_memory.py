@@ -74,11 +74,7 @@ def lack_threads(conninfo: str, failure: str, count: str) -> None:
 
 
 def goes_on(
-    conninfo: str,
-    work: Callable[[AnyPool], None],
-    failure: threads.Failure,
-    first: int,
-    count: int,
+    conninfo: str, work: Callable[[AnyPool], None], failure: threads.Failure, first: int, count: int
 ) -> bool:
     """Check that the pool serves, and one that is made afterwards; False if no start failed."""
     where = f"{work.__name__}, after {first} threads"

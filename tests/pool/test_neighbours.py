@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from abs_orm_app.pool.pre_ping import PING_AFTER
-from tests.support.pools import LATE, AnyPool, opened, ours, pid
+from tests.support.pools import LATE, AnyPool, give_back, opened, ours, pid
 from tests.support.processes import backends
 from tests.support.servers import Server, wait_until
 
@@ -19,11 +19,6 @@ SIZE, LIMIT = 4, 20
 
 def take_all(pool: AnyPool) -> list[psycopg.Connection[Any]]:
     return [pool.getconn(timeout=LATE) for _ in range(LIMIT)]
-
-
-def give_back(pool: AnyPool, conns: list[psycopg.Connection[Any]]) -> None:
-    while conns:
-        pool.putconn(conns.pop())
 
 
 def check_that_all_survived_but(pool: AnyPool, server: Server, before: set[int], one: int) -> None:
@@ -102,9 +97,7 @@ def checked(pool: AnyPool) -> None:
 @pytest.mark.parametrize("look", [checked_out, checked])
 @pytest.mark.parametrize("left", [in_a_transaction, in_a_failed_transaction, in_a_query, in_a_copy])
 def test_an_idle_connection_that_answers_wrongly_is_the_only_one_that_is_closed(
-    shared: Server,
-    left: Callable[[psycopg.Connection[Any]], None],
-    look: Callable[[AnyPool], None],
+    shared: Server, left: Callable[[psycopg.Connection[Any]], None], look: Callable[[AnyPool], None]
 ) -> None:
     """Somebody has used it through a handle that was kept. The server answers, so no other
     connection is suspicious.

@@ -19,10 +19,15 @@ def stock_with(conninfo: str, **options: Any) -> AnyPool:
     return ConnectionPool(conninfo, kwargs={"autocommit": True}, open=False, **options)
 
 
-@pytest.mark.parametrize("make", [ours, stock_with])
-def test_the_check_is_called_at_each_checkout(server: Server, make: MakePool) -> None:
+@pytest.mark.parametrize(
+    ("make", "more"), [(ours, {}), (ours, {"pre_ping": False}), (stock_with, {})]
+)
+def test_the_check_is_called_at_each_checkout(
+    server: Server, make: MakePool, more: dict[str, Any]
+) -> None:
     checked: list[int] = []
-    with opened(make, server.conninfo, min_size=1, check=lambda c: checked.append(pid(c))) as pool:
+    options = {"min_size": 1, "check": lambda conn: checked.append(pid(conn)), **more}
+    with opened(make, server.conninfo, **options) as pool:
         backend = use(pool)
         use(pool)
         assert checked == [backend, backend]
@@ -84,13 +89,6 @@ def _sleep_on_the_server(conn: psycopg.Connection[Any]) -> None:
     conn.execute("SELECT pg_sleep(8)")
 
 
-def test_the_check_is_called_without_pre_ping_too(server: Server) -> None:
-    checked: list[object] = []
-    with opened(ours, server.conninfo, min_size=1, pre_ping=False, check=checked.append) as pool:
-        use(pool)
-    assert len(checked) == 1
-
-
 def test_a_connection_that_the_server_has_closed_never_reaches_the_check(server: Server) -> None:
     checked: list[int] = []
     with opened(ours, server.conninfo, min_size=1, check=lambda c: checked.append(pid(c))) as pool:
@@ -135,22 +133,14 @@ def refusing(
         yield check, made
 
 
-def test_a_check_that_always_fails_opens_few_connections(
-    refusing: tuple[AlwaysRefuses, AnyPool],
-) -> None:
-    check, pool = refusing
-    with pytest.raises(PoolTimeout):
-        use(pool, timeout=4.0)
-    assert check.opened <= 20
-
-
-def test_the_error_says_that_the_check_refuses_and_why(
+def test_a_check_that_always_fails_opens_few_connections_and_the_error_says_why(
     refusing: tuple[AlwaysRefuses, AnyPool],
 ) -> None:
     """The server and the network are well, so neither is blamed."""
-    _, pool = refusing
+    check, pool = refusing
     with pytest.raises(PoolTimeout, match="check") as caught:
-        use(pool, timeout=2.0)
+        use(pool, timeout=4.0)
+    assert check.opened <= 20
     assert MISSING_GRANT in str(caught.value)
     assert isinstance(caught.value.__cause__, ValueError)
     assert "does not answer" not in str(caught.value)

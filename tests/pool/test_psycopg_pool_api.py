@@ -31,32 +31,21 @@ def test_the_class_of_connections_may_have_the_type_of_its_rows(
 
 
 @pytest.mark.parametrize("make", [ours, stock])
-def test_an_error_of_configure_is_an_operational_error(server: Server, make: MakePool) -> None:
+def test_an_error_of_configure_is_an_operational_error_and_ours_names_it(
+    server: Server, make: MakePool
+) -> None:
     def configure(_: psycopg.Connection[Any]) -> None:
         raise ValueError("a bug of the project")
 
-    pool = make(server.conninfo, min_size=1, configure=configure, timeout=2)
-    pool.open()
-    try:
-        call = Call(use, pool)
-        with pytest.raises(psycopg.OperationalError):
-            call.result(within=20)
-    finally:
-        pool.close()
-
-
-def test_the_error_names_what_configure_raised(server: Server) -> None:
-    def configure(_: psycopg.Connection[Any]) -> None:
-        raise ValueError("a bug of the project")
-
-    pool = ours(server.conninfo, min_size=1, configure=configure, timeout=2)
-    pool.open()
-    try:
-        with pytest.raises(psycopg.OperationalError, match="a bug of the project") as caught:
-            Call(use, pool).result(within=20)
+    options = {"min_size": 1, "timeout": 2, "configure": configure}
+    with (
+        opened(make, server.conninfo, filled=False, **options) as pool,
+        pytest.raises(psycopg.OperationalError) as caught,
+    ):
+        Call(use, pool).result(within=20)
+    if make is ours:
+        assert "a bug of the project" in str(caught.value)
         assert isinstance(caught.value.__cause__, ValueError)
-    finally:
-        pool.close()
 
 
 def test_reconnect_failed_is_called_in_time_though_nobody_waits(server: Server) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.pools import APP, LATE, AnyPool, opened, ours
+from tests.support.pools import APP, LATE, AnyPool, give_back, opened, ours
 from tests.support.servers import Server, wait_until
 
 SIZE = 4
@@ -26,8 +26,7 @@ def sessions(server: Server) -> dict[int, float]:
 
 def burst(pool: AnyPool) -> None:
     conns = [pool.getconn() for _ in range(SIZE)]
-    for conn in conns:
-        pool.putconn(conn)
+    give_back(pool, conns)
 
 
 @pytest.mark.server(roles=[f"{ROLE} LOGIN"])
@@ -51,9 +50,7 @@ def test_sessions_that_the_server_has_ended_are_replaced_before_the_next_burst(
             assert stats["connections_stale"] >= SIZE
 
 
-def test_connections_to_a_server_that_has_stopped_are_not_reported_as_idle(
-    server: Server,
-) -> None:
+def test_connections_to_a_server_that_has_stopped_are_not_reported_as_idle(server: Server) -> None:
     with opened(ours, server.conninfo, min_size=SIZE, timeout=20) as pool:
         assert pool.get_stats()["pool_available"] == SIZE
         server.stop()

@@ -17,7 +17,7 @@ import psycopg
 import pytest
 
 from tests.support.bytecodes import paused
-from tests.support.pools import APP, LATE, AnyPool, Call, opened, ours, sockets, use
+from tests.support.pools import APP, LATE, AnyPool, Call, opened, ours, sockets, uncollected, use
 from tests.support.servers import Server, wait_until
 
 # Garbage
@@ -48,9 +48,7 @@ def test_a_garbage_collected_generator_may_return_its_connection(shared: Server)
         wait_until(lambda: shared.sessions(APP) <= 2, "the lost sessions to end")
 
 
-def test_a_leaked_connection_is_counted_although_its_address_is_used_again(
-    shared: Server,
-) -> None:
+def test_a_leaked_connection_is_counted_although_its_address_is_used_again(shared: Server) -> None:
     held: list[Any] = []
     addresses: list[int] = []
 
@@ -182,26 +180,6 @@ class Querying(logging.Handler):
             self.errors.append(error)
 
 
-@pytest.mark.parametrize("logger", ["abs_orm_app.pool"])
-@pytest.mark.parametrize("case", ["outage", "rollback", "leak", "lost", "cleaning"])
-def test_a_log_handler_may_use_the_pool_that_logs(server: Server, case: str, logger: str) -> None:
-    with opened(ours, server.conninfo, min_size=1, timeout=8, leak_seconds=0.4, clean=fail) as pool:
-        handler = Querying(pool)
-        loggers = [logging.getLogger(name) for name in (logger, "psycopg.pool")]
-        for each in loggers:
-            each.addHandler(handler)
-        try:
-            CASES[case](server, pool)
-            wait_until(lambda: bool(handler.kept or handler.errors), "the record")
-            if case != "outage":  # the first record is about the outage, and cannot be stored
-                assert not handler.errors
-            assert handler.kept
-            assert Call(use, pool).result(within=LATE)
-        finally:
-            for each in loggers:
-                each.removeHandler(handler)
-
-
 def have_an_outage(server: Server, pool: AnyPool) -> None:
     server.stop()
     call = Call(use, pool)
@@ -241,13 +219,29 @@ def fail(_: object, dirty: object) -> bool:
     raise ValueError(f"no way to clean {dirty}")
 
 
-CASES: dict[str, Callable[[Server, AnyPool], None]] = {
-    "outage": have_an_outage,
-    "rollback": return_in_a_transaction,
-    "leak": hold_for_long,
-    "lost": lose,
-    "cleaning": return_a_changed_session,
-}
+@pytest.mark.parametrize(
+    "case", [have_an_outage, return_in_a_transaction, hold_for_long, lose, return_a_changed_session]
+)
+def test_a_log_handler_may_use_the_pool_that_logs(
+    server: Server, case: Callable[[Server, AnyPool], None]
+) -> None:
+    with opened(ours, server.conninfo, min_size=1, timeout=8, leak_seconds=0.4, clean=fail) as pool:
+        handler = Querying(pool)
+        loggers = [logging.getLogger(name) for name in ("abs_orm_app.pool", "psycopg.pool")]
+        for each in loggers:
+            each.addHandler(handler)
+        try:
+            case(server, pool)
+            wait_until(lambda: bool(handler.kept or handler.errors), "the record")
+            if (
+                case is not have_an_outage
+            ):  # the first record is about the outage, and cannot be stored
+                assert not handler.errors
+            assert handler.kept
+            assert Call(use, pool).result(within=LATE)
+        finally:
+            for each in loggers:
+                each.removeHandler(handler)
 
 
 # Facts
@@ -267,17 +261,11 @@ def test_a_fault_keeps_no_socket_open() -> None:
         port = mute.getsockname()[1]
         before = sockets()
         pool = ours(f"host=127.0.0.1 port={port} connect_timeout=2", min_size=1, timeout=LATE)
-        gc.collect()
-        gc.disable()
-        try:
-            pool.open()
+        with uncollected(), opened(lambda _: pool, "", filled=False):
             wait_until(lambda: not sockets() <= before, "an attempt")
             attempt = sockets() - before
             wait_until(lambda: failed(pool) >= 1, "an attempt to fail")
             wait_until(lambda: not attempt & sockets(), "its socket to be closed")
-        finally:
-            gc.enable()
-            pool.close(timeout=0.1)
 
 
 def failed(pool: AnyPool) -> int:

@@ -11,7 +11,7 @@ from time import sleep
 import psycopg
 import pytest
 
-from tests.support.pools import AnyPool, Call, ours, repeating, use
+from tests.support.pools import AnyPool, Call, opened, ours, repeating, use
 from tests.support.servers import PASSWORD_OVER_TCP, Server, wait_until
 
 SECONDS = 3.0
@@ -47,17 +47,13 @@ def test_an_outage_before_it_does_not_count(server: Server) -> None:
     """A server that is back may refuse a password for a moment."""
     conninfo = f"{server.tcp_conninfo} user=app password=wrong"
     server.stop()
-    pool = ours(conninfo, min_size=1, timeout=30)
-    pool.open()
-    try:
+    with opened(ours, conninfo, filled=False, min_size=1, timeout=30) as pool:
         waiting = Call(use, pool)
         sleep(4)
         server.start()
         with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
             waiting.result(within=30)
         assert pool.core.fault.retry_after < 2
-    finally:
-        pool.close()
 
 
 def test_each_request_meanwhile_gets_the_reason_at_once(pool: AnyPool) -> None:

@@ -58,20 +58,17 @@ def test_how_long_a_connection_is_kept(
     assert {role: life(wanted, role, wants_primary) for role in lives} == lives
 
 
-def test_a_pool_that_has_seen_a_primary_wants_one() -> None:
+def test_a_pool_wants_a_primary_once_it_has_seen_one() -> None:
     pool = Expectation()
-    pool.opened(S, 0.0)
-    assert not pool.wants_primary
+    for role in (S, R, U):
+        pool.opened(role, 0.0)
+        assert not pool.wants_primary
+        assert not pool.ever_wanted_primary
     pool.opened(P, 1.0)
     assert pool.wants_primary
+    assert pool.ever_wanted_primary
     pool.opened(S, 2.0)
     assert pool.wants_primary
-
-
-def test_a_primary_that_reports_nothing_is_not_taken_for_one() -> None:
-    pool = Expectation()
-    pool.opened(U, 0.0)
-    assert not pool.wants_primary
 
 
 def test_an_alias_that_only_reads_wants_none_whatever_it_has_seen() -> None:
@@ -86,14 +83,6 @@ def test_a_refused_write_says_that_a_primary_is_wanted() -> None:
     pool.opened(S, 0.0)
     pool.refused(1.0)
     assert pool.wants_primary
-
-
-def test_a_pool_that_has_never_seen_a_primary_wants_none() -> None:
-    pool = Expectation()
-    pool.opened(R, 0.0)
-    assert not pool.ever_wanted_primary
-    pool.opened(P, 1.0)
-    assert pool.ever_wanted_primary
 
 
 def test_an_address_of_primary_and_standbys_is_noticed_if_nobody_writes() -> None:

@@ -82,9 +82,9 @@ TEXTS = (
 )
 
 
-def refused(conninfo: str) -> psycopg.OperationalError:
+def refused(conninfo: str, timeout: int = 5) -> psycopg.OperationalError:
     with pytest.raises(psycopg.OperationalError) as caught:
-        psycopg.connect(f"{conninfo} connect_timeout=5").close()
+        psycopg.connect(conninfo, connect_timeout=timeout).close()
     return caught.value
 
 
@@ -141,7 +141,7 @@ def test_the_message_about_a_port_that_accepts_and_says_nothing_asks_what_listen
     """Python's own HTTP servers wait for the end of a line, which PostgreSQL's protocol has not."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        error = refused(f"host=127.0.0.1 port={port} user=x dbname=x connect_timeout=2")
+        error = refused(f"host=127.0.0.1 port={port} user=x dbname=x", timeout=2)
     assert "that PostgreSQL listens there." in classify(error).hint
 
 

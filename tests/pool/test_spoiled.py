@@ -8,7 +8,7 @@ import statistics
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import count
+from itertools import count, product
 from time import monotonic, sleep
 from typing import Any
 
@@ -22,7 +22,7 @@ from tests.support.bytecodes import Interrupted, signals_leave_locks
 from tests.support.pools import APP, LATE, AnyPool, Call, opened, ours, pid, use
 from tests.support.processes import Watch, run
 from tests.support.servers import Server, wait_until
-from tests.support.sessions import POOL, Session, begun
+from tests.support.sessions import EVERY_MODE, POOL, Session, begun
 from tests.support.spoiling import (
     TABLES,
     acting,
@@ -38,19 +38,18 @@ from tests.support.spoiling import (
 pytestmark = pytest.mark.server(sql=TABLES)
 
 
+@pytest.mark.usefixtures("unblocked")
 @pytest.mark.parametrize(
-    "statement",
+    ("mode", "statement"),
     [
-        pytest.param(blocks, marks=signals_leave_locks),
-        executemany,
-        executemany_of_another_class,
-        pipeline,
+        pytest.param(POOL, blocks, marks=signals_leave_locks),
+        *product(EVERY_MODE, (executemany, executemany_of_another_class, pipeline)),
     ],
 )
 def test_an_exception_within_psycopg_costs_nobody_else(
-    shared: Server, statement: Callable[[Session], None]
+    shared: Server, mode: str, statement: Callable[[Session], None]
 ) -> None:
-    with begun(shared, POOL, timeout=5) as (begin, _):
+    with begun(shared, mode, timeout=5) as (begin, _):
         sweep(shared, begin, statement)
 
 
@@ -99,8 +98,9 @@ def _roll_back(pool: AnyPool, at: int, raised: type[BaseException]) -> bool:
 
 
 @signals_leave_locks
-def test_signals_during_statements_cost_nobody_else() -> None:
-    interrupted(POOL)
+@pytest.mark.parametrize("mode", EVERY_MODE)
+def test_signals_during_statements_cost_nobody_else(mode: str) -> None:
+    interrupted(mode)
 
 
 # Statements that run on at the server
@@ -111,13 +111,18 @@ SOON = 2.0  # seconds until a slot is free again
 DEADLINE = 10.0  # seconds until the slot of a statement that cannot be cancelled is free
 
 
+@pytest.mark.usefixtures("unblocked")
+@pytest.mark.parametrize("mode", EVERY_MODE)
 def test_interrupted_statements_never_exceed_the_limit_as_the_server_counts(
-    server: Server,
+    server: Server, mode: str
 ) -> None:
-    with begun(server, POOL, max_size=SIZE, timeout=20) as (begin, pool), Watch(server) as watch:
+    with begun(server, mode, max_size=SIZE, timeout=20) as (begin, _), Watch(server) as watch:
         taken = seconds_of_ends(begin, 5 * SIZE)
         began = monotonic()
-        use(pool)
+        session = begin()
+        with session.cursor() as cursor:
+            cursor.execute("SELECT 1")
+        session.end()
         assert monotonic() - began < SOON + LATE
     assert watch.most <= SIZE
     assert statistics.median(taken) < MOMENT
@@ -233,9 +238,7 @@ def test_a_function_of_the_project_that_is_ended_never_exceeds_the_limit_as_the_
         assert most <= 2
 
 
-def test_a_block_of_transaction_that_was_never_left_is_not_the_next_holders(
-    shared: Server,
-) -> None:
+def test_a_block_of_transaction_that_was_never_left_is_not_the_next_holders(shared: Server) -> None:
     """psycopg counts the blocks of a connection: the next holder's would not commit."""
     with opened(ours, shared.conninfo, min_size=1, timeout=20) as pool:
         for end in ("ROLLBACK", "SELECT 1"):
@@ -353,13 +356,12 @@ def test_what_cancels_configure_meets_no_statement_of_a_holder(
         while len(opened_so_far) == 1 and not on_its_way.is_set():
             conn.execute("SELECT pg_sleep(0.1)")
 
-    pool = ours(server.conninfo, min_size=1, timeout=0.6, configure=configure)
-    pool.open()
-    try:
-        with pool.connection(timeout=20) as conn:
-            conn.execute("SELECT pg_sleep(1)")
-    finally:
-        pool.close()
+    options = {"min_size": 1, "timeout": 0.6, "configure": configure}
+    with (
+        opened(ours, server.conninfo, filled=False, **options) as pool,
+        pool.connection(timeout=20) as conn,
+    ):
+        conn.execute("SELECT pg_sleep(1)")
     assert len(opened_so_far) == 2
 
 

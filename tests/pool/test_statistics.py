@@ -1,4 +1,4 @@
-"""What the pool counts: timeouts, and the two ways to lose a connection."""
+"""What the pool counts as a request, and as its timeout."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from psycopg_pool import PoolTimeout
 from abs_orm_app.pool import waiting
 from abs_orm_app.pool.core import Core
 from abs_orm_app.pool.waiting import timeout_error
-from tests.support.pools import APP, opened, ours, use
-from tests.support.servers import Server, wait_until
+from tests.support.pools import opened, ours
+from tests.support.servers import Server
 
 
 def test_a_request_that_is_served_at_the_last_moment_is_no_timeout(
@@ -38,23 +38,3 @@ def test_waiting_for_the_pool_to_be_filled_is_no_request() -> None:
     assert [
         stats.get(key, 0) for key in ("requests_timeouts", "requests_errors", "requests_num")
     ] == [0, 0, 0]
-
-
-def test_stale_and_leaked_connections_are_counted_apart(shared: Server) -> None:
-    with opened(ours, shared.conninfo, min_size=2) as pool:
-        shared.terminate(APP)
-        pool.check()
-        stats = pool.get_stats()
-        assert (
-            stats["connections_stale"],
-            stats.get("connections_leaked", 0),
-            stats["connections_lost"],
-        ) == (2, 0, 2)
-        wait_until(lambda: pool.get_stats()["pool_available"] == 2, "the new connections")
-        pool.getconn()  # dropped: the leak
-        wait_until(
-            lambda: pool.get_stats().get("connections_leaked") == 1, "the leak to be counted"
-        )
-        use(pool)
-        stats = pool.get_stats()
-        assert (stats["connections_stale"], stats["connections_lost"]) == (2, 3)

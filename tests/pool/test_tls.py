@@ -41,10 +41,14 @@ def module_server(certificates: Path) -> Iterator[Server]:
         yield server
 
 
+def verified(server: Server, certificates: Path) -> str:
+    root = certificates / "ca.crt"
+    return f"{server.tcp_conninfo} host=localhost sslmode=verify-full sslrootcert={root}"
+
+
 @pytest.fixture
 def conninfo(shared: Server, certificates: Path) -> str:
-    root = certificates / "ca.crt"
-    return f"{shared.tcp_conninfo} host=localhost sslmode=verify-full sslrootcert={root}"
+    return verified(shared, certificates)
 
 
 @pytest.fixture
@@ -109,21 +113,18 @@ def test_a_restart_of_the_server_costs_no_error(pool: AnyPool, shared: Server) -
         ("host=127.0.0.1", "does not match host name"),
         ("sslrootcert=nowhere.crt", "root certificate file"),
         ("sslrootcert={others}/ca.crt", "certificate verify failed"),
+        ("sslmode=require sslrootcert=system", "weak sslmode"),
+        (
+            "ssl_min_protocol_version=TLSv1.3 ssl_max_protocol_version=TLSv1.2",
+            "invalid SSL protocol version range",
+        ),
     ],
 )
-def test_a_server_with_the_wrong_certificate_is_refused_at_once(
+def test_a_wrong_certificate_and_options_that_contradict_each_other_are_refused_at_once(
     conninfo: str, tmp_path: Path, changed: str, words: str
 ) -> None:
     make_certificate(tmp_path, "localhost")
-    pool = ours(f"{conninfo} {changed.format(others=tmp_path)}", min_size=1, timeout=30)
-    pool.open()
-    try:
-        call = Call(use, pool)
-        with pytest.raises(psycopg.OperationalError, match=words):
-            call.result(within=20)
-        assert call.seconds < AT_ONCE
-    finally:
-        pool.close()
+    refused_at_once(f"{conninfo} {changed.format(others=tmp_path)}", words)
 
 
 # Faults that pass
@@ -139,15 +140,9 @@ def own(certificates: Path) -> Iterator[DebianServer]:
 @pytest.fixture
 def open_pool(own: DebianServer, certificates: Path) -> Iterator[AnyPool]:
     """A pool that has connected."""
-    root = certificates / "ca.crt"
-    conninfo = f"{own.tcp_conninfo} host=localhost sslmode=verify-full sslrootcert={root}"
-    with opened(ours, conninfo, min_size=1, max_size=1, timeout=30) as pool:
+    with opened(ours, verified(own, certificates), min_size=1, max_size=1, timeout=30) as pool:
         use(pool)
         yield pool
-
-
-def is_served(pool: AnyPool) -> bool:
-    return isinstance(use(pool), int)
 
 
 def test_a_certificate_that_is_being_rotated_makes_requests_wait(
@@ -157,7 +152,7 @@ def test_a_certificate_that_is_being_rotated_makes_requests_wait(
     make_certificate(tmp_path, "localhost")
     own.use_certificate(tmp_path)
     own.restart()
-    waiting = Call(is_served, open_pool)
+    waiting = Call(use, open_pool)
     sleep(1.5)
     assert not waiting.error
     own.use_certificate(certificates)
@@ -170,7 +165,7 @@ def test_a_server_that_starts_before_its_certificate_is_there_makes_requests_wai
 ) -> None:
     own.settings["ssl"] = "off"
     own.restart()
-    waiting = Call(is_served, open_pool)
+    waiting = Call(use, open_pool)
     sleep(1.5)
     assert not waiting.error
     own.settings["ssl"] = "on"
@@ -187,40 +182,19 @@ hostssl all all all cert
 
 
 def refused_at_once(conninfo: str, words: str) -> None:
-    pool = ours(conninfo, min_size=1, timeout=12)
-    pool.open()
-    try:
+    with opened(ours, conninfo, filled=False, min_size=1, timeout=30) as pool:
         call = Call(use, pool)
         with pytest.raises(psycopg.OperationalError, match=words) as caught:
             call.result(within=20)
         assert call.seconds < AT_ONCE
         assert "cannot be reached" not in str(caught.value)
-    finally:
-        pool.close()
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ("sslmode=require sslrootcert=system", "weak sslmode"),
-        (
-            "ssl_min_protocol_version=TLSv1.3 ssl_max_protocol_version=TLSv1.2",
-            "invalid SSL protocol version range",
-        ),
-    ],
-)
-def test_options_that_contradict_each_other_are_refused_at_once(
-    conninfo: str, options: str, words: str
-) -> None:
-    refused_at_once(f"{conninfo} {options}", words)
 
 
 def test_a_missing_client_certificate_is_refused_at_once(
     own: DebianServer, certificates: Path
 ) -> None:
     own.reload(CERT)
-    conninfo = f"{own.tcp_conninfo} host=localhost sslrootcert={certificates / 'ca.crt'}"
-    refused_at_once(f"{conninfo} sslmode=verify-full", "requires a valid client certificate")
+    refused_at_once(verified(own, certificates), "requires a valid client certificate")
 
 
 def test_an_expired_client_certificate_is_refused_at_once(
@@ -230,8 +204,7 @@ def test_an_expired_client_certificate_is_refused_at_once(
     for days, works in ((2, True), (-1, False)):
         make_client_certificate(certificates, "postgres", days=days)
         conninfo = (
-            f"{own.tcp_conninfo} host=localhost sslmode=verify-full"
-            f" sslrootcert={certificates / 'ca.crt'} sslcert={certificates / 'client.crt'}"
+            f"{verified(own, certificates)} sslcert={certificates / 'client.crt'}"
             f" sslkey={certificates / 'client.key'}"
         )
         if works:

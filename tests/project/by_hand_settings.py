@@ -2,9 +2,5 @@
 
 INSTALLED_APPS = ["abs_orm_app"]
 DATABASES = {
-    "default": {
-        "ENGINE": "abs_orm_app.backends.postgresql",
-        "NAME": "shop",
-        "CONN_MAX_AGE": 600,
-    }
+    "default": {"ENGINE": "abs_orm_app.backends.postgresql", "NAME": "shop", "CONN_MAX_AGE": 600}
 }

@@ -24,15 +24,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.readme import OURS, ROOT, embed
+from tests.support.readme import ROOT, embed, ended
 from tests.support.servers import PASSWORD_OVER_TCP, Server
 
 AS_SUPERUSER = ("README.md", "docs/tutorial.md")  # as on the embedded server
 AS_APP = ("check_pool", "sizing", "settings", "pgbouncer")
 PAGES = tuple(ROOT / page for page in (*AS_SUPERUSER, *(f"docs/{name}.md" for name in AS_APP)))
 BLOCK = re.compile(
-    r"(?<=^```console\n)\$ (?P<command>[^\n]+)\n(?P<output>.*?)(?=^```$)",
-    re.MULTILINE | re.DOTALL,
+    r"(?<=^```console\n)\$ (?P<command>[^\n]+)\n(?P<output>.*?)(?=^```$)", re.MULTILINE | re.DOTALL
 )
 # The pages are for people who are not root.
 ROOTS_WARNING = re.compile(r"^Warning: \S+ belongs to root.*\n", re.MULTILINE)
@@ -81,21 +80,11 @@ class Stage:
 
     def run(self, command: str, url: str) -> str:
         """Run a command line of a page, and return what it prints, with the page's names."""
-        inherited = {name: text for name, text in os.environ.items() if not name.startswith(OURS)}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        environ = {**inherited, "PATH": path, "PYTHONPATH": str(ROOT), "DATABASE_URL": url}
-        done = subprocess.run(
-            command.replace(HOST, f"127.0.0.1:{self.server.port}"),
-            shell=True,
-            cwd=self.project,
-            env=environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=MOST,
-            check=False,
-        )
+        environ = {"PATH": path, "PYTHONPATH": str(ROOT), "DATABASE_URL": url}
         port = self.server.port
+        line = command.replace(HOST, f"127.0.0.1:{port}")
+        done = ended(line, self.project, MOST, **environ)
         named = re.sub(rf'127\.0\.0\.1(:|", port | port=){port}', rf"{HOST}\g<1>5432", done.stdout)
         return named.replace(f" on {HOST}:5432", f" on {HOST}")  # the default port is not shown
 

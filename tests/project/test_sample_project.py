@@ -1,17 +1,11 @@
 """The sample project."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from django.test import Client, RequestFactory
 from django.views.debug import ExceptionReporter
 
+from tests.support.projects import python
 from tests.support.servers import Server
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.django_db
@@ -41,13 +35,5 @@ def test_the_page_for_errors_hides_the_address_of_the_database(
 
 
 def test_the_sample_project_passes_djangos_checks(server: Server) -> None:
-    done = subprocess.run(
-        [sys.executable, "manage.py", "check", "--fail-level", "WARNING"],
-        cwd=ROOT,
-        env={"PATH": os.defpath, "ENV_FILE": os.devnull, "DATABASE_URL": server.url},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = python("manage.py", "check", "--fail-level", "WARNING", DATABASE_URL=server.url)
     assert (done.returncode, done.stderr) == (0, "")

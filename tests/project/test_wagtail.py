@@ -138,9 +138,7 @@ def port() -> Iterator[int]:
 
 
 @pytest.mark.parametrize(
-    ("command", "processes"),
-    [(GUNICORN, 2), (UVICORN, 1)],
-    ids=["gunicorn --preload", "uvicorn"],
+    ("command", "processes"), [(GUNICORN, 2), (UVICORN, 1)], ids=["gunicorn --preload", "uvicorn"]
 )
 def test_a_wagtail_site_survives_a_restart_of_its_database(
     site: Site,

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 
-from tests.support.projects import ROOT
+from tests.support.projects import python
 
 # A process in which the package is not there.
 CODE = """
@@ -25,19 +21,10 @@ execute_from_command_line(["manage.py", *sys.argv[1:]])
 
 @pytest.mark.parametrize("command", ["check", "check_pool"])
 def test_a_missing_psycopg_pool_is_e003_and_no_traceback(command: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, command],
-        cwd=ROOT,
-        env={
-            "PATH": os.defpath,
-            "ENV_FILE": os.devnull,
-            "DJANGO_SETTINGS_MODULE": "abs_project.settings",
-            "DATABASE_URL": "postgresql://app@127.0.0.1:1/shop",
-        },
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+    done = python(
+        *("-c", CODE, command),
+        DJANGO_SETTINGS_MODULE="abs_project.settings",
+        DATABASE_URL="postgresql://app@127.0.0.1:1/shop",
     )
     printed = done.stdout + done.stderr
     assert done.returncode == 1

@@ -24,7 +24,7 @@ from pathlib import Path
 from tests.compat.__main__ import PAGE, environment, last_line
 from tests.projects.inside import MODE, MODES, WEB
 from tests.support.debian import DebianServer
-from tests.support.readme import OURS, ROOT
+from tests.support.readme import ROOT, ended
 
 INSIDE = str(ROOT / "tests" / "projects" / "inside.py")
 TIMEOUT = 900.0  # seconds of one run of tests
@@ -105,21 +105,10 @@ PROJECTS = {
 def _run(
     python: Path, arguments: Sequence[str], source: Path, mode: str, settings: str, **more: str
 ) -> str:
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(OURS)}
-    paths = f"{source}{os.pathsep}{ROOT}"
-    environ = {**inherited, **POOL, MODE: mode, "PYTHONPATH": paths, **more}
+    environ = {**POOL, MODE: mode, "PYTHONPATH": f"{source}{os.pathsep}{ROOT}", **more}
     if settings:
         environ["DJANGO_SETTINGS_MODULE"] = settings
-    done = subprocess.run(
-        [python, *arguments],
-        cwd=source,
-        env=environ,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
+    done = ended([python, *arguments], source, TIMEOUT, **environ)
     if chosen.verbose:
         sys.stdout.write(done.stdout)
     return done.stdout

@@ -6,7 +6,6 @@ The suite's sweeps try each `STRIDE`-th bytecode; SWEEP_STRIDE=1 has them try al
 from __future__ import annotations
 
 import dis
-import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from typing import Any
 import pytest
 
 import abs_orm_app
+from tests.support.pools import uncollected
 
 POOL = str(Path(abs_orm_app.__file__).parent / "pool")
 BACKENDS = str(Path(abs_orm_app.__file__).parent / "backends")
@@ -84,9 +84,7 @@ def sweep(
     The work may end with `Interrupted` or one of `errors`. Garbage is only collected by `act`.
     Returns the number of the last bytecode.
     """
-    gc.collect()
-    gc.disable()
-    try:
+    with uncollected():
         for at in count(0, STRIDE):
             happened = False
 
@@ -100,8 +98,6 @@ def sweep(
             check(at)
             if not happened:
                 return at
-    finally:
-        gc.enable()
     raise AssertionError
 
 

@@ -21,6 +21,8 @@ from tests.support.servers import Server
 
 ALIAS = "pooled"
 MODES = ("request", "transaction")  # DB_POOL_RELEASE
+ONE = {"pool": {"min_size": 1, "max_size": 1, "timeout": 20}}  # OPTIONS
+TWO = {"pool": {"min_size": 2, "max_size": 2, "timeout": 20}}
 
 
 def entry(server: Server, **changes: Any) -> dict[str, Any]:
@@ -89,6 +91,16 @@ def ask(wrapper: BaseDatabaseWrapper, sql: str = "SELECT pg_backend_pid()", *par
 def held(wrapper: Any) -> int:
     """How many connections are checked out of the wrapper's pool, by whomever."""
     return len(wrapper.pool.in_use)
+
+
+def kept(release: str) -> int:
+    """How many connections a thread holds that has queried, and needs nothing of its session."""
+    return {"request": 1, "transaction": 0}[release]
+
+
+def end_request() -> None:
+    for wrapper in connections.all(initialized_only=True):
+        wrapper.close_if_unusable_or_obsolete()
 
 
 def pin(wrapper: LeasingMixin) -> str | None:

@@ -16,7 +16,7 @@ from tests.support.pools import Call
 
 SETUP = [
     "CREATE FUNCTION hide(value text) RETURNS text LANGUAGE sql"
-    " AS $$ SELECT set_config('app.hidden', value, false) $$",
+    " AS $$ SELECT set_config('app.hidden', value, false) $$"
 ]
 LOCKS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
 

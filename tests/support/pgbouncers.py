@@ -35,13 +35,7 @@ class PgBouncer:
     settings: settings of PgBouncer, which win over the defaults here.
     """
 
-    def __init__(
-        self,
-        server: Server,
-        *,
-        ini: str | None = None,
-        **settings: Any,
-    ) -> None:
+    def __init__(self, server: Server, *, ini: str | None = None, **settings: Any) -> None:
         self.directory = server.socket_dir
         # Only the server has a socket in this directory, under its own port.
         self.port = int(settings.setdefault("listen_port", 6432))

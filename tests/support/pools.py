@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from time import monotonic, sleep
 from typing import Any, TypeVar
 
@@ -63,9 +64,10 @@ def compared_with_stock(reason: str) -> pytest.MarkDecorator:
 
 @contextmanager
 def opened(make: MakePool, conninfo: str, **options: Any) -> Iterator[AnyPool]:
-    """Open and fill a pool; close it at the end, without waiting for threads that hang."""
+    """Open a pool, and fill it but for `filled=False`; close it, without waiting for what hangs."""
+    filled = options.pop("filled", True)
     pool = make(conninfo, **options)
-    pool.open(wait=True, timeout=20)
+    pool.open(wait=filled, timeout=20)
     try:
         yield pool
     finally:
@@ -102,6 +104,45 @@ class Call(threading.Thread):
         if self.error:
             raise self.error
         return self.value
+
+
+@contextmanager
+def staying(
+    work: Callable[[], object],
+    threads: int = 1,
+    block: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Iterator[None]:
+    """Threads that have done `work`, each in a `block`, and live on until this one ends."""
+    done, over = threading.Semaphore(0), threading.Event()
+
+    def live() -> None:
+        with block():
+            try:
+                work()
+            finally:
+                done.release()
+            over.wait(60)
+
+    calls = [Call(live) for _ in range(threads)]
+    try:
+        for _ in calls:
+            assert done.acquire(timeout=20)
+        yield
+    finally:
+        over.set()
+    for call in calls:
+        call.result(within=20)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Garbage is collected only where the test collects it."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @contextmanager
@@ -148,6 +189,11 @@ def evict_one_for_each_reason(pool: HardenedPool, server: Server) -> None:
     wait_until(is_full, "a new connection")
     pool.getconn()  # leaked
     wait_until(is_full, "a new connection")
+
+
+def give_back(pool: AnyPool, conns: Iterable[Connection[Any]]) -> None:
+    for conn in conns:
+        pool.putconn(conn)
 
 
 def pid(conn: Connection[Any]) -> int:

@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import pytest
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.db import connections
 from psycopg.conninfo import conninfo_to_dict
@@ -25,6 +27,13 @@ POOL = {"pool": {"min_size": 20, "max_size": 30, "timeout": 30.0, "max_lifetime"
 SQLITE = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
 
 
+def compared_with_stock_engine(reason: str) -> pytest.MarkDecorator:
+    """Run the test with our engine, and with Django's, where it must fail for `reason`."""
+    fails = pytest.mark.xfail(strict=True, reason=reason)
+    engines = [pytest.param(OURS, id="ours"), pytest.param(STOCK, id="stock", marks=fails)]
+    return pytest.mark.parametrize("engine", engines)
+
+
 @contextmanager
 def database(entry: dict[str, Any], alias: str = "other") -> Iterator[str]:
     """Add an alias to DATABASES until the end of the block; then close its pool."""
@@ -32,11 +41,12 @@ def database(entry: dict[str, Any], alias: str = "other") -> Iterator[str]:
     try:
         yield alias
     finally:
-        wrapper: Any = connections[alias]
-        wrapper.close()
-        if pool := getattr(type(wrapper), "_connection_pools", {}).pop(alias, None):
-            pool.close()
-        del connections[alias]
+        with suppress(ImproperlyConfigured):  # of an engine that cannot be loaded
+            wrapper: Any = connections[alias]
+            wrapper.close()
+            if pool := getattr(type(wrapper), "_connection_pools", {}).pop(alias, None):
+                pool.close()
+            del connections[alias]
         del connections.settings[alias]
 
 
@@ -73,6 +83,19 @@ def manage(
         capture_output=True,
         encoding=encoding,
         timeout=60,
+        check=False,
+    )
+
+
+def python(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in the checkout with these variables, and no others."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={"PATH": os.defpath, "ENV_FILE": os.devnull, **environ},
+        capture_output=True,
+        text=True,
+        timeout=100,
         check=False,
     )
 

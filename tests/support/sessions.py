@@ -50,21 +50,18 @@ class EngineSession:
         request_started.send(type(self))
         self.wrapper: Any = connections[ALIAS]
 
-    def cursor(self) -> AbstractContextManager[Any]:
-        cursor: AbstractContextManager[Any] = self.wrapper.cursor()
-        return cursor
+    def cursor(self) -> Any:
+        return self.wrapper.cursor()
 
-    def server_cursor(self) -> AbstractContextManager[Any]:
-        cursor: AbstractContextManager[Any] = self.wrapper.chunked_cursor()
-        return cursor
+    def server_cursor(self) -> Any:
+        return self.wrapper.chunked_cursor()
 
     def handle(self) -> Any:
         self.wrapper.ensure_connection()
         return self.wrapper.connection
 
-    def pipeline(self) -> AbstractContextManager[Any]:
-        pipeline: AbstractContextManager[Any] = self.handle().pipeline()
-        return pipeline
+    def pipeline(self) -> Any:
+        return self.handle().pipeline()
 
     def atomic(self) -> AbstractContextManager[Any]:
         return transaction.atomic(ALIAS)
@@ -84,24 +81,20 @@ class PoolSession:
         self.conn = pool.getconn()
         self.pool = self.conn._pool or pool  # a closed one has a successor
 
-    def cursor(self) -> AbstractContextManager[Any]:
-        cursor: AbstractContextManager[Any] = self.conn.cursor()
-        return cursor
+    def cursor(self) -> Any:
+        return self.conn.cursor()
 
-    def server_cursor(self) -> AbstractContextManager[Any]:
-        cursor: AbstractContextManager[Any] = self.conn.cursor("portal", withhold=True)
-        return cursor
+    def server_cursor(self) -> Any:
+        return self.conn.cursor("portal", withhold=True)
 
     def handle(self) -> Any:
         return self.conn
 
-    def pipeline(self) -> AbstractContextManager[Any]:
-        pipeline: AbstractContextManager[Any] = self.conn.pipeline()
-        return pipeline
+    def pipeline(self) -> Any:
+        return self.conn.pipeline()
 
-    def atomic(self) -> AbstractContextManager[Any]:
-        block: AbstractContextManager[Any] = self.conn.transaction()
-        return block
+    def atomic(self) -> Any:
+        return self.conn.transaction()
 
     def is_left_in_atomic(self) -> bool:
         return False

@@ -29,18 +29,22 @@ def held_by_tasks(alias: str, *statements: str, waiting: int = 0) -> Iterator[No
     `waiting`: so many more wait for a connection.
     """
     loop, over = asyncio.new_event_loop(), asyncio.Event()
+    tasks: list[asyncio.Task[None]] = []
 
     async def all_of_them() -> None:
-        tasks = [asyncio.create_task(stream(alias, each, over)) for each in statements]
+        tasks.extend(asyncio.create_task(stream(alias, each, over)) for each in statements)
         await asyncio.sleep(0.1)
-        tasks += [asyncio.create_task(stream(alias, "SELECT 1", over)) for _ in range(waiting)]
+        tasks.extend(asyncio.create_task(stream(alias, "SELECT 1", over)) for _ in range(waiting))
         await asyncio.gather(*tasks)
 
     call = Call(loop.run_until_complete, all_of_them())
     pool: Any = connections[alias].pool  # type: ignore[attr-defined]
     try:
         wait_until(
-            lambda: (len(pool.in_use), len(pool.queue.waiters)) == (len(statements), waiting),
+            lambda: (
+                len(tasks) == len(statements) + waiting
+                and (len(pool.in_use), len(pool.queue.waiters)) == (len(statements), waiting)
+            ),
             "the tasks to have their connections",
         )
         yield

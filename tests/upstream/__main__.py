@@ -25,7 +25,7 @@ import django
 from tests.support.databases import MODES
 from tests.support.debian import FOUND as DEBIANS
 from tests.support.debian import DebianServer
-from tests.support.readme import ROOT
+from tests.support.readme import ROOT, ended
 from tests.support.servers import Server
 
 # What a database engine, its connections and its transactions take part in.
@@ -110,20 +110,9 @@ def run(directory: Path, server: Server, release: str, labels: list[str]) -> Out
     with tempfile.TemporaryDirectory(prefix="abs_orm_app-upstream-") as home:
         text = SETTINGS.format(host=str(server.socket_dir), port=str(server.port), release=release)
         Path(home, "settings_of_the_engine.py").write_text(text)
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("DB_")}
-        environ |= {"PYTHONPATH": os.pathsep.join([home, str(ROOT)])}
         command = [sys.executable, "runtests.py", "--settings=settings_of_the_engine"]
         command += ["--parallel=1", "--noinput", *labels]
-        done = subprocess.run(
-            command,
-            cwd=directory,
-            env=environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-        )
+        done = ended(command, directory, SECONDS, PYTHONPATH=os.pathsep.join([home, str(ROOT)]))
     ran, skipped = RAN.search(done.stdout), SKIPPED.search(done.stdout)
     return Outcome(
         ran=int(ran[1]) if ran else 0,

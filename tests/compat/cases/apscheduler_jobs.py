@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from tests.compat.case import Case
+from tests.support.servers import wait_until
 
 JOBS = 80
 
@@ -25,15 +26,8 @@ def check() -> None:
     for number in range(JOBS):
         scheduler.add_job(make, args=[number], misfire_grace_time=60)
     scheduler.start()
-    deadline = time.monotonic() + 30
-    while Group.objects.count() < JOBS and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_until(lambda: Group.objects.count() == JOBS, "the jobs to be done", 30)
     scheduler.shutdown()
-    assert Group.objects.count() == JOBS
 
 
-CASE = Case(
-    packages=["apscheduler"],
-    tried="12 threads do 80 jobs on 4 connections",
-    check=check,
-)
+CASE = Case(packages=["apscheduler"], tried="12 threads do 80 jobs on 4 connections", check=check)

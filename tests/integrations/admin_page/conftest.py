@@ -13,7 +13,11 @@ from pytest_django.plugin import DjangoDbBlocker
 
 from abs_orm_app.integrations import unpooled
 from abs_orm_app.integrations.admin_page import access
-from tests.support.pages import logged_in, permitted
+from abs_orm_app.pool import HardenedPool
+from tests.support.databases import pool_of
+from tests.support.pages import SMALL, logged_in, permitted
+from tests.support.projects import database, entry
+from tests.support.servers import Server
 
 
 @pytest.fixture(scope="module")
@@ -40,3 +44,10 @@ def each_view_asks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def staff(users: None) -> Client:
     return permitted(logged_in(is_staff=True))
+
+
+@pytest.fixture
+def pool(users: None, server: Server) -> Iterator[HardenedPool]:
+    """That of an alias "other", open."""
+    with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
+        yield pool_of(alias)

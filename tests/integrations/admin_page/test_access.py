@@ -27,18 +27,9 @@ from abs_orm_app.integrations import unpooled
 from abs_orm_app.integrations.admin_page import access
 from abs_orm_app.integrations.admin_page.admin import PoolsAdmin
 from abs_orm_app.integrations.admin_page.models import Pools
+from abs_orm_app.pool import HardenedPool
 from abs_project.demo import PAGE
-from tests.support.databases import pool_of
-from tests.support.pages import (
-    IN_TIME,
-    SMALL,
-    card,
-    content,
-    get,
-    logged_in,
-    permitted,
-    state,
-)
+from tests.support.pages import IN_TIME, SMALL, card, content, get, logged_in, permitted, state
 from tests.support.pools import Call, sockets
 from tests.support.projects import database, entry
 from tests.support.servers import Server, wait_until
@@ -84,14 +75,12 @@ def test_it_is_not_cached(staff: Client) -> None:
 
 
 def test_a_server_of_another_alias_that_hangs_does_not_hold_up_the_page(
-    staff: Client, server: Server
+    staff: Client, server: Server, pool: HardenedPool
 ) -> None:
-    with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
-        pool_of(alias)
-        with server.suspended():
-            html = content(staff)
-    assert 'data-state="failed"' in card(html, alias)
-    assert "2 idle" in card(html, alias)
+    with server.suspended():
+        html = content(staff)
+    assert 'data-state="failed"' in card(html, pool.name)
+    assert "2 idle" in card(html, pool.name)
 
 
 @contextmanager
@@ -111,19 +100,17 @@ def sessions_waiting() -> int:
 
 
 def test_who_was_let_in_sees_this_process_while_the_database_does_not_answer(
-    staff: Client, server: Server
+    staff: Client, server: Server, pool: HardenedPool
 ) -> None:
-    with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
-        pool_of(alias)
-        content(staff)
-        with locked("django_session"):
-            html = content(staff, status=503)
-            # The server has given up as well: a page that is reloaded leaves nobody behind.
-            wait_until(lambda: sessions_waiting() == 0, "the query to end", IN_TIME)
-        assert "⚠ login: not looked up" in html, "the server answers"
-        assert "session could not be looked up" in html
-        assert "2 idle" in card(html, alias)
-        assert "Welcome" not in html
+    content(staff)
+    with locked("django_session"):
+        html = content(staff, status=503)
+        # The server has given up as well: a page that is reloaded leaves nobody behind.
+        wait_until(lambda: sessions_waiting() == 0, "the query to end", IN_TIME)
+    assert "⚠ login: not looked up" in html, "the server answers"
+    assert "session could not be looked up" in html
+    assert "2 idle" in card(html, pool.name)
+    assert "Welcome" not in html
     assert "session could not be looked up" not in content(staff)
 
 
@@ -383,14 +370,12 @@ def test_many_who_look_at_once_ask_each_server_once(
 
 
 def test_a_hung_connection_is_the_only_one_until_it_is_given_up(
-    staff: Client, server: Server
+    staff: Client, server: Server, pool: HardenedPool
 ) -> None:
-    with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
-        pool = pool_of(alias)
-        with server.suspended():
-            for _ in range(2):
-                assert state(content(staff), alias) == "failed"
-            opened = len(psutil.Process().net_connections("unix"))
-            assert state(content(staff), alias) == "failed"
-            assert len(psutil.Process().net_connections("unix")) <= opened + 1
-        assert snapshot(pool).checkouts == 0
+    with server.suspended():
+        for _ in range(2):
+            assert state(content(staff), pool.name) == "failed"
+        opened = len(psutil.Process().net_connections("unix"))
+        assert state(content(staff), pool.name) == "failed"
+        assert len(psutil.Process().net_connections("unix")) <= opened + 1
+    assert snapshot(pool).checkouts == 0

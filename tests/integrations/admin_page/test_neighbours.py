@@ -18,6 +18,7 @@ from django.test import Client, override_settings
 
 from abs_orm_app.integrations.admin_page import history, neighbours
 from abs_orm_app.integrations.admin_page.live import from_json, live, to_json
+from abs_orm_app.pool import HardenedPool
 from abs_project.demo import PAGE
 from tests.support.databases import ask, pool_of
 from tests.support.pages import SMALL, content, now
@@ -43,12 +44,12 @@ def another(home: Path, pid: int, **values: object) -> Path:
 
 @pytest.mark.usefixtures("each_view_asks")
 @override_settings(USE_THOUSAND_SEPARATOR=True)
-def test_the_page_has_a_row_for_each_process(staff: Client, server: Server) -> None:
-    with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
-        pool_of(alias)
-        assert "All processes on this machine" not in content(staff), "there is one"
-        another(neighbours._path(), os.getppid())  # it depends on the settings
-        html = content(staff)
+def test_the_page_has_a_row_for_each_process(
+    staff: Client, server: Server, pool: HardenedPool
+) -> None:
+    assert "All processes on this machine" not in content(staff), "there is one"
+    another(neighbours._path(), os.getppid())  # it depends on the settings
+    html = content(staff)
     assert f'id="row-{os.getpid()}-other"' in html
     assert f'id="row-{os.getppid()}-other"' in html
     assert "GET /txn/, 12.0 s" in html
@@ -64,25 +65,23 @@ def test_the_page_has_a_row_for_each_process(staff: Client, server: Server) -> N
     )
 
 
-def test_a_process_writes_only_while_somebody_looks(server: Server, home: Path) -> None:
-    with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
-        pool_of(alias)
-        neighbours.tell()
-        assert not home.exists()
-        neighbours.rows()
-        mine = home / f"{os.getpid()}.json"
-        assert stat_mode(home) == 0o700
-        assert stat_mode(mine) == 0o600
-        mine.unlink()
-        neighbours._written_at = 0.0
-        neighbours.tell()
-        assert mine.exists()
-        mine.unlink()
-        long_ago = time.time() - neighbours.AWAKE - 1
-        os.utime(home / neighbours.LOOKED_AT, (long_ago, long_ago))
-        neighbours._written_at = 0.0
-        neighbours.tell()
-        assert not mine.exists()
+def test_a_process_writes_only_while_somebody_looks(pool: HardenedPool, home: Path) -> None:
+    neighbours.tell()
+    assert not home.exists()
+    neighbours.rows()
+    mine = home / f"{os.getpid()}.json"
+    assert stat_mode(home) == 0o700
+    assert stat_mode(mine) == 0o600
+    mine.unlink()
+    neighbours._written_at = 0.0
+    neighbours.tell()
+    assert mine.exists()
+    mine.unlink()
+    long_ago = time.time() - neighbours.AWAKE - 1
+    os.utime(home / neighbours.LOOKED_AT, (long_ago, long_ago))
+    neighbours._written_at = 0.0
+    neighbours.tell()
+    assert not mine.exists()
 
 
 def stat_mode(path: Path) -> int:

@@ -31,7 +31,7 @@ from abs_orm_app.pool.pool import HardenedPool
 from abs_project.demo import PAGE
 from tests.support.databases import ask, pool_of
 from tests.support.pages import IN_TIME, SMALL, card, content, now, state
-from tests.support.pools import Call
+from tests.support.pools import Call, give_back
 from tests.support.projects import database, entry
 from tests.support.servers import Server, wait_until
 from tests.support.tasks import STREAM, held_by_tasks
@@ -85,32 +85,29 @@ def held_by_views(alias: str, number: int, waiting: int = 0) -> Iterator[Hardene
             assert call.result(IN_TIME).status_code == 200
 
 
-def test_nothing_is_wrong_with_a_pool_that_serves(staff: Client, server: Server) -> None:
-    with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
-        pool_of(alias)
-        html = content(staff)
+def test_nothing_is_wrong_with_a_pool_that_serves(staff: Client, pool: HardenedPool) -> None:
+    html = content(staff)
     assert now(html) == "OK. No request waits, and every database answers."
     assert title(html).startswith("OK | Connection pools")
-    assert state(html, alias) == "ok"
+    assert state(html, pool.name) == "ok"
 
 
-def test_overflow_is_in_use_only_while_more_than_the_size_is(staff: Client, server: Server) -> None:
-    with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
-        pool = pool_of(alias)
-        taken = [pool.getconn() for _ in range(3)]
-        assert state(content(staff), alias) == "overflow"
-        for conn in taken:
-            pool.putconn(conn)
-        assert snapshot(pool).overflow == 1  # it is open still, and idle
-        assert state(content(staff), alias) == "ok"
+def test_overflow_is_in_use_only_while_more_than_the_size_is(
+    staff: Client, pool: HardenedPool
+) -> None:
+    taken = [pool.getconn() for _ in range(3)]
+    assert state(content(staff), pool.name) == "overflow"
+    give_back(pool, taken)
+    assert snapshot(pool).overflow == 1  # it is open still, and idle
+    assert state(content(staff), pool.name) == "ok"
 
 
-def test_a_database_that_does_not_answer_is_not_ok(staff: Client, server: Server) -> None:
-    with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
-        pool_of(alias)
-        server.stop()
-        html = content(staff)
-    assert state(html, alias) == "failed"
+def test_a_database_that_does_not_answer_is_not_ok(
+    staff: Client, server: Server, pool: HardenedPool
+) -> None:
+    server.stop()
+    html = content(staff)
+    assert state(html, pool.name) == "failed"
     assert now(html).startswith("other: the server cannot be reached. ")
     assert title(html).startswith("\N{WARNING SIGN} other: the server cannot be reached | ")
 
@@ -132,6 +129,9 @@ def test_an_exhausted_pool_is_told_with_what_holds_it(staff: Client, server: Ser
     )
     assert title(html).startswith("\N{WARNING SIGN} other: exhausted | ")
     assert state(html, alias) == "exhausted"
+    link = re.search(r'href="([^"]*/pool-exhausted/)"', card(html, alias))
+    assert link
+    assert "<h1>Pool exhausted</h1>" in content(staff, link[1])
 
 
 def test_holders_are_grouped_by_view_and_line(staff: Client, server: Server) -> None:
@@ -152,33 +152,29 @@ def test_holders_are_grouped_by_view_and_line(staff: Client, server: Server) -> 
     assert str(backend) in rows[1]
 
 
-def test_a_thread_without_a_request_is_named(staff: Client, server: Server) -> None:
+def test_a_thread_without_a_request_is_named(staff: Client, pool: HardenedPool) -> None:
     done = threading.Event()
-    with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
-        pool = pool_of(alias)
 
-        def work() -> None:
-            with pool.connection():
-                done.wait(IN_TIME)
+    def work() -> None:
+        with pool.connection():
+            done.wait(IN_TIME)
 
-        thread = threading.Thread(target=work, name="nightly import")
-        thread.start()
-        wait_until(lambda: snapshot(pool).in_use == 1, "the thread to take a connection")
-        shown = card(content(staff), alias)
-        done.set()
-        thread.join(IN_TIME)
+    thread = threading.Thread(target=work, name="nightly import")
+    thread.start()
+    wait_until(lambda: snapshot(pool).in_use == 1, "the thread to take a connection")
+    shown = card(content(staff), pool.name)
+    done.set()
+    thread.join(IN_TIME)
     assert "thread nightly import" in shown
 
 
-def test_a_task_is_named_with_what_it_needs(staff: Client, server: Server) -> None:
-    with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
-        pool = pool_of(alias)
-        with held_by_tasks(alias, "BEGIN", "BEGIN", "SELECT 1", waiting=1):
-            html = content(staff)
-            [row] = [row for row in neighbours._own() if row.alias == alias]
-            with pytest.raises(PoolTimeout, match=f"Task {STREAM!r} has held a connection for"):
-                pool.getconn(0.1)
-    shown = unescape(card(html, alias))
+def test_a_task_is_named_with_what_it_needs(staff: Client, pool: HardenedPool) -> None:
+    with held_by_tasks(pool.name, "BEGIN", "BEGIN", "SELECT 1", waiting=1):
+        html = content(staff)
+        [row] = [row for row in neighbours._own() if row.alias == pool.name]
+        with pytest.raises(PoolTimeout, match=f"Task {STREAM!r} has held a connection for"):
+            pool.getconn(0.1)
+    shown = unescape(card(html, pool.name))
     [holders] = re.findall(r"<tr id=\"holder-.*?</tr>", shown, re.DOTALL)
     assert f"task {STREAM}" in holders
     assert '<td class="number">3</td>' in holders
@@ -213,33 +209,31 @@ def test_what_pins_a_connection_is_shown_with_its_place(staff: Client, server: S
 
 
 def test_connections_that_are_idle_while_requests_wait_are_a_finding(
-    staff: Client, server: Server
+    staff: Client, pool: HardenedPool
 ) -> None:
     history.keep()
     done = threading.Event()
-    with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
-        pool = pool_of(alias)
-        history.look(pool)
+    history.look(pool)
 
-        def view() -> None:
-            request_started.send(sender=None)
-            ask(connections[alias])
-            done.wait(IN_TIME)
-            request_finished.send(sender=None)
+    def view() -> None:
+        request_started.send(sender=None)
+        ask(connections[pool.name])
+        done.wait(IN_TIME)
+        request_finished.send(sender=None)
 
-        assert "abs_orm_app.W005" not in content(staff)
-        calls = [Call(view) for _ in range(4)]
-        wait_until(lambda: snapshot(pool).unused == 3, "the requests to do something else")
-        wait_until(lambda: snapshot(pool).waiting == 1, "the request to wait")
-        wait_until(lambda: "abs_orm_app.W005" in content(staff), "the finding")
-        done.set()
-        for call in calls:
-            call.result(IN_TIME)
+    assert "abs_orm_app.W005" not in content(staff)
+    calls = [Call(view) for _ in range(4)]
+    wait_until(lambda: snapshot(pool).unused == 3, "the requests to do something else")
+    wait_until(lambda: snapshot(pool).waiting == 1, "the request to wait")
+    wait_until(lambda: "abs_orm_app.W005" in content(staff), "the finding")
+    done.set()
+    for call in calls:
+        call.result(IN_TIME)
 
 
 @override_settings(ROOT_URLCONF=__name__)
 def test_async_views_that_wait_for_something_else_are_the_same_finding(
-    staff: Client, server: Server
+    staff: Client, pool: HardenedPool
 ) -> None:
     history.keep()
     release.clear()
@@ -260,30 +254,25 @@ def test_async_views_that_wait_for_something_else_are_the_same_finding(
     async def requests() -> None:
         await asyncio.gather(*(request(number) for number in range(4)))
 
-    with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
-        pool = pool_of(alias)
-        history.look(pool)
-        call = Call(asyncio.run, requests())
-        wait_until(lambda: snapshot(pool).unused == 3, "the requests to do something else")
-        wait_until(lambda: snapshot(pool).waiting == 1, "the request to wait")
-        wait_until(lambda: "abs_orm_app.W005" in content(staff), "the finding")
-        release.set()
-        call.result(IN_TIME)
+    history.look(pool)
+    call = Call(asyncio.run, requests())
+    wait_until(lambda: snapshot(pool).unused == 3, "the requests to do something else")
+    wait_until(lambda: snapshot(pool).waiting == 1, "the request to wait")
+    wait_until(lambda: "abs_orm_app.W005" in content(staff), "the finding")
+    release.set()
+    call.result(IN_TIME)
 
 
-def test_requests_that_timed_out_are_told_for_a_minute(staff: Client, server: Server) -> None:
+def test_requests_that_timed_out_are_told_for_a_minute(staff: Client, pool: HardenedPool) -> None:
     history.keep()
-    with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
-        pool = pool_of(alias)
-        history.look(pool)
-        taken = [pool.getconn() for _ in range(3)]
-        with pytest.raises(PoolTimeout):
-            pool.getconn(timeout=0.05)
-        for conn in taken:
-            pool.putconn(conn)
-        html = content(staff)
+    history.look(pool)
+    taken = [pool.getconn() for _ in range(3)]
+    with pytest.raises(PoolTimeout):
+        pool.getconn(timeout=0.05)
+    give_back(pool, taken)
+    html = content(staff)
     assert "other: 1 request failed to get a connection in the last minute." in now(html)
-    assert 'class="timeout"' in card(html, alias)
+    assert 'class="timeout"' in card(html, pool.name)
 
 
 def test_sessions_that_wait_for_a_lock_are_told_with_what_blocks_them(
@@ -353,8 +342,7 @@ def test_a_server_without_a_connection_left_is_told(staff: Client, server: Serve
         extra = psycopg.connect(f"{server.conninfo} user=app")
         full = now(content(staff))
         extra.close()
-        for conn in taken:
-            pool.putconn(conn)
+        give_back(pool, taken)
     assert state(html, alias) == "ok"
     assert "too many connections for role" in full
 

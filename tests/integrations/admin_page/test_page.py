@@ -10,6 +10,7 @@ from django.db import connections
 from django.test import Client, override_settings
 
 from abs_orm_app.facts.snapshot import snapshot
+from abs_orm_app.pool import HardenedPool
 from tests.support.databases import pool_of
 from tests.support.pages import IN_TIME, SMALL, card, content
 from tests.support.pgbouncers import PgBouncer, needs_pgbouncer
@@ -55,28 +56,12 @@ def test_the_clock_has_a_time_zone(staff: Client, zone: str, name: str) -> None:
     assert re.search(rf"<time [^>]*>[0-9]{{2}}:[0-9]{{2}}:[0-9]{{2}} {name}</time>", html)
 
 
-def test_it_takes_no_connection_from_the_pools(staff: Client, server: Server) -> None:
-    with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
-        pool = pool_of(alias)
-        content(staff)
-        assert snapshot(pool).checkouts == 0
-        wait_until(lambda: server.sessions() == 2, "the page's own session to end")
-
-
-def test_it_says_when_a_pool_is_exhausted_and_what_to_do(staff: Client, server: Server) -> None:
-    with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
-        pool = pool_of(alias)
-        taken = [pool.getconn() for _ in range(3)]
-        waiting = Call(pool.getconn)
-        wait_until(lambda: snapshot(pool).waiting == 1, "the client to wait")
-        shown = card(content(staff), alias)
-        pool.putconn(taken.pop())
-        for conn in (*taken, waiting.result(IN_TIME)):
-            pool.putconn(conn)
-    assert 'data-state="exhausted"' in shown
-    link = re.search(r'href="([^"]*/pool-exhausted/)"', shown)
-    assert link
-    assert "<h1>Pool exhausted</h1>" in content(staff, link[1])
+def test_it_takes_no_connection_from_the_pools(
+    staff: Client, server: Server, pool: HardenedPool
+) -> None:
+    content(staff)
+    assert snapshot(pool).checkouts == 0
+    wait_until(lambda: server.sessions() == 2, "the page's own session to end")
 
 
 def test_it_shows_the_settings_and_what_they_became(staff: Client) -> None:
@@ -86,10 +71,9 @@ def test_it_shows_the_settings_and_what_they_became(staff: Client) -> None:
         assert text in shown
 
 
-def test_it_shows_where_the_pool_is_not_as_configured(staff: Client, server: Server) -> None:
-    with database(entry(server.conninfo, OPTIONS=SMALL)) as alias:
-        pool_of(alias).resize(2, 7)
-        assert "in effect: 5" in card(content(staff), alias)
+def test_it_shows_where_the_pool_is_not_as_configured(staff: Client, pool: HardenedPool) -> None:
+    pool.resize(2, 7)
+    assert "in effect: 5" in card(content(staff), pool.name)
 
 
 @override_settings(DEBUG=False)
@@ -195,10 +179,7 @@ def test_two_aliases_of_one_database_show_it_once(staff: Client, server: Server)
 
 
 def test_an_alias_without_a_pool_of_ours_has_its_place_too(staff: Client, server: Server) -> None:
-    with (
-        database(entry(server.conninfo, STOCK, OPTIONS=SMALL), "stock"),
-        database(SQLITE, "lite"),
-    ):
+    with database(entry(server.conninfo, STOCK, OPTIONS=SMALL), "stock"), database(SQLITE, "lite"):
         html = content(staff)
         connections["stock"].pool.open(wait=True)  # type: ignore[attr-defined]
         with connections["stock"].cursor():

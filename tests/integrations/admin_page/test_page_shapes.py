@@ -13,7 +13,7 @@ from abs_orm_app.integrations.admin_page.history import SPAN, Look, past, percen
 from abs_orm_app.integrations.admin_page.wording import amount, duration
 from abs_orm_app.pool.pool import HardenedPool
 from abs_orm_app.pool.statistics import BOUNDS, Distribution
-from tests.support.pools import opened, ours
+from tests.support.pools import give_back, opened, ours
 from tests.support.servers import Server
 
 NO_TIMES = Distribution((0,) * (len(BOUNDS) + 1), 0.0)
@@ -34,8 +34,7 @@ def test_the_gauge_shows_where_the_overflow_begins(server: Server) -> None:
         assert isinstance(pool, HardenedPool)
         taken = [pool.getconn() for _ in range(3)]
         shape = charts.gauge(snapshot(pool))
-        for conn in taken:
-            pool.putconn(conn)
+        give_back(pool, taken)
     parts = [tuple(part.values()) for part in shape["segments"]]
     assert parts == [("in-use", 0, 500), ("in-use over", 500, 250)]
     assert shape["mark"] == 500
