@@ -101,7 +101,7 @@ def test_idle_and_used_connections_and_timeouts_are_counted(
     taken = [pool.getconn() for _ in range(3)]
     with pytest.raises(PoolTimeout):
         pool.getconn(timeout=0.02)
-    pool.putconn(taken.pop())
+    pool.return_unchanged(taken.pop())
     assert values(reader, alias) == {
         "count used": 2,
         "count idle": 1,

@@ -69,7 +69,7 @@ def test_a_scrape_shows_the_state_of_the_pool(server: Server) -> None:
         taken = [pool.getconn() for _ in range(3)]
         with pytest.raises(PoolTimeout):
             pool.getconn(timeout=0.03)
-        pool.putconn(taken.pop())
+        pool.return_unchanged(taken.pop())
         seen = scrape(registry)
         give_back(pool, taken)
     assert seen["django_db_pool_size"] == 1

@@ -184,7 +184,7 @@ def evict_one_for_each_reason(pool: HardenedPool, server: Server) -> None:
     conn = pool.getconn()
     conn.execute("SET default_transaction_read_only = on")
     sleep(2 * MISPLACED_LIFE)
-    pool.putconn(conn)  # misplaced
+    pool.return_unchanged(conn)  # misplaced
     del conn
     wait_until(is_full, "a new connection")
     pool.getconn()  # leaked
