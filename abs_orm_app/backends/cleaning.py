@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import tzinfo
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from psycopg import Connection, IsolationLevel, ProgrammingError, sql
@@ -12,6 +13,7 @@ from psycopg.pq import Format
 
 from abs_orm_app.backends.cursors import leased
 from abs_orm_app.backends.lease import LEASE
+from abs_orm_app.pool.closing import CLOSED
 from abs_orm_app.pool.entry import ENTRY
 from abs_orm_app.pool.liveness import ask
 
@@ -46,7 +48,6 @@ class Pristine:
     adapters: AdaptersMap
     time_zone: tzinfo | None  # of the datetimes that it reads
     handlers: tuple[Any, Any]  # of libpq's notices and notifications
-    names: frozenset[str]  # of its attributes
     hear_notices: tuple[Any, ...]  # its handlers of them
     hear_notifies: tuple[Any, ...]
 
@@ -70,7 +71,6 @@ def prepare(connection: Connection[Any], isolation_level: Any) -> None:
         adapters=AdaptersMap(connection.adapters),
         time_zone=getattr(loader, "timezone", None),
         handlers=(connection.pgconn.notice_handler, connection.pgconn.notify_handler),
-        names=frozenset(vars(connection)) | {PRISTINE, LEASE, ENTRY, "_pool"},
         hear_notices=tuple(connection._notice_handlers),
         hear_notifies=tuple(connection._notify_handlers),
     )
@@ -108,6 +108,14 @@ def forget_handlers(connection: Any) -> None:
     connection._notify_handlers[:] = pristine.hear_notifies
 
 
+@cache
+def _own_names(connection_class: Any) -> frozenset[str]:
+    """Return the attributes of a new connection. It looks at one that is not used: CPython 3.11
+    makes each access to an attribute slower once `vars` was called.
+    """
+    return frozenset(vars(connection_class(CLOSED))) | {PRISTINE, LEASE, ENTRY, "_pool"}
+
+
 def _restore(connection: Connection[Any], pristine: Pristine) -> None:
     for name in ("isolation_level", "read_only", "deferrable"):
         if getattr(connection, name) != getattr(pristine, name):
@@ -118,7 +126,8 @@ def _restore(connection: Connection[Any], pristine: Pristine) -> None:
     connection.cursor_factory = pristine.cursor_factory
     connection.server_cursor_factory = pristine.server_cursor_factory
     connection._adapters = AdaptersMap(pristine.adapters)
-    for name in vars(connection).keys() - pristine.names:
+    own_class: Any = type(connection)
+    for name in vars(connection).keys() - _own_names(own_class):
         delattr(connection, name)  # a mark such as "is set up", which it is no more
     pgconn = connection.pgconn
     pgconn.notice_handler, pgconn.notify_handler = pristine.handlers

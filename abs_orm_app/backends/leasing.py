@@ -349,8 +349,11 @@ class LeasingMixin(Base):
         unused = now - lease.used_at
         lease.used_at = now
         status = connection.pgconn.transaction_status
-        if status not in UNFIT and (unused < ROUND_TRIP or not connection._pool_entry.poll(0)):
-            return True  # the server has sent nothing
+        try:
+            if status not in UNFIT and (unused < ROUND_TRIP or not connection._pool_entry.poll(0)):
+                return True  # the server has sent nothing
+        except RuntimeError:  # another thread, or a signal handler and its thread, poll at once
+            return True
         is_alone = len(lease.users) <= 1  # at most the caller uses it
         if status == TransactionStatus.ACTIVE:
             return not (is_alone and connection.autocommit and lease.pinned is None)

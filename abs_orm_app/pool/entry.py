@@ -36,7 +36,7 @@ from psycopg import Connection, OperationalError
 from psycopg.pq import TransactionStatus
 
 from abs_orm_app.pool.clock import monotonic
-from abs_orm_app.pool.liveness import make_poll
+from abs_orm_app.pool.liveness import make_poller
 from abs_orm_app.pool.roles import Role
 
 AnyConnection = Connection[Any]
@@ -112,7 +112,7 @@ class Entry:
         self.weak: Callable[[], Any] = ref(conn, lambda _: lost(self))
         self.pgconn = conn.pgconn
         self.twin = twin
-        self.poll = make_poll(conn)  # `poll(0)`: has the server sent anything?
+        self.poll = make_poller(conn).poll  # `poll(0)`: has the server sent anything?
         self.backend_pid = conn.pgconn.backend_pid
         self.opened_at = self.idle_since = monotonic()
         self.expires_at = expires_at

@@ -17,7 +17,6 @@ from abs_orm_app.pool.steps import Poller, Readable, Steps, run
 ROUND_TRIP = 20e-6  # seconds; no server can answer in less
 # A peer that still sends after this many reads counts as dead.
 MAX_READS = 100
-UNKNOWN = "unknown"  # whether the server has sent anything
 ANSWERING, SILENT, GONE = "answering", "silent", "gone"  # the results of a probe
 SSL_REQUEST = bytes.fromhex("0000000804d2162f")  # every server answers this with one byte
 
@@ -30,34 +29,28 @@ class Answer(Enum):
     NONE = "no answer"  # in time, or the connection is broken
 
 
-def make_poll(conn: psycopg.Connection[Any]) -> Callable[[float], object]:
-    """Return a function for what the server sends on `conn`; `poll(0)` costs a microsecond.
+def make_poller(conn: psycopg.Connection[Any]) -> Any:
+    """Return a poller for what the server sends on `conn`; `poller.poll(0)` costs a microsecond.
 
-    Each connection keeps its own, because making one costs more than polling. It returns `UNKNOWN`,
-    which is true, while another thread looks, such as the last holder's.
+    Each connection keeps its own, because making one costs more than polling. It raises
+    `RuntimeError` while another thread polls, such as the last holder's.
     """
     poller = Poller()
     poller.register(conn.pgconn.socket, select.POLLIN)
-    poll: Callable[[float], object] = poller.poll
-
-    def may_have_sent(milliseconds: float) -> object:
-        try:
-            return poll(milliseconds)
-        except RuntimeError:
-            return UNKNOWN
-
-    return may_have_sent
+    return poller
 
 
 def server_has_closed(conn: psycopg.Connection[Any], poll: Callable[[float], object]) -> bool:
     """Read what the server has sent; True if it has closed this connection. Never waits."""
     try:
         for _ in range(MAX_READS):
-            if not (sent := poll(0)) or sent is UNKNOWN:
+            if not poll(0):
                 return False
             conn.pgconn.consume_input()
     except psycopg.Error:
         return True
+    except RuntimeError:  # another thread polls
+        return False
     return True
 
 

@@ -189,15 +189,19 @@ class HardenedPool:
                     pass
                 else:
                     entry = conn._pool_entry
-                    if entry.expires_at > now and (
-                        self._trusts
-                        or (
-                            now - entry.idle_since <= self.ping_after
-                            and entry.suspicion is None
-                            and entry.pgconn.status == OK
-                            and not entry.poll(0)
+                    try:
+                        is_fit = entry.expires_at > now and (
+                            self._trusts
+                            or (
+                                now - entry.idle_since <= self.ping_after
+                                and entry.suspicion is None
+                                and entry.pgconn.status == OK
+                                and not entry.poll(0)
+                            )
                         )
-                    ):
+                    except RuntimeError:  # another thread polls
+                        is_fit = False
+                    if is_fit:
                         entry.taken_at = now
                         entry.thread = current_thread()
                         if self.leak_seconds is not None:
@@ -266,12 +270,15 @@ class HardenedPool:
 
     def _is_fresh(self, entry: Entry, now: float) -> bool:
         """True if a connection needs no ping. `getconn` has the same rule inline."""
-        return self._trusts or (
-            now - entry.idle_since <= self.ping_after
-            and entry.suspicion is None
-            and entry.pgconn.status == OK
-            and not entry.poll(0)
-        )
+        try:
+            return self._trusts or (
+                now - entry.idle_since <= self.ping_after
+                and entry.suspicion is None
+                and entry.pgconn.status == OK
+                and not entry.poll(0)
+            )
+        except RuntimeError:
+            return False
 
     def _undo_checkout(self, conn: Any, error: BaseException) -> None:
         """Take back the connection of a failed or interrupted checkout."""

@@ -62,7 +62,7 @@ class PrePing:
     def look(self, conn: AnyConnection, entry: Entry, timeout: float) -> Steps[Answer]:
         """Look at an idle connection's socket, and ping it, for up to `timeout` seconds."""
         # The server may have sent its last message without having closed the socket yet: ping it.
-        if conn.closed or (entry.poll(0) and server_has_closed(conn, entry.poll)):
+        if conn.closed or server_has_closed(conn, entry.poll):
             return Answer.WRONG
         suspicion = entry.suspicion
         answer = yield from self._ask(conn, entry, timeout)

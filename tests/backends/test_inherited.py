@@ -59,6 +59,17 @@ def test_what_a_project_sets_on_psycopgs_objects_is_not_left(
     assert ask(wrapper) == one
 
 
+def test_cleaning_leaves_each_attribute_of_a_new_connection(database: Database) -> None:
+    wrapper = database(OPTIONS=ONE)
+    one = ask(wrapper)
+    connection = wrapper._lease.connection
+    before = dict.fromkeys(vars(connection))
+    wrapper.connection.execute("SET statement_timeout = 7000")
+    end_request()
+    assert ask(wrapper) == one
+    assert before.keys() <= vars(connection).keys()
+
+
 def test_what_is_done_with_a_connection_of_the_pool_itself_is_not_left(database: Database) -> None:
     wrapper = database(OPTIONS=ONE)
     one = ask(wrapper)
