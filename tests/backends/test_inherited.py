@@ -62,9 +62,11 @@ def test_what_a_project_sets_on_psycopgs_objects_is_not_left(
 def test_cleaning_leaves_each_attribute_of_a_new_connection(database: Database) -> None:
     wrapper = database(OPTIONS=ONE)
     one = ask(wrapper)
-    connection = wrapper._lease.connection
+    end_request()
+    connection = wrapper.pool.idle[0]
     before = dict.fromkeys(vars(connection))
-    wrapper.connection.execute("SET statement_timeout = 7000")
+    with wrapper.cursor() as cursor:
+        cursor.execute("SET statement_timeout = 7000")
     end_request()
     assert ask(wrapper) == one
     assert before.keys() <= vars(connection).keys()
