@@ -26,7 +26,7 @@ TIMEOUT = 5.0  # seconds for each server that a system check asks
 def ask_servers(databases: Iterable[Configured]) -> list[Finding]:
     """Check the server of each alias; one that does not answer is a finding of level INFO.
 
-    check_pool reports the other findings of that level: `migrate` runs this before it starts.
+    Other findings of that level are left to check_pool, as `migrate` runs this before it starts.
     """
     answers = []
     unanswered = []

@@ -8,7 +8,7 @@ from abs_orm_app.facts.databases import Configured, Value
 
 
 def written_by_hand(database: Configured) -> bool:
-    """True if the project wrote the entry of DATABASES itself, without `database_from_env`."""
+    """Return True if the project wrote its entry of DATABASES without `database_from_env`."""
     return all(setting.source == "settings" for setting in database.settings)
 
 

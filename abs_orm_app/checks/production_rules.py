@@ -20,7 +20,7 @@ def deploy_findings(database: Configured) -> Iterator[Finding]:
 
 
 def _settings(database: Configured) -> Iterator[Finding]:
-    if database.mode == "null" and not has_unused_pool(database):  # that is W006
+    if database.mode == "null" and not has_unused_pool(database):  # W006 reports that
         yield new_finding(
             "W011",
             "There is no pool: every request opens a connection and closes it.",

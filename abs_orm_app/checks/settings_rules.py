@@ -90,7 +90,7 @@ def engine_and_driver(database: Configured, installed: Installed) -> Iterator[Fi
             fix='"ENGINE": "abs_orm_app.backends.postgresql"',
         )
     age: object = database.conn_max_age
-    if database.can_pool and age != 0 and not isinstance(age, str):  # a string is E005
+    if database.can_pool and age != 0 and not isinstance(age, str):  # E005 reports a string
         yield new_finding(
             "E001",
             f"CONN_MAX_AGE={age} and OPTIONS['pool'] are both set, which Django refuses.",

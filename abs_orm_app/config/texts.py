@@ -15,7 +15,7 @@ def did_you_mean(given: str, known: tuple[str, ...]) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Return, for example, "1 request", "8 requests", "2 processes"."""
+    """Format as "1 request", "8 requests", "2 processes"."""
     plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
     return f"{number:,} {noun if number == 1 else plural}"
 

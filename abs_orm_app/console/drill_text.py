@@ -52,7 +52,7 @@ def run_drill(
 
 
 def _refuse_after_failure(report: Report) -> None:
-    """If the connection test has failed, do not wait for the same failure again."""
+    """Refuse if the connection test has failed: the drill would wait for the same failure."""
     if report.configured.pools and report.test and report.test.failure:
         raise Refused(report.test.failure)
 

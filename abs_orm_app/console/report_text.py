@@ -51,7 +51,7 @@ def settings_section(database: Configured, layout: Layout, *, everything: bool =
 
 
 def _pool_in_words(database: Configured) -> str:
-    """Return, say, "20 + 10 connections per process, timeout 30 s, recycle 3600 s, pre-ping"."""
+    """Format as "20 + 10 connections per process, timeout 30 s, recycle 3600 s, pre-ping"."""
     size, overflow, timeout, recycle = (
         wording.format_value(field, database.value(field))
         for field in ("size", "overflow", "timeout", "recycle")
@@ -63,7 +63,7 @@ def _pool_in_words(database: Configured) -> str:
 
 
 def answer_sections(report: Report, layout: Layout, *, everything: bool = False) -> str:
-    """Return the sections on this process's pool, if it is of interest, the server and the test."""
+    """Return the sections on this process's pool, the server, the test, and the sessions now."""
     database, test = report.configured, report.test or ConnectionTest()
     if everything:
         server = [

@@ -51,7 +51,7 @@ def active(configured: Configured) -> Active | Failure | None:
 
 
 def in_effect(pool: Any, *, checks: bool) -> Active:
-    """Describe a pool as it is now. `checks`: whether it pre-pings, unless the pool says so."""
+    """Describe a pool as it is now. `checks`: its pre-ping setting, if it does not expose one."""
     stats = {} if pool.closed else pool.get_stats()
     return Active(
         pool_class=f"{type(pool).__module__}.{type(pool).__qualname__}",

@@ -57,7 +57,7 @@ def _see_pool_mode(first: Any, connect: Connect) -> PoolMode | None:
 
 
 def _compare(first: Any, connect: Connect) -> PoolMode:
-    """Only session pooling lets a client keep its session while another is in a transaction.
+    """Return the pool mode: only in session pooling, clients keep their idle sessions.
 
     In other modes, the second client gets the idle session, or the first one gets a new session.
     """

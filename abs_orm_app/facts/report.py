@@ -13,7 +13,7 @@ from abs_orm_app.facts.sessions import Fleet
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """How a pool's connections were used while it was observed. The floats below are averages."""
+    """How a pool's connections were used while observed; `in_use` and `unused` are averages."""
 
     seconds: float
     in_use: float

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from abs_orm_app.config.application_name import Name, parse_name
 from abs_orm_app.config.texts import printable
 
-STATES = {  # others are unknown, such as that of a session that this role may not see
+STATES = {  # others are unknown, such as those of sessions that this role may not see
     "active": "active",
     "fastpath function call": "active",
     "idle": "idle",

@@ -68,7 +68,7 @@ def end_of(session: Session) -> str:
 
 
 def who(session: Session) -> str:
-    """Return, for example, "server process 4711 (web on host)"."""
+    """Format as "server process 4711 (web on host)"."""
     of = " on ".join(filter(None, (session.application, session.host)))
     return f"server process {session.pid}" + (f" ({of})" if of else "")
 

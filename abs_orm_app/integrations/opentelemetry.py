@@ -1,4 +1,4 @@
-"""Exports the pools' metrics to OpenTelemetry, with its names for database clients.
+"""Exports the pools' metrics to OpenTelemetry, by its semantic conventions for database clients.
 
     from abs_orm_app.integrations import opentelemetry
 

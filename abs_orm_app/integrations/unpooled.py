@@ -46,7 +46,7 @@ def failure_outside_pool(error: BaseException, database: Configured | None = Non
 
 
 class Latest(Generic[T]):
-    """Shares an answer among all who ask within a second: one gets it, the others wait for it."""
+    """Shares an answer among callers within a second: one asks, and the others wait for it."""
 
     def __init__(self) -> None:
         self._lock = Lock()

@@ -42,7 +42,7 @@ def entries() -> dict[str, GuideEntry]:
 
 
 def find_entry(topic: str) -> GuideEntry:
-    """Find an entry by its topic or by a pasted message. Raises LookupError, in one sentence."""
+    """Find an entry by its topic or by a pasted message. Raises LookupError, with one sentence."""
     plain = topic.strip().rpartition("#")[2].removeprefix("abs_orm_app.").casefold()
     for known, entry in entries().items():
         if known.casefold() == plain.replace(" ", "-"):

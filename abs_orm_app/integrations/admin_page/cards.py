@@ -110,7 +110,7 @@ def _note(panel: Panel) -> str:
 def _live_card(live: Live) -> Card:
     now = live.now
     return {
-        # For those who cannot see the gauge.
+        # For users who cannot see the gauge.
         "label": f"{now.in_use} in use, {now.idle} idle and {now.opening} being opened, of "
         f"{now.limit} connections at most",
         "gauge": charts.gauge(now),

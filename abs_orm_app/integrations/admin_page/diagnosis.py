@@ -74,7 +74,7 @@ def diagnose(overview: Overview, failure: Failure | None = None) -> tuple[Troubl
 
 
 def serves(panel: Panel) -> bool:
-    """Return True if the server only refuses new connections, and the pool's suffice."""
+    """Return True if the server only refuses new connections, and those of the pool suffice."""
     live, server = panel.live, panel.server
     return bool(
         isinstance(server, Failure)
@@ -160,7 +160,7 @@ def _waiting(live: Live) -> str:
 
 
 def _most_hold(live: Live) -> str:
-    """Return "12 of 12 connections are held by GET /slow/, taken at shop/views.py:32 in slow"."""
+    """As in "12 of 12 connections are held by GET /slow/, taken at shop/views.py:32 in slow"."""
     most, every = live.holders[0], sum(group.count for group in live.holders)
     verb = "is" if most.count == 1 else "are"
     return f"{most.count} of {counted(every, 'connection')} {verb} held by {holder_name(most)}" + (

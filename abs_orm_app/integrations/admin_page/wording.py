@@ -43,7 +43,7 @@ def key(text: str, more: str | None = None) -> str:
 
 
 def pins(group: HolderGroup) -> str:
-    """Return "SET search_path at shop/middleware.py:31 in __call__", or "8: nothing; 4: ..."."""
+    """Format as "SET search_path at shop/middleware.py:31 in __call__", or "8: nothing; 4: ..."."""
     found = [(place(text), count) for text, count in group.pins]
     return found[0][0] if len(found) == 1 else "; ".join(f"{n}: {text}" for text, n in found)
 

@@ -102,7 +102,7 @@ class Command(BaseCommand):
 
 
 def _write(options: dict[str, Any], targets: Sequence[Target], plan: Plan) -> list[str]:
-    """Write the files to a directory; return what was done. Raises ValueError, in one sentence."""
+    """Write the files to a directory; return what was done. Raises ValueError with one sentence."""
     directory: Path = options["output"]
     if options["userlist"]:
         raise ValueError("--output writes both files: leave out --userlist.")
