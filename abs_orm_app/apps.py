@@ -1,4 +1,4 @@
-"""The Django app: it adds system checks, commands, and a page in the admin."""
+"""The Django app: adds system checks, commands, and a page in the admin."""
 
 from contextlib import suppress
 from importlib import import_module
@@ -18,7 +18,7 @@ class AbsOrmAppConfig(AppConfig):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        # Models ask the default database for its engine. They are imported after this.
+        # Importing the models, which comes next, already needs the default database's engine.
         if "ENGINE" in settings.DATABASES:
             refuse(['DATABASES is an entry; it must be {"default": database_from_env()}.'])
         engine = settings.DATABASES.get("default", {}).get("ENGINE") or ""
@@ -28,7 +28,7 @@ class AbsOrmAppConfig(AppConfig):
 
     def import_models(self) -> None:
         super().import_models()
-        # The model stands for the page, and is defined beside it.
+        # The model represents the page, and is defined in the page's package.
         if apps.is_installed("django.contrib.admin"):
             self.models_module = import_module("abs_orm_app.integrations.admin_page.models")
 
@@ -36,7 +36,7 @@ class AbsOrmAppConfig(AppConfig):
         from abs_orm_app.checks.system_checks import register_checks
 
         register_checks()
-        # It follows the requests, and the first query may only import it within the first one.
+        # It tracks the requests; if the first query imported it, it would miss the first request.
         with suppress(ImportError, ImproperlyConfigured):  # a project without psycopg
             import_module("abs_orm_app.backends.leasing")
         if apps.is_installed("django.contrib.admin"):

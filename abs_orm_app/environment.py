@@ -49,7 +49,7 @@ __all__ = [
     "unknown_variables",
 ]
 
-MOST_CONNECTIONS = 262143  # PostgreSQL's own upper bound of max_connections
+MOST_CONNECTIONS = 262143  # PostgreSQL's upper limit for max_connections
 DAY = 86400.0  # seconds
 NEVER = -1  # recycle
 PLACEHOLDER_PASSWORDS = frozenset({"change-me"})  # in .env.example
@@ -110,7 +110,7 @@ class PoolSettings:
         True,
         options={"pool": "CONN_HEALTH_CHECKS", "persistent": "CONN_HEALTH_CHECKS"},
     )
-    recycle: int = setting(  # maximum age of a connection; NEVER: none
+    recycle: int = setting(  # maximum age of a connection; NEVER: no limit
         "DB_POOL_RECYCLE",
         _recycle,
         3600,
@@ -147,7 +147,7 @@ class PoolSettings:
         shown="if set",
         unit="s",
     )
-    no_cursors: bool | None = setting(  # None: by the mode
+    no_cursors: bool | None = setting(  # None: depends on the mode
         "DB_DISABLE_SERVER_SIDE_CURSORS",
         true_or_false,
         None,
@@ -157,7 +157,7 @@ class PoolSettings:
 
     @classmethod
     def from_env(cls, prefix: str = "", environ: Mapping[str, str] | None = None) -> Self:
-        """Read the settings. Raises SettingsError, which names every variable that is wrong."""
+        """Read the settings. Raises SettingsError, which names every invalid variable."""
         reader = Reader(environ, prefix)
         settings = cls.read(reader)
         reader.stop_if_wrong()
@@ -165,7 +165,7 @@ class PoolSettings:
 
     @classmethod
     def read(cls, reader: Reader) -> Self:
-        """Read the settings. The reader notes each mistake; the setting then has its default."""
+        """Read the settings. The reader records mistakes; those settings get their defaults."""
         return cls(**{name: reader.read(variable) for name, variable in SETTINGS.items()})
 
     def pool_options(self) -> dict[str, Any]:
@@ -176,12 +176,12 @@ class PoolSettings:
         }
 
     def own_options(self) -> OwnSettings:
-        """Return what Django has no key for, by the name of the field."""
+        """Return the settings for which Django has no key, by field."""
         names = OwnSettings.__annotations__
         return cast(OwnSettings, {name: getattr(self, name) for name in names})
 
     def conn_max_age(self) -> int | None:
-        """Return CONN_MAX_AGE of a DATABASES entry; only `persistent` mode lets Django use it."""
+        """Return CONN_MAX_AGE of a DATABASES entry; it is 0 except in `persistent` mode."""
         if self.mode != "persistent":
             return 0
         return None if self.recycle == NEVER else self.recycle
@@ -190,7 +190,7 @@ class PoolSettings:
 SETTINGS: dict[str, Variable[Any]] = {
     each.name: each.metadata["variable"] for each in fields(PoolSettings)
 }
-# The parameters of psycopg_pool, by the field; `facts.databases.pool_values` reads them back.
+# psycopg_pool's parameters by field; `facts.databases.pool_values` converts them back.
 POOL_PARAMETERS = {
     name: found[1]
     for name, variable in SETTINGS.items()
@@ -216,17 +216,17 @@ def database_from_env(
 ) -> dict[str, Any]:
     """Return one entry of DATABASES.
 
-    prefix: the prefix of the variables' names, such as "REPLICA_". A pool setting that is not set
+    prefix: the prefix of the variable names, such as "REPLICA_". A pool setting that is not set
         with the prefix falls back to the variable without it; the address does not.
     default: the URL to use if no address is set; without it, a missing address is an error.
-    base_dir: the directory that `embedded:///DIR` is relative to, by default the current one. The
-        embedded server is started if it is not running.
+    base_dir: the directory that `embedded:///DIR` is relative to; the default is the current one.
+        The embedded server is started if it is not running.
     environ: the variables to read instead of os.environ.
 
-    The entry is plain Django. Its key ABS_ORM_APP, which Django ignores, says where each setting
+    The entry is plain Django. Its key ABS_ORM_APP, which Django ignores, tells where each setting
     comes from; `docs/settings.md` lists its keys.
 
-    Raises SettingsError (an ImproperlyConfigured), which names every variable that is wrong.
+    Raises SettingsError (an ImproperlyConfigured), which names every invalid variable.
     """
     reader = Reader(environ, prefix)
     settings = PoolSettings.read(reader)
@@ -239,8 +239,8 @@ def database_from_env(
     options: dict[str, Any] = with_default_options(address.options, reader.environ)
     if settings.mode == "pool":
         options["pool"] = settings.pool_options()
-    # The engine adds the process to the default application_name. PgBouncer would send the server
-    # such a name each time that a server connection passes from one process to another.
+    # The engine adds the process to the default application_name. PgBouncer would set that name on
+    # the server each time that a server connection passes from one process to another.
     named = settings.mode == "pgbouncer" or "application_name" in address.options
     return {
         "ENGINE": address.engine,
@@ -271,7 +271,7 @@ def database_from_env(
 
 
 def refused(extra: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield each setting in the key ABS_ORM_APP that is none of its values, and why."""
+    """Yield each setting in the key ABS_ORM_APP whose value is invalid, and why."""
     for name, value in extra.items():
         known = name in SETTINGS and name in AppOptions.__annotations__
         if known and (reason := SETTINGS[name].why_not(value)):
@@ -281,7 +281,7 @@ def refused(extra: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def pool_processes(environ: Mapping[str, str] | None = None) -> int:
     """Return the number of processes with these pools: DB_POOL_PROCESSES, WEB_CONCURRENCY or 1.
 
-    Raises SettingsError for a wrong DB_POOL_PROCESSES; a wrong WEB_CONCURRENCY is ignored.
+    Raises SettingsError for an invalid DB_POOL_PROCESSES; an invalid WEB_CONCURRENCY is ignored.
     """
     reader = Reader(environ)
     processes = reader.read(DB_POOL_PROCESSES)
@@ -297,7 +297,7 @@ def pool_processes(environ: Mapping[str, str] | None = None) -> int:
 def unknown_variables(
     environ: Mapping[str, str] | None = None, prefixes: Iterable[str] = ("",)
 ) -> dict[str, str | None]:
-    """Variables that look like ours but are not read, each with the name meant, or None."""
+    """Return variables that look like ours but are not read, with the name meant, or None."""
     names = os.environ if environ is None else environ
     found: dict[str, str | None] = {}
     for prefix in prefixes:

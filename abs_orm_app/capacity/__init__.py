@@ -1,1 +1,1 @@
-"""Sums: the budget of connections, and the pool for a load."""
+"""Calculations: the connection budget, and the pool size for a load."""

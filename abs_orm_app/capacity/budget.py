@@ -1,4 +1,4 @@
-"""How many connections all the processes may open, and how many the server has for them."""
+"""Calculates how many connections all processes may open, and how many the server allows."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -21,12 +21,12 @@ class Demand:
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """The most connections that some group of aliases can have."""
+    """The most connections that a group of aliases can have."""
 
     group: tuple[str, ...]  # aliases with the same group share the limit
     connections: int
     why: str  # completes the sentence "..., but WHY"
-    used: int = 0  # of them now
+    used: int = 0  # of these, in use now
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +52,12 @@ class Budget:
 
     @property
     def per_process(self) -> int:
-        """Connections that each process may have at most, so that all of them fit."""
+        """The most connections that each process may have so that all of them fit."""
         return self.limit.connections // self.processes
 
     @property
     def arithmetic(self) -> str:
-        """As in "2 processes x (20 + 10) for 'default' = 60 connections"."""
+        """Such as "2 processes x (20 + 10) for 'default' = 60 connections"."""
         parts = [f"({d.size} + {d.overflow}) for {d.alias!r}" for d in self.demands]
         total = parts[0] if len(parts) == 1 else f"({' + '.join(parts)})"
         return f"{counted(self.processes, 'process')} x {total} = {self.at_peak} connections"
@@ -77,7 +77,7 @@ class Load:
 
     @classmethod
     def of(cls, rps: float, hold_ms: float, processes: int, server: ServerFacts | None) -> Self:
-        """By the square root rule: twice the root of what is busy is room for chance."""
+        """Apply the square root rule: add twice the root of the busy connections as headroom."""
         busy = rps * hold_ms / 1000
 
         def needed(times: int) -> int:
@@ -98,11 +98,11 @@ class Load:
 
 
 def largest_that_fit(budget: Budget) -> tuple[Demand, ...]:
-    """The largest pools for which there is room, with the same number of processes.
+    """Return the largest pools that fit, with the same number of processes.
 
-    The pool size comes first: as long as the sizes fit, only the overflow is lowered; else there is
-    none, and the sizes share what there is in their proportion. Empty, if there is not one
-    connection for each pool.
+    The pool size comes first: if the sizes fit, only the overflow is lowered; if not, there is no
+    overflow, and the sizes share the room in proportion. Empty if there is not one connection for
+    each pool.
     """
     each = budget.room // budget.processes
     sizes = [demand.size for demand in budget.demands]
@@ -122,7 +122,7 @@ def largest_that_fit(budget: Budget) -> tuple[Demand, ...]:
 
 
 def _share(total: int, weights: Sequence[int]) -> list[int]:
-    """Whole numbers in proportion to the weights, and together the total, by largest remainder."""
+    """Split the total into whole numbers in proportion to the weights, by largest remainder."""
     exact = [total * weight / (sum(weights) or 1) for weight in weights]
     parts = [int(part) for part in exact]
     by_remainder = sorted(range(len(parts)), key=lambda index: parts[index] - exact[index])
@@ -132,9 +132,9 @@ def _share(total: int, weights: Sequence[int]) -> list[int]:
 
 
 def limits(server: ServerFacts) -> list[Limit]:
-    """What bounds the connections of this role to this database, each on its own."""
+    """Return the limits on the connections of this role to this database; each one applies."""
     found = [_limit_of_server(server)]
-    if server.superuser:  # PostgreSQL lets a superuser pass the two below
+    if server.superuser:  # PostgreSQL exempts superusers from the two below
         return found
     for kind, name, may, most, used in (
         ("role", server.role, "may open", server.role_limit, server.used_by_role),
@@ -167,7 +167,7 @@ def allowance(server: ServerFacts) -> Limit:
 
 
 def budgets(demands: Iterable[tuple[Demand, ServerFacts]], processes: int) -> list[Budget]:
-    """One budget for each limit. Where two roles see it differently, the lower one counts."""
+    """Return one budget per limit. If two roles see it differently, the lower value counts."""
     groups: dict[tuple[str, ...], list[tuple[Demand, ServerFacts, Limit]]] = {}
     for demand, server in demands:
         for limit in limits(server):
@@ -184,10 +184,10 @@ def budgets(demands: Iterable[tuple[Demand, ServerFacts]], processes: int) -> li
 
 
 def _others(members: Sequence[tuple[Demand, ServerFacts, Limit]]) -> int:
-    """Connections under one limit that are not of this project's processes.
+    """Count the connections under one limit that other applications have.
 
-    The servers were asked one after the other, and a connection may have gone meanwhile: of each
-    number, the most that was seen.
+    The servers were queried one after the other, and connections may have closed meanwhile: of each
+    number, the highest counts.
     """
     ours: dict[tuple[str, str], int] = {}
     for _, server, _ in members:
@@ -207,5 +207,5 @@ def demands(answers: Answers) -> list[tuple[Demand, ServerFacts]]:
 
 
 def has_one_for_each(server: ServerFacts) -> bool:
-    """True if the server has one connection for each of ours; a pooler may make do with fewer."""
+    """Return True if the server has one connection for each of ours; a pooler may have fewer."""
     return server.pooler is None or server.pooler.pool_mode == "session"

@@ -1,1 +1,1 @@
-"""Rules that turn facts into findings, collected, and as Django system checks."""
+"""Rules that turn facts into findings, and Django's system checks that run them."""

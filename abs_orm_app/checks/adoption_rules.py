@@ -17,7 +17,7 @@ OUR_ENGINES = {
 
 
 def adoption_findings(databases: Sequence[Configured]) -> list[Finding]:
-    """Findings on the engine and the pool of each alias, or on DATABASES as a whole."""
+    """Check the engine and the pool of each alias, or DATABASES as a whole."""
     if databases and all(database.is_empty for database in databases):
         empty = new_finding(
             "W002",
@@ -37,9 +37,9 @@ def adoption_findings(databases: Sequence[Configured]) -> list[Finding]:
 
 
 def has_unused_pool(database: Configured) -> bool:
-    """True for this app's engine without a pool, where nobody said that this is meant."""
+    """Return True for this app's engine without a pool, unless the project chose that."""
     meant = database.mode == "pgbouncer" or database.mode_was_chosen
-    wrong = not isinstance(database.entry["OPTIONS"], Mapping)  # E005 says it
+    wrong = not isinstance(database.entry["OPTIONS"], Mapping)  # E005 reports it
     return database.hardened and not (database.pools or meant or wrong)
 
 
@@ -84,13 +84,13 @@ def no_pool(database: Configured) -> Finding:
 
 
 def unread_settings(databases: Sequence[Configured], environ: Mapping[str, str]) -> list[Finding]:
-    """A finding on variables in the environment, for DATABASES that is not made from them."""
+    """Report variables in the environment, if DATABASES is not made from them."""
     given = _pool_settings(environ)
     aliases = [database.alias for database in databases if database.vendor == "postgresql"]
     entry = f"DATABASES[{(aliases or [DEFAULT_DB_ALIAS])[0]!r}]"
     why = f"{entry} is not made from variables"
     if not aliases:
-        # Pool settings may wait for another environment, but an address is meant for this one.
+        # Pool settings may be for another environment, but an address is for this one.
         scheme = environ.get("DATABASE_URL", "").partition("://")[0]
         if scheme not in (*SCHEMES, "embedded") or any(map(_is_in_memory, databases)):
             return []
@@ -109,7 +109,7 @@ def unread_settings(databases: Sequence[Configured], environ: Mapping[str, str])
 
 
 def ungiven_settings(read: Collection[str], environ: Collection[str]) -> list[Finding]:
-    """A finding on pool settings that are not among the variables which DATABASES was made from."""
+    """Report pool settings that are not among the variables that DATABASES was made from."""
     if not (lost := [name for name in _pool_settings(environ) if name not in read]):
         return []
     unread = new_finding(
@@ -121,7 +121,7 @@ def ungiven_settings(read: Collection[str], environ: Collection[str]) -> list[Fi
 
 
 def _is_in_memory(database: Configured) -> bool:
-    """True for SQLite without a file, which settings for tests choose beside any DATABASE_URL."""
+    """Return True for in-memory SQLite, which test settings use whatever DATABASE_URL says."""
     name = str(database.entry["NAME"])
     return database.vendor == "sqlite" and (name == ":memory:" or "mode=memory" in name)
 

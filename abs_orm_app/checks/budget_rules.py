@@ -12,9 +12,9 @@ from abs_orm_app.facts.databases import Configured
 def budget_findings(
     budgets: Iterable[Budget], databases: Mapping[str, Configured]
 ) -> list[Finding]:
-    """One finding for each limit that all processes together can exceed.
+    """Return one finding for each limit that all processes together can exceed.
 
-    databases: by alias, to word the fix as the project wrote its settings.
+    databases: by alias, so that a fix has the form of the project's settings.
     """
     return [
         _exceeded(budget, databases)
@@ -30,7 +30,7 @@ def _exceeded(budget: Budget, databases: Mapping[str, Configured]) -> Finding:
         number, effect = "E021", f"Even without overflow it is {budget.at_rest}."
     aliases = [demand.alias for demand in budget.demands]
     remedy, fix = "Run fewer processes, raise the server's limit, or use PgBouncer", ""
-    # Connections of other applications come and go, so the rule counts without them.
+    # Connections of other applications come and go, so the rule ignores them.
     fitting = largest_that_fit(replace(budget, others=0))
     if fitting:
         whose = "" if len(aliases) == 1 else f" of {' and '.join(map(repr, aliases))} together"

@@ -1,4 +1,4 @@
-"""Collects the findings on some databases, with and without answers from their servers."""
+"""Collects the findings on databases, with or without answers from their servers."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -24,9 +24,9 @@ TIMEOUT = 5.0  # seconds for each server that a system check asks
 
 
 def ask_servers(databases: Iterable[Configured]) -> list[Finding]:
-    """Ask the server of each alias; a server that does not answer gives a finding of level INFO.
+    """Check the server of each alias; one that does not answer is a finding of level INFO.
 
-    Other findings of that level are left to check_pool: `migrate` runs this before it starts.
+    Other findings of that level are left to check_pool, as `migrate` runs this before it starts.
     """
     answers = []
     unanswered = []
@@ -45,7 +45,7 @@ def ask_servers(databases: Iterable[Configured]) -> list[Finding]:
 
 
 def all_findings(reports: Sequence[Report], processes: int | None = None) -> list[Finding]:
-    """Apply every rule to reports that are there already; silenced findings are left out.
+    """Apply every rule to existing reports; silenced findings are left out.
 
     processes: how many processes have these pools; None: as the environment says.
 
@@ -70,7 +70,7 @@ def all_findings(reports: Sequence[Report], processes: int | None = None) -> lis
 
 
 def server_findings(answers: Answers, processes: int | None = None) -> list[Finding]:
-    """Findings on the limits of the servers, and on the poolers, that answered."""
+    """Check the limits of the servers, and the poolers, that answered."""
     found: list[Finding] = []
     for database, server in answers:
         found += pooler_findings(database, server.pooler)

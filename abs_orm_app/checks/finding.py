@@ -26,7 +26,7 @@ class Finding:
 
     @property
     def hint(self) -> str:
-        """What to do, in one text."""
+        """The remedy and the fix, in one text."""
         return f"{self.remedy} {self.fix}".rstrip()
 
     @property
@@ -36,7 +36,7 @@ class Finding:
 
     @property
     def title(self) -> str:
-        """As in "WARNING W011 default"."""
+        """Such as "WARNING W011 default"."""
         return " ".join(filter(None, (LEVELS[self.level], self.number, self.alias)))
 
     @property
@@ -48,7 +48,7 @@ class Finding:
 def new_finding(
     number: str, message: str, remedy: str, alias: str | None = None, *, fix: str = ""
 ) -> Finding:
-    """The number's letter gives the level. No text from outside can command a terminal."""
+    """Create a finding: its number's letter sets the level, and its texts are safe to print."""
     level = {"E": ERROR, "W": WARNING, "I": INFO}[number[0]]
     return Finding(
         id=f"abs_orm_app.{number}",
@@ -63,7 +63,7 @@ def new_finding(
 def of_alias(
     rules: Callable[Concatenate[Configured, P], Iterator[Finding]],
 ) -> Callable[Concatenate[Configured, P], list[Finding]]:
-    """Let each finding that these rules yield on an alias name it."""
+    """Decorate rules on one alias, so that each of their findings names it."""
 
     def found(database: Configured, /, *args: P.args, **kwargs: P.kwargs) -> list[Finding]:
         return [replace(each, alias=database.alias) for each in rules(database, *args, **kwargs)]

@@ -1,4 +1,4 @@
-"""Lines to copy that change a setting of an alias, in the form in which its project wrote it."""
+"""Lines to copy that change a setting of an alias, in the form that its project uses."""
 
 import re
 
@@ -8,7 +8,7 @@ from abs_orm_app.facts.databases import Configured, Value
 
 
 def written_by_hand(database: Configured) -> bool:
-    """True if the project wrote the entry of DATABASES itself, without `database_from_env`."""
+    """Return True if the project wrote its entry of DATABASES without `database_from_env`."""
     return all(setting.source == "settings" for setting in database.settings)
 
 
@@ -37,7 +37,7 @@ def set_mode(database: Configured, mode: str) -> str:
         return f"{variable(database, 'mode')}={mode}"
     if mode == "pgbouncer":
         return '"CONN_MAX_AGE": 0, "DISABLE_SERVER_SIDE_CURSORS": True'
-    entry = f'DATABASES["{database.alias}"]'  # whatever has made it
+    entry = f'DATABASES["{database.alias}"]'  # however it was made
     pool = '{"min_size": 4, "max_size": 10}'
     return (
         f'{entry} |= {{"CONN_MAX_AGE": 0, "CONN_HEALTH_CHECKS": True}};'
@@ -46,7 +46,7 @@ def set_mode(database: Configured, mode: str) -> str:
 
 
 def variable(database: Configured, field: str) -> str:
-    """The variable that sets a field of PoolSettings for this alias."""
+    """Return the variable that sets a field of PoolSettings for this alias."""
     return next(setting.name for setting in database.settings if setting.field == field)
 
 

@@ -1,4 +1,4 @@
-"""Rules on when a connection is held: what `DB_POOL_RELEASE` gains, and what takes it away."""
+"""Rules on how long connections are held: what `DB_POOL_RELEASE` gains, and what undoes it."""
 
 from collections.abc import Iterator
 
@@ -9,12 +9,12 @@ from abs_orm_app.facts.databases import Configured
 from abs_orm_app.facts.report import Report
 from abs_orm_app.facts.server import ServerFacts
 
-MOSTLY = 0.5  # the share of the connections in use from which on they are mostly idle
+MOSTLY = 0.5  # W005 if a larger share of the connections in use is idle
 
 
 @of_alias
 def lease_findings(database: Configured, report: Report) -> Iterator[Finding]:
-    """Findings on what was seen of an alias with a pool of this app."""
+    """Check what was observed of an alias with a pool of this app."""
     if not (database.pools and database.hardened):
         return
     usage, server = report.usage, report.server

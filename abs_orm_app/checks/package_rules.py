@@ -1,4 +1,4 @@
-"""Rules on installed packages that treat an engine by its name, and do not know ours."""
+"""Rules on installed packages that recognize engines by name, and do not know ours."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from abs_orm_app.facts.databases import Configured
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """A package, and the setting in which it looks for the name of an engine."""
+    """A package, and the setting in which it looks up an engine by name."""
 
     app: str  # in INSTALLED_APPS
     name: str
     otherwise: str  # what it does with an engine that it does not know
     setting: str
     fix: str  # with {engine} and {connector}
-    also: str = ""  # another setting, which names the aliases, that is also enough
+    also: str = ""  # another setting that is enough: it names aliases
 
 
 PACKAGES = (
@@ -50,7 +50,7 @@ PACKAGES = (
 def package_findings(
     databases: Sequence[Configured], apps: Collection[str], settings: Any
 ) -> list[Finding]:
-    """Findings on packages in INSTALLED_APPS that do not know the engine of an alias."""
+    """Report packages in INSTALLED_APPS that do not know the engine of an alias."""
     return [
         package_does_not_know(package, database)
         for package in PACKAGES

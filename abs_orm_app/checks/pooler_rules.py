@@ -11,7 +11,7 @@ from abs_orm_app.facts.pooler import PoolerFacts
 
 @of_alias
 def pooler_findings(database: Configured, pooler: PoolerFacts | None) -> Iterator[Finding]:
-    """Findings on settings of an alias that do not fit the pooler that it connects to."""
+    """Check whether the settings of an alias fit the pooler that it connects to."""
     if pooler is None:
         if database.mode == "pgbouncer":
             yield new_finding(

@@ -13,14 +13,14 @@ LONGEST_RECYCLE = 3600  # seconds
 
 @of_alias
 def deploy_findings(database: Configured) -> Iterator[Finding]:
-    """What works, but should not be used in production."""
+    """Check for settings that work, but should not be used in production."""
     if database.vendor == "postgresql":
         yield from _settings(database)
         yield from _address(database)
 
 
 def _settings(database: Configured) -> Iterator[Finding]:
-    if database.mode == "null" and not has_unused_pool(database):  # which is W006
+    if database.mode == "null" and not has_unused_pool(database):  # W006 reports that
         yield new_finding(
             "W011",
             "There is no pool: every request opens a connection and closes it.",

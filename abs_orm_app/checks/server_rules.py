@@ -14,7 +14,7 @@ LONGEST_SILENCE = 3600  # seconds until a server checks whether a silent client 
 
 @of_alias
 def session_findings(database: Configured, server: ServerFacts) -> Iterator[Finding]:
-    """What the server does with the sessions of an alias."""
+    """Check how the server treats the sessions of an alias."""
     yield from _idle_sessions_end(database, server)
     if _is_remote(server) and not database.keepalives:
         yield new_finding(
@@ -129,6 +129,6 @@ def _is_remote(server: ServerFacts) -> bool:
 
 
 def server_not_asked(alias: str, failure: Failure) -> Finding:
-    """The server did not answer. This is no error: no check may fail because a server is down."""
+    """Report, as INFO, that a server did not answer: no check may fail because of that."""
     why = f"The server could not be asked about its limits: {failure.cause}"
     return new_finding("I001", why, failure.hint, alias)

@@ -1,4 +1,4 @@
-"""Rules on DATABASES and the environment: what cannot work, whatever the server says."""
+"""Rules on DATABASES and the environment: settings that cannot work with any server."""
 
 import math
 import re
@@ -18,7 +18,7 @@ LEAST_VERSION = (3, 2)  # of psycopg and of psycopg_pool
 
 @dataclass(frozen=True, kw_only=True)
 class Installed:
-    """The packages that a pool needs, as they are installed here."""
+    """The installed versions of the packages that a pool needs."""
 
     psycopg: str | None  # version; None: not installed
     psycopg_pool: str | None
@@ -28,7 +28,7 @@ class Installed:
 
 @of_alias
 def static_findings(database: Configured, installed: Installed) -> Iterator[Finding]:
-    """Findings on an alias that sets OPTIONS['pool']."""
+    """Check an alias that sets OPTIONS['pool']."""
     yield from engine_and_driver(database, installed)
     yield from unusable_parameters(database, installed)
     yield from impossible_values(database)
@@ -36,7 +36,7 @@ def static_findings(database: Configured, installed: Installed) -> Iterator[Find
 
 @of_alias
 def entry_findings(database: Configured) -> Iterator[Finding]:
-    """Findings on the keys of an entry for PostgreSQL, with or without a pool."""
+    """Check the keys of an entry for PostgreSQL, with or without a pool."""
     if database.vendor != "postgresql":
         return
     yield from unknown_keys(database)
@@ -53,7 +53,7 @@ def entry_findings(database: Configured) -> Iterator[Finding]:
         )
 
 
-_FLAG = ("True or False", int)  # not "false" of the environment, which is true
+_FLAG = ("True or False", int)  # not the string "false", which is true
 _KEYS: dict[str, tuple[str, Any]] = {
     "CONN_MAX_AGE": ("a number of seconds, or None", int | float | None),
     "OPTIONS": ("a dict", Mapping),
@@ -63,7 +63,7 @@ _KEYS: dict[str, tuple[str, Any]] = {
 
 
 def unknown_keys(database: Configured) -> Iterator[Finding]:
-    """Keys that resemble one of Django's or ours. Others may be for another package."""
+    """Find keys that resemble one of Django's or ours; others may be for another package."""
     known = (*_KEYS, KEY, "ENGINE", "NAME", "USER", "PASSWORD", "HOST", "PORT", "TIME_ZONE", "TEST")
     for name in database.entry:
         if name not in known and (meant := get_close_matches(name, known, n=1, cutoff=0.85)):
@@ -75,7 +75,7 @@ def unknown_keys(database: Configured) -> Iterator[Finding]:
 
 
 def wrong_types(database: Configured) -> Iterator[Finding]:
-    """What Django would fail on at the first query, or take for True."""
+    """Find values that make Django fail at the first query, or that it takes for True."""
     for name, (accepted, kind) in _KEYS.items():
         if name in database.entry and not isinstance(database.entry[name], kind):
             yield _must_be(name, _type(database.entry[name]), accepted, "Django's default")
@@ -90,7 +90,7 @@ def engine_and_driver(database: Configured, installed: Installed) -> Iterator[Fi
             fix='"ENGINE": "abs_orm_app.backends.postgresql"',
         )
     age: object = database.conn_max_age
-    if database.can_pool and age != 0 and not isinstance(age, str):  # a text is wrong in itself
+    if database.can_pool and age != 0 and not isinstance(age, str):  # E005 reports a string
         yield new_finding(
             "E001",
             f"CONN_MAX_AGE={age} and OPTIONS['pool'] are both set, which Django refuses.",
@@ -113,7 +113,7 @@ def engine_and_driver(database: Configured, installed: Installed) -> Iterator[Fi
 
 
 def _as_tuple(version: str) -> tuple[int, ...]:
-    """Give (3, 2) for "3.2.1" and for "3.2.dev1"."""
+    """Return (3, 2) for "3.2.1" and for "3.2.dev1"."""
     return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
@@ -123,12 +123,12 @@ def _must_be(where: str, given: object, accepted: str, default: str) -> Finding:
 
 
 def _type(value: object) -> str:
-    """In place of a value, which may be a secret."""
+    """Describe a value, which may be a secret, by its type."""
     return f"of type {type(value).__name__}"
 
 
 def _parameters(database: Configured) -> Mapping[str, object]:
-    """What the project gives to psycopg_pool; another vendor's pool has its own parameters."""
+    """Return the parameters for psycopg_pool; another vendor's pool has others."""
     return database.pool if database.pools and isinstance(database.pool, dict) else {}
 
 
@@ -183,7 +183,7 @@ _ACCEPTED = {
     "max_size": ("a whole number, 1 or more", _whole(0)),  # 0 is E005 below
     "max_waiting": ("a whole number, 0 or more", _whole(0)),
     "num_workers": ("a whole number, 1 or more", _whole(1)),
-    # Threads wait for this long; infinity raises an OverflowError there.
+    # Threads wait this long; infinity would raise an OverflowError.
     "timeout": ("a number of seconds above 0, up to a day", _seconds(86400)),
     "max_idle": ("a number of seconds above 0, up to a year", _seconds(365 * 86400)),
     "max_lifetime": ("a number of seconds above 0", _seconds(math.inf)),
@@ -216,7 +216,7 @@ def impossible_values(database: Configured) -> Iterator[Finding]:
 
 
 def mistakes_in_our_key(database: Configured) -> Iterator[Finding]:
-    """What an entry written by hand may have wrong: Django ignores the key, typos and all."""
+    """Find mistakes in a handwritten ABS_ORM_APP, which Django ignores, typos and all."""
     given = database.entry.get(KEY) or {}
     if not isinstance(given, Mapping):
         yield new_finding(
@@ -243,7 +243,7 @@ def mistakes_in_our_key(database: Configured) -> Iterator[Finding]:
 
 
 def unknown_variables(names: Mapping[str, str | None]) -> list[Finding]:
-    """One finding for each variable that looks like one of ours, with the name that was meant."""
+    """Report each unknown variable that looks like one of ours, with the name that was meant."""
     return [
         new_finding(
             "W001",

@@ -1,4 +1,4 @@
-"""The rules as Django's system checks."""
+"""Registers the rules as Django's system checks."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -37,7 +37,7 @@ def check_deployment(**_: Any) -> list[CheckMessage]:
 
 
 def check_servers(databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
-    """Ask the servers of these aliases; `check --database` and `migrate` call this."""
+    """Check the servers of these aliases; `check --database` and `migrate` call this."""
     if not databases:
         return []
     # Imported here because it takes time, and the other checks run before every command.
@@ -60,13 +60,13 @@ def _messages(found: Iterable[Finding]) -> list[CheckMessage]:
 
 
 def settings_findings(databases: Sequence[Configured]) -> list[Finding]:
-    """Findings on the environment, on settings that cannot work, and on a pool that is not used."""
+    """Report unread variables, settings that cannot work, and a pool that is not used."""
     prefixes = {"", *(database.prefix for database in databases)}
     unknown = unknown_variables(prefixes=sorted(prefixes))
     found = settings_rules.unknown_variables(unknown)
     for database in databases:
         found += settings_rules.entry_findings(database)
-        if database.pool:  # else the process may need no psycopg_pool
+        if database.pool:  # else psycopg_pool may not be needed
             found += settings_rules.static_findings(database, _installed())
     found += adoption_rules.adoption_findings(databases)
     if (read := variables_read()) is None:

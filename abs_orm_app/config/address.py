@@ -45,12 +45,12 @@ ENCODE = "percent-encode : / ? # @ in its user name and password (as %3A %2F %3F
 IN_BRACKETS = "put an IPv6 address into brackets"
 
 TLS_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-DJANGO_OPTIONS = ("assume_role",)  # options of Django's engine that a URL may give as well
+DJANGO_OPTIONS = ("assume_role",)  # options of Django's engine that a URL may also set
 
-# A connection attempt ends after 10 s. A server that vanishes is detected within 20 s:
-# by probes while we wait for its answer (10 + 3 * 3 s), and by the timeout while it has not
-# acknowledged what we sent, where Linux alone goes on for a quarter of an hour. So a host that
-# fails over is known to be dead before a pool's timeout of 30 s is over.
+# A connection attempt ends after 10 s. A server that vanishes is detected within 20 s: by probes
+# while we wait for its answer (10 + 3 * 3 s), and by tcp_user_timeout while it has not acknowledged
+# what we sent (Linux's default is a quarter of an hour). So after a failover, the old host is known
+# to be dead before a pool's timeout of 30 s expires.
 DEFAULT_OPTIONS = {
     "connect_timeout": "10",  # seconds
     "keepalives": "1",
@@ -63,7 +63,7 @@ DEFAULT_OPTIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """The address of a database. Commas separate several hosts, and their ports."""
+    """The address of a database. Commas separate multiple hosts and their ports."""
 
     engine: str = POSTGRESQL
     name: str = ""
@@ -79,8 +79,8 @@ class Address:
 def parse_url(url: str) -> Address:
     """Parse a database URL.
 
-    Raises ValueError: the end of a sentence that begins with "DATABASE_URL". It shows no part of a
-    password, even if an unencoded character splits the password.
+    Raises ValueError: the end of a sentence that starts with "DATABASE_URL". It shows no part of
+    the password, even if an unencoded character splits the password.
     """
     url = url.strip()
     if url[:1] in ("'", '"'):
@@ -100,13 +100,13 @@ def parse_url(url: str) -> Address:
         raise ValueError(f"begins with {what}; this app supports PostgreSQL only: {EXAMPLE}")
     if fragment or "@" in path + query:
         raise ValueError(f"is ambiguous: {ENCODE}")
-    if re.search(r"[;&\s]\w+=", path):  # which would be shown as the name of the database
+    if re.search(r"[;&\s]\w+=", path):  # would be shown as the database name
         raise ValueError("has parameters after its name: put ? before the first, & between them")
     user_info, _, hosts = authority.rpartition("@")
     options = _options(query)
     host, port = _hosts(hosts)
-    # Without the hosts: dj-database-url cannot read several, and lowercases them, also the
-    # directory of a Unix socket. Without the query: it reads "007" as 7.
+    # Without the hosts: dj-database-url cannot parse several, and lowercases them, even the
+    # directory of a Unix socket. Without the query: it parses "007" as 7.
     parsed = dj_database_url.parse(
         f"postgres://{quote(user_info, safe=':%')}@{quote(path, safe='/%')}"
     )
@@ -135,7 +135,7 @@ def _embedded(authority: str, path: str, rest: str) -> Address:
 def _options(query: str) -> dict[str, str]:
     """Return the connection parameters in a query, each known to libpq or to Django.
 
-    A + is a plus, as in libpq, and not a space, as in HTML forms.
+    A + is a plus, as in libpq, not a space, as in HTML forms.
     """
     if re.search(r";\w+=", query):
         raise ValueError("separates parameters by a semicolon: put & between them")
@@ -174,9 +174,9 @@ def _options(query: str) -> dict[str, str]:
 
 
 def _known(name: str) -> str:
-    """Return the name of a known parameter in parentheses, or the name that was probably meant.
+    """Return the name of a known parameter in parentheses, or a suggestion.
 
-    No other name is shown: if a password holds an &, the rest of it looks like a parameter.
+    No other name is shown: after an & in a password, the rest of it looks like a parameter.
     """
     ours = (*libpq_parameters(), *DJANGO_OPTIONS)
     known = name in ours or name in FOREIGN_PARAMETERS
@@ -184,7 +184,7 @@ def _known(name: str) -> str:
 
 
 def _translate_tls(options: dict[str, str]) -> None:
-    """Turn asyncpg's `ssl` into libpq's `sslmode`; true and false as in URLs of JDBC."""
+    """Convert asyncpg's `ssl` to libpq's `sslmode`; true and false as in JDBC's URLs."""
     if "ssl" in options:
         if "sslmode" in options:
             raise ValueError("gives both ssl and sslmode: keep sslmode")
@@ -203,7 +203,7 @@ def _hosts(text: str) -> tuple[str, str]:
         match = re.fullmatch(r"(?:\[([^\[\]]*)\]|([^:\[\]]*))(?::(.*))?", part, re.DOTALL)
         if not match:
             raise ValueError(f"has an invalid host: {IN_BRACKETS}")
-        # Not shown: if somebody forgot the host, it is the password.
+        # Not shown: if the host is missing, it is the password.
         if match[3] and not (re.fullmatch("[0-9]+", match[3]) and 1 <= int(match[3][:6]) <= 65535):
             raise ValueError(f"has a port that is not a number from 1 to 65535; {IN_BRACKETS}")
         hosts.append(unquote(match[1] or match[2] or ""))
@@ -218,7 +218,7 @@ def _ports(text: str) -> str:
 
 
 def _one(parameter: str, value: str, options: dict[str, str]) -> str:
-    """Return a value from the authority or path of a URL, or from its query; refuse two."""
+    """Return a value from the authority or path of a URL, or from its query, but not both."""
     second = options.pop(parameter, "")
     if value and second not in ("", value):
         raise ValueError(f"gives two values for its {parameter}")
@@ -228,7 +228,7 @@ def _one(parameter: str, value: str, options: dict[str, str]) -> str:
 @cache
 def libpq_parameters() -> dict[str, str]:
     try:
-        from psycopg import pq  # only here, so that a failed import can be reported
+        from psycopg import pq  # imported here so that a failure can be reported
     except ImportError as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         refuse([f"psycopg does not work here ({reason}): pip install 'psycopg[binary]'."])
@@ -239,7 +239,7 @@ def libpq_parameters() -> dict[str, str]:
 
 
 def with_default_options(options: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
-    """Add the default options that neither the URL nor a variable of libpq (PGAPPNAME) sets."""
+    """Add the default options that neither the URL nor libpq's variables (PGAPPNAME) set."""
     project = environ.get("DJANGO_SETTINGS_MODULE", "").partition(".")[0] or "django"
     variables = libpq_parameters()
     defaults = {**DEFAULT_OPTIONS, "application_name": project}
@@ -248,10 +248,10 @@ def with_default_options(options: Mapping[str, str], environ: Mapping[str, str])
 
 
 def _host(text: str) -> str:
-    """Parse one or more hosts: names, addresses, or directories of Unix sockets."""
+    """Validate one or more hosts: names, addresses, or directories of Unix sockets."""
     hosts = text.strip()
     for host in hosts.split(","):
-        is_socket = host.startswith(("/", "@"))  # @: Linux's abstract ones
+        is_socket = host.startswith(("/", "@"))  # @: Linux's abstract sockets
         if not is_socket and ("://" in host or set("@[]") & set(host) or host.count(":") == 1):
             raise ValueError(
                 "is more than a host: a URL goes into DATABASE_URL, a user into DB_USER, a port"
@@ -261,7 +261,7 @@ def _host(text: str) -> str:
 
 
 def _name(text: str) -> str:
-    """Parse the name of a database or role; all but a colon is allowed."""
+    """Validate the name of a database or role; everything but a colon is allowed."""
     if ":" in text:
         raise ValueError(
             "holds a colon, as a URL does or a user with a password: a URL goes into DATABASE_URL,"
@@ -279,7 +279,7 @@ def _dotted_path(text: str) -> str:
 DATABASE_URL = Variable[Address | None](
     name="DATABASE_URL", parse=parse_url, default=None, secret=True, shared=False
 )
-# By the field of Address that each one sets.
+# By the field of Address that each variable sets.
 PARTS = {
     "host": Variable(name="DB_HOST", parse=_host, default="", echo=False, shared=False),
     "port": Variable(name="DB_PORT", parse=_ports, default="", echo=False, shared=False),
@@ -298,10 +298,10 @@ KNOWN = (
 
 
 def read_address(reader: Reader, default_url: str | None) -> Address:
-    """Return the address that the variables set. The reader notes what is wrong with them.
+    """Return the address that the variables set. The reader records their mistakes.
 
-    The parts fill in what the URL leaves out, such as a password that comes from a file. The
-    default URL is used only if none of the variables is set.
+    The parts add what the URL lacks, such as a password from a file. The default URL is used only
+    if none of the variables is set.
     """
     problems = len(reader.problems)
     url = reader.read(DATABASE_URL)
@@ -346,7 +346,7 @@ def _contradictions(url: Address, parts: Mapping[str, str], reader: Reader) -> l
 def _gaps(
     address: Address, url: Address | None, parts: Mapping[str, str], reader: Reader
 ) -> list[str]:
-    """Return what is missing in an address, or does not fit together."""
+    """Return sentences on what is missing in an address, or does not fit together."""
     found = []
     prefix, hosts, ports = reader.prefix, address.host.split(","), address.port.split(",")
     if not address.name and "service" not in address.options:
@@ -374,7 +374,7 @@ def _gaps(
 
 
 def running(address: Address, base_dir: Path, variable: str) -> Address:
-    from abs_orm_app.embedded import embedded_url  # only here: production needs no such extra
+    from abs_orm_app.embedded import embedded_url  # imported here: production lacks this extra
 
     try:
         return parse_url(embedded_url(base_dir / address.embedded))
@@ -383,7 +383,7 @@ def running(address: Address, base_dir: Path, variable: str) -> Address:
 
 
 def session_options(text: str) -> dict[str, str]:
-    """Read libpq's `options`: what `-c NAME=VALUE`, in any spelling, sets in a session."""
+    """Parse libpq's `options`: the session settings of `-c NAME=VALUE`, in any spelling."""
     words = [re.sub(r"\\(.)", r"\1", word) for word in re.findall(r"(?:\\.|[^\s\\])+", text)]
     found = {}
     while words:

@@ -6,21 +6,21 @@ import socket
 from dataclasses import dataclass
 
 LONGEST = 63  # bytes; PostgreSQL cuts off the rest
-OF_PROCESS = "@[^@]*:[0-9]+$"  # the part that names the process; for Python and PostgreSQL
+OF_PROCESS = "@[^@]*:[0-9]+$"  # matches the part that names the process, in Python and PostgreSQL
 
 
 @dataclass(frozen=True, kw_only=True)
 class Name:
     application: str
-    host: str | None  # None: it names no process
+    host: str | None  # None: the name does not contain a process
     pid: int | None
 
 
 def process_name(project: str) -> str:
     """Return the name of this process of a project.
 
-    If it is too long, host and project lose their beginnings: hosts of an orchestrator differ at
-    the end.
+    If it is too long, the starts of host and project are cut off, because the hosts of an
+    orchestrator differ at the end.
     """
     project = _ascii(project)
     pid = f":{os.getpid()}"

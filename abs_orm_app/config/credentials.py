@@ -1,4 +1,4 @@
-"""Passwords that rotate: read again for each new connection."""
+"""Rotating passwords, which are read again for each new connection."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,17 +10,17 @@ from psycopg import OperationalError
 from abs_orm_app.config.entry import AppOptions
 from abs_orm_app.config.variables import read_secret_file
 
-# Takes libpq's parameters of the connection (host, port, user, dbname), returns the password.
+# Takes the connection's libpq parameters (host, port, user, dbname) and returns the password.
 Provider = Callable[[Mapping[str, Any]], str]
 
 
 def is_rotating(options: AppOptions) -> bool:
-    """True if the settings name a source for passwords that is read for each connection."""
+    """Return True if the settings name a password source that is read for each connection."""
     return bool(options.get("password_file") or options.get("password_provider"))
 
 
 def current_password(options: AppOptions, params: Mapping[str, Any]) -> str | None:
-    """Return the password that is valid now, or None if the settings name no source for it.
+    """Return the currently valid password, or None if the settings name no source for it.
 
     Raises `ImproperlyConfigured` if the provider does not exist or returns no password, and
     `psycopg.OperationalError`, after which the pool retries, if the source fails.
@@ -42,7 +42,7 @@ def _ask(dotted: str, params: Mapping[str, Any]) -> str:
         raise ImproperlyConfigured(
             f"DB_PASSWORD_PROVIDER cannot be imported: {_missing(dotted, error)}."
         ) from None
-    # Without the password of the settings, if there is one.
+    # Without the password in the settings, if there is one.
     asked = {key: value for key, value in params.items() if key != "password"}
     try:
         password = provider(asked)
@@ -57,7 +57,7 @@ def _ask(dotted: str, params: Mapping[str, Any]) -> str:
 
 
 def _missing(dotted: str, error: ImportError) -> str:
-    """Return what cannot be imported, but not the path, which may be a password by mistake."""
+    """Describe what cannot be imported, but not the path, which may be a password by mistake."""
     if error.name and not f"{dotted}.".startswith(f"{error.name}."):
         return str(error)
     return "no such module or function; it takes a path like package.module.function"

@@ -1,12 +1,12 @@
-"""Which of libpq's parameters are secrets, and parameters that show none where they are printed."""
+"""Knows which of libpq's parameters are secrets, and keeps them out of printed parameters."""
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
-# Options that are secrets themselves: passwords, sslpassword, oauth_client_secret, SCRAM keys.
+# Matches options that are secrets: passwords, sslpassword, oauth_client_secret, SCRAM keys.
 _SECRET = re.compile(r"password|secret|scram_(?:client|server)_key")
-# Those that libpq has.
+# The secrets among libpq's parameters.
 _NAMES = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
 
 
@@ -15,7 +15,7 @@ def is_secret(name: object) -> bool:
 
 
 class Secret(str):
-    """A string whose `repr` does not show it: Sentry and rich write each value of a mapping."""
+    """A string with a masked `repr`: Sentry and rich print each value of a mapping."""
 
     __slots__ = ()
 
@@ -24,7 +24,7 @@ class Secret(str):
 
 
 class Parameters(dict[str, Any]):
-    """Parameters of one connection. Reports of errors print the variables of each frame."""
+    """Parameters of one connection, masked because error reports print each frame's variables."""
 
     def __init__(self, given: Mapping[str, Any]) -> None:
         super().__init__(given)

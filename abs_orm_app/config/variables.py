@@ -24,31 +24,31 @@ TRUE = environ.Env.BOOLEAN_TRUE_STRINGS
 FALSE = ("false", "off", "n", "no", "0")
 EMPTY = "is empty: give it a value, or unset it"
 
-_from_env_file: dict[str, str] = {}  # what this process has read from .env files
+_from_env_file: dict[str, str] = {}  # variables that this process has read from .env files
 
 
 class SettingsError(ImproperlyConfigured):
     """Environment variables cannot be used; the message names each one.
 
-    Uncaught, it is printed without a traceback, which would say nothing about the variable.
-    `--traceback`, or an exception hook of the project (an error reporter), keeps the traceback.
+    If not caught, it is printed without a traceback, which would not help. `--traceback`, or an
+    exception hook of the project (such as an error reporter's), keeps the traceback.
     """
 
 
 def refuse(problems: list[str]) -> NoReturn:
-    """Raise SettingsError with these problems: sentences, each of which names its variable."""
+    """Raise SettingsError with these problems: sentences that each name a variable."""
     _print_settings_errors_plainly()
     if len(problems) == 1:
         raise SettingsError(problems[0])
     raise SettingsError("\n  ".join([f"{len(problems)} settings cannot be used.", *problems]))
 
 
-@cache  # once a process, so that errors which are caught leave no chain of hooks
+@cache  # once per process, so that caught errors do not build up a chain of hooks
 def _print_settings_errors_plainly() -> None:
-    """Print a SettingsError that nobody catches without its traceback.
+    """Print an uncaught SettingsError without its traceback.
 
-    With broken settings, Django finds no command of ours and lets the error through. A hook that
-    is there already, such as an error reporter's, is called in our place.
+    With broken settings, Django finds none of our commands and lets the error through. If another
+    hook is installed, such as an error reporter's, that one is called instead.
     """
     previous = sys.excepthook
 
@@ -67,39 +67,39 @@ def _print_settings_errors_plainly() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Variable(Generic[T]):
-    """An environment variable: what it may hold, and its default."""
+    """An environment variable: its valid values and its default."""
 
     name: str  # without the prefix of a database
-    parse: Callable[[str], T]  # raises ValueError: the end of a sentence that begins with the name
+    parse: Callable[[str], T]  # raises ValueError: the end of a sentence that starts with the name
     default: T
     refused: Mapping[str, str] = field(default_factory=dict)  # value -> why, and what to set
     secret: bool = False  # never shown; may also come from the file that NAME_FILE names
-    echo: bool = True  # False: messages do not show what was given; it may be a password by mistake
-    shared: bool = True  # if it is not set with the prefix, the variable without it is read
-    prefixed: bool = True  # False: one variable for all databases, without a prefix
-    # Of a setting of the pool: by mode, the option of Django or psycopg_pool that it becomes.
+    echo: bool = True  # False: messages do not show the value, which may be a password by mistake
+    shared: bool = True  # if not set with the prefix, it is read without it
+    prefixed: bool = True  # False: all databases share one variable, without a prefix
+    # For a pool setting: the option of Django or psycopg_pool that it becomes, by mode.
     options: Mapping[str, str] = field(default_factory=dict)
     shown: Literal["always", "our pool", "if set"] = "always"
     unit: str = ""
 
     def why_not(self, value: object) -> str:
-        """Say why a value of an entry written by hand is refused; "" if it is not."""
+        """Return why a value in a handwritten entry is refused; "" if it is not."""
         try:
             parsed = self.default if value is self.default else self.parse(str(value))
         except ValueError as error:
             return str(error)
-        known = isinstance(value, int | float | str | None)  # a Decimal may be equal, too
+        known = isinstance(value, int | float | str | None)  # else even a Decimal could be equal
         return "" if known and parsed == value else f"is not {parsed!r}"
 
 
 def setting(name: str, parse: Callable[[str], Any], default: Any, **more: Any) -> Any:
-    """A field of PoolSettings, and its variable."""
+    """Define a field of PoolSettings and its variable."""
     variable = Variable[Any](name=name, parse=parse, default=default, **more)
     return field(default=default, metadata={"variable": variable})
 
 
 class Reader:
-    """Reads the variables of one database; notes where each value comes from, and each mistake."""
+    """Reads the variables of one database; records the source of each value, and each mistake."""
 
     def __init__(self, environ: Mapping[str, str] | None = None, prefix: str = "") -> None:
         self.environ: Mapping[str, str] = os.environ if environ is None else environ
@@ -109,7 +109,7 @@ class Reader:
         self.variables: dict[str, str] = {}  # by plain name: the variable that was read
 
     def read(self, variable: Variable[T]) -> T:
-        """Return the value; if it cannot be used, note the problem and return the default."""
+        """Return the value; if it is not valid, record the problem and return the default."""
         name = self._name(variable)
         try:
             if variable.secret and f"{name}_FILE" in self.environ:
@@ -144,8 +144,8 @@ class Reader:
         self.sources[variable.name] = source
 
     def _source(self, name: str) -> str:
-        # Compared by value, because a child process (of runserver's reloader) inherits what its
-        # parent has read from the file.
+        # Compared by value, because a child process (such as that of runserver's reloader) inherits
+        # what its parent has read from the file.
         ours = self.environ is os.environ and _from_env_file.get(name) == self.environ[name]
         return ".env" if ours else "environment"
 
@@ -159,12 +159,12 @@ class Reader:
 
 
 def _parsed(variable: Variable[T], name: str, text: str) -> T:
-    # Somebody may have put an address, with its password, into another variable.
+    # Another variable may contain an address, with its password, by mistake.
     hidden = variable.secret or not variable.echo or re.search("[:@=]", text)
     shown = name if hidden else f"{name}={text[:80]!r}"
     if not text.strip():
         raise ValueError(f"{name} {EMPTY}.")
-    # Surrogates stand for bytes that Python could not decode.
+    # Python replaces bytes that it cannot decode with surrogates.
     if "\0" in text or re.search("[\ud800-\udfff]", text):
         raise ValueError(f"{name} holds a NUL byte, or is not UTF-8 text.")
     if reason := variable.refused.get(text.strip()):
@@ -178,8 +178,8 @@ def _parsed(variable: Variable[T], name: str, text: str) -> T:
 def read_secret_file(path: str, variable: str) -> str:
     """Return the secret in a file, without the line break at its end.
 
-    variable: the one that names the file. Raises ValueError, one sentence, if there is no secret;
-    it does not show the path, because somebody may have put the secret itself there.
+    variable: the one that names the file. Raises ValueError, with one sentence, if there is no
+    secret; it does not show the path, which may be the secret itself by mistake.
     """
     try:
         secret = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
@@ -195,10 +195,10 @@ def read_secret_file(path: str, variable: str) -> str:
 def read_env_file(path: str | os.PathLike[str], *, variable: str = "") -> None:
     """Set the variables of a .env file that are not set yet. A missing file is ignored.
 
-    variable: if it is set, it names the file to read in place of `path`; that file has to exist.
+    variable: if it is set, it names the file to read instead of `path`; that file must exist.
 
-    A line is `NAME=value`, a comment, or empty. There are no comments after a value, because a
-    password may hold a `#`. Raises SettingsError, with the line's number, for any other line.
+    A line is `NAME=value`, a comment, or empty. Comments after a value are not supported, because a
+    password may contain a `#`. Raises SettingsError, with the line number, for any other line.
     """
     named = os.environ.get(variable)
     if named is not None and not named.strip():
@@ -234,7 +234,7 @@ def read_env_file(path: str | os.PathLike[str], *, variable: str = "") -> None:
 
 def _wrong_with(line: str) -> str | None:
     """Return why a line of a .env file sets no variable, or None."""
-    # django-environ logs such a line, with the secret that it may hold, and skips it.
+    # django-environ would log such a line, with any secret in it, and skip it.
     if not re.match(r"(export )?[A-Za-z_0-9]+=", line):
         return "is not NAME=value (mind spaces before the =)"
     return "holds a NUL byte" if "\0" in line else None
@@ -268,18 +268,18 @@ def one_of(*words: str) -> Callable[[str], str]:
 
 
 def true_or_false(text: str) -> bool:
-    """Parse true/false, on/off, yes/no, y/n, ok or 1/0; nothing else is a boolean."""
+    """Parse true/false, on/off, yes/no, y/n, ok or 1/0, and nothing else."""
     if (word := text.strip().lower()) in (*TRUE, *FALSE):
         return word in TRUE
     raise ValueError(f"is not true or false{did_you_mean(word, ('true', 'false'))}")
 
 
-SCHEMA = 1  # of check_pool's JSON; raised when a key is renamed or removed, not when one is added
+SCHEMA = 1  # of check_pool's JSON; changes when a key is renamed or removed, not when one is added
 SUMMARY = "FAILED: the settings cannot be used."
 
 
 def verdict_on(error: BaseException, argv: Sequence[str]) -> str:
-    """The verdict for standard output, as text or JSON; "" if `argv` is another command."""
+    """Return the verdict to print, as text or JSON; "" if `argv` is another command."""
     if list(argv[1:2]) != ["check_pool"]:
         return ""
     if not ("--format=json" in argv or ("--format", "json") in pairwise(argv)):

@@ -1,4 +1,4 @@
-"""Arguments that the commands share, and the parsers of their values."""
+"""Arguments that the commands share, and parsers for their values."""
 
 import math
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter, _ArgumentGroup
@@ -14,15 +14,15 @@ T = TypeVar("T")
 
 Arguments = ArgumentParser | _ArgumentGroup
 
-BAD_ARGUMENTS = 2  # the exit code, as argparse has it
+BAD_ARGUMENTS = 2  # the exit code, like argparse's
 
 
 class HelpFormatter(DjangoHelpFormatter, RawDescriptionHelpFormatter):
-    """Django's, with the lines of the description and the epilog as they are."""
+    """Like Django's, but keeps the lines of the description and the epilog."""
 
 
 def add_database(parser: Arguments, without: str) -> None:
-    """Add `--database ALIAS …`; `without`: what the help says about leaving it out."""
+    """Add `--database ALIAS …`; `without`: the help's description of the default."""
     parser.add_argument(
         "--database",
         nargs="+",
@@ -33,7 +33,7 @@ def add_database(parser: Arguments, without: str) -> None:
 
 
 def chosen_aliases(names: Sequence[str] | None) -> list[str]:
-    """The aliases that were named, once each, or all. Raises CommandError for an unknown one."""
+    """Return the named aliases, once each, or all. Raises CommandError for an unknown one."""
     known = tuple(connections)
     for name in names or ():
         refuse_unknown(name, known, "DATABASES has no alias", "it has")
@@ -49,7 +49,7 @@ def refuse_unknown(name: str, known: tuple[str, ...], there_is_no: str, there_is
 
 
 def argument(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """Use the parser of a variable for an argument; it raises the end of a sentence."""
+    """Adapt a variable's parser to an argument; its errors are the end of a sentence."""
 
     def parsed(text: str) -> T:
         try:

@@ -1,4 +1,4 @@
-"""The connection budget of check_pool: its arguments, its sums, and its section."""
+"""The connection budget of check_pool: its arguments, its calculation, and its section."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ from abs_orm_app.facts.server import ServerFacts
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """What all processes may open, and the pool for a load; None: not asked for."""
+    """What all processes may open, and the pool for a load; None: not requested."""
 
     budgets: tuple[Budget, ...] | None = None
     load: Load | None = None
@@ -53,7 +53,7 @@ def add_arguments(parser: Arguments) -> None:
 
 
 def refuse_half_a_load(options: Mapping[str, Any], databases: Sequence[Configured]) -> None:
-    """Raise ValueError, one sentence, if the arguments do not give the load of one alias."""
+    """Raise ValueError, with one sentence, unless the arguments give the load of one alias."""
     given = [options["rps"], options["hold_ms"]]
     if given == [None, None]:
         return
@@ -76,14 +76,14 @@ def plan(options: Mapping[str, Any], reports: Sequence[Report]) -> Planned:
     answers = [(r.configured, r.server) for r in reports if isinstance(r.server, ServerFacts)]
     load = None
     if rps:
-        # Also for an alias without a pool: these are the sizes of the pool that it could have.
+        # An alias without a pool is fine: these are the sizes of the pool that it could have.
         server = next((server for _, server in answers if has_one_for_each(server)), None)
         load = Load.of(rps, hold_ms, processes, server)
     return Planned(budgets=tuple(budgets(demands(answers), processes)), load=load)
 
 
 def budget_section(planned: Planned, layout: Layout) -> str:
-    """What all processes may open, what others have open, and what the server allows."""
+    """Show what all processes may open, what others have open, and what the server allows."""
     found = planned.budgets or ()
     fits = found and all(budget.at_peak <= budget.room for budget in found)
     lines = [

@@ -1,4 +1,4 @@
-"""The drill as text, promise by promise, while it runs."""
+"""Runs the drill and shows it as text, promise by promise."""
 
 from contextlib import closing
 from typing import Any
@@ -17,7 +17,7 @@ Stream = Any  # django.core.management.base.OutputWrapper, which passes on unkno
 def run_drill(
     report: Report, *, take_most: bool, out: Stream | None, progress: Stream, layout: Layout
 ) -> Drilled:
-    """Drill an alias. `out` gets each outcome, a terminal also which promise is tested now."""
+    """Drill an alias. `out` gets each outcome; a terminal also shows the current promise."""
     database = report.configured
 
     def announce(promise: str) -> None:
@@ -52,7 +52,7 @@ def run_drill(
 
 
 def _refuse_after_failure(report: Report) -> None:
-    """If the report has failed already, do not wait for the same failure again."""
+    """Refuse if the connection test has failed: the drill would wait for the same failure."""
     if report.configured.pools and report.test and report.test.failure:
         raise Refused(report.test.failure)
 
@@ -77,7 +77,7 @@ def _marks(layout: Layout) -> dict[str, str]:
 
 
 def _verdict(drilled: Drilled, layout: Layout) -> list[str]:
-    """How many promises were kept, and the names of the others."""
+    """Show how many promises were kept, and the names of the others."""
     names: dict[str, list[str]] = {verdict: [] for verdict in _marks(layout)}
     for outcome in drilled.outcomes:
         names[outcome.result].append(outcome.name)

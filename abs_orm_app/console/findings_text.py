@@ -1,4 +1,4 @@
-"""Findings as text, and which rules were not applied."""
+"""Formats findings as text, and which rules were not applied."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ def findings_section(
     *,
     everything: bool = True,
 ) -> str:
-    """All findings, the most severe first; `everything`: also why rules were not applied."""
+    """Format all findings, most severe first; `everything`: also why rules were not applied."""
     if not findings and not everything:
         some = " (-v 2 shows which rules were not applied)" if not_checked else ""
         return f"Findings: none{some}."
@@ -25,7 +25,7 @@ def findings_section(
     signs = layout.signs
     mark = signs.bad if worst >= ERROR else signs.warning if worst >= WARNING else signs.good
     if not findings and not_checked:
-        mark = ""  # nothing was found, but not everything was looked at
+        mark = ""  # nothing was found, but not everything was checked
     blocks = [
         _finding(finding, layout) for finding in sorted(findings, key=lambda found: -found.level)
     ]
@@ -49,7 +49,7 @@ def _finding(finding: Finding, layout: Layout) -> list[str]:
 
 
 def not_checked(reports: Sequence[Report], *, debug: bool) -> list[str]:
-    """Sentences on the rules that could not be applied, or that this run leaves out."""
+    """Return a sentence for each group of rules that could not be applied, or was left out."""
     broken = [report.configured.alias for report in reports if report.configured.error]
     reports = [report for report in reports if report.configured.vendor == "postgresql"]
     silent = [

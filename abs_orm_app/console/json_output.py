@@ -1,4 +1,4 @@
-"""The output of check_pool as JSON: the facts as they are. docs/check_pool.md says what it has."""
+"""Formats the facts of check_pool as JSON. docs/check_pool.md describes the document."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def as_json(
     planned: Planned,
     verdict: Verdict,
 ) -> str:
-    """One JSON document, with null in place of NaN and infinity."""
+    """Return one JSON document, with null instead of NaN and infinity."""
     document = {
         "schema": SCHEMA,
         "ok": not verdict.problems,
@@ -68,7 +68,7 @@ def _budget(budget: Budget) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses as dicts, without the fields that their `repr` leaves out: they hold secrets."""
+    """Convert dataclasses to dicts, without the fields hidden from `repr`: they contain secrets."""
     if is_dataclass(value):
         return {each.name: _plain(getattr(value, each.name)) for each in fields(value) if each.repr}
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Text laid out for a terminal: its width, its characters, its colours."""
+"""Lays out text for a terminal: its width, its characters, its colours."""
 
 import shutil
 import textwrap
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-NARROWEST, WIDEST = 60, 100  # columns; below, words break; above, lines are tiring to read
+NARROWEST, WIDEST = 60, 100  # columns; below, words break; above, lines are hard to read
 WITHOUT_TERMINAL = 80  # columns
 INDENT = "  "
 
-# django.core.management.color.Style: it gets its roles at run time.
+# django.core.management.color.Style, which gets its attributes at run time.
 Style = Any
 
 
@@ -29,7 +29,7 @@ ASCII = Signs(good="+", warning="!", bad="x", skipped="-")
 
 
 def signs_for(encoding: str | None) -> Signs:
-    """The characters that an output of this encoding can write; None: any."""
+    """Return the signs that an output of this encoding can show; None: any encoding."""
     try:
         (UNICODE.good + UNICODE.bad).encode(encoding or "utf-8")
     except (UnicodeEncodeError, LookupError):
@@ -38,7 +38,7 @@ def signs_for(encoding: str | None) -> Signs:
 
 
 def terminal_width() -> int:
-    """The columns to use: those of the terminal (or COLUMNS), from 60 to 100; without one, 80."""
+    """Return the terminal's columns (or COLUMNS), limited to 60 to 100; without one, 80."""
     columns = shutil.get_terminal_size((WITHOUT_TERMINAL, 24)).columns
     return max(NARROWEST, min(columns, WIDEST))
 
@@ -50,11 +50,11 @@ class Layout:
     width: int = WITHOUT_TERMINAL
 
     def wrap(self, text: str, depth: int = 1) -> list[str]:
-        """The text as indented lines."""
+        """Return the text as indented lines."""
         return self._wrapped(text, INDENT * depth)
 
     def pairs(self, rows: Sequence[tuple[str, str]], width: int = 0) -> list[str]:
-        """Names and values as lines; a long value continues below itself."""
+        """Return names and values as lines; a long value continues below itself."""
         width = max(width, *(len(name) for name, _ in rows))
         starts = (f"{INDENT}{name.ljust(width)}{INDENT}" for name, _ in rows)
         return [
@@ -74,9 +74,9 @@ class Layout:
         )
 
     def table(self, rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-        """Rows as lines, each column as wide as its widest cell; `right`: columns flush right.
+        """Return rows as lines, columns as wide as their widest cell; `right`: columns flush right.
 
-        Where a row is too wide, its last cell continues on the next line.
+        If a row is too wide, its last cell moves to the next line.
         """
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = []
@@ -92,7 +92,7 @@ class Layout:
         return lines
 
     def heading(self, title: str, mark: str = "") -> str:
-        """The title of a section, after a mark that says how it went."""
+        """Return the title of a section, after a mark for its result."""
         paint = {
             self.signs.good: self.style.SUCCESS,
             self.signs.warning: self.style.WARNING,
@@ -101,6 +101,6 @@ class Layout:
         return (f"{paint(mark)} " if mark else "") + str(self.style.MIGRATE_LABEL(title))
 
     def fix(self, remedy: str, line: str, depth: int = 1) -> list[str]:
-        """What to do, and below it the line to copy, which is never wrapped."""
+        """Return what to do, and below it the line to copy, which is never wrapped."""
         lines = self._wrapped(remedy, f"{INDENT * depth}Fix: ") if remedy else []
         return [*lines, INDENT * (depth + 2) + line] if line else lines

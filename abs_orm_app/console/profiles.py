@@ -61,7 +61,7 @@ class Comparison:
 
 
 def profiles() -> dict[str, Profile]:
-    """Built-in profiles, and the project's own. Raises ImproperlyConfigured for a wrong one."""
+    """Return the built-in and the project's profiles. Raises ImproperlyConfigured for a bad one."""
     own = getattr(settings, SETTING, {})
     if not isinstance(own, Mapping):
         raise ImproperlyConfigured(f"{SETTING} must be a dict of profiles by name.")
@@ -69,7 +69,7 @@ def profiles() -> dict[str, Profile]:
 
 
 def find_profile(name: str | None) -> Profile | None:
-    """The profile of this name; None without a name."""
+    """Return the profile of this name; None without a name."""
     if name is None:
         return None
     known = profiles()
@@ -115,7 +115,7 @@ def compare(databases: Iterable[Configured], name: str, profile: Profile) -> Com
 
 
 def comparison_section(comparison: Comparison, layout: Layout) -> str:
-    """The settings of each alias next to the profile's, and whether they match."""
+    """Format each alias's settings next to the profile's, and whether they match."""
     mark = layout.signs.good if comparison.matches else layout.signs.bad
     heading = layout.heading(f"Comparison with {comparison.profile}", mark)
     if not comparison.aliases:

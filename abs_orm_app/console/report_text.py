@@ -1,4 +1,4 @@
-"""The report on one alias as text: settings, pool, server, and how the connection test went."""
+"""Formats the report on one alias as text: settings, pool, server, and connection test."""
 
 from abs_orm_app.capacity.budget import allowance
 from abs_orm_app.console.layout import Layout
@@ -12,11 +12,11 @@ from abs_orm_app.facts.pooler import PoolerFacts
 from abs_orm_app.facts.report import Report
 from abs_orm_app.facts.server import ServerFacts
 
-FEW_LEFT = 0.9  # of the limit in use, from which the server section gets a warning
+FEW_LEFT = 0.9  # share of the limit in use from which the server section shows a warning
 
 
 def settings_section(database: Configured, layout: Layout, *, everything: bool = False) -> str:
-    """The address of an alias, and what is configured: all of it, or in one line."""
+    """Return the address and the configuration of an alias: everything, or in one line."""
     style = layout.style
     head = [style.MIGRATE_HEADING(f"{database.alias}: {database.address}")]
     if everything:
@@ -51,7 +51,7 @@ def settings_section(database: Configured, layout: Layout, *, everything: bool =
 
 
 def _pool_in_words(database: Configured) -> str:
-    """As in "20 + 10 connections per process, timeout 30 s, recycle 3600 s, pre-ping"."""
+    """Format as "20 + 10 connections per process, timeout 30 s, recycle 3600 s, pre-ping"."""
     size, overflow, timeout, recycle = (
         wording.format_value(field, database.value(field))
         for field in ("size", "overflow", "timeout", "recycle")
@@ -63,7 +63,7 @@ def _pool_in_words(database: Configured) -> str:
 
 
 def answer_sections(report: Report, layout: Layout, *, everything: bool = False) -> str:
-    """The pool of this process where it differs from the settings, the server, and the test."""
+    """Return the sections on this process's pool, the server, the test, and the sessions now."""
     database, test = report.configured, report.test or ConnectionTest()
     if everything:
         server = [
@@ -117,7 +117,7 @@ def _pool_section(
     active: Active | Failure | None, database: Configured, layout: Layout, everything: bool
 ) -> str:
     if active is None or isinstance(active, Failure):
-        return ""  # the problems say why it cannot be made
+        return ""  # the problems section says why it cannot be created
     differs = active.differs(database)
     if not (differs or active.opened or everything):
         return ""
@@ -208,7 +208,7 @@ def _keepalive(server: ServerFacts) -> str:
 
 
 def _test_section(test: ConnectionTest, database: Configured, layout: Layout) -> str:
-    """How long each step took; why one failed is said once, at the end."""
+    """Show how long each step took; the end of the report says why one failed."""
     rows = [("connect", test.connect_ms, "a new connection")]
     if database.pools:
         rows.append(("checkout", test.checkout_ms, "from such a pool, with one connection"))
@@ -220,7 +220,7 @@ def _test_section(test: ConnectionTest, database: Configured, layout: Layout) ->
 
 
 def _now_section(report: Report, layout: Layout) -> str:
-    """Who does what on the server now, as far as this role may see it."""
+    """Show what the sessions on the server do now, as far as this role may see."""
     if (fleet := report.now) is None:
         return ""
     rows = []

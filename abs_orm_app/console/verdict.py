@@ -1,4 +1,4 @@
-"""The verdict of a run: whether all is well, what is wrong, and the exit code that says so."""
+"""The verdict of a run: whether all is well, the problems if not, and the exit code."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def judge(
     databases = {report.configured.alias: report.configured for report in reports}
     differing = [] if comparison is None else list(_differing(comparison, databases))
     unproven = [] if drills is None else list(_unproven(drills, databases))
-    # A pool that cannot be made has its reason in the finding.
+    # If a pool cannot be created, the finding gives the reason.
     found = {f.alias for f in findings if f.level >= fail_level and f.number.startswith("E00")}
     vague = (WRONG_SETTINGS.hint, INSTALL_POOL)
     said = [p for p in unusable if p.where in found and p.remedy in vague]
@@ -130,7 +130,7 @@ def _unusable(report: Report) -> Problem | None:
 
 
 def _trouble(report: Report) -> str:
-    """What may keep requests waiting, although the database can be used."""
+    """Return what may make requests wait, although the database can be used."""
     pool = report.active.trouble if isinstance(report.active, Active) else ""
     seen = sessions_in_trouble(report.now) if report.now else None
     return seen[0] if seen and (not pool or SLOW_OR_LOCKED in pool) else pool
@@ -145,7 +145,7 @@ def _differing(comparison: Comparison, databases: Mapping[str, Configured]) -> I
         )
     for alias in comparison.aliases:
         rows = [row for row in comparison.of(alias) if not row.matches]
-        unused = any(row.here is None for row in rows)  # what the profile sets has no effect
+        unused = any(row.here is None for row in rows)  # the profile's settings have no effect here
         wanted = [f"{row.name} to {format_value(row.field, row.wanted)}" for row in rows]
         remedy = f"Set {', '.join(wanted)}; or use another profile."
         if rows:
@@ -195,7 +195,7 @@ def _usable(reports: Sequence[Report]) -> str:
 
 
 def _below(findings: Sequence[Finding]) -> str:
-    """As in "; 1 warning", of findings that are below the fail level."""
+    """Count the findings below the fail level, as in "; 1 warning"."""
     words = {"ERROR": "error", "WARNING": "warning"}
     levels = [words[LEVELS[f.level]] for f in findings if LEVELS[f.level] in words]
     found = [counted(levels.count(word), word) for word in words.values() if word in levels]
@@ -203,7 +203,7 @@ def _below(findings: Sequence[Finding]) -> str:
 
 
 def verdict_section(verdict: Verdict, layout: Layout) -> str:
-    """One line and one fix for each problem, and the verdict as the last line."""
+    """Format one line and one fix per problem, and the verdict as the last line."""
     lines: list[str] = []
     for problem in verdict.problems:
         lines += layout.wrap(f"{problem.where}: {problem.cause}")

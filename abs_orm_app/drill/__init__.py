@@ -1,1 +1,1 @@
-"""The drill: proof on a live database that a pool keeps its promises."""
+"""The drill: proves on a live database that a pool keeps its promises."""

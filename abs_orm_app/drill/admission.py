@@ -1,4 +1,4 @@
-"""Whether a drill may run: there must be a pool, and the server must have connections to spare."""
+"""Decides whether a drill may run: it needs a pool, and a server with connections to spare."""
 
 import os
 import secrets
@@ -27,11 +27,11 @@ from abs_orm_app.facts.server import read_server
 from abs_orm_app.facts.timeout import run_with_timeout
 from abs_orm_app.pool.entry import AnyConnection
 
-CONTROL_CONNECTIONS = 1  # of the drill, besides those of its pool
+CONTROL_CONNECTIONS = 1  # besides those of the drill's pool
 
 
-class Refused(Exception):  # noqa: N818 - this is no error of the program
-    """The drill cannot run, or should not; the failure says why, and what to do."""
+class Refused(Exception):  # noqa: N818 - not an error of the program
+    """The drill cannot or should not run; the failure says why, and what to do."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(f"{failure.cause} {failure.hint}")
@@ -44,8 +44,8 @@ class NoPool(Refused):
 
 @contextmanager
 def drill_wrapper(configured: Configured, name: str, **parameters: Any) -> Iterator[Any]:
-    """A wrapper with a pool like that of the alias, except for `parameters`; closed at the end."""
-    # `max_waiting` is not part of any promise, and would refuse checkouts of the drill.
+    """Yield a wrapper with a pool like the alias's, except for `parameters`; closed afterwards."""
+    # No promise depends on `max_waiting`, and it would refuse checkouts of the drill.
     parameters = {"max_waiting": 0, **parameters}
     with isolated_wrapper(configured.alias, parameters, application_name=name) as wrapper:
         yield wrapper
@@ -103,7 +103,7 @@ _POOLER = Failure(
 
 
 def _connections_left(control: AnyConnection, size: int, limit: int, take_most: bool) -> int | None:
-    """The number of connections that the server has left; None if it does not tell this role.
+    """Return how many connections the server has left; None if it cannot be read.
 
     Raises Refused if the drill would take more than half of them.
     """

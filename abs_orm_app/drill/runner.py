@@ -1,11 +1,11 @@
-"""Proves on a live database what the pool of an alias promises. docs/check_pool.md describes it.
+"""Proves on a live database that an alias's pool keeps its promises (see docs/check_pool.md).
 
     with closing(drill(configured)) as outcomes:
         for outcome in outcomes:
             print(outcome.result, outcome.promise, outcome.seen)
 
-The drill uses its own pools, which the alias's engine builds from the alias's settings. It touches
-only their sessions, which it recognises by their application_name.
+The drill uses its own pools, which the alias's engine builds from the alias's settings. It affects
+only their sessions, which it recognises by application_name.
 """
 
 import logging
@@ -63,13 +63,13 @@ def drill(
     take_most: bool = False,
     announce: Callable[[str], None] = lambda _: None,
 ) -> Generator[Outcome]:
-    """Test one promise after the other, in pools like that of the alias.
+    """Test one promise after another, in pools like that of the alias.
 
     take_most: use more than half of the connections that the server has left for this role.
     announce: called with the text of each promise before its test.
 
-    Raises Refused, only before the first outcome. Closing the generator closes all connections.
-    While the drill runs, the pools log nothing: it causes the faults itself.
+    Raises Refused, but only before the first outcome. Closing the generator closes all connections.
+    The pools log nothing while the drill runs, because it causes their faults itself.
     """
     refuse_without_pool(configured)
     with suppress(_ServerLost), _silent_logs(), ExitStack() as stack:
@@ -110,7 +110,7 @@ def _test(
 
 @contextmanager
 def _stage(configured: Configured, control: Control, **parameters: Any) -> Iterator[Stage]:
-    """A pool like that of the alias, except for `parameters`, and what its promises share."""
+    """Yield a stage with a pool like that of the alias, except for `parameters`."""
     with (
         ExitStack() as cleanup,
         drill_wrapper(configured, control.application_name, **parameters) as wrapper,

@@ -1,4 +1,4 @@
-"""Where promises are tested: a pool of the drill, and a connection that counts its sessions."""
+"""The stage on which promises are tested: a pool, and a connection that counts its sessions."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -20,7 +20,7 @@ from abs_orm_app.pool.pool import HardenedPool
 AnyPool = HardenedPool | ConnectionPool[Any]
 Result = Literal["kept", "broken", "skipped"]
 
-STEP_TIMEOUT = 5.0  # seconds to wait for what should come immediately
+STEP_TIMEOUT = 5.0  # seconds to wait for something that should be immediate
 THREAD = "drill"  # the threads that check out are "drill 1", "drill 2" ...
 
 
@@ -32,18 +32,18 @@ class Seen:
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
-    """A connection that asks the server about the sessions of the drill's pools."""
+    """A connection that queries and ends the sessions of the drill's pools."""
 
     connection: AnyConnection
-    application_name: str  # of those sessions, and of no other
-    connect_seconds: float  # that it takes to open a connection
+    application_name: str  # of those sessions only
+    connect_seconds: float  # to open a connection
     free: int | None  # connections that the server had left for this role; None: unknown
 
     def sessions(self) -> int:
         return self._ask("SELECT count(*) FROM pg_stat_activity WHERE application_name = %s")
 
     def terminate(self) -> int:
-        """Let the server end these sessions; return how many."""
+        """Make the server end these sessions; return how many."""
         return self._ask(
             "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity"
             " WHERE application_name = %s"
@@ -61,7 +61,7 @@ class CheckedOut:
     conn: AnyConnection | None
     error: str  # "" if the query was answered
     seconds: float
-    timeout: float  # seconds that it was given
+    timeout: float  # seconds that the checkout was given
     configured: float  # seconds, of the pool's timeout
 
     def __str__(self) -> str:
@@ -76,19 +76,19 @@ class CheckedOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A pool of the drill, not open yet, and what the promises that use it share."""
+    """A pool of the drill, not open yet, and the state that its promises share."""
 
     configured: Configured
     control: Control
     pool: AnyPool
-    wrapper: Any  # Django's, whose pool it is; of the thread that runs the drill
+    wrapper: Any  # Django's, with that pool; for the thread that runs the drill
     cleanup: ExitStack  # run at the end
     over: Event  # set at the end
     held: list[AnyConnection] = field(default_factory=list)  # checked out
 
     @property
     def step_timeout(self) -> float:
-        """Seconds to wait for what should come immediately, even for all connections."""
+        """Seconds to wait for something that should be immediate, even on all connections."""
         return STEP_TIMEOUT + self.pool.max_size * self.control.connect_seconds
 
     @property
@@ -97,7 +97,7 @@ class Stage:
         return self.configured.health_checks or (isinstance(given, dict) and "check" in given)
 
     def wait_for_sessions(self, condition: Callable[[int], bool]) -> int:
-        """Wait, up to `step_timeout`, until their number meets the condition; return the number."""
+        """Wait up to `step_timeout` until the number meets the condition; return the number."""
         deadline = monotonic() + self.step_timeout
         while not condition(count := self.control.sessions()) and monotonic() < deadline:
             sleep(0.01)
@@ -114,7 +114,7 @@ class Stage:
         return conn
 
     def check_out(self, timeout: float) -> CheckedOut:
-        """Check out and query. At the end, the connection is closed, returned or not."""
+        """Check out a connection and query it. It is closed at the end, even if not returned."""
         configured = self.pool.timeout
         timeout = min(timeout, configured)
         conn, error = None, ""
@@ -136,7 +136,7 @@ class Stage:
 
         def check_out() -> None:
             done.put(self.check_out(self.step_timeout))
-            self.over.wait()  # a thread that has ended is no longer named as the holder
+            self.over.wait()  # the pool does not name a thread that has ended as a holder
 
         for number in range(count):
             Thread(target=check_out, name=f"{THREAD} {number + 1}", daemon=True).start()

@@ -1,4 +1,4 @@
-"""The promises of a pool, each with the test that shows on a live database whether it is kept."""
+"""The promises of a pool, each with a test that shows on a live database whether it is kept."""
 
 import gc
 import os
@@ -26,17 +26,17 @@ from abs_orm_app.pool.pool import HardenedPool
 from abs_orm_app.pool.pre_ping import PING_AFTER
 from abs_orm_app.pool.roles import MISPLACED_LIFE
 
-# Seconds. A configured time that is longer is shortened to these.
-EXHAUSTED_TIMEOUT = 0.5  # of a checkout that has to fail
-FAULT_TIMEOUT = 2.0  # of a checkout from a pool of one connection, which is unusable
-RESTART_TIMEOUT = 5.0  # of a checkout from a pool in which all connections are unusable
+# Seconds. Longer configured times are shortened to these.
+EXHAUSTED_TIMEOUT = 0.5  # of a checkout that must fail
+FAULT_TIMEOUT = 2.0  # of a checkout from a pool whose only connection is unusable
+RESTART_TIMEOUT = 5.0  # of a checkout from a pool whose connections are all unusable
 RECYCLE = 1.0
 # Seconds of tolerance
 LATE = 0.3  # after a timeout
 REPLACE_SECONDS = 1.0  # to replace connections, besides the time to open one
 
 
-# In one pool with the configured settings, one after the other
+# These run one after another in one pool with the configured settings
 
 
 def fills(stage: Stage) -> Seen:
@@ -87,7 +87,7 @@ def names_holder(stage: Stage) -> Seen:
     holders = stage.pool.holders() if isinstance(stage.pool, HardenedPool) else []
     for holder in holders:
         if repr(holder.thread) in error and str(holder.pid) in error:
-            # The drill's own threads run no line of the project, which the error would name.
+            # The error would name a line of the project, but the drill's own threads run none.
             traced = ", with a record of where it was taken" if holder.frames else ""
             return Seen(
                 "kept",
@@ -125,7 +125,7 @@ def replaces_ended(stage: Stage) -> Seen:
 _NO_PRE_PING = Seen("skipped", "pre-ping is off")
 
 
-# Each in its own pool of one connection: more connections would not show more
+# Each of these runs in its own pool of one connection: more would not show more
 
 
 def replaces_expired(stage: Stage) -> Seen:
@@ -147,9 +147,9 @@ def survives_silent_network(stage: Stage) -> Seen:
     if not stage.pings:
         return _NO_PRE_PING
     conn = stage.first()
-    # A socket whose peer never reads and never answers: a network that drops every packet.
+    # A socket whose peer never reads or answers acts like a network that drops every packet.
     silent, peer = socket.socketpair()
-    stage.cleanup.callback(peer.close)  # ends a checkout that still waits
+    stage.cleanup.callback(peer.close)  # ends a checkout that is still waiting
     os.dup2(silent.fileno(), conn.pgconn.socket, inheritable=False)
     silent.close()
     stage.put_back(conn)
@@ -174,12 +174,12 @@ def reclaims_leaked(stage: Stage) -> Seen:
     thread.start()
     thread.join()
     checkout = stage.check_out(stage.step_timeout)
-    if checkout.error:  # a collection of garbage that may last beyond a deadline comes after it
+    if checkout.error:  # a garbage collection that may exceed the deadline runs after it
         checkout = stage.check_out(stage.step_timeout)
     return judged(not checkout.error, f"a thread leaked the only one; the next checkout {checkout}")
 
 
-# What a request holds, and what it leaves. Through Django's wrapper, as a project does it.
+# What a request holds and what it leaves behind, through Django's wrapper as in a project
 
 
 def releases(stage: Stage) -> Seen:
@@ -243,13 +243,13 @@ def _in_use(stage: Stage) -> int:
 
 
 def _leak_one(pool: AnyPool) -> None:
-    # Django's connection wrapper is such a cycle: only the garbage collector frees it.
+    # Django's connection wrapper is a cycle like this one: only the garbage collector frees it.
     cycle: list[Any] = [pool.getconn()]
     cycle.append(cycle)
 
 
 def leaves_read_only(stage: Stage) -> Seen:
-    """A session of the drill is made read-only; the server itself is not touched."""
+    """Make a session of the drill read-only; the server itself is not changed."""
     attrs = stage.configured.target_session_attrs
     if attrs not in ("", "read-write"):
         return Seen("skipped", f"with target_session_attrs={attrs} such a server is good enough")
@@ -274,7 +274,7 @@ def _is_read_only(conn: AnyConnection) -> str | None:
     return conn.info.parameter_status("default_transaction_read_only")
 
 
-# When all pools are closed
+# This runs when all pools are closed
 
 
 def leaves_nothing(stage: Stage) -> Seen:

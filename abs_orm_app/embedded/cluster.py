@@ -1,7 +1,7 @@
 """`embedded:///DIR`: a real PostgreSQL for a machine that has none, started at its first use.
 
-It outlives the process that started it, so that the next command finds it running, until
-`python -m abs_orm_app.embedded stop DIR`. If its directory is removed, it ends within a minute.
+It keeps running after the process that started it, so that the next command finds it, until
+`python -m abs_orm_app.embedded stop DIR`. If its directory is removed, it stops within a minute.
 """
 
 import fcntl
@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 from abs_orm_app.embedded import wheel
 
-PORT = 5432  # only a part of the socket's name: it does not listen on TCP
+PORT = 5432  # only part of the socket's name: the server does not listen on TCP
 SOCKET_PATH_MAX = 103  # bytes, on macOS; Linux allows 107
 POLL_SECONDS = 0.02
 
@@ -30,8 +30,8 @@ POLL_SECONDS = 0.02
 def embedded_url(directory: Path) -> str:
     """Return the URL of the PostgreSQL in `directory`, which is set up and started if needed.
 
-    A server that runs is found in less than a millisecond. Several processes may call it at once.
-    Raises ImproperlyConfigured, one sentence, if it cannot run.
+    Finding a running server takes less than a millisecond. Several processes may call this at the
+    same time. Raises ImproperlyConfigured, with one sentence, if the server cannot run.
     """
     directory = directory.resolve()
     if re.search(r"[\r\n]", str(directory)):
@@ -48,7 +48,7 @@ def embedded_url(directory: Path) -> str:
 
 
 def stop(directory: Path) -> bool:
-    """Stop the server in `directory`; return False if it did not run."""
+    """Stop the server in `directory`; return False if it was not running."""
     data = (directory / "data").resolve()
     if running(data) is None:
         return False
@@ -86,15 +86,15 @@ def running(data: Path) -> Postmaster | None:
     with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
         probe.settimeout(1)
         probe.connect(f"{server.socket_dir}/.s.PGSQL.{server.port}")
-        # The file may be of a killed server, while its successor listens but is not ready yet.
+        # The file may be from a killed server, while its successor listens but is not ready yet.
         return server if _postmaster(data) == server else None
     return None
 
 
 def _postmaster(data: Path) -> Postmaster | None:
-    """Read postmaster.pid; None if there is none, or it is not to be trusted.
+    """Read postmaster.pid; None if there is none, or it cannot be trusted.
 
-    It is not trusted if the directory was copied or moved with it, or if another user wrote it: it
+    It is not trusted if it was copied or moved with the directory, or if another user wrote it: it
     could lead to that user's server. Root runs the server as the owner of the data, so root trusts
     that owner.
     """
@@ -127,7 +127,7 @@ def _start(directory: Path) -> Postmaster:
             return server
         log = data / "log"
         log.unlink(missing_ok=True)
-        # Quoted for the shell, and for a list of directories.
+        # Quoted for PostgreSQL's list of directories, and below for the shell.
         socket_dir = '"' + str(_socket_dir(data, tools)).replace('"', '""') + '"'
         flags = shlex.join(["-c", "listen_addresses=", "-p", str(PORT), "-k", socket_dir])
         try:
@@ -148,7 +148,7 @@ def _owner(directory: Path) -> int:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[int]:
-    """Hold a lock on the directory; the kernel releases it when no process has it open."""
+    """Lock the directory; the kernel releases the lock when no process has it open."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         deadline = time.monotonic() + 2 * wheel.DEADLINE
@@ -165,7 +165,7 @@ def _locked(directory: Path) -> Iterator[int]:
 
 
 def _cluster(directory: Path, tools: wheel.Programs, lock: int) -> Path:
-    """Return the real path of the data directory, which is created if it is missing."""
+    """Return the real path of the data directory; create it if it is missing."""
     link = directory / "data"
     if tools.account and not link.is_symlink() and not tools.can_run("/bin/ls", directory):
         home = wheel.root_state(_digest(directory))
@@ -173,7 +173,7 @@ def _cluster(directory: Path, tools: wheel.Programs, lock: int) -> Path:
         link.symlink_to(tools.own(home) / "data")
     data = link.resolve()
     if not data.exists():
-        new = data.with_name("data.new")  # until it is complete
+        new = data.with_name("data.new")  # its name until it is complete
         shutil.rmtree(new, ignore_errors=True)
         tools.initdb(new, lock)
         new.rename(data)
@@ -203,15 +203,15 @@ def _settled(data: Path) -> Postmaster | None:
                 f"process {processes[0]} has neither started nor stopped in {wheel.DEADLINE:.0f} s"
             )
         time.sleep(POLL_SECONDS)
-    # PostgreSQL respects these files as long as their process exists. But that may be a zombie, or
-    # its process id may belong to another program by now.
+    # PostgreSQL respects these files as long as their process exists. But the process may be a
+    # zombie, or its id may belong to another program by now.
     for name in ("postmaster.pid", f".s.PGSQL.{PORT}.lock"):
         (data / name).unlink(missing_ok=True)
     return None
 
 
 def processes_of(data: Path) -> list[int]:
-    import psutil  # here because it is slow to import; it comes with the wheel
+    import psutil  # imported here because it is slow; it comes with the wheel
 
     return [
         process.pid
@@ -221,13 +221,13 @@ def processes_of(data: Path) -> list[int]:
 
 
 def _socket_dir(data: Path, tools: wheel.Programs) -> Path:
-    """Return the directory of the socket: that of the data, unless libpq cannot use its path."""
+    """Return the socket's directory: the data directory, unless libpq cannot use its path."""
     path = bytes(data / f".s.PGSQL.{PORT}")
-    if len(path) <= SOCKET_PATH_MAX and b"," not in path:  # a comma separates hosts
+    if len(path) <= SOCKET_PATH_MAX and b"," not in path:  # a comma would separate hosts
         return data
     short = Path(tempfile.gettempdir(), f"abs_orm_app-{_digest(data)}")
-    shutil.rmtree(short, ignore_errors=True)  # a killed server leaves its lock there
-    short.mkdir(mode=0o700)  # fails, as it should, if another user has created it
+    shutil.rmtree(short, ignore_errors=True)  # a killed server leaves its lock file there
+    short.mkdir(mode=0o700)  # must fail if another user has created it
     return tools.own(short)
 
 

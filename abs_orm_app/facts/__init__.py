@@ -1,1 +1,1 @@
-"""What is: DATABASES, the server, its sessions, a pooler, a web server, and failures."""
+"""Reads facts: about DATABASES, the server, its sessions, a pooler, and failures."""

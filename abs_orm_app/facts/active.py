@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Active:
     pool_class: str
-    settings: Mapping[str, Value]  # in effect, by the field of PoolSettings
+    settings: Mapping[str, Value]  # in effect, by field of PoolSettings
     opened: bool  # False: this process has not used it yet
     connections: int
     idle: int
@@ -51,13 +51,13 @@ def active(configured: Configured) -> Active | Failure | None:
 
 
 def in_effect(pool: Any, *, checks: bool) -> Active:
-    """A pool as it is now. `checks`: whether it pings, if it does not tell."""
+    """Describe a pool as it is now. `checks`: its pre-ping setting, if it does not expose one."""
     stats = {} if pool.closed else pool.get_stats()
     return Active(
         pool_class=f"{type(pool).__module__}.{type(pool).__qualname__}",
         settings=pool_values(
             {name: getattr(pool, name) for name in POOL_PARAMETERS.values() if hasattr(pool, name)},
-            # psycopg_pool does not tell whether it checks; Django makes it check if this is set.
+            # psycopg_pool does not say whether it checks; Django makes it check if this is set.
             pre_ping=getattr(pool, "pre_ping", checks),
         ),
         opened=not pool.closed,
@@ -76,7 +76,7 @@ def _trouble(pool: Any) -> str:
 
 
 def current_pools() -> dict[str, HardenedPool]:
-    """The pools that this process has for aliases of DATABASES, by alias."""
+    """Return this process's pools for the aliases of DATABASES, by alias."""
     notice_fork()
     mine = pools.copy()
     return {alias: mine[alias] for alias in connections if alias in mine}
@@ -96,10 +96,10 @@ def is_full(error: BaseException) -> bool:
 
 
 def ask_borrowed(alias: str, read: Callable[[Any], T]) -> T | None:
-    """Ask a server that accepts no more connections over an idle one of this process's pool.
+    """Query a full server over an idle connection of this process's pool.
 
-    Returns what `read` returns; None if there is no idle connection, or it fails. No request waits
-    for that connection: then it would not be idle.
+    Returns the result of `read`; None if no connection is idle, or the query fails. This delays no
+    request: while requests wait, no connection is idle.
     """
     pool = current_pools().get(alias)
     if pool is None or pool.closed or not pool.idle:

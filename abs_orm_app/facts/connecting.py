@@ -1,4 +1,4 @@
-"""What a new connection to an alias needs: parameters, a timeout, the errors to catch."""
+"""Helpers to connect to an alias: parameters, a timeout, and the errors to catch."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from abs_orm_app.pool.hosts import Place, listed
 from abs_orm_app.pool.liveness import GONE, SILENT
 
 MARGIN = 5.0  # seconds for everything after connecting
-# What wrong settings, or a server that refuses, raise.
+# Raised for wrong settings, or if the server refuses the connection.
 ERRORS = (
     *(psycopg.Error, DjangoError, ImproperlyConfigured, ImportError, OSError),
     *(TypeError, ValueError, ZoneInfoNotFoundError),
@@ -28,7 +28,7 @@ CONNECT_TIMEOUT = 10.0  # seconds, if the settings have none
 
 
 def wrapper_of(configured: Configured) -> Any:
-    """Return Django's connection of this thread; its attributes used here are PostgreSQL's."""
+    """Return this thread's DatabaseWrapper; the attributes used here are PostgreSQL's."""
     return connections[configured.alias]
 
 
@@ -41,12 +41,12 @@ def parameters_of(wrapper: Any) -> dict[str, Any]:
 
 
 def return_unchanged(pool: Any, conn: Any) -> None:
-    """Return a connection whose session nobody has changed: `putconn` of ours may clean it."""
+    """Return a connection whose session is unchanged; our own `putconn` may clean it."""
     getattr(pool, "return_unchanged", pool.putconn)(conn)
 
 
 def seconds_to_connect(configured: Configured) -> float:
-    """Return how long a connection may take: each of several hosts has the connect_timeout."""
+    """Return how long connecting may take: connect_timeout applies to each host of a list."""
     options = options_of(wrapper_of(configured).settings_dict)
     hosts = max(str(given).count(",") + 1 for given in (configured.host, options.get("hostaddr")))
     rounds = 2 if options.get("target_session_attrs") == "prefer-standby" else 1
@@ -54,7 +54,7 @@ def seconds_to_connect(configured: Configured) -> float:
 
 
 def locate_timeout(error: BaseException, configured: Configured) -> BaseException:
-    """Say of a timeout whether something accepts connections there; other errors as they are."""
+    """Add to a timeout whether anything accepts connections there; return other errors as is."""
     timeouts = (TimeoutError, ConnectionTimeout)
     if not isinstance(error, timeouts) and not isinstance(error.__cause__, timeouts):
         return error
@@ -73,18 +73,18 @@ def _places_of(configured: Configured) -> list[Place]:
 
 @contextmanager
 def isolated_wrapper(alias: str, pool: Mapping[str, Any], **options: Any) -> Iterator[Any]:
-    """Another DatabaseWrapper of the alias, which `django.db.connections` does not know.
+    """Yield another DatabaseWrapper of the alias, which `django.db.connections` does not know.
 
     pool, options: parameters that replace the alias's own.
 
-    The block closes its pool; the thread that makes its connection has to close that.
+    Leaving the block closes its pool; the thread that opens its connection must close that.
     """
     own: Any = connections[alias]
     options = {**own.settings_dict["OPTIONS"], **options}
     if given := options.get("pool"):
         options["pool"] = {**({} if given is True else given), **pool}
     wrapper = type(own)({**own.settings_dict, "OPTIONS": options}, alias)
-    # The class has one dict for all wrappers, which holds the pool of the project.
+    # All wrappers share one dict of the class, which holds the project's pool.
     pools = wrapper._connection_pools = {}
     try:
         yield wrapper

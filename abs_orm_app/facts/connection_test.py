@@ -26,13 +26,13 @@ from abs_orm_app.facts.server import ServerFacts, read_server
 from abs_orm_app.facts.sessions import Fleet, read_fleet
 from abs_orm_app.facts.timeout import run_with_timeout
 
-EARLY = 5  # seconds after which a server that does not let in is asked whether it answers
+EARLY = 5  # seconds to connect, before a test whether the server answers at all
 NOTICE = 0.5  # seconds that a server takes to notice the end of a session
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectionTest:
-    """The result; a time is None if the test did not reach it, or there is no pool."""
+    """The result. A time is None if the test did not get that far, or there is no pool."""
 
     connect_ms: float | None = None  # a new connection
     query_ms: float | None = None  # SELECT 1
@@ -43,9 +43,9 @@ class ConnectionTest:
 def probe(
     configured: Configured, seconds: float
 ) -> tuple[ServerFacts | Failure | None, ConnectionTest, Fleet | None]:
-    """Connect, ask the server about itself, and time a query, within so many seconds.
+    """Connect, read the facts of the server, and time a query, within `seconds`.
 
-    Where it refuses another connection, ask over an idle one of this process's pool.
+    If the server is full, read them over an idle connection of this process's pool.
     """
     try:
         server, now, connect_ms, query_ms = run_with_timeout(seconds, lambda: _ask(configured))
@@ -61,9 +61,9 @@ def read_both(connection: Any) -> tuple[ServerFacts, Fleet]:
 
 
 def try_setup(configured: Configured, seconds: float, test: ConnectionTest) -> ConnectionTest:
-    """Continue a test: set a connection up as Django does, and time a checkout, in so many seconds.
+    """Continue a test: set up a connection like Django, and time a checkout, within `seconds`.
 
-    The pool is one of the test's own; the project's is left alone.
+    The test has its own pool and does not touch the project's.
     """
     try:
         checkout_ms = run_with_timeout(seconds, lambda: _connect_as_django(configured, seconds))
@@ -73,7 +73,7 @@ def try_setup(configured: Configured, seconds: float, test: ConnectionTest) -> C
 
 
 def _ask(configured: Configured) -> tuple[ServerFacts | Failure, Fleet | None, float, float]:
-    """The server's facts, its sessions, and how many ms connecting and a query took."""
+    """Return the server's facts, its sessions, and the ms to connect and to run a query."""
     wrapper = wrapper_of(configured)
     parameters = parameters_of(wrapper)
     began = perf_counter()
@@ -100,7 +100,7 @@ def _ask(configured: Configured) -> tuple[ServerFacts | Failure, Fleet | None, f
 
 
 def _open(wrapper: Any, parameters: Mapping[str, Any], configured: Configured) -> Any:
-    """A new connection. After `EARLY` seconds, only a server that answers is waited for."""
+    """Open a connection. After `EARLY` seconds, keep trying only if the server answers."""
     connect = wrapper.Database.connect
     if (configured.connect_timeout or CONNECT_TIMEOUT) <= EARLY:
         return connect(**parameters)
@@ -116,7 +116,7 @@ def _open(wrapper: Any, parameters: Mapping[str, Any], configured: Configured) -
 def pooler_of(wrapper: Any, connection: Any, parameters: Mapping[str, Any]) -> PoolerFacts | None:
     """Return the pooler behind a connection in autocommit mode, made with these parameters."""
 
-    # Only this one of several hosts: another may be down, or be another pooler.
+    # Of several hosts, use only this one: another may be down, or be another pooler.
     address = ("host", "hostaddr", "port")
     here = {name: getattr(connection.info, name) for name in address if name in parameters}
 
@@ -124,7 +124,7 @@ def pooler_of(wrapper: Any, connection: Any, parameters: Mapping[str, Any]) -> P
         return wrapper.Database.connect(**{**parameters, **here})
 
     wanted: dict[str, str] = {}
-    with suppress(ValueError):  # in a form that only the server can read
+    with suppress(ValueError):  # a form that only the server can parse
         wanted |= session_options(connection.info.options)
     if role := wrapper.settings_dict["OPTIONS"].get("assume_role"):
         wanted["role"] = role
@@ -132,11 +132,11 @@ def pooler_of(wrapper: Any, connection: Any, parameters: Mapping[str, Any]) -> P
 
 
 def _connect_as_django(configured: Configured, seconds: float) -> float | None:
-    """Set a connection up as at the first query of a request: role, time zone, isolation level.
+    """Set up a connection as for a request's first query: role, time zone, isolation level.
 
-    Returns the ms of a checkout from a pool like the alias's, of one connection; None: no pool.
+    Returns the ms of a checkout from a one-connection pool like the alias's; None: no pool.
     """
-    # The pool times out before `run_with_timeout` does, so that it can say why.
+    # The pool times out before `run_with_timeout`, so that its error says why.
     timeout = (seconds + seconds_to_connect(configured)) / 2
     parameters = {"min_size": 1, "max_size": 1, "timeout": timeout}
     with isolated_wrapper(configured.alias, parameters) as wrapper:
@@ -155,9 +155,9 @@ def _connect(wrapper: Any) -> None:
     try:
         wrapper.connect()
     except wrapper.Database.OperationalError:
-        if wrapper.pool:  # it has tried again itself
+        if wrapper.pool:  # the pool has retried itself
             raise
-        # The previous connection may still have held the last slot of the server.
+        # The previous connection may still have occupied the server's last slot.
         wrapper.close()
         sleep(NOTICE)
         wrapper.connect()

@@ -22,7 +22,7 @@ from abs_orm_app.facts.secrets import scrub
 
 Value = int | float | str | bool | None
 
-# What an ENGINE with a typo is compared with.
+# A misspelled ENGINE is compared with these.
 ENGINES = (
     POSTGRESQL,
     POSTGIS,
@@ -31,7 +31,7 @@ ENGINES = (
 )
 
 
-# Of a server, by `target_session_attrs`; the other values accept either.
+# The server's role for each `target_session_attrs`; the other values accept either.
 _ROLES: dict[str, Literal["primary", "standby"]] = {
     "read-write": "primary",
     "primary": "primary",
@@ -61,7 +61,7 @@ class Configured:
     error: str  # why the engine cannot be loaded, or ""
 
     mode: str  # "pool", "persistent", "pgbouncer" or "null"
-    mode_was_chosen: bool  # a mode without a pool: by ABS_ORM_APP["mode"], as DB_POOL_MODE does
+    mode_was_chosen: bool  # ABS_ORM_APP["mode"] asks for no pool, as DB_POOL_MODE can
     pool: Any = field(repr=False)  # OPTIONS["pool"], unchanged
     entry: Mapping[str, Any] = field(repr=False)  # of DATABASES, unchanged
     conn_max_age: float | None  # seconds; None: no limit
@@ -72,23 +72,23 @@ class Configured:
     atomic_requests: bool
 
     address: str
-    address_source: str  # as in "DATABASE_URL (environment)"
-    user_source: str  # as in "DB_USER (.env)"
+    address_source: str  # such as "DATABASE_URL (environment)"
+    user_source: str  # such as "DB_USER (.env)"
     password_source: str
     prefix: str  # of the variables
     host: str
     password: str = field(repr=False)
-    open_files: tuple[str, ...]  # variables that name a secret's file that all accounts can read
+    open_files: tuple[str, ...]  # variables whose secret file all accounts can read
     sslmode: str
     connect_timeout: float | None  # seconds
-    keepalives: bool  # of TCP; libpq has them on by default
-    target_session_attrs: str  # of libpq; "" where it is not set
+    keepalives: bool  # of TCP; on by default in libpq
+    target_session_attrs: str  # of libpq; "" if not set
     written: bool  # the project is known to write through it
     embedded: bool
 
     @property
     def is_empty(self) -> bool:
-        """True for `DATABASES = {}`, where Django puts an engine that does nothing."""
+        """True for `DATABASES = {}`, for which Django uses a dummy engine."""
         return self.engine == "django.db.backends.dummy"
 
     @property
@@ -98,18 +98,18 @@ class Configured:
 
     @property
     def wanted_role(self) -> Literal["primary", "standby", "either"]:
-        """By `target_session_attrs`; without it, a primary if the project writes to the alias."""
+        """From `target_session_attrs`; without it, a primary if the project writes to the alias."""
         if not self.target_session_attrs:
             return "primary" if self.written else "either"
         return _ROLES.get(self.target_session_attrs, "either")
 
     def value(self, field: str) -> Value:
-        """The value of a field of PoolSettings; None if it is not used, or not shown."""
+        """Return the value of a field of PoolSettings; None if it is not used or not shown."""
         return next((s.value for s in self.settings if s.field == field), None)
 
 
 def variables_read() -> set[str] | None:
-    """The variables, without prefix, that DATABASES is made from; None: no entry is made so."""
+    """Return the variables, without prefix, that DATABASES was made from; None: no entry was."""
     entries = [app_options(connections.settings[alias]) for alias in connections]
     made = [extra["sources"].items() for extra in entries if "sources" in extra]
     return {name for each in made for name, source in each if source != "default"} if made else None
@@ -120,7 +120,7 @@ def configured_databases(aliases: Iterable[str] | None = None) -> list[Configure
 
 
 def configured(alias: str) -> Configured:
-    """Return the facts of one alias, also of one with wrong settings."""
+    """Return the facts about one alias, even if its settings are wrong."""
     entry = connections.settings[alias]
     engine, error = None, ""
     try:
@@ -151,7 +151,7 @@ def configured(alias: str) -> Configured:
         health_checks=bool(entry["CONN_HEALTH_CHECKS"]),
         settings=_settings(entry, extra, mode, hardened=hardened),
         server_side_cursors=not entry.get("DISABLE_SERVER_SIDE_CURSORS", False),
-        # psycopg prepares no statement if it puts the parameters into the query itself.
+        # psycopg prepares no statements if it merges the parameters into the query itself.
         prepares=options.get("prepare_threshold") is not None
         and bool(options.get("server_side_binding")),
         atomic_requests=bool(entry["ATOMIC_REQUESTS"]),
@@ -175,7 +175,7 @@ def configured(alias: str) -> Configured:
 
 
 def pool_settings(database: Configured) -> PoolSettings:
-    """The settings of a pool, else of the environment. Raises ValueError for an impossible pool."""
+    """Return the pool's settings, else the environment's. Raises ValueError for an invalid pool."""
     if database.mode != "pool":
         return PoolSettings.from_env(database.prefix)
     names = [name for name, variable in SETTINGS.items() if variable.shown == "always"]
@@ -206,7 +206,7 @@ def _address_source(extra: AppOptions) -> str:
 
 
 def _part_source(alias: str, entry: Mapping[str, Any], extra: AppOptions, part: str) -> str:
-    """Return where the user or the password comes from, as in "DB_USER (.env)"."""
+    """Return where the user or the password comes from, such as "DB_USER (.env)"."""
     name = {"user": "DB_USER", "password": "DB_PASSWORD"}[part]
     sources, variables = extra.get("sources", {}), extra.get("variables", {})
     if extra.get(f"{part}_provider"):
@@ -242,12 +242,12 @@ def _is_open(path: str | None) -> bool:
 
 
 def _engine_error(engine: str, problem: Exception) -> str:
-    """Return why an engine cannot be loaded, in a sentence."""
+    """Return why an engine cannot be loaded, as a sentence."""
     cause = problem.__cause__
     if isinstance(cause, ImportError) and f"{engine}.base.".startswith(f"{cause.name}."):
         close = get_close_matches(engine, ENGINES, n=1, cutoff=0.8)
         return f"There is no {engine!r}" + (f" (did you mean {close[0]!r}?)." if close else ".")
-    # Django names the import that failed inside an engine only as the cause of its own error.
+    # If an import inside an engine fails, Django names it only in the cause of its own error.
     text = str(cause if isinstance(cause, ImportError) else problem)
     return printable(scrub(text.strip().partition("\n")[0]))
 
@@ -290,7 +290,7 @@ def _settings(
 
 
 def _values(entry: Mapping[str, Any], extra: AppOptions, mode: str) -> dict[str, Value]:
-    """What an entry of DATABASES says, by the fields of PoolSettings."""
+    """Return the values in an entry of DATABASES, by field of PoolSettings."""
     ours = {name: extra.get(name, SETTINGS[name].default) for name in OwnSettings.__annotations__}
     values: dict[str, Value] = {
         **ours,  # type: ignore[dict-item]
@@ -321,7 +321,7 @@ def pool_parameters() -> dict[str, Any]:
 
 
 def pool_values(parameters: Mapping[str, Any], *, pre_ping: bool) -> dict[str, Value]:
-    """What the parameters of a pool stand for, by the fields of PoolSettings, in their order."""
+    """Convert a pool's parameters to values by field of PoolSettings, in the order of SETTINGS."""
     values: dict[str, Value] = {
         name: _shown(parameters[parameter])
         for name, parameter in POOL_PARAMETERS.items()
@@ -352,7 +352,7 @@ def _other_pool_options(pool: Any) -> list[Setting]:
 
 
 def _shown(value: Any) -> Value:
-    """Return a number as it is; of anything else, which may be a secret, the type."""
+    """Return a number unchanged; of anything else, which may be a secret, only the type."""
     return value if isinstance(value, int | float | None) else f"<{type(value).__name__}>"
 
 

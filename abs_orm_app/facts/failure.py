@@ -1,4 +1,4 @@
-"""Why a database could not be used: the cause in one sentence without secrets, and what to do."""
+"""Describes why a database could not be used: the cause, without secrets, and what to do."""
 
 import re
 from dataclasses import dataclass
@@ -23,19 +23,19 @@ INSTALL_POOL = "Install it: pip install 'psycopg[binary,pool]'."
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Something did not work. Neither text holds a secret or a control character."""
+    """Something failed. Neither text contains a secret or a control character."""
 
     cause: str
     hint: str
-    problem: str = IMPOSSIBLE  # what it means, in the words of the pool's messages
+    problem: str = IMPOSSIBLE  # the kind of failure, in the words of the pool's messages
 
 
 def failure_of(error: BaseException, database: Configured | None = None) -> Failure:
-    """Put an error into one sentence, without any secret of DATABASES, and add what to do.
+    """Summarize an error in one sentence, without any secret of DATABASES, and add what to do.
 
     database: the alias that failed, so that the hint can say where its settings come from.
     """
-    # Secrets first: what follows may change their spelling, or cut one in two.
+    # Remove secrets first: the next steps may change their spelling, or cut one in two.
     cause = one_line(scrub(str(error)) or type(error).__name__)
     kind = _kind(error, cause)
     return Failure(cause=cause, hint=_hint(error, cause, kind, database), problem=kind.problem)
@@ -59,14 +59,14 @@ def _hint(error: BaseException, cause: str, kind: ServerError, database: Configu
 
 def _kind(error: BaseException, cause: str) -> ServerError:
     kind = classify(cause)
-    # Not from the server, even if a word of it is one of the server's, such as "timeout".
+    # Not from the server, even if it contains a word of the server's errors, such as "timeout".
     wrong = isinstance(error, ImproperlyConfigured | LookupError | TypeError | ValueError)
-    wrong = wrong and not isinstance(error, UnicodeError)  # of a host name
+    wrong = wrong and not isinstance(error, UnicodeError)  # about a host name
     return WRONG_SETTINGS if wrong and kind.problem != IMPOSSIBLE else kind
 
 
 def one_line(text: str) -> str:
-    """Return the first line, printable, and with a full stop."""
+    """Return the first line, printable and with a full stop."""
     line = text.strip().partition("\n")[0].rstrip(".")
     line = re.sub(r"^connection (?:failed|is bad): ", "", line)
     return f"{printable(line)}."

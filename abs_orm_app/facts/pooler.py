@@ -11,20 +11,20 @@ PoolMode = Literal["session", "transaction", "statement"]
 Connect = Callable[[], Any]  # opens another connection like the first
 
 SECOND_TIMEOUT = 2.0  # seconds for a second client to get a server connection
-LOOKS = 3  # for the pool mode; on a busy pooler, one may see nothing
+LOOKS = 3  # comparisons to find the pool mode; on a busy pooler, one may show nothing
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolerFacts:
     pool_mode: PoolMode | None  # None: unknown
-    # The names in `options` and `assume_role` that are not set in a new session.
+    # Names of the settings from `options` and `assume_role` that the session lacks.
     lost: tuple[str, ...]
 
 
 def is_pooled(connection: Any) -> bool:
-    """Return True if a pooler, and not the server, accepted the connection.
+    """Return True if a pooler, not the server, accepted the connection.
 
-    A pooler makes up the key that cancels a query, and the process id is part of that key.
+    A pooler invents the key that cancels a query, and the process id is part of that key.
     """
     return bool(_value(connection, "SELECT pg_backend_pid()") != connection.info.backend_pid)
 
@@ -32,14 +32,14 @@ def is_pooled(connection: Any) -> bool:
 def read_pooler(
     connection: Any, connect: Connect, session: Mapping[str, str] | None = None
 ) -> PoolerFacts | None:
-    """Describe the pooler behind an open connection in autocommit mode; None: there is none.
+    """Describe the pooler behind an open connection in autocommit mode; None if there is none.
 
     session: the settings that the session should have. Raises the driver's `Error`.
     """
     if not is_pooled(connection):
         return None
     lost = tuple(_lost(connection, session or {}))
-    # This comes last: without an answer, the connection is unusable.
+    # The pool mode comes last: if it gets no answer, the connection is unusable.
     return PoolerFacts(pool_mode=_see_pool_mode(connection, connect), lost=lost)
 
 
@@ -48,18 +48,18 @@ def _value(connection: Any, query: str) -> Any:
 
 
 def _see_pool_mode(first: Any, connect: Connect) -> PoolMode | None:
-    """Find the pool mode by comparing which session of the server each of two clients has."""
+    """Detect the pool mode by comparing which server session each of two clients has."""
     try:
         return run_with_timeout(SECOND_TIMEOUT, lambda: _compare(first, connect))
     except (TimeoutError, first.Error):
-        # There is no second connection: all are in use, or there are too many clients.
+        # No second connection: all are in use, or there are too many clients.
         return None
 
 
 def _compare(first: Any, connect: Connect) -> PoolMode:
-    """Only in session pooling does a client keep its session while another has a transaction.
+    """Return the pool mode: only in session pooling, clients keep their idle sessions.
 
-    Otherwise the other client gets the idle session, or the first one gets a new session.
+    In other modes, the second client gets the idle session, or the first one gets a new session.
     """
     pid = "SELECT pg_backend_pid()"
     with closing(connect()) as second:
@@ -80,7 +80,7 @@ def _compare(first: Any, connect: Connect) -> PoolMode:
 
 def _lost(connection: Any, wanted: Mapping[str, str]) -> Iterator[str]:
     for name, value in wanted.items():
-        # set_config returns the value in the server's spelling; `true` limits it to this statement.
+        # set_config returns the value as the server spells it; `true` limits it to this statement.
         query = "SELECT current_setting(%s, true), set_config(%s, %s, true)"
         found, normalized = connection.execute(query, (name, name, value)).fetchone()
         if found != normalized:

@@ -13,17 +13,17 @@ from abs_orm_app.facts.sessions import Fleet
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What the connections of a pool were used for. They are means over the time that was seen."""
+    """How a pool's connections were used while observed; `in_use` and `unused` are averages."""
 
     seconds: float
     in_use: float
-    unused: float  # of those in use: nothing needed them, and they were kept for their request
+    unused: float  # of those in use: not needed, but kept for their request
     waited: int  # requests that found no idle connection
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """The facts about one alias. A Failure stands in the place of facts; None: does not apply."""
+    """The facts about one alias. A Failure replaces missing facts; None: not applicable."""
 
     configured: Configured
     active: Active | Failure | None
@@ -34,9 +34,9 @@ class Report:
 
 
 def report(configured: Configured) -> Report:
-    """Gather the report on one alias, within a deadline; what fails is part of it.
+    """Gather the report on one alias, within a deadline; failures are part of it.
 
-    It uses one connection at a time, or two to a pooler, and none of the project's own pool.
+    Opens one connection at a time, or two to a pooler, outside of the project's own pool.
     """
     pool, server, test, now = active(configured), None, None, None
     if configured.vendor == "postgresql":

@@ -17,9 +17,9 @@ def remember(alias: str, password: str) -> None:
 
 
 def scrub(text: str) -> str:
-    """Replace each secret of DATABASES by ***.
+    """Replace each secret of DATABASES with ***.
 
-    Every text in a report that this app did not write goes through here: errors, addresses.
+    Every text in a report that this app did not write must pass through here: errors, addresses.
     """
     entries = [entry for entry in connections.settings.values() if isinstance(entry, Mapping)]
     secrets = {secret for entry in entries for secret in secrets_of(entry)}
@@ -29,20 +29,20 @@ def scrub(text: str) -> str:
 
 def secrets_of(entry: Mapping[str, Any]) -> set[str]:
     hidden = [value for name, value in options_of(entry).items() if is_secret(name)]
-    # Somebody may have put a whole URL, with its password, into a part of the address.
+    # A part of the address may contain a whole URL, with its password.
     in_urls = [word for part in _shown(entry) for word in re.findall("://[^:/@]*:([^@]+)@", part)]
     found = (entry.get("PASSWORD"), *hidden, *in_urls)
-    # A development database may have one word for everything; it is shown as the name.
+    # A development database may use one word for everything; it is shown as the name.
     return {str(secret) for secret in found if secret} - _shown(entry)
 
 
 def _shown(entry: Mapping[str, Any]) -> set[str]:
-    """Return the values of an entry that are shown in any case."""
+    """Return the values of an entry that are always shown."""
     return {str(entry[part]) for part in ("USER", "NAME", "HOST") if entry.get(part)}
 
 
 def hide(text: str, secrets: Iterable[str]) -> str:
-    """Replace each secret by ***: as it is, URL-encoded, or escaped by Python or libpq."""
+    """Replace each secret with ***: as it is, URL-encoded, or escaped by Python or libpq."""
     for secret in sorted(set(secrets), key=len, reverse=True):
         if secret:
             text = re.sub("".join(map(_spellings, secret)), "***", text)
@@ -53,5 +53,5 @@ def _spellings(char: str) -> str:
     """Return a pattern for all ways to write a character."""
     encoded = "".join(f"%{byte:02X}" for byte in char.encode(errors="surrogateescape"))
     spellings = [re.escape(form) for form in (f"\\{char}", repr(char)[1:-1], char)]
-    # The longest first: an encoded percent sign begins with a percent sign.
+    # Longest first: an encoded percent sign starts with a percent sign.
     return f"(?:(?i:{encoded})|{'|'.join(spellings)}{'|[+]' * (char == ' ')})"

@@ -1,4 +1,4 @@
-"""Asks a PostgreSQL server about itself, as one role: limits, timeouts, number of sessions."""
+"""Reads facts about a PostgreSQL server, as one role: limits, timeouts, number of sessions."""
 
 import json
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ from abs_orm_app.facts.pooler import PoolerFacts
 
 # One round trip, and only what a role without privileges may read. Such a role sees the sessions of
 # other roles, but not their type; hence the coalesce.
-# The postmaster's start and port identify a server, over TCP and sockets alike. The system
-# identifier does not: a standby has that of its primary.
+# The postmaster's start time and port identify a server, over TCP and sockets alike. The system
+# identifier does not: a standby has the same one as its primary.
 _QUERY = """
 SELECT json_build_object(
     'identity', extract(epoch FROM pg_postmaster_start_time()) || ' ' || current_setting('port'),
@@ -66,7 +66,7 @@ WHERE r.rolname = session_user AND d.datname = current_database()
 class ServerFacts:
     """A server as one role sees it over one connection. PostgreSQL 13 or newer."""
 
-    identity: str  # equal for two aliases if, and only if, they are on one server
+    identity: str  # equal for two aliases if, and only if, they are on the same server
     version: str
     address: str  # as the client reached it
     database: str
@@ -77,7 +77,7 @@ class ServerFacts:
     tls_version: str | None
     tls_cipher: str | None
     in_recovery: bool  # a standby, which accepts no writes
-    read_only: bool  # the default of a transaction
+    read_only: bool  # the default for transactions
 
     max_connections: int
     superuser_reserved: int
@@ -86,21 +86,21 @@ class ServerFacts:
     role_limit: int | None  # CONNECTION LIMIT of the role; None: no limit
     database_limit: int | None
 
-    # Sessions of clients now, without this one.
+    # Current sessions of clients, without this one.
     used: int
     used_by_role: int
     used_in_database: int
-    used_by_project: int  # of both, those with the application name of this one
+    used_by_project: int  # of this role, database and application name
 
-    # By PostgreSQL's names, with the values of this session; times in seconds, 0 is off.
-    # Without the names that this version of the server does not have.
+    # The values of this session by PostgreSQL's names; times in seconds, 0 is off.
+    # Names that this version of the server does not have are left out.
     settings: Mapping[str, float]
 
     pooler: PoolerFacts | None = None  # None: there is none
 
 
 def read_server(connection: Any) -> ServerFacts:
-    """Ask the server, in one round trip, over an open connection.
+    """Query the server, in one round trip, over an open connection.
 
     Raises the driver's `Error` if the server is older than PostgreSQL 13.
     """
@@ -108,7 +108,7 @@ def read_server(connection: Any) -> ServerFacts:
     facts |= {name: printable(facts[name]) for name in ("version", "database", "role")}
     tls = bool(connection.pgconn.ssl_in_use)
     if not tls:
-        # A pooler may use TLS towards the server; that is not the client's connection.
+        # A pooler may use TLS to the server; that says nothing about the client's connection.
         facts |= {"tls_version": None, "tls_cipher": None}
     return ServerFacts(address=_address(connection), tls=tls, **facts)
 

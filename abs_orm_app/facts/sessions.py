@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from abs_orm_app.config.application_name import Name, parse_name
 from abs_orm_app.config.texts import printable
 
-STATES = {  # others are unknown, as that of a session which this role may not see
+STATES = {  # others are unknown, such as those of sessions that this role may not see
     "active": "active",
     "fastpath function call": "active",
     "idle": "idle",
@@ -48,7 +48,7 @@ WHERE datname IS NOT NULL AND usesysid IS NOT NULL AND pid <> pg_backend_pid()
 class Sessions:
     active: int
     idle: int
-    in_transaction: int  # idle in it
+    in_transaction: int  # idle in transaction
     unknown: int  # whose state this role may not see
 
     @property
@@ -59,10 +59,10 @@ class Sessions:
 @dataclass(frozen=True, kw_only=True)
 class Application(Sessions):
     application: str  # "" if they have no name
-    host: str  # from the name of the process, else the address; "" for a Unix socket, or hidden
-    processes: int | None  # None: their names do not tell
+    host: str  # from the process's name, else the address; "" for a Unix socket, or if hidden
+    processes: int | None  # None: unknown, because a name lacks the pid
 
-    # Seconds that the oldest of each state has been in it; None: there is none.
+    # Seconds that the oldest session has been in that state; None: there is none.
     oldest_active: float | None
     oldest_in_transaction: float | None
 
@@ -83,7 +83,7 @@ class Session:
     pid: int  # of the server's process
     application: str
     host: str
-    state: str | None  # None: this role may not see it, or it is no session of this database
+    state: str | None  # None: this role may not see it, or the session is not of this database
     seconds: float | None  # in that state
 
 
@@ -100,11 +100,11 @@ class Fleet:
 
     groups: tuple[Application, ...]  # the largest first
     blocked: tuple[Blocked, ...]  # the longest wait first
-    processes: tuple[Process, ...] = ()  # that name themselves, by application, host and pid
-    roots: tuple[tuple[Session, int], ...] = ()  # who blocks, not blocked, and how many in all
-    longest: Session | None = None  # the statement that has run longest, and waits for no lock
-    forgotten: Session | None = None  # the one that has been idle in transaction for longest
-    everywhere: tuple[tuple[str, str, int], ...] = ()  # application, host, sessions: of the server
+    processes: tuple[Process, ...] = ()  # those that name themselves, sorted
+    roots: tuple[tuple[Session, int], ...] = ()  # unblocked blockers, and how many wait for each
+    longest: Session | None = None  # with the longest statement that waits for no lock
+    forgotten: Session | None = None  # the longest idle in transaction
+    everywhere: tuple[tuple[str, str, int], ...] = ()  # of the server: application, host, sessions
 
 
 class _Row(NamedTuple):
@@ -116,7 +116,7 @@ class _Row(NamedTuple):
 
 
 def read_fleet(connection: Any) -> Fleet:
-    """Ask the server, in one round trip, over an open connection."""
+    """Query the server, in one round trip, over an open connection."""
     everywhere = [_read(row) for row in json.loads(connection.execute(_QUERY).fetchone()[0])]
     here = [row for row in everywhere if row.here]
     by_pid = {row.session.pid: row.session for row in here}
@@ -152,7 +152,7 @@ def _oldest(sessions: Iterable[Session], state: str) -> Session | None:
 
 
 def _roots(blocked: Iterable[Blocked]) -> list[tuple[Session, int]]:
-    """Who blocks others and waits for nobody, with how many wait for it, also through others."""
+    """Return the sessions that block others but wait for none, with how many wait behind each."""
     chains = {each.session.pid: each.blockers for each in blocked}
     counts: Counter[Session] = Counter()
     for pid in chains:
@@ -215,7 +215,7 @@ def _longest_first(blocked: Blocked) -> float:
 
 
 def _elsewhere(pid: int) -> Session:
-    """A blocker that is no session of this database, such as a prepared transaction (pid 0)."""
+    """Describe a blocker outside of this database, such as a prepared transaction (pid 0)."""
     return Session(pid=pid, application="", host="", state=None, seconds=None)
 
 

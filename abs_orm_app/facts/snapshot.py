@@ -1,4 +1,4 @@
-"""The state and the counters of one pool at one moment. All metrics are made from it."""
+"""The state and the counters of one pool at one moment: the source of all metrics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EVICTIONS = ("stale", "expired", "misplaced", "leaked")  # counters of a snapsho
 
 @dataclass(kw_only=True)
 class Snapshot(Counters):
-    """One pool. The counters and the distributions begin at zero with the pool."""
+    """One pool. Its counters and distributions start at zero when it is created."""
 
     alias: str
 

@@ -9,10 +9,10 @@ T = TypeVar("T")
 
 
 def run_with_timeout(seconds: float, work: Callable[[], T]) -> T:
-    """Return the result of `work`, which runs in a thread of its own.
+    """Run `work` in its own thread and return its result.
 
-    Raises TimeoutError after so many seconds, whatever `work` waits for: a server, a network, a
-    name to be resolved. Work that is late continues in its daemon thread; its result is dropped.
+    Raises TimeoutError after `seconds`, whatever `work` waits for: a server, a network, a name
+    lookup. Late work continues in its daemon thread, and its result is discarded.
     """
     future: Future[T] = Future()
 

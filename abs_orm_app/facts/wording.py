@@ -1,4 +1,4 @@
-"""The words for facts, the same on every output."""
+"""The words for facts, the same in every output."""
 
 from django.conf import settings
 
@@ -34,12 +34,12 @@ def format_value(field: str, value: Value) -> str:
     return str(value)
 
 
-LONG = 5.0  # seconds from which on a statement, or an idle transaction, is worth a look
+LONG = 5.0  # seconds after which a statement or an idle transaction is worth a look
 MOST = 4  # applications that are named
 
 
 def sessions_in_trouble(fleet: Fleet) -> tuple[str, str] | None:
-    """What the sessions of a database wait for: a sentence, and a line of SQL that ends it."""
+    """Return what the sessions of a database wait for, in a sentence, and the SQL that ends it."""
     if fleet.blocked:
         number = len(fleet.blocked)
         wait = "waits" if number == 1 else "wait"
@@ -68,13 +68,13 @@ def end_of(session: Session) -> str:
 
 
 def who(session: Session) -> str:
-    """As in "server process 4711 (web on host)"."""
+    """Format as "server process 4711 (web on host)"."""
     of = " on ".join(filter(None, (session.application, session.host)))
     return f"server process {session.pid}" + (f" ({of})" if of else "")
 
 
 def who_is_connected(fleet: Fleet) -> str:
-    """As in "web on host 30, nightly-report 10", of the whole server."""
+    """List the sessions of the whole server, as in "web on host 30, nightly-report 10"."""
     names = [
         f"{' on '.join(filter(None, (application, host))) or 'without a name'} {count}"
         for application, host, count in fleet.everywhere
@@ -97,7 +97,7 @@ def role_in_words(database: Configured, server: ServerFacts) -> str:
 
 
 def writes_fail(database: Configured, server: ServerFacts) -> str:
-    """Say so if an alias that the project writes to is on a server that accepts no writes."""
+    """Return a sentence if the project writes to the alias, but the server accepts no writes."""
     if database.wanted_role != "primary" or not (server.in_recovery or server.read_only):
         return ""
     if "abs_orm_app.W024" in settings.SILENCED_SYSTEM_CHECKS:

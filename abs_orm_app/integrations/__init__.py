@@ -1,1 +1,1 @@
-"""What other systems see of the pools: metrics, health checks, a page in the admin."""
+"""Shows the pools to other systems: metrics, health checks, a page in the admin."""

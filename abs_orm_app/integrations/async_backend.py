@@ -1,7 +1,7 @@
-"""django-async-backend on the pool of the alias: experimental.
+"""Runs django-async-backend on the alias's pool: experimental.
 
 It looks for `AsyncDatabaseWrapper` in the engine's module, which has it if `django_async_backend`
-is in INSTALLED_APPS. Its ORM then shares the pool, and its limit, with the rest of the project.
+is in INSTALLED_APPS. Its ORM then shares the pool and its limit with the rest of the project.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from abs_orm_app.pool.holders import task_of
 
 
 def register() -> None:
-    """Add the wrapper to those of this package's engines that the project uses."""
+    """Add the wrapper to the engines of this package that the project uses."""
     engines = {settings["ENGINE"] for settings in connections.settings.values()}
     for engine in engines & {POSTGRESQL, POSTGIS}:
         load_backend(engine).AsyncDatabaseWrapper = AsyncDatabaseWrapper
 
 
 class AsyncDatabaseWrapper(ItsWrapper):  # type: ignore[misc]
-    """Its wrapper on a connection of the alias's pool; without a `pool` option, unchanged."""
+    """Like the original, but uses the alias's pool; without a `pool` option, unchanged."""
 
     connection: Any
-    pool = None  # it has none of its own
+    pool = None  # it has no pool of its own
 
     async def get_new_connection(self, params: dict[str, Any]) -> Any:
         if not self.settings_dict["OPTIONS"].get("pool"):
@@ -46,7 +46,7 @@ class AsyncDatabaseWrapper(ItsWrapper):  # type: ignore[misc]
 
     async def _configure_connection(self, connection: Any) -> bool:
         if isinstance(connection, PluggedConnection):
-            return False  # the pool has done it
+            return False  # the pool has configured it
         return bool(await super()._configure_connection(connection))
 
     async def _close(self) -> None:
@@ -58,5 +58,5 @@ class AsyncDatabaseWrapper(ItsWrapper):  # type: ignore[misc]
 
     def create_cursor(self, name: str | None = None) -> Any:
         if name and isinstance(self.connection, PluggedConnection):
-            self.connection.soil(HELD)  # it may outlive its transaction
+            self.connection.soil(HELD)  # the cursor may outlive its transaction
         return super().create_cursor(name)

@@ -1,11 +1,11 @@
-"""Can this process serve from its databases? A view for a load balancer, that needs nothing else.
+"""Checks whether this process can serve from its databases: a view for a load balancer.
 
     path("healthz/", health.view)
     path("healthz/", health.view, {"aliases": ["default"], "seconds": 1.0})
 
-It takes a connection as a request would, asks the server for an answer, and is back in time,
-whatever hangs. While a pool has none to give, it asks on a connection of its own: a burst does not
-take the process out of the load balancer. `docs/monitoring.md` says more.
+It checks out a connection like a request, pings the server, and answers in time, whatever hangs.
+While a pool has no connection left, it uses one of its own, so that a burst does not take the
+process out of the load balancer. It depends on nothing else. See `docs/monitoring.md`.
 """
 
 from __future__ import annotations
@@ -42,29 +42,29 @@ if TYPE_CHECKING:
 
 Serving = Literal["ok", "degraded", "failed"]
 
-SECONDS = 2.0  # that a check takes at most
-LATELY = 1.0  # seconds for which a request that got a connection shows that the server answers
-PING = 0.5  # seconds that a server gets at least, even if no caller waits for the answer any more
+SECONDS = 2.0  # the longest that a check may take
+LATELY = 1.0  # seconds for which a checkout by a request proves that the server answers
+PING = 0.5  # seconds that a server gets to answer at least, even if no caller waits any more
 
 
 class NotServedError(OperationalError):
-    """All connections are in use, and none comes back."""
+    """All connections are in use, and none is returned."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Health:
-    """How an alias fares: `degraded` serves, but requests wait; `failed` does not serve in time."""
+    """An alias's health: `degraded` serves, but requests wait; `failed` does not serve in time."""
 
     state: Serving
-    waiting: int = 0  # requests, before the check asked
-    reason: str = ""  # why it is not ok, in one of a few words: "exhausted", "read-only", "hung"
-    error: BaseException | None = None  # why it failed; not for everybody's eyes
+    waiting: int = 0  # requests that waited before the check
+    reason: str = ""  # why it is not ok, as a keyword such as "exhausted", "read-only" or "hung"
+    error: BaseException | None = None  # why it failed; not for the public
 
 
 def check(aliases: Iterable[str], seconds: float = SECONDS) -> dict[str, Health]:
-    """Check these aliases, or this one, at the same time, in so many seconds altogether.
+    """Check these aliases, or this one, concurrently, within `seconds` altogether.
 
-    Raises `ImproperlyConfigured` for an alias that is not there.
+    Raises `ImproperlyConfigured` for an unknown alias.
     """
     deadline = monotonic() + seconds
     asked = [aliases] if isinstance(aliases, str) else list(aliases)
@@ -84,10 +84,10 @@ def check(aliases: Iterable[str], seconds: float = SECONDS) -> dict[str, Health]
 def view(
     _request: HttpRequest, aliases: Iterable[str] | None = None, seconds: float = SECONDS
 ) -> JsonResponse:
-    """Answer 200 if all these aliases (or all of DATABASES) serve, with or without waiting, or 503.
+    """Answer 200 if all these aliases (or all of DATABASES) serve, even if requests wait, else 503.
 
-    `{"status": "ok", "databases": {"default": "ok"}, "reasons": {}}`; no more, so that everybody
-    may see it. The reasons are those of the metric `django_db_pool_trouble`.
+    `{"status": "ok", "databases": {"default": "ok"}, "reasons": {}}`: no more, so that it may be
+    public. The reasons are those of the metric `django_db_pool_trouble`.
     """
     found = check(connections if aliases is None else aliases, seconds)
     states = {health.state for health in found.values()}
@@ -101,10 +101,10 @@ def view(
 def _health(alias: str, probe: Future[int], deadline: float) -> Health:
     try:
         waiting = probe.result(max(0.0, deadline - monotonic()))
-    except Exception as error:  # whatever the driver, the settings or a provider of passwords raise
+    except Exception as error:  # the driver, the settings or a password provider may raise anything
         return Health(state="failed", reason=_reason(alias, error), error=error)
     if (wants_primary := _writes_fail(alias)) is not None:
-        # Of an alias that was never written to, a replica may be what it should have.
+        # An alias that was never written to may be meant for a replica.
         state: Serving = "failed" if wants_primary else "degraded"
         return Health(state=state, reason="read-only", waiting=waiting)
     if waiting:
@@ -113,7 +113,7 @@ def _health(alias: str, probe: Future[int], deadline: float) -> Health:
 
 
 def _reason(alias: str, error: BaseException | None = None) -> str:
-    """The pool's cause, if it has one; else that of the error."""
+    """Return the pool's cause, if it has one; else the error's."""
     pool = current_pools().get(alias)
     if pool is not None and (cause := cause_of(pool.core)):
         return cause.name
@@ -123,7 +123,7 @@ def _reason(alias: str, error: BaseException | None = None) -> str:
 
 
 def _writes_fail(alias: str) -> bool | None:
-    """Whether the pool had a primary, if all its servers refuse the alias's writes; None if not."""
+    """If all servers refuse this alias's writes, return whether the pool had a primary."""
     pool = current_pools().get(alias)
     roles = {entry.role for entry in list(pool.entries)} if pool is not None else set()
     if pool is None or not roles or not roles <= {Role.STANDBY, Role.READ_ONLY}:
@@ -133,13 +133,13 @@ def _writes_fail(alias: str) -> bool | None:
     return False if configured(alias).wanted_role == "primary" else None
 
 
-# A probe returns how many requests waited. Without a pool of ours it may hang; then all callers
-# share one probe for each alias. (The process id is in the key, so that a fork starts without it.)
+# A probe returns how many requests waited. Without our pool it may hang, so all callers share one
+# probe per alias. (The process id in the key makes a forked child start without any.)
 _probes: dict[tuple[int, str], Future[int]] = {}
 
 
 def _start(alias: str, seconds: float) -> Future[int]:
-    """Begin to probe, or join the probe that is running."""
+    """Start a probe, or join the running one."""
     key = (os.getpid(), alias)
     mine: Future[int] = Future()
     running = mine if _is_ours(alias) else _probes.setdefault(key, mine)
@@ -167,7 +167,7 @@ def _run(key: tuple[int, str], future: Future[int], seconds: float) -> None:
 
 def _probe(alias: str, seconds: float) -> int:
     """Use the alias once; return how many requests waited before. Raises any error that occurs."""
-    # Only here: without psycopg_pool, the project's URLs can be imported, and the checks report it.
+    # Imported here: without psycopg_pool, the URLs can still be imported, and the checks report it.
     from psycopg_pool import ConnectionPool
 
     from abs_orm_app.pool.pool import HardenedPool
@@ -177,7 +177,7 @@ def _probe(alias: str, seconds: float) -> int:
     waiting = 0
     if isinstance(pool, HardenedPool | ConnectionPool) and not pool.closed:
         stats = pool.get_stats()
-        # While the pool may still grow, they wait for a connection that is just being opened.
+        # While the pool may still grow, they wait only for a connection that is being opened.
         if stats["pool_size"] >= stats["pool_max"]:
             waiting = stats["requests_waiting"]
     if isinstance(pool, HardenedPool):
@@ -196,9 +196,9 @@ def _select(wrapper: Any) -> None:
 
 
 def _ask_through(pool: HardenedPool, seconds: float) -> None:
-    """Return once the server has answered on a connection of the pool, or beside a full pool.
+    """Return once the server has answered on a connection of the pool, or outside of a full pool.
 
-    Raises `PoolTimeout` if it has not, or if the pool serves no request.
+    Raises `PoolTimeout` if it has not answered, `NotServedError` if a full pool serves no request.
     """
     from psycopg_pool import PoolTimeout
 
@@ -210,29 +210,29 @@ def _ask_through(pool: HardenedPool, seconds: float) -> None:
             _ask_beside(pool, left)
             return
         try:
-            conn = pool.getconn(timeout=left / 2)  # then it may be full
+            conn = pool.getconn(timeout=left / 2)  # by then, it may be full
         except PoolTimeout as error:
             late = error
             continue
         try:
-            # A connection that came late is not closed for having had no time to answer.
+            # A connection that came late still gets time to answer, and is not closed for that.
             if ping(conn, max(deadline - monotonic(), PING)) is Answer.ALIVE:
                 return
-            conn.close()  # its next query would get this answer
+            conn.close()  # a late answer would go to its next query
         finally:
             pool.return_unchanged(conn)
     raise late
 
 
-# The server of a full pool, as a check found it beside the pool.
+# The results of checks outside of full pools.
 _latest: WeakKeyDictionary[HardenedPool, Latest[None]] = WeakKeyDictionary()
 
 
 def _ask_beside(pool: HardenedPool, seconds: float) -> None:
     """Return if requests get connections of a full pool within its timeout, and the server answers.
 
-    The check does not queue: it would take a connection from a request, and could wait for longer
-    than a load balancer does. While connections come back, it need not ask.
+    The check does not queue: it would take a connection from a request, and might wait longer than
+    a load balancer does. While connections are being returned, it need not query the server.
     """
     began = monotonic()
     served_at = max((entry.taken_at for entry in tuple(pool.in_use)), default=inf)
@@ -250,5 +250,5 @@ def _select_beside(alias: str, seconds: float) -> None:
             lambda: _select(connections[alias]), purpose="health", seconds=max(seconds, 0.0)
         )
     except OperationalError as error:
-        if classify(error).problem is not FULL:  # a server that says this works
+        if classify(error).problem is not FULL:  # a server that reports this is up
             raise

@@ -1,10 +1,10 @@
-"""The pools' metrics for OpenTelemetry, by its semantic conventions for database clients.
+"""Exports the pools' metrics to OpenTelemetry, by its semantic conventions for database clients.
 
     from abs_orm_app.integrations import opentelemetry
 
     opentelemetry.instrument()
 
-Once per process, where the project sets its MeterProvider. `docs/monitoring.md` says more.
+Call it once per process, where the project sets its MeterProvider. See `docs/monitoring.md`.
 """
 
 from collections import deque
@@ -31,20 +31,20 @@ from abs_orm_app.pool.statistics import BOUNDS
 
 Observe = Callable[[CallbackOptions], Iterable[Observation]]
 
-KEPT = 10_000  # durations of each kind between two ticks of a pool; of more, the last ones count
+KEPT = 10_000  # durations of each kind between two ticks of a pool; then the oldest are dropped
 POOL_NAME = "db.client.connection.pool.name"
 STATE = "db.client.connection.state"
 REASON_OF = {"pinned": "abs_orm_app.pin.reason", "trouble": "abs_orm_app.trouble.reason"}
 EVICTION_REASON = "abs_orm_app.eviction.reason"
 
-_histograms: dict[str, Histogram] = {}  # by the field of a snapshot
+_histograms: dict[str, Histogram] = {}  # by field of a snapshot
 _kept: WeakKeyDictionary[HardenedPool, dict[str, deque[float]]] = WeakKeyDictionary()
 
 
 def instrument(meter_provider: MeterProvider | None = None) -> None:
-    """Make the instruments with this provider, or with the global one. Only the first call counts.
+    """Create the instruments with this provider, or the global one. Only the first call counts.
 
-    Durations are passed on once a second, and when they are collected, never at a checkout.
+    Durations are recorded once a second, and at each collection, but never during a checkout.
     """
     if _histograms:
         return
@@ -73,7 +73,7 @@ def pass_on(pool: HardenedPool) -> None:
         return  # such as the pool of a drill
     for field, durations in _histograms.items():
         kept = _kept[pool][field]
-        with suppress(IndexError):  # another thread passes them on, too
+        with suppress(IndexError):  # another thread may be recording them, too
             while kept:
                 durations.record(kept.popleft(), {POOL_NAME: pool.name})
 
@@ -81,7 +81,7 @@ def pass_on(pool: HardenedPool) -> None:
 def _make_observables(meter: Meter) -> None:
     meter.create_observable_up_down_counter(
         "db.client.connection.count",
-        # The SDK asks those who observe before it collects the histograms.
+        # The SDK calls the observers before it collects the histograms.
         [_pass_on_all, _by(STATE, lambda now: {"idle": now.idle, "used": now.in_use})],
         "{connection}",
         "The number of connections that are currently in the state described by the attribute.",
@@ -113,7 +113,7 @@ def _pass_on_all(_: CallbackOptions) -> Iterable[Observation]:
 
 
 def _by(attribute: str, read: Callable[[Snapshot], Mapping[str, int]]) -> Observe:
-    """Observe what `read` gives of each pool, by the values of an attribute."""
+    """Observe what `read` returns for each pool, by the values of an attribute."""
 
     def observe(_: CallbackOptions) -> Iterator[Observation]:
         for now in snapshots():

@@ -1,9 +1,9 @@
-"""The page of the pools at an address of your own below an admin site.
+"""The live page at an address of your choice below an admin site.
 
     path("admin/pool/", include("abs_orm_app.integrations.page")),  # before the admin's own line
     path("admin/", admin.site.urls),
 
-The default site needs no such line: it has the page in its index. `docs/monitoring.md` says more.
+The default site needs no such line: it has the page in its index. See `docs/monitoring.md`.
 """
 
 from django.urls import path

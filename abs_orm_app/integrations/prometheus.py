@@ -1,10 +1,10 @@
-"""The pools' metrics for Prometheus, in whatever /metrics page prometheus_client makes.
+"""Exports the pools' metrics to Prometheus, in any /metrics page that prometheus_client serves.
 
-Of itself where django_prometheus is one of INSTALLED_APPS; elsewhere call `register()` once, best
-in an AppConfig's `ready`. `docs/monitoring.md` says what each metric means.
+Automatic if django_prometheus is in INSTALLED_APPS; else call `register()` once, best in an
+AppConfig's `ready`. `docs/monitoring.md` explains each metric.
 
-One process is read when it is scraped. Of several (PROMETHEUS_MULTIPROC_DIR is set), each writes
-its numbers to prometheus_client's files once a second; whichever is scraped adds them up.
+A single process is read when it is scraped. With several (PROMETHEUS_MULTIPROC_DIR is set), each
+writes its numbers to prometheus_client's files once a second; the one that is scraped adds them up.
 """
 
 import os
@@ -33,7 +33,7 @@ NOTHING = Distribution((0,) * (len(BOUNDS) + 1), 0.0)
 
 
 def register(registry: CollectorRegistry = prometheus_client.REGISTRY) -> None:
-    """Add the metrics to what is scraped. Does nothing the second time."""
+    """Add the metrics to the registry. Does nothing the second time."""
     if _in_several_processes():
         if publish not in observers:
             observers.append(publish)
@@ -43,7 +43,7 @@ def register(registry: CollectorRegistry = prometheus_client.REGISTRY) -> None:
 
 
 def _in_several_processes() -> bool:
-    """Decide it as prometheus_client does."""
+    """Decide this like prometheus_client."""
     return "PROMETHEUS_MULTIPROC_DIR" in os.environ or "prometheus_multiproc_dir" in os.environ
 
 
@@ -84,8 +84,8 @@ class PoolCollector(Collector):
 _published: WeakKeyDictionary[HardenedPool, Snapshot] = WeakKeyDictionary()
 _publishing = threading.Lock()
 
-# prometheus_client has a lock of its own around its files. A child that is forked while this
-# process writes would inherit it locked, and could never count anything again.
+# prometheus_client has its own lock around its files. A child that is forked while this process
+# writes would inherit the lock held, and could never count anything again.
 os.register_at_fork(
     before=_publishing.acquire,
     after_in_parent=_publishing.release,
@@ -94,13 +94,13 @@ os.register_at_fork(
 
 
 def publish(pool: HardenedPool) -> None:
-    """Write what the pool is doing, and what it has done since the last time, to the files."""
+    """Write the pool's state, and what it has counted since the last call, to the files."""
     if pool.name not in connections:
         return  # such as the pool of a drill
     with _publishing:
         now, before = snapshot(pool), _published.get(pool)
         for field, metric in GAUGES.items():
-            # What a process has at its end is given back, and its file may outlive it.
+            # At its end, a process frees its connections, but its file may outlive it.
             value = 0 if pool.closed else getattr(now, field)
             _gauge(metric).labels(pool.name).set(value)
         for field, metric in REASONS.items():
@@ -122,7 +122,7 @@ def publish(pool: HardenedPool) -> None:
 def _observe(
     child: prometheus_client.Histogram, now: Distribution, before: Distribution
 ) -> Distribution:
-    """Add what has grown, one duration at a time; return what has been added in all."""
+    """Add the new durations, one at a time; return the total that has been added so far."""
     total = before.total
     for seconds, count in now.since(before).durations():
         for _ in range(count):

@@ -1,7 +1,7 @@
 """For pytest.ini: `addopts = -p abs_orm_app.integrations.pytest_without_pool`.
 
-A plugin that is named by `-p` is imported before pytest-django reads the settings; a conftest.py
-is not, where DJANGO_SETTINGS_MODULE stands in pytest.ini. A DB_POOL_MODE of the environment wins.
+A `-p` plugin is imported before pytest-django reads the settings; a conftest.py is not, if
+DJANGO_SETTINGS_MODULE is set in pytest.ini. A DB_POOL_MODE in the environment takes precedence.
 """
 
 import os

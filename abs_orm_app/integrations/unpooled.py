@@ -1,7 +1,7 @@
-"""Queries on connections outside the pools, with deadlines.
+"""Runs queries on connections outside the pools, with deadlines.
 
-For what must work while the pools are in trouble: the live page, and the health check of a full
-pool. Each of the two has at most one connection for each alias and process.
+For features that must work while the pools are in trouble: the live page, and the health check of
+a full pool. Each of them has at most one connection per alias and process.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ else:
 T = TypeVar("T")
 
 CONNECT_TIMEOUT = 2  # seconds; a whole number for libpq
-SECONDS = 4.0  # for everything that one caller asks
-FRESH = 1.0  # seconds for which an answer is given again
-TURN = 2.0  # seconds that a caller waits until another has closed its connection
+SECONDS = 4.0  # for all queries of one caller
+FRESH = 1.0  # seconds for which an answer is reused
+TURN = 2.0  # seconds to wait for another caller to close its connection
 
 
 class BusyError(OperationalError):
@@ -39,14 +39,14 @@ class BusyError(OperationalError):
 
 
 def failure_outside_pool(error: BaseException, database: Configured | None = None) -> Failure:
-    """Like `failure_of`, with a text of its own for `BusyError`."""
+    """Like `failure_of`, with its own text for `BusyError`."""
     if isinstance(error, BusyError):
         return Failure(cause=str(error), hint="Try again in a few seconds.")
     return failure_of(error, database)
 
 
 class Latest(Generic[T]):
-    """An answer for all who ask within a second: one of them asks, and the others wait for it."""
+    """Shares an answer among callers within a second: one asks, and the others wait for it."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -54,7 +54,7 @@ class Latest(Generic[T]):
         self._answer: T
 
     def get(self, ask: Callable[[], T], seconds: float) -> T:
-        """Raises what `ask` raises, or `BusyError` if another one asks for too long."""
+        """Raises what `ask` raises, or `BusyError` if another caller takes too long."""
         if not self._lock.acquire(timeout=seconds):
             raise BusyError("Another request has been asking this server for too long.")
         try:
@@ -67,7 +67,7 @@ class Latest(Generic[T]):
 
 
 class Rate:
-    """Allow something `per_second` times a second, and as often at once."""
+    """Allows something `per_second` times a second, in bursts of up to that number."""
 
     def __init__(self, per_second: float) -> None:
         self._per_second = self._left = per_second
@@ -92,11 +92,11 @@ def run_unpooled(
     seconds: float = SECONDS,
     rate: Rate | None = None,
 ) -> T:
-    """Return the result of `work`, whose queries go around the pools, in a thread of its own.
+    """Run `work`, whose queries bypass the pools, in its own thread, and return its result.
 
-    `work` finds Django's `connections` as usual; they open one connection for each alias that it
-    uses. What it writes is committed at its end. Callers with the same `purpose` take turns, so
-    that visitors of the page who wait for a locked table delay no health check.
+    `work` uses Django's `connections` as usual; they open one connection for each alias that it
+    uses. Its writes are committed at the end. Callers with the same `purpose` take turns, so that
+    visitors of the page who wait for a locked table do not delay a health check.
 
     Raises TimeoutError after `seconds`, when the server has ended the last statement or soon will;
     `BusyError` if another caller keeps the connection, or `rate` allows no more.
@@ -105,7 +105,7 @@ def run_unpooled(
     def run() -> T:
         wrappers = []
         for alias in connections:
-            with suppress(ImproperlyConfigured):  # another alias, that nobody can use
+            with suppress(ImproperlyConfigured):  # some other, unusable alias
                 connections[alias] = wrapper = _unpooled(alias, purpose, rate)
                 wrappers.append(wrapper)
         try:
@@ -115,7 +115,7 @@ def run_unpooled(
                     wrapper.commit()
             return result
         finally:
-            # Not `connections.close_all()`: an alias may be gone from DATABASES by now.
+            # Not `connections.close_all()`: an alias may have been removed from DATABASES by now.
             for wrapper in wrappers:
                 wrapper.close()
 
@@ -125,7 +125,7 @@ def run_unpooled(
 class Unpooled(Base):
     """An engine without a pool, whose sessions are one transaction with a statement_timeout.
 
-    SET LOCAL, because a pooler would give the setting of a session to its next client.
+    It uses SET LOCAL, because a pooler would pass a session's setting on to the next client.
     """
 
     turn: Lock
@@ -161,7 +161,7 @@ class Unpooled(Base):
             self.turn.release()
 
 
-# A forked child has turns of its own: the parent's may have been taken at the fork.
+# The process id is in the key, because a lock may be held when a child is forked.
 _turns: dict[tuple[int, str, str], Lock] = {}
 
 

@@ -1,1 +1,1 @@
-"""Writes the settings as PgBouncer's files."""
+"""Writes PgBouncer's files from the settings."""

@@ -1,4 +1,4 @@
-"""How clients reach PgBouncer: names for their databases, their settings, and who may log in."""
+"""How clients reach PgBouncer: their database names, their settings, and who may log in."""
 
 import re
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ from abs_orm_app.pgbouncer.target import Plan, Target, is_private
 
 LOOPBACK = "127.0.0.1"
 THIS_MACHINE = ("localhost", LOOPBACK, "::1")
-EVERY_ADDRESS = ("*", "0.0.0.0", "::")  # noqa: S104 - recognized, not listened on
+EVERY_ADDRESS = ("*", "0.0.0.0", "::")  # noqa: S104 - only recognized; nothing listens on it
 
 
 def client_settings(targets: Sequence[Target], plan: Plan) -> list[str]:
-    """Return the settings that lead each alias to PgBouncer, a line each, without a password."""
+    """Return the settings that connect each alias to PgBouncer, one line each, no passwords."""
     host, names = _client_host(targets, plan), client_names(targets)
     in_url = f"[{host}]" if ":" in host else quote(host, safe="")
     found = []
@@ -36,11 +36,11 @@ def client_settings(targets: Sequence[Target], plan: Plan) -> list[str]:
 
 
 def client_names(targets: Sequence[Target]) -> dict[str, str]:
-    """Return PgBouncer's name for the database of each alias; no two are equal."""
+    """Return a unique PgBouncer name for the database of each alias."""
     names: dict[str, str] = {}
     for each in targets:
         name = _plain(each.name)
-        while name in names.values() or name == "pgbouncer":  # the name of its console
+        while name in names.values() or name == "pgbouncer":  # the name of PgBouncer's console
             name = f"{name}_{_plain(each.alias)}"
         names[each.alias] = name
     return names
@@ -60,7 +60,7 @@ def _client_host(targets: Sequence[Target], plan: Plan) -> str:
 
 
 def _plain(name: str) -> str:
-    """Return a name for the configuration: PgBouncer 1.18 cannot read one in quotes."""
+    """Replace unusual characters in a name: PgBouncer 1.18 cannot read names in quotes."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
 
 
@@ -68,7 +68,7 @@ FILE = "userlist.txt"
 
 
 def userlist(targets: Sequence[Target], plan: Plan) -> str:
-    """The file: a line for each role. Raises ValueError for passwords that PgBouncer cannot use."""
+    """Return the file, one line per role. Raises ValueError for missing or differing passwords."""
     lines = []
     for user, (alias, password) in passwords(targets).items():
         if plan.with_password and not password and not is_private(targets, plan):
@@ -83,7 +83,7 @@ def userlist(targets: Sequence[Target], plan: Plan) -> str:
 
 
 def passwords(targets: Sequence[Target]) -> dict[str, tuple[str, str]]:
-    """An alias and its password, or "", by role. Raises ValueError if a role has two."""
+    """Return an alias and its password, or "", by role. Raises ValueError if a role has two."""
     found: dict[str, tuple[str, str]] = {}
     for each in targets:
         alias, password = found.get(each.user, (each.alias, ""))
@@ -99,6 +99,6 @@ def passwords(targets: Sequence[Target]) -> dict[str, tuple[str, str]]:
 
 
 def quoted(text: str) -> str:
-    """Put a name into double quotes, as PgBouncer and PostgreSQL read it."""
+    """Quote a name with double quotes, for PgBouncer or PostgreSQL."""
     doubled = text.replace('"', '""')
     return f'"{doubled}"'

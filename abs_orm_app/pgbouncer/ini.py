@@ -1,4 +1,4 @@
-"""Writes the settings as pgbouncer.ini. docs/pgbouncer.md explains each line."""
+"""Writes pgbouncer.ini from the settings. docs/pgbouncer.md explains each line."""
 
 import os
 import re
@@ -25,12 +25,12 @@ from abs_orm_app.pool.pre_ping import PING_AFTER
 
 CLIENTS_PER_PROCESS = 100  # a waiting client costs PgBouncer a few kB, a refused one is an error
 FOR_EVER = 315_360_000  # seconds, ten years: to PgBouncer, a lifetime of 0 means "use once"
-_SECRET = re.compile("password|secret|token|key")  # in the name of an option
-RESERVE_AFTER = 0.1  # seconds; the overflow is for any client that waits, and 0 means "never"
+_SECRET = re.compile("password|secret|token|key")  # matches names of options that may be secrets
+RESERVE_AFTER = 0.1  # seconds; any waiting client may use the overflow, but 0 means "never"
 
 
 def pgbouncer_ini(targets: Sequence[Target], plan: Plan) -> str:
-    """A complete pgbouncer.ini. Raises ValueError for what one PgBouncer cannot combine."""
+    """Return a complete pgbouncer.ini. Raises ValueError if one PgBouncer cannot serve all."""
     first, private = targets[0], is_private(targets, plan)
     for each in targets:
         _check_target(each, plan)
@@ -87,12 +87,12 @@ def _check_shared(first: Target, other: Target) -> None:
 
 
 def _shared(each: Target) -> dict[str, str]:
-    """Return the settings that PgBouncer has once for all databases."""
+    """Return the settings for which PgBouncer has one value for all databases."""
     pre_ping, recycle = each.settings.pre_ping, each.settings.recycle
     return {
         "query_wait_timeout": f"{each.settings.timeout:g}",
         "server_lifetime": f"{FOR_EVER if recycle == NEVER else recycle:.10g}",
-        # The cheapest query that all versions support; with an empty one, nothing is checked.
+        # The cheapest query that all versions support; an empty one turns the check off.
         "server_check_query": ";" if pre_ping else "",
         "server_check_delay": f"{PING_AFTER:g}",
         **each.parameters,
@@ -113,14 +113,14 @@ def _head(targets: Sequence[Target], plan: Plan) -> str:
 
 
 def _database(each: Target, name: str, default: PoolSettings, plan: Plan, private: bool) -> str:
-    """Return one line of [databases]: the address, and what differs from the other databases."""
+    """Return one line of [databases]: the address, and settings that differ from the default."""
     pairs = {"host": each.host, "port": str(each.port)}
     if name != each.name:
         pairs["dbname"] = each.name
     if private:
         pairs["user"] = each.user
-    # Otherwise each client keeps the role that it logs in as. A user and a password in this line
-    # would let every role of userlist.txt act as this one.
+    # Else each client keeps the role that it logs in as. With a user and a password in this line,
+    # every role in userlist.txt could act as this one.
     if (each.settings.size, each.settings.overflow) != (default.size, default.overflow):
         pairs["pool_size"] = str(each.settings.size)
         pairs["reserve_pool"] = str(each.settings.overflow)
@@ -169,7 +169,7 @@ def _clients(targets: Sequence[Target], plan: Plan, private: bool) -> Iterator[s
     yield from _block(
         "Who may use SHOW POOLS and SHOW CONFIG (database `pgbouncer`), and who"
         " may RELOAD, PAUSE and RESUME.",
-        # A comma separates names here, and nothing quotes one.
+        # Commas separate the names here, and they cannot be quoted.
         stats_users=", ".join(dict.fromkeys(e.user for e in targets if "," not in e.user)),
     )
     yield ";admin_users = postgres"
@@ -248,7 +248,7 @@ def _block(comment: str, /, **settings: object) -> Iterator[str]:
 
 
 def _value(text: str) -> str:
-    """Return a value of a connection string in PgBouncer's syntax, which has no backslashes."""
+    """Quote a value of a connection string for PgBouncer, which knows no backslashes."""
     return text if re.fullmatch(r"[\w./:@-]+", text, re.ASCII) else _literal(text)
 
 
@@ -260,8 +260,8 @@ def _literal(text: str) -> str:
 def write_private(directory: Path, name: str, text: str) -> Path:
     """Write a file with mode 0600, or replace it atomically, and return its path.
 
-    What root writes gets the owner of the directory, such as the account of PgBouncer's package.
-    Raises ValueError: the end of a sentence that begins with the directory.
+    If root writes it, it gets the owner of the directory, such as the account of PgBouncer's
+    package. Raises ValueError: the end of a sentence that starts with the directory.
     """
     path, temporary = directory / name, None
     try:

@@ -1,4 +1,4 @@
-"""Reads what PgBouncer has to know of an alias of DATABASES into facts."""
+"""Reads what PgBouncer must know about an alias of DATABASES."""
 
 import getpass
 import re
@@ -14,7 +14,7 @@ from abs_orm_app.facts.databases import Configured, pool_settings
 POOL_MODES = ("transaction", "session")  # statement pooling forbids transactions
 LISTEN_PORT = 6432
 
-# Parameters of libpq, and PgBouncer's names for them; it has one value for all databases.
+# PgBouncer's names for libpq's parameters; it has one value for all databases.
 PARAMETERS = {
     "connect_timeout": "server_connect_timeout",
     "keepalives": "tcp_keepalive",
@@ -28,7 +28,7 @@ PARAMETERS = {
     "sslkey": "server_tls_key_file",
 }
 
-# Parameters of libpq that PgBouncer has no setting for, and the values that ask for nothing.
+# Parameters of libpq that PgBouncer has no setting for, and the values that need none.
 UNKEPT = {
     "load_balance_hosts": ("disable",),
     "channel_binding": ("prefer", "disable"),
@@ -44,7 +44,7 @@ UNKEPT = {
 @dataclass(frozen=True, kw_only=True)
 class Target:
     alias: str
-    prefix: str | None  # of its variables; None: the entry is written by hand
+    prefix: str | None  # of its variables; None: the entry is handwritten
     scheme: str  # of its URL
     host: str  # or the directory of a Unix socket
     port: int
@@ -56,20 +56,20 @@ class Target:
     role: str  # Django's assume_role, or ""
     prepares: bool  # psycopg prepares statements
     settings: PoolSettings
-    unkept: Sequence[str] = ()  # what PgBouncer cannot keep, a sentence each
+    unkept: Sequence[str] = ()  # what PgBouncer cannot do, one sentence each
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What the command line says about the PgBouncer to configure."""
+    """The PgBouncer to configure, according to the command line."""
 
     pool_mode: str = POOL_MODES[0]
-    # As PgBouncer reads it, with commas between several. None: this machine, or only a Unix socket
-    # if there is no password.
+    # In PgBouncer's syntax, separated by commas. None: this machine, or only a Unix socket if there
+    # is no password.
     listen_addr: str | None = None
     listen_port: int = LISTEN_PORT
     processes: int = 1  # of clients
-    account: str | None = None  # that it changes to if root starts it
+    account: str | None = None  # that PgBouncer changes to if root starts it
     with_password: bool = False
 
     @property
@@ -78,7 +78,7 @@ class Plan:
 
 
 def is_private(targets: Sequence[Target], plan: Plan) -> bool:
-    """True if only the permissions of a Unix socket keep strangers out of PgBouncer."""
+    """Return True if only the permissions of a Unix socket protect PgBouncer."""
     return plan.listen_addr is None and all(
         each.host.startswith("/") and not each.password for each in targets
     )
@@ -87,7 +87,7 @@ def is_private(targets: Sequence[Target], plan: Plan) -> bool:
 def target(database: Configured, entry: Mapping[str, Any], environ: Mapping[str, str]) -> Target:
     """Read one entry of DATABASES, with Django's defaults, then libpq's variables.
 
-    Raises ValueError, one sentence, for what PgBouncer does not support.
+    Raises ValueError, with one sentence, for anything that PgBouncer does not support.
     """
     where = f"DATABASES[{database.alias!r}]"
     if database.vendor != "postgresql":
@@ -113,7 +113,7 @@ def target(database: Configured, entry: Mapping[str, Any], environ: Mapping[str,
         user=user,
         password=str(entry["PASSWORD"] or known.get("password", "")),
         parameters={
-            "server_tls_sslmode": "prefer",  # libpq's default; PgBouncer's own is "disable"
+            "server_tls_sslmode": "prefer",  # libpq's default; PgBouncer's is "disable"
             **{name: _number(known[ours]) for ours, name in PARAMETERS.items() if ours in known},
         },
         options=_options(where, known.get("options", "")),
@@ -127,7 +127,7 @@ def target(database: Configured, entry: Mapping[str, Any], environ: Mapping[str,
 def _own_name(where: str) -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # the latter since Python 3.13
+    except (KeyError, OSError):  # OSError since Python 3.13
         raise ValueError(
             f"{where} has no USER, and this account of the operating system has no name to use"
             " instead, as in a container: set USER."
@@ -184,7 +184,7 @@ def _port(where: str, port: str) -> int:
 
 
 def _number(text: str) -> str:
-    """Return a number for PgBouncer, which reads 010 as 8, and no negative as 0, as libpq does."""
+    """Normalize a number: libpq reads 010 as 10 and negatives as 0, PgBouncer does not."""
     return str(max(0, int(text))) if re.fullmatch("-?[0-9]+", text) else text
 
 

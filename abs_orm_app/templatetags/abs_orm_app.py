@@ -1,4 +1,4 @@
-"""`{% load abs_orm_app %}`: the page's words for numbers, times and names."""
+"""`{% load abs_orm_app %}`: the page's filters for numbers, times and names."""
 
 from __future__ import annotations
 

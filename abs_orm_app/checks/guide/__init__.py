@@ -1,4 +1,4 @@
-"""The guide: the pages of docs/ that the package carries, and their entries by topic.
+"""The guide: the pages of docs/ that the package contains, and their entries by topic.
 
 The pages here are links to the files in docs/; the wheel contains them as files.
 """
@@ -12,14 +12,14 @@ from pathlib import Path
 from abs_orm_app.config.texts import did_you_mean, printable
 from abs_orm_app.pool.server_errors import UNKNOWN, classify
 
-# By name; where two pages have an entry of the same name, the first page is meant.
+# By name; if two pages have an entry of the same name, the first page wins.
 _NAMES = ("checks", "troubleshooting", "settings", "sizing", "pgbouncer")
 PAGES = {name: Path(__file__).with_name(f"{name}.md") for name in _NAMES}
 
 _HEADING = re.compile(r"(?P<marks>##+) (?:<a id=\"(?P<anchor>[^\"]+)\"></a>)?(?P<title>.+)")
 _FENCE = "```"
 _MESSAGES = re.compile(r"^\| (.+) \| .*\(#([\w-]+)\).* \|$", re.MULTILINE)
-# The table of the faults: the entry, the words of every place, and the name in metrics.
+# The table of faults: the entry, the words of every output, and the name in metrics.
 _FAULTS = re.compile(r"^\| \[.+\]\(#([\w-]+)\) \| (.+) \| `(.+)` \|$", re.MULTILINE)
 
 
@@ -34,7 +34,7 @@ class GuideEntry:
 
 @cache
 def entries() -> dict[str, GuideEntry]:
-    """All entries by topic: the headings of the pages in their order, then the whole pages."""
+    """Return all entries by topic: the pages' headings in their order, then the whole pages."""
     found: dict[str, GuideEntry] = {}
     for entry in _read_pages():
         found.setdefault(entry.topic, entry)
@@ -42,7 +42,7 @@ def entries() -> dict[str, GuideEntry]:
 
 
 def find_entry(topic: str) -> GuideEntry:
-    """Find an entry by its topic, or by a pasted message. Raises LookupError, one sentence."""
+    """Find an entry by its topic or by a pasted message. Raises LookupError, with one sentence."""
     plain = topic.strip().rpartition("#")[2].removeprefix("abs_orm_app.").casefold()
     for known, entry in entries().items():
         if known.casefold() == plain.replace(" ", "-"):
@@ -56,7 +56,7 @@ def find_entry(topic: str) -> GuideEntry:
 
 
 def _of_message(text: str) -> GuideEntry | None:
-    """The entry that a message names, that one of the tables has for it, or of its kind."""
+    """Find the entry that a message names, that a table lists for it, or that fits its kind."""
     text = printable(text)
     if named := re.search(r"--explain ([\w-]+)", text):
         return entries().get(named[1])
@@ -92,7 +92,7 @@ def _sections(lines: list[str]) -> Iterator[GuideEntry]:
 
 
 def _headings(lines: list[str]) -> Iterator[tuple[int, re.Match[str]]]:
-    """The headings below the page's title, with the numbers of their lines."""
+    """Yield the headings below the page's title, with their line numbers."""
     in_code = False
     for number, line in enumerate(lines):
         in_code ^= line.startswith(_FENCE)
@@ -101,11 +101,11 @@ def _headings(lines: list[str]) -> Iterator[tuple[int, re.Match[str]]]:
 
 
 def _entry(topic: str, title: str, text: str) -> GuideEntry:
-    """Markdown as it is, without what only a browser needs."""
+    """Create an entry of unchanged Markdown, except for markup that only a browser needs."""
     text = re.sub(r'<a id="[^"]+"></a>', "", text).replace("\\_", "_")
     return GuideEntry(topic=topic, title=title.replace("`", ""), text=text.strip("\n"))
 
 
 def _slug(title: str) -> str:
-    """The anchor that GitHub gives to a heading."""
+    """Return the anchor that GitHub gives to a heading."""
     return re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-")

@@ -1,4 +1,4 @@
-"""Who may see the page: staff with its permission, also while the database is away."""
+"""Decides who may see the page: staff with its permission, even while the database is down."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,37 +24,37 @@ PERMISSION = "abs_orm_app.view_pools"
 COOKIE = "abs_orm_app_staff"
 GOOD_FOR = 300  # seconds
 
-# For those whom nobody knows: the cause has addresses and roles.
+# Shown to unknown visitors: the real cause contains addresses and roles.
 NO_ANSWER = Failure(cause="The database cannot be asked.", hint="")
 
-# Visitors without a pass may have made up their session: each costs a connection and a query.
+# Visitors without a pass may have invented their session: each costs a connection and a query.
 STRANGERS = Rate(5)
 
 
-# "login": the site has to know first who it is; "unknown": the database cannot be asked.
+# "login": the visitor must log in first; "unknown": the database cannot be queried.
 Admission = Literal["yes", "login", "forbidden", "unknown"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """Whether a request may see the page, and what the admin's templates need."""
+    """Whether a request may see the page, and the context for the admin's templates."""
 
     admission: Admission
     context: dict[str, Any]
-    failure: Failure | None = None  # why the database could not be asked
+    failure: Failure | None = None  # why the database could not be queried
 
 
 def access(request: HttpRequest, site: AdminSite) -> Access:
-    """Ask for session, user and permissions, without a connection of the pools.
+    """Look up session, user and permissions, without using a connection of the pools.
 
-    If the database does not answer, a browser that was let in a few minutes ago with the same
-    session still is: that is when the page is needed most.
+    If the database does not answer, a browser that was admitted a few minutes ago with the same
+    session is still admitted: that is when the page is needed most.
     """
     known = _has_pass(request)
     try:
         return run_unpooled(lambda: _ask(request, site), rate=None if known else STRANGERS)
     except ERRORS as error:
-        request.user = AnonymousUser()  # else templates and middleware would ask the database again
+        request.user = AnonymousUser()  # else templates and middleware would query it again
         told = known or isinstance(error, BusyError)
         return Access(
             admission="yes" if known else "unknown",
@@ -64,7 +64,7 @@ def access(request: HttpRequest, site: AdminSite) -> Access:
 
 
 def site_in_charge(request: HttpRequest) -> AdminSite:
-    """The admin site at the nearest address above. Raises ImproperlyConfigured without one."""
+    """Return the admin site at the nearest URL above. Raises ImproperlyConfigured without one."""
     urlconf = getattr(request, "urlconf", None)
     parts = request.path_info.rstrip("/").split("/")
     for end in range(len(parts) - 1, 0, -1):
@@ -91,20 +91,20 @@ def _ask(request: HttpRequest, site: AdminSite) -> Access:
 
 
 def _context_without_user(site: AdminSite) -> dict[str, Any]:
-    """As much of the admin's context as there is without a user."""
+    """Return the part of the admin's context that needs no user."""
     return {
         "site_title": site.site_title,
         "site_header": site.site_header,
         "has_permission": False,
         "is_nav_sidebar_enabled": False,
-        "messages": (),  # they may be in the session
+        "messages": (),  # messages may be stored in the session
     }
 
 
 def give_pass(request: HttpRequest, response: HttpResponse) -> None:
-    """Let the browser come back for a while if the database cannot be asked."""
+    """Let the browser return for a while, even if the database cannot be queried."""
     if settings.SESSION_COOKIE_NAME not in request.COOKIES:
-        return  # without a session there is nothing to tie the pass to
+        return  # there is no session to bind the pass to
     response.set_signed_cookie(
         COOKIE,
         _of_session(request),
@@ -123,6 +123,6 @@ def _has_pass(request: HttpRequest) -> bool:
 
 
 def _of_session(request: HttpRequest) -> str:
-    """What a pass is valid with: after a logout, with nothing."""
+    """Return what a pass is valid for: the session, so that it is worthless after a logout."""
     session = request.COOKIES.get(settings.SESSION_COOKIE_NAME, "")
     return salted_hmac(COOKIE, session, algorithm="sha256").hexdigest()

@@ -1,6 +1,6 @@
-"""The page as a part of an admin site: in its index, in its sidebar, with its permission.
+"""Adds the page to an admin site: to its index and its sidebar, with its own permission.
 
-The app registers it with the project's default site. On a site of your own:
+The app registers it with the project's default site. For a site of your own:
 
     site.register(Pools, PoolsAdmin)
 """
@@ -21,10 +21,10 @@ else:
 
 
 class PoolsAdmin(Base):
-    """Shows the page where other models have their list."""
+    """Shows the page where other models have their change list."""
 
     def get_urls(self) -> list[URLPattern]:
-        # Only here: when the app registers this class, DATABASES is not read yet.
+        # Imported here: when the app registers this class, DATABASES is not read yet.
         from abs_orm_app.integrations.admin_page import views
 
         site = {"site": self.admin_site}

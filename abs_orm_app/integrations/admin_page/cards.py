@@ -1,4 +1,4 @@
-"""What the templates show: the facts, with what can be said of them, in the order of the page."""
+"""Prepares the facts for the templates: worded, and in the order of the page."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -18,32 +18,32 @@ from abs_orm_app.integrations.admin_page.wording import amount, duration
 from abs_orm_app.pool.placement import ServerInUse
 from abs_orm_app.pool.roles import Role
 
-# What the badge of a state says, and its colour.
+# The text and the colour of each state's badge.
 BADGES: dict[PoolState, tuple[str, str]] = {
     "ok": ("OK", "ok"),
     "overflow": ("overflow in use", "busy"),
     "waiting": ("requests wait", "busy"),
     "exhausted": ("exhausted", "failed"),
-    "failed": ("", "failed"),  # what the server did
+    "failed": ("", "failed"),  # the server's problem
     "read-only": ("writes fail", "failed"),
     "broken": ("cannot be used", "failed"),
     "unused": ("not used yet", ""),
     "stock": ("not our pool", ""),
     "none": ("no pool", ""),
 }
-# The entry of the guide about a state.
+# The guide's entry on a state.
 GUIDE = {"exhausted": "pool-exhausted", "read-only": "writes-go-to-a-standby"}
 
 
-Card = dict[str, Any]  # what a template shows
+Card = dict[str, Any]  # the context of a template
 
 
 def page(overview: Overview, failure: Failure | None) -> Card:
-    """Word the facts. `failure`: why the visitor was not looked up."""
+    """Word the facts. `failure`: why the visitor could not be looked up."""
     troubles = diagnose(overview, failure)
     return {
-        "pid": overview.pid,  # of the process that is shown
-        "headline": _headline(troubles),  # for the title of the window
+        "pid": overview.pid,  # of the process shown
+        "headline": _headline(troubles),  # for the window's title
         "troubles": troubles,
         "pools": [_pool_card(panel) for panel in overview.panels],
         "databases": [_database_card(database) for database in overview.databases],
@@ -75,7 +75,7 @@ def _pool_card(panel: Panel) -> Card:
         "note": _note(panel) if panel.live is None else "",
         "live": panel.live,
         "card": _live_card(panel.live) if panel.live else None,
-        "settings": settings,  # each with what is in effect, where that is something else
+        "settings": settings,  # each with the value in effect, if that differs
         "differs": any(in_effect is not None for _, in_effect in settings),
     }
 
@@ -110,7 +110,7 @@ def _note(panel: Panel) -> str:
 def _live_card(live: Live) -> Card:
     now = live.now
     return {
-        # For those who do not see the gauge.
+        # For users who cannot see the gauge.
         "label": f"{now.in_use} in use, {now.idle} idle and {now.opening} being opened, of "
         f"{now.limit} connections at most",
         "gauge": charts.gauge(now),
@@ -134,7 +134,7 @@ def _servers(servers: Iterable[ServerInUse]) -> str:
 
 
 def _time_rows(past: Past) -> Iterable[tuple[str, ...]]:
-    """A name, how many were timed in the last five minutes, and their percentiles."""
+    """Yield a name, how many were timed in the last five minutes, and their percentiles."""
     at_once = max(past.checkouts - past.waits.count, 0)  # they found an idle connection
     for name, timed, more in (
         ("wait for a connection", past.waits, at_once),

@@ -1,4 +1,4 @@
-"""Numbers as shapes of SVG, for the templates to draw."""
+"""Converts numbers to SVG shapes, which the templates draw."""
 
 from collections.abc import Callable
 from math import floor, log10
@@ -10,18 +10,18 @@ from abs_orm_app.integrations.admin_page.wording import amount
 
 WIDTH = 1000.0  # of a gauge
 CHART_WIDTH, CHART_HEIGHT = 300.0, 64.0
-LINE = 2.0  # room for the line at the top and at the bottom
+LINE = 2.0  # room for the line at the top and the bottom
 
 
-Shape = dict[str, Any]  # what a template draws
+Shape = dict[str, Any]  # the data for a template
 
 
 def gauge(now: Snapshot) -> Shape:
-    """Connections against the limit; from `mark` on they are overflow.
+    """Return the connections as shares of the limit; beyond `mark` they are overflow.
 
-    In use first, then idle, then being opened; each is cut in two at the mark.
+    In use first, then idle, then being opened; the mark splits a segment in two.
     """
-    most = max(now.limit, now.connections, 1)  # more than the limit, for a moment after `resize`
+    most = max(now.limit, now.connections, 1)  # it may exceed the limit for a moment after `resize`
     segments = []
     begin = 0
     for kind, count in (("in-use", now.in_use), ("idle", now.idle), ("opening", now.opening)):
@@ -55,7 +55,7 @@ def _chart(
     *,
     marked: bool = False,
 ) -> Shape:
-    """One line over the last minutes; the right end is now, and the axis begins at 0."""
+    """Return one line for the last minutes; its right end is now, and the axis starts at 0."""
     peak = max(map(value, past.seconds), default=0.0)
     top = max(peak, limit) if limit else round_up(peak)
 
@@ -73,10 +73,10 @@ def _chart(
         "latest": amount(value(past.seconds[-1]) if past.seconds else None),
         "peak": amount(peak),
         "top": amount(top),  # of the axis
-        "line": line,  # the points of a polyline
+        "line": line,  # points of a polyline
         "values": " ".join(amount(value(second)) for second in past.seconds),
         "area": area,  # of a polygon
-        # Heights, and positions on the axis of time.
+        # Heights, and positions on the time axis.
         "limit": f"{height(limit):.1f}" if limit else "",
         "size": f"{height(size):.1f}" if size else "",
         "marks": [f"{_x(second):.1f}" for second in past.seconds if marked and second.failures],
@@ -88,7 +88,7 @@ def _x(second: Second) -> float:
 
 
 def round_up(peak: float) -> float:
-    """The next of 1, 2, 5, 10, 20, 50, ...: a number that a reader can divide."""
+    """Round up to 1, 2, 5, 10, 20, 50, ..., which are easy to divide."""
     if peak <= 1:
         return 1.0
     power = 10.0 ** floor(log10(peak))

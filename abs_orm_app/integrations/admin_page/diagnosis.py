@@ -1,4 +1,4 @@
-"""What is wrong now, in one line each: the top of the page, and the state of each pool."""
+"""Diagnoses what is wrong now: one line each for the top of the page, and each pool's state."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -22,18 +22,18 @@ PoolState = Literal[
     "none",
 ]  # fmt: skip
 
-RECENT = 60.0  # seconds for which a checkout that timed out counts as now
+RECENT = 60.0  # seconds for which a timed-out checkout counts as current
 
 
 @dataclass(frozen=True)
 class Trouble:
     subject: str  # an alias, or a database
-    short: str  # for the title of the browser's window
+    short: str  # for the browser window's title
     text: str
 
 
 def state_of(panel: Panel) -> PoolState:
-    """The state of one alias, the gravest first."""
+    """Return the most severe state that applies to an alias."""
     if panel.configured.error or isinstance(panel.active, Failure):
         return "broken"
     if _read_only(panel):
@@ -53,7 +53,7 @@ def state_of(panel: Panel) -> PoolState:
 
 
 def diagnose(overview: Overview, failure: Failure | None = None) -> tuple[Trouble, ...]:
-    """Everything that is wrong now. `failure`: why the visitor could not be looked up."""
+    """Return everything that is wrong now. `failure`: why the visitor could not be looked up."""
     fleets = {alias: each.fleet for each in overview.databases for alias in each.aliases}
     of_aliases = [
         trouble
@@ -67,14 +67,14 @@ def diagnose(overview: Overview, failure: Failure | None = None) -> tuple[Troubl
         for trouble in _of_database(database)
         if trouble.text not in said
     ]
-    rows = [row for row in overview.rows if row.pid != overview.pid]  # of processes not shown
+    rows = [row for row in overview.rows if row.pid != overview.pid]  # of the other processes
     of_others = [Trouble(*each) for each in troubles(rows) if each[1] not in said]
     of_visitor = _of_visitor(failure, said) if failure else ()
     return (*of_aliases, *of_databases, *of_others, *of_visitor)
 
 
 def serves(panel: Panel) -> bool:
-    """True if the server only refuses more connections, and the pool serves with those it has."""
+    """Return True if the server only refuses new connections, and those of the pool suffice."""
     live, server = panel.live, panel.server
     return bool(
         isinstance(server, Failure)
@@ -119,7 +119,7 @@ def _of_panel(panel: Panel, fleet: Fleet | None) -> Iterable[Trouble]:
 
 
 def _cause(panel: Panel, fleet: Fleet | None) -> tuple[str, str]:
-    """What is wrong with an alias: a few words, and a sentence; "" twice if nothing is."""
+    """Return what is wrong with an alias, as a few words and a sentence; "" twice if nothing is."""
     if panel.configured.error:
         return "broken", f"the engine cannot be loaded: {panel.configured.error}"
     if isinstance(panel.active, Failure):
@@ -140,7 +140,7 @@ def _why_waiting(live: Live, fleet: Fleet | None) -> tuple[str, str]:
     if cause is None or not is_exhausted(live.now):
         return "requests wait", "more connections are being opened."
     if cause.name == "slow or locked":
-        # Statements run: that another session is idle in a transaction is not why.
+        # Statements are running, so a session that is idle in a transaction is not the cause.
         seen = sessions_in_trouble(replace(fleet, forgotten=None)) if fleet else None
         text, line = seen or (cause.text, "")
         short = "waits for a lock" if fleet and fleet.blocked else "slow statements"

@@ -1,4 +1,4 @@
-"""What the pools of this process did in the last minutes: one look a second."""
+"""Records what this process's pools did in the last minutes: one look per second."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Second:
 
     age: float  # seconds
     in_use: int
-    unused: int  # of these: nothing needs them
+    unused: int  # of these, not needed
     checkouts: float  # per second
     waits: float  # per second: requests that found no idle connection
     failures: int  # requests that got no connection
@@ -41,20 +41,20 @@ class Second:
 
 @dataclass(frozen=True, kw_only=True)
 class Past:
-    """The last `SPAN` seconds of a pool, or as much of them as were seen."""
+    """The last `SPAN` seconds of a pool, or the part of them that was observed."""
 
-    seconds: tuple[Second, ...]  # the oldest first
+    seconds: tuple[Second, ...]  # oldest first
     covered: float  # seconds
     checkouts: int
-    queued: int  # checkouts that found no idle connection, also those that still wait
+    queued: int  # checkouts that found no idle connection, including those that still wait
     waits: Distribution  # of the checkouts that found no idle connection
     uses: Distribution
     creates: Distribution
-    longest_wait: float | None  # at least so many seconds; None: nothing waits
+    longest_wait: float | None  # seconds, a lower bound; None: nothing waits
 
     @property
     def usage(self) -> Usage | None:
-        """What the connections were used for; None before the second look."""
+        """How the connections were used; None before the second look."""
         looks = len(self.seconds)
         if not looks:
             return None
@@ -66,7 +66,7 @@ class Past:
         )
 
     def failures(self, seconds: float) -> int:
-        """Requests that got no connection in the last so many seconds."""
+        """Count the requests that got no connection in the last `seconds`."""
         return sum(second.failures for second in self.seconds if second.age < seconds)
 
 
@@ -88,7 +88,7 @@ def history(pool: HardenedPool, now: Snapshot) -> Past:
 
 
 def past(looks: Sequence[Look]) -> Past:
-    """The past from some looks, the oldest first; the last one is the present."""
+    """Compute the past from looks, oldest first; the last one is the present."""
     latest = looks[-1]
     looks = [each for each in looks if latest.at - each.at <= SPAN]
     first = looks[0].pool
@@ -109,7 +109,7 @@ def past(looks: Sequence[Look]) -> Past:
 
 
 def is_exhausted(pool: Snapshot) -> bool:
-    """True if requests wait because every connection that there may be is in use."""
+    """Return True if requests wait because every allowed connection is in use."""
     return bool(pool.waiting) and pool.in_use >= pool.limit
 
 
@@ -126,10 +126,10 @@ def _second(before: Look, after: Look, now: float) -> Second:
 
 
 def _longest_wait(looks: Sequence[Look]) -> float | None:
-    """How long the request at the head of the queue has waited, at least.
+    """Return how long the request at the head of the queue has waited, at least.
 
-    The queue is first in, first out: the requests that wait now are the last ones that were
-    counted in `queued`. So the head joined before the first look that had counted it.
+    The queue is first in, first out: the requests that wait now are the last ones counted in
+    `queued`. So the head joined before the first look that counted it.
     """
     latest = looks[-1]
     if not latest.pool.waiting:
@@ -144,10 +144,10 @@ def _longest_wait(looks: Sequence[Look]) -> float | None:
 
 
 def percentile(timed: Distribution, share: float, at_once: int = 0) -> float | None:
-    """Seconds that the `share` (0 to 1) of all took at most; None: there were none.
+    """Return the seconds within which a `share` (0 to 1) of all finished; None: there were none.
 
-    `at_once`: how many more took no time. Within a bucket the durations are taken to be spread
-    evenly, as Prometheus' histogram_quantile does it; beyond the last bound the answer is infinity.
+    `at_once`: how many more took no time. Within a bucket, durations are assumed to be spread
+    evenly, as in Prometheus' histogram_quantile; beyond the last bound, the result is infinity.
     """
     total = at_once + timed.count
     if not total:

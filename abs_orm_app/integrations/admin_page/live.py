@@ -1,4 +1,4 @@
-"""What the pool of one alias does in a process, and for whom, also as JSON for another process."""
+"""The live state of one alias's pool in a process, and its holders; also as JSON."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -17,14 +17,14 @@ from abs_orm_app.pool.statistics import Distribution
 
 @dataclass(frozen=True, kw_only=True)
 class HolderGroup:
-    """Connections that the same view took at the same line."""
+    """Connections that the same view checked out at the same line."""
 
     request: Request | None
-    thread: str  # as in "thread MainThread"; "" if the request is known, or the threads are many
-    where: str | None  # the line that took them, if DB_POOL_LEAK_SECONDS is set
-    pins: tuple[tuple[str, int], ...]  # what needs how many of their sessions; "": not known
+    thread: str  # such as "thread MainThread"; "" if the request is known, or for several threads
+    where: str | None  # the line that checked them out, if DB_POOL_LEAK_SECONDS is set
+    pins: tuple[tuple[str, int], ...]  # what needs their sessions, and how many; "": unknown
     longest: float  # seconds
-    pids: tuple[int, ...]  # of the server's processes; the one held for longest first
+    pids: tuple[int, ...]  # of the server's processes; longest held first
 
     @property
     def count(self) -> int:
@@ -40,7 +40,7 @@ class Live:
 
 
 def live(alias: str) -> Live | None:
-    """The pool of this process; None if nothing has used it yet, or it is not ours."""
+    """Describe this process's pool; None if nothing has used it yet, or it is not ours."""
     pool = current_pools().get(alias)
     if pool is None or pool.closed:
         return None
@@ -55,12 +55,12 @@ def live(alias: str) -> Live | None:
 
 
 def to_json(value: Any) -> dict[str, Any]:
-    """A dataclass, for `json.dump`, which calls this again for each one in it."""
+    """Convert a dataclass for `json.dump`, which calls this again for each nested one."""
     return {each.name: getattr(value, each.name) for each in fields(value)}
 
 
 def from_json(told: Mapping[str, Any]) -> Live:
-    """Raises KeyError or TypeError for what another version has written."""
+    """Reverse `to_json`. Raises KeyError or TypeError for the data of another version."""
     now, past = told["now"], told["past"]
     timed: dict[str, Any] = {name: _distribution(now[name]) for name in HISTOGRAMS}
     since: dict[str, Any] = {name: _distribution(past[name]) for name in HISTOGRAMS}
@@ -87,7 +87,7 @@ def _group(told: Mapping[str, Any]) -> HolderGroup:
 def group_holders(
     holders: Iterable[Holder], requests: dict[str, Request]
 ) -> tuple[HolderGroup, ...]:
-    """Group by request and line; the largest group first. `requests`: by the thread's name."""
+    """Group by request and line, largest group first. `requests`: by thread name."""
     members: dict[tuple[Request | str | None, str | None], list[Holder]] = {}
     for holder in sorted(holders, key=lambda holder: -holder.seconds):
         task = f"task {holder.thread}" if holder.is_task else None

@@ -1,6 +1,6 @@
-"""A model without a table: it gives the page its permission, and its entry in the admin.
+"""A model without a table, which gives the page its permission and its entry in the admin.
 
-`migrate` creates the permission `abs_orm_app.view_pools`; no migration and no table belong to it.
+`migrate` creates the permission `abs_orm_app.view_pools`; there is no migration and no table.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from django.db import models
 
 
 class NoRows(models.Manager["Pools"]):
-    """Never queries, so that `dumpdata` and others can walk through all models."""
+    """Never queries, so that commands such as `dumpdata` can iterate over all models."""
 
     def get_queryset(self) -> models.QuerySet[Pools]:
         return super().get_queryset().none()

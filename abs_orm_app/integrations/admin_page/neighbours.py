@@ -1,9 +1,9 @@
-"""The other processes of this machine that serve the page: what their pools do, a row each.
+"""Shares the state of pools among the processes of this machine that serve the page.
 
-Each process writes a small file once a second while somebody looks at the page, into a directory
-that only its own user can read; all that the page shows of its pools, while a reader has pinned it.
-What is older than some seconds, or of a process that is gone, is not shown, and removed. Nothing
-here raises: without the directory, the page shows one process.
+While someone views the page, each process writes a small file once a second, into a directory that
+only its own user can read; while a viewer has pinned it, the file has all that the page shows of
+its pools. Files that are some seconds old, or of processes that have ended, are ignored and
+removed. Nothing here raises: without the directory, the page shows one process.
 """
 
 import atexit
@@ -30,27 +30,27 @@ from abs_orm_app.facts.snapshot import snapshot
 from abs_orm_app.integrations.admin_page.live import Live, from_json, live, to_json
 from abs_orm_app.pool.housekeeping import observers
 
-LOOKED_AT = "looked-at"  # the file whose age says when somebody looked last
-AWAKE = 15.0  # seconds after a look for which processes write
-STALE = 10.0  # seconds after which a file counts no more
+LOOKED_AT = "looked-at"  # the file whose age tells when the page was last viewed
+AWAKE = 15.0  # seconds after a view for which processes write
+STALE = 10.0  # seconds after which a file is ignored
 LARGEST = 10_000_000  # bytes of a file that are read
-EVERY = 0.9  # seconds between two files of a process, at least
-TOLD_WITHIN = 1.5  # seconds after the first look
-ANSWER_WITHIN = 3.0  # seconds for a process that was just pinned
+EVERY = 0.9  # the least seconds between two files of a process
+TOLD_WITHIN = 1.5  # seconds after the first view in which all processes write
+ANSWER_WITHIN = 3.0  # seconds for a newly pinned process to answer
 
 _written_at = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One pool of one process, as of a second ago."""
+    """One pool of one process, as reported about a second ago."""
 
     pid: int
     alias: str
     in_use: int
     limit: int
     waiting: int
-    failed: int  # requests that got no connection, since the pool was made
+    failed: int  # requests that got no connection, since the pool was created
     trouble: str  # "" if nothing is wrong
     longest: str  # who holds a connection for longest
 
@@ -61,7 +61,7 @@ def keep() -> None:
 
 
 def rows() -> list[Row]:
-    """The pools of all processes that have written lately, by process."""
+    """Return the pools of all processes that have written recently, sorted by process."""
     found: list[Row] = []
     if home := _directory():
         _touch(home / LOOKED_AT)
@@ -71,7 +71,7 @@ def rows() -> list[Row]:
 
 
 def troubles(told: Iterable[Row]) -> Iterator[tuple[str, str, str]]:
-    """Each alias that is in trouble, the trouble, and a sentence that says in which processes."""
+    """Yield each alias in trouble, the trouble, and a sentence that names the processes."""
     found: dict[tuple[str, str], list[Row]] = {}
     for row in told:
         if row.trouble:
@@ -86,7 +86,7 @@ def troubles(told: Iterable[Row]) -> Iterator[tuple[str, str, str]]:
 
 
 def trouble_of(alias: str) -> str:
-    """What is wrong with an alias in other processes; "" if none reports it."""
+    """Return what is wrong with an alias in other processes; "" if none reports anything."""
     if (home := _directory()) is None:
         return ""
     asleep = not _is_fresh(home / LOOKED_AT, AWAKE)
@@ -97,7 +97,7 @@ def trouble_of(alias: str) -> str:
 
 
 def pinned(pid: int) -> dict[str, Live] | None:
-    """The pools of another process, by alias; None if it does not tell."""
+    """Return the pools of another process, by alias; None if it does not report them."""
     home = _directory()
     if home is None:
         return None
@@ -113,7 +113,7 @@ def pinned(pid: int) -> dict[str, Live] | None:
 
 
 def tell(_: object = None) -> None:
-    """Write what this process does, if somebody looks. Costs one `stat` a second if nobody does."""
+    """Report this process's pools if someone views the page; else, one `stat` a second."""
     global _written_at
     now = monotonic()
     if now - _written_at < EVERY:
@@ -163,19 +163,19 @@ def _own() -> Iterator[Row]:
 
 
 def _told(home: Path) -> Iterator[Row]:
-    """What each process has told; what is left of others is removed."""
+    """Yield what each process has reported; remove stale files."""
     with suppress(OSError):
         for file in home.iterdir():
             if not (_is_fresh(file, STALE) and lives(_pid_of(file))) and file.name != LOOKED_AT:
                 with suppress(OSError):
                     file.unlink()
             elif file.suffix == ".json" and (told := _read(file)):
-                with suppress(KeyError, TypeError, ValueError):  # of another version
+                with suppress(KeyError, TypeError, ValueError):  # written by another version
                     yield from [Row(**row) for row in told["rows"]]
 
 
 def _read(file: Path) -> Any:
-    """What a process has told lately; None if that is too old, or cannot be read."""
+    """Return what a process has reported; None if that is too old or cannot be read."""
     try:
         with open(os.open(file, os.O_RDONLY | os.O_NOFOLLOW)) as text:
             fresh = time() - os.fstat(text.fileno()).st_mtime < STALE
@@ -191,7 +191,7 @@ def lives(pid: int) -> bool:
         pass
     except (ProcessLookupError, OverflowError):
         return False
-    return pid > 0  # else it is a group
+    return pid > 0  # else it names a group
 
 
 def _is_fresh(file: Path, seconds: float) -> bool:
@@ -208,7 +208,7 @@ def _touch(*files: Path) -> None:
 
 
 def _directory() -> Path | None:
-    """The directory, made if it is missing; None if another user could read or write in it."""
+    """Return the directory, created if missing; None if another user can read or write in it."""
     try:
         home = _path()
         with suppress(FileExistsError):
@@ -219,7 +219,7 @@ def _directory() -> Path | None:
 
 
 def _path() -> Path:
-    """One for each user and project: its name is made with the project's secret key."""
+    """Return one path per user and project: its name depends on the project's secret key."""
     name = salted_hmac("abs_orm_app.neighbours", settings.SETTINGS_MODULE or "").hexdigest()[:16]
     return Path(gettempdir()) / f"abs_orm_app-{os.geteuid()}-{name}"
 
@@ -235,12 +235,12 @@ def _file(home: Path, pid: int) -> Path:
 
 
 def _asked(home: Path, pid: int) -> Path:
-    """The file whose age says when somebody looked at all that this process does."""
+    """Return the file whose age tells when a viewer last pinned the process."""
     return home / f"{pid}.asked"
 
 
 def _pid_of(file: Path) -> int:
-    """The process that a file is of or about; 0 if it is none of ours."""
+    """Return the process that a file belongs to; 0 if it is not one of our files."""
     number = file.stem.partition("-")[0]
     return int(number) if number.isascii() and number.isdecimal() else 0
 

@@ -1,4 +1,4 @@
-"""All facts that the page shows: this process's pools, their servers and sessions, findings."""
+"""Gathers the facts on the page: this process's pools, their servers and sessions, findings."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,13 +36,13 @@ Told = tuple[ServerFacts, Fleet]
 
 @dataclass(frozen=True, kw_only=True)
 class Panel(Report):
-    live: Live | None  # None: no pool of ours, or nothing has used it yet
+    live: Live | None  # None: not our pool, or nothing has used it yet
 
 
 @dataclass(frozen=True, kw_only=True)
 class Database:
     aliases: tuple[str, ...]
-    project: str  # whose processes are this deployment's; "" if they have no name
+    project: str  # the application name of this deployment's processes; "" if they have none
     server: ServerFacts
     fleet: Fleet
 
@@ -53,19 +53,19 @@ class Database:
 
 @dataclass(frozen=True, kw_only=True)
 class Overview:
-    pid: int  # of the process that is shown
+    pid: int  # of the process shown
     panels: tuple[Panel, ...]
-    rows: tuple[Row, ...]  # of all processes of this machine
+    rows: tuple[Row, ...]  # of all processes on this machine
     databases: tuple[Database, ...]
-    findings: tuple[Finding, ...]  # the gravest first
+    findings: tuple[Finding, ...]  # most severe first
 
 
-# A process that a reader has pinned, and what it reports about its pools; None: it is this one.
+# The process that the viewer has pinned, and what it reports about its pools; None: this process.
 Pinned = tuple[int, Mapping[str, Live] | None]
 
 
 def overview(pinned: Pinned | None = None) -> Overview:
-    """Look at this process, or at what the pinned one has told, and ask all servers."""
+    """Examine this process, or the report of the pinned one, and query all servers."""
     configured = configured_databases()
     asked = [database for database in configured if database.vendor == "postgresql"]
     answers = ask_all(asked)
@@ -83,7 +83,7 @@ def overview(pinned: Pinned | None = None) -> Overview:
 def _panel(
     configured: Configured, answer: Told | Failure | None, told: Mapping[str, Live] | None
 ) -> Panel:
-    """`told`: the pools of the pinned process; None: of this one."""
+    """Build one panel. `told`: the pools of the pinned process; None: use this process's."""
     pool = live(configured.alias) if told is None else told.get(configured.alias)
     state = active(configured)
     if told is not None and isinstance(state, Active):
@@ -99,7 +99,7 @@ def _panel(
 
 
 def _databases(answers: Iterable[tuple[str, Told | Failure]]) -> list[Database]:
-    """One for each that answered, however many aliases it has."""
+    """Return each database that answered once, however many aliases it has."""
     found: dict[tuple[str, str], tuple[list[str], Told]] = {}
     for alias, answer in answers:
         if not isinstance(answer, Failure):
@@ -116,12 +116,12 @@ def _databases(answers: Iterable[tuple[str, Told | Failure]]) -> list[Database]:
     ]
 
 
-# A forked child begins with none: the parent's locks may have been taken at the fork.
+# The process id is in the key, because a lock may be held when a child is forked.
 _latest: dict[tuple[int, str, str], Latest[Told | Failure]] = {}
 
 
 def ask_all(databases: Sequence[Configured]) -> dict[str, Told | Failure]:
-    """Ask the servers of these aliases at the same time; takes `SECONDS` at most."""
+    """Query the servers of these aliases concurrently, in at most `SECONDS`."""
     with ThreadPoolExecutor(max_workers=max(len(databases), 1)) as executor:
         answers = executor.map(_ask_or_wait, databases)
         return {database.alias: answer for database, answer in zip(databases, answers, strict=True)}
@@ -149,13 +149,13 @@ def _read(alias: str) -> Told:
     wrapper.ensure_connection()
     connection = wrapper.connection
     server, fleet = read_both(connection)
-    # What follows is of the session, and would not be seen in a transaction with its own limit.
+    # Read the session's own timeout: in the transaction, SET LOCAL hides it.
     wrapper.commit()
     wrapper.set_autocommit(True)
     asked = "SELECT setting FROM pg_settings WHERE name = 'statement_timeout'"
     seconds = int(connection.execute(asked).fetchone()[0]) / 1000  # 0 is off
     settings = {**server.settings, "statement_timeout": seconds}
     pooler = None
-    if is_pooled(connection):  # else there is no need to ask for a password once more
+    if is_pooled(connection):  # else there is no need to request the password again
         pooler = pooler_of(wrapper, connection, parameters_of(wrapper))
     return replace(server, settings=settings, pooler=pooler), fleet

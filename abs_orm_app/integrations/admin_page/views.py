@@ -1,8 +1,8 @@
-"""The page of the pools and its guide, in the Django admin.
+"""The views of the live page and its guide, in the Django admin.
 
-It takes no connection of the pools and ends in time, so that it is there when they are in trouble.
-`docs/monitoring.md` says more. What a view needs is imported when it is used: every `manage.py`
-command that reads the URLconf imports this module.
+They use no connection of the pools and always answer in time, so that the page works when the
+pools are in trouble. See `docs/monitoring.md`. The views import their dependencies late, because
+every `manage.py` command that reads the URLconf imports this module.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ TITLE = "Connection pools"
 @never_cache
 @require_safe
 @csrf_protect
-@login_not_required  # it is asked for here
+@login_not_required  # the view checks this itself
 @outside_transactions
 def page(request: HttpRequest, site: AdminSite | None = None) -> HttpResponse:
-    """Show the page. 503 while the database cannot be asked who the visitor is."""
+    """Show the page. 503 while the database cannot be queried for the visitor."""
     from abs_orm_app.integrations.admin_page import cards
     from abs_orm_app.integrations.admin_page.access import give_pass
     from abs_orm_app.integrations.admin_page.overview import overview
@@ -78,7 +78,7 @@ def page(request: HttpRequest, site: AdminSite | None = None) -> HttpResponse:
 @login_not_required
 @outside_transactions
 def guide_page(request: HttpRequest, topic: str, site: AdminSite | None = None) -> HttpResponse:
-    """Show what the app's documentation says on a topic, such as a finding."""
+    """Show the app's documentation on a topic, such as a finding."""
     from abs_orm_app.checks.guide import find_entry
 
     site, asked, refusal = _admit(request, site)
@@ -94,7 +94,7 @@ def guide_page(request: HttpRequest, topic: str, site: AdminSite | None = None) 
 
 
 def _pinned(process: str | None) -> tuple[Pinned | None, str]:
-    """The process that the visitor wants to see; or None, and why it cannot be shown."""
+    """Return the process that the visitor has pinned; or None, and why it cannot be shown."""
     from abs_orm_app.integrations.admin_page import neighbours
 
     if process is None:
@@ -113,7 +113,7 @@ def _pinned(process: str | None) -> tuple[Pinned | None, str]:
 def _admit(
     request: HttpRequest, site: AdminSite | None
 ) -> tuple[AdminSite, Access, HttpResponse | None]:
-    """The site that was asked, its answer, and the response to a visitor who may not see the page.
+    """Return the site, its access decision, and the response to a visitor who is not admitted.
 
     Raises PermissionDenied for staff without the permission.
     """
@@ -137,7 +137,7 @@ def _answer(
     request: HttpRequest, site: AdminSite, asked: Access, template: str, context: dict[str, Any]
 ) -> HttpResponse:
     request.current_app = site.name
-    # With 503, the session's middleware leaves the session alone, which the database has.
+    # With 503, SessionMiddleware does not save the session, which may be in the database.
     return render(
         request,
         f"abs_orm_app/{template}.html",
@@ -147,9 +147,9 @@ def _answer(
 
 
 def _begin_history(**_: Any) -> None:
-    """Let each process that serves requests remember what its pools did, from its first request."""
+    """Make each process that serves requests record its pools' history, from its first request."""
     request_started.disconnect(_begin_history)
-    with suppress(ImportError):  # psycopg_pool: there can be no pool to look at
+    with suppress(ImportError):  # without psycopg_pool, there is no pool to observe
         from abs_orm_app.integrations.admin_page import history, neighbours
 
         history.keep()

@@ -1,4 +1,4 @@
-"""How the page writes numbers, times and names; its templates have these as filters."""
+"""Formats numbers, times and names for the page; its templates use these as filters."""
 
 import os
 from zlib import crc32
@@ -10,11 +10,11 @@ from abs_orm_app.integrations.admin_page.live import HolderGroup
 from abs_orm_app.pool.statistics import BOUNDS
 
 NONE = "\N{EN DASH}"
-MOST_PIDS = 20  # of a group of holders; of more, how many more there are
+MOST_PIDS = 20  # that are listed for a group of holders; the others are only counted
 
 
 def duration(seconds: float | None) -> str:
-    """As in 0.4 ms, 25 ms, 1.5 s, 12 min, 3 h; "> 30 s" for what is beyond the last bucket."""
+    """Format as 0.4 ms, 25 ms, 1.5 s, 12 min, 3 h; "> 30 s" beyond the last bucket."""
     if seconds is None:
         return NONE
     if seconds == float("inf"):
@@ -33,17 +33,17 @@ def amount(number: float | None) -> str:
 
 
 def place(where: str | None) -> str:
-    """A line of code, or a text that names one, by its path from the process's directory."""
+    """Make the path of a line of code, or in a text, relative to the working directory."""
     return (where or NONE).replace(f"{os.getcwd()}{os.sep}", "", 1)
 
 
 def key(text: str, more: str | None = None) -> str:
-    """What may be part of an id, from texts that may not."""
+    """Convert texts to a key that may be part of an HTML id."""
     return f"{crc32(f'{text}{chr(0)}{more}'.encode()):08x}"
 
 
 def pins(group: HolderGroup) -> str:
-    """As in "SET search_path at shop/middleware.py:31 in __call__", or "8: nothing; 4: ..."."""
+    """Format as "SET search_path at shop/middleware.py:31 in __call__", or "8: nothing; 4: ..."."""
     found = [(place(text), count) for text, count in group.pins]
     return found[0][0] if len(found) == 1 else "; ".join(f"{n}: {text}" for text, n in found)
 

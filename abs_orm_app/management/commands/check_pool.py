@@ -1,4 +1,4 @@
-"""`manage.py check_pool`: settings, server, connection test and findings of each database."""
+"""`manage.py check_pool`: shows each database's settings, server, connection test, findings."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Command(BaseCommand):
         "Shows the settings of each database and what its server reports,\n"
         "tests a connection, applies the rules, and ends with a verdict."
     )
-    requires_system_checks = ()  # this command shows their findings itself
+    requires_system_checks = ()  # this command shows their results itself
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
         parser = super().create_parser(
@@ -62,7 +62,7 @@ class Command(BaseCommand):
             formatter_class=arguments.HelpFormatter,
             **kwargs,
         )
-        # A wrong value is one sentence, without the usage above it.
+        # An invalid value prints one sentence, without the usage above it.
         parser.print_usage = lambda *_: None  # type: ignore[method-assign]
         return parser
 
@@ -120,7 +120,7 @@ class Command(BaseCommand):
             self.stderr.write("Interrupted; all connections are closed.")
             raise SystemExit(130) from None
         except BrokenPipeError:
-            # The reader is gone (`check_pool | head`); Python would complain about it at exit.
+            # The reader has exited (`check_pool | head`); Python would report that at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
         if code:
@@ -170,7 +170,7 @@ class Command(BaseCommand):
         if in_text:
             unchecked = not_checked(reports, debug=settings.DEBUG)
             everything = options["verbosity"] > 1
-            # Those of the fail level are among the problems, and so are these two in other words.
+            # The problems list the findings of the fail level, and these two in other words.
             others = [f for f in findings if f.number not in ("W002", "W024")]
             shown = [f for f in others if everything or f.level < level]
             found = findings_section(shown, unchecked, layout, everything=everything)
@@ -189,7 +189,7 @@ class Command(BaseCommand):
 
     def _report(self, database: Configured, layout: Layout, options: dict[str, Any]) -> Report:
         in_text, everything = options["format"] == "text", options["verbosity"] > 1
-        if in_text:  # before the server is asked: one that is down takes its time
+        if in_text:  # before the server is queried: if it is down, that takes long
             self.stdout.write(settings_section(database, layout, everything=everything) + "\n\n")
             self.stdout.flush()
         gathered = _with_neighbours(report(database))
@@ -216,7 +216,7 @@ class Command(BaseCommand):
 
 
 def _with_neighbours(gathered: Report) -> Report:
-    """Add what other processes of this machine report about their pools."""
+    """Add what other processes on this machine report about their pools."""
     pool, server = gathered.active, gathered.server
     if not isinstance(pool, Active) or pool.trouble or not isinstance(server, ServerFacts):
         return gathered
@@ -229,13 +229,13 @@ def _with_neighbours(gathered: Report) -> Report:
 
 
 def _is_interrupt(error: BaseException) -> bool:
-    """Whether it is Ctrl-C. In `threading`, Ctrl-C at the end of a wait comes before the wait has
-    its lock again; what releases that lock then raises RuntimeError in place of it."""
+    """Return True for Ctrl-C. In `threading`, Ctrl-C at the end of a wait may arrive before the
+    wait has its lock again; releasing that lock then raises RuntimeError instead."""
     return isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
 
 
 def _write_what_the_encoding_lacks_as_escapes(stdout: Any) -> None:
-    """Let a terminal without UTF-8 show a database named "é" as "\\xe9", not end in an error."""
-    out = getattr(stdout, "_out", None)  # of Django's OutputWrapper
+    """Let a terminal without UTF-8 show a database named "é" as "\\xe9", instead of failing."""
+    out = getattr(stdout, "_out", None)  # an attribute of Django's OutputWrapper
     if isinstance(out, TextIOWrapper):
         out.reconfigure(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""`manage.py pgbouncer_ini`: the settings of the project as a configuration of PgBouncer."""
+"""`manage.py pgbouncer_ini`: writes the project's settings as a PgBouncer configuration."""
 
 import os
 import pwd
@@ -97,12 +97,12 @@ class Command(BaseCommand):
                 self._report([warning])
 
     def _report(self, lines: Sequence[str]) -> None:
-        """Print messages for the person who runs the command, not for the file."""
+        """Print messages to stderr, because stdout may be redirected to the file."""
         self.stderr.write("\n  ".join(lines), lambda line: line)
 
 
 def _write(options: dict[str, Any], targets: Sequence[Target], plan: Plan) -> list[str]:
-    """Write the files into a directory; returns what was done. Raises ValueError, one sentence."""
+    """Write the files to a directory; return what was done. Raises ValueError with one sentence."""
     directory: Path = options["output"]
     if options["userlist"]:
         raise ValueError("--output writes both files: leave out --userlist.")
@@ -139,9 +139,9 @@ def _plan(targets: Sequence[Target], options: dict[str, Any]) -> Plan:
 
 
 def _account(targets: Sequence[Target], output: Path | None) -> str | None:
-    """Who root's PgBouncer should be: one who can read the files or reach the server, and not root.
+    """Return the account for root's PgBouncer: not root, but able to read the files or connect.
 
-    None: it is known, but has no name here, as in a container.
+    None if that account is known, but has no name here, as in a container.
     """
     for directory in [output, *(each.host for each in targets)]:
         if directory and os.path.isdir(directory) and (owner := os.stat(directory).st_uid):
@@ -153,7 +153,7 @@ def _account(targets: Sequence[Target], output: Path | None) -> str | None:
 
 
 def _warnings(targets: Sequence[Target], plan: Plan, output: Path | None) -> list[str]:
-    """Return what PgBouncer cannot do with these files, a sentence each."""
+    """Return what PgBouncer cannot do with these files, one sentence each."""
     found = [f"Warning: {sentence}" for each in targets for sentence in each.unkept]
     if output and os.geteuid() == 0 and output.stat().st_uid == 0:
         found.append(
