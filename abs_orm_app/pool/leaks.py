@@ -38,6 +38,7 @@ class LeakWatch:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._collected_at = -inf
+        self._again_at = inf
         self._warned_at: dict[str | None, float] = {}
 
     def tend(self, now: float) -> float:
@@ -70,9 +71,9 @@ class LeakWatch:
     def collect_garbage(self, now: float) -> bool:
         """Collect garbage that may hold connections; True if that was done.
 
-        Each thread that has ended with a connection is a reason once, and so is an interruption.
-        Otherwise a request must have waited long. A collection that might not end before the next
-        deadline is postponed until no request waits.
+        Each thread that has ended with a connection is a reason twice, and so is an interruption:
+        their frames may live on for a moment. Otherwise a request must have waited long. A
+        collection that might not end before the next deadline is postponed until no request waits.
         """
         core = self._core
         if len(core.entries) - len(core.idle) < core.max_size:
@@ -80,7 +81,8 @@ class LeakWatch:
             return False
         waiters = copied(core.queue.waiters)
         orphans = [e for e in core.in_use if not e.examined and e.may_be_garbage()]
-        if waiters and not orphans and not core.interrupted:
+        has_reason = bool(orphans or core.interrupted)
+        if waiters and not has_reason and now < self._again_at:
             waits_long = now - waiters[0].began > COLLECT_AFTER
             if not waits_long or now - self._collected_at <= COLLECT_INTERVAL:
                 return False
@@ -91,6 +93,7 @@ class LeakWatch:
         for entry in orphans:
             entry.examined = True
         self._collected_at = now
+        self._again_at = now + COLLECT_AFTER if has_reason else inf
         collector.collect()
         return True
 

@@ -7,7 +7,7 @@ from time import monotonic
 from typing import Any
 
 from abs_orm_app.pool.leaks import Collector
-from tests.support.pools import AnyPool, give_back, opened, ours
+from tests.support.pools import AnyPool, Call, give_back, opened, ours
 from tests.support.servers import Server
 
 MANY = 25  # Python reuses the memory of shorter tuples, and then collects nothing
@@ -53,3 +53,30 @@ def test_a_finalizer_may_return_a_connection_while_the_pool_is_looked_at(shared:
         finally:
             gc.set_threshold(*before)
             give_back(pool, held)
+
+
+def test_a_connection_comes_back_that_was_no_garbage_yet_when_its_thread_had_just_ended(
+    shared: Server,
+) -> None:
+    """A thread counts as ended a moment before it drops its frames, and what they refer to."""
+    frames: list[Any] = []
+
+    def drop_frames(phase: str, _: object) -> None:
+        if phase == "stop":
+            frames.clear()
+
+    with opened(ours, shared.conninfo, min_size=1, max_size=1, timeout=20) as pool:
+
+        def take() -> None:
+            cycle: list[Any] = [pool.getconn()]
+            cycle.append(cycle)
+            frames.append(cycle)
+
+        gc.disable()
+        gc.callbacks.append(drop_frames)
+        try:
+            Call(take).result(within=20)
+            pool.putconn(pool.getconn())
+        finally:
+            gc.callbacks.remove(drop_frames)
+            gc.enable()
