@@ -47,9 +47,9 @@ class Pristine:
     server_cursor_factory: Any
     adapters: AdaptersMap
     time_zone: tzinfo | None  # of the datetimes that it reads
-    handlers: tuple[Any, Any]  # of libpq's notices and notifications
-    hear_notices: tuple[Any, ...]  # its handlers of them
-    hear_notifies: tuple[Any, ...]
+    of_libpq: tuple[Any, Any]  # its handlers of notices and notifications
+    notice_handlers: tuple[Any, ...]
+    notify_handlers: tuple[Any, ...]
 
 
 def prepare(connection: Connection[Any], isolation_level: Any) -> None:
@@ -70,9 +70,9 @@ def prepare(connection: Connection[Any], isolation_level: Any) -> None:
         server_cursor_factory=connection.server_cursor_factory,
         adapters=AdaptersMap(connection.adapters),
         time_zone=getattr(loader, "timezone", None),
-        handlers=(connection.pgconn.notice_handler, connection.pgconn.notify_handler),
-        hear_notices=tuple(connection._notice_handlers),
-        hear_notifies=tuple(connection._notify_handlers),
+        of_libpq=(connection.pgconn.notice_handler, connection.pgconn.notify_handler),
+        notice_handlers=tuple(connection._notice_handlers),
+        notify_handlers=tuple(connection._notify_handlers),
     )
     setattr(connection, PRISTINE, pristine)
 
@@ -102,16 +102,16 @@ def clean(connection: Connection[Any], change: Change | None, message: bytes) ->
 
 
 def forget_handlers(connection: Any) -> None:
-    """Before receivers of `connection_created` add theirs again, or there would be ever more."""
+    """Remove the handlers that were added since `prepare`."""
     pristine: Pristine = getattr(connection, PRISTINE)
-    connection._notice_handlers[:] = pristine.hear_notices
-    connection._notify_handlers[:] = pristine.hear_notifies
+    connection._notice_handlers[:] = pristine.notice_handlers
+    connection._notify_handlers[:] = pristine.notify_handlers
 
 
 @cache
 def _own_names(connection_class: Any) -> frozenset[str]:
-    """Return the attributes of a new connection. It looks at one that is not used: CPython 3.11
-    makes each access to an attribute slower once `vars` was called.
+    """Return the names of a new connection's attributes. They are those of an unused one, because
+    CPython 3.11 makes each later access to an object's attributes slower after `vars`.
     """
     return frozenset(vars(connection_class(CLOSED))) | {PRISTINE, LEASE, ENTRY, "_pool"}
 
@@ -128,12 +128,11 @@ def _restore(connection: Connection[Any], pristine: Pristine) -> None:
     connection._adapters = AdaptersMap(pristine.adapters)
     own_class: Any = type(connection)
     for name in vars(connection).keys() - _own_names(own_class):
-        delattr(connection, name)  # a mark such as "is set up", which it is no more
+        delattr(connection, name)  # a mark such as "is set up", which is no longer true
     pgconn = connection.pgconn
-    pgconn.notice_handler, pgconn.notify_handler = pristine.handlers
+    pgconn.notice_handler, pgconn.notify_handler = pristine.of_libpq
     pgconn.untrace()
-    connection._notice_handlers.clear()
-    connection._notify_handlers.clear()
+    forget_handlers(connection)
     while pgconn.notifies():
         pass
     if backlog := getattr(connection, "_notifies_backlog", None):  # psycopg < 3.2.4 has none

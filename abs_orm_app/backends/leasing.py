@@ -161,7 +161,7 @@ class LeasingMixin(Base):
 
     def _new_lease(self, connection: Any) -> Lease:
         if connection_created.receivers:
-            forget_handlers(connection)
+            forget_handlers(connection)  # receivers add theirs again at each lease
         if self._early:
             wanted: Any = ALWAYS
         elif thread.in_request:

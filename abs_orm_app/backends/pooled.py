@@ -31,6 +31,7 @@ from abs_orm_app.config.application_name import process_name
 from abs_orm_app.config.credentials import current_password, is_rotating
 from abs_orm_app.config.entry import KEY, AppOptions, OwnSettings, app_options
 from abs_orm_app.config.parameters import Parameters
+from abs_orm_app.environment import refused
 from abs_orm_app.pool import registry
 from abs_orm_app.pool.core import Hooks
 from abs_orm_app.pool.registry import notice_fork, pools, register_child_exit_hook
@@ -125,7 +126,6 @@ class PooledMixin(LeasingMixin):
             self.close_pool()
 
     def _build_pool(self, options: Any) -> HardenedPool:
-        from abs_orm_app.environment import refused
         from abs_orm_app.pool.pool import HardenedPool
 
         options = {} if options is True else options
