@@ -34,20 +34,13 @@ def peer() -> Peer:
 
 
 def application_client() -> Client:
-    """As a project does it: through Django's connection, which belongs to the calling thread."""
+    """As a project does it: through Django's connection of this thread, whose `cursor()` connects;
+    and what Django does after each request.
+    """
     if peer().engine is None:
         return pool_client()
     wrapper = django_wrapper()
-
-    def take() -> Any:
-        wrapper.close_if_health_check_failed()  # as Django does before each cursor
-        wrapper.ensure_connection()
-        return wrapper
-
-    def give(_: Any) -> None:
-        wrapper.close_if_unusable_or_obsolete()  # as Django does after each request
-
-    return Client(take, give)
+    return Client(lambda: wrapper, lambda _: wrapper.close_if_unusable_or_obsolete())
 
 
 def pool_client() -> Client:

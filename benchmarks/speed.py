@@ -8,7 +8,7 @@ from functools import cache, partial
 from time import perf_counter
 from typing import Any
 
-from benchmarks.clients import Client, application_client, pool_client
+from benchmarks.clients import Client, django_wrapper, pool_client
 from benchmarks.distance import distant, measure_round_trip, through
 from benchmarks.figure import (
     Effort,
@@ -123,7 +123,14 @@ def time_checkouts(seconds: float) -> float:
 
 
 def time_uses(seconds: float) -> float:
-    return _mean(partial(_use, application_client()), seconds)
+    wrapper = django_wrapper()
+
+    def use() -> None:
+        wrapper.close_if_health_check_failed()  # as `cursor()` does
+        wrapper.ensure_connection()
+        wrapper.close_if_unusable_or_obsolete()
+
+    return _mean(use, seconds)
 
 
 def _use(client: Client) -> None:
