@@ -62,6 +62,9 @@ def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Server, Standby, Prox
     ):
         with first.admin() as admin:
             admin.execute(CREATE)
+        with second.admin() as admin:
+            found = "SELECT to_regclass('written') IS NOT NULL"
+            wait_until(lambda: admin.execute(found).fetchone() == (True,), "the standby to have it")
         yield first, second, address
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from abs_orm_app.pool import messages
 from abs_orm_app.pool.holders import Holder
 from abs_orm_app.pool.server_errors import Fault, classify
 from tests.support.projects import STOCK, entry
-from tests.support.servers import PASSWORD_OVER_TCP, Server
+from tests.support.servers import PASSWORD_OVER_TCP, Server, wait_until
 
 pytestmark = pytest.mark.server(
     {"max_connections": "6", "superuser_reserved_connections": "3"}
@@ -152,6 +152,19 @@ def test_each_message_of_the_pool_is_rendered_here() -> None:
 # What others say
 
 
+def connected(conninfo: str) -> psycopg.Connection[Any]:
+    """The server counts a session that it has refused for a moment longer."""
+    made: list[psycopg.Connection[Any]] = []
+
+    def connects() -> bool:
+        with suppress(psycopg.OperationalError):
+            made.append(psycopg.connect(conninfo))
+        return bool(made)
+
+    wait_until(connects, "a free slot")
+    return made[0]
+
+
 def theirs(server: Server) -> Iterator[str]:
     """What PostgreSQL, psycopg, psycopg_pool, Django and the settings say, each in such a case."""
 
@@ -167,7 +180,7 @@ def theirs(server: Server) -> Iterator[str]:
     with ExitStack() as stack:
         for conninfo in [app] * 3 + [server.conninfo] * 3:
             yield refused(app) if conninfo != app else ""
-            stack.enter_context(psycopg.connect(conninfo))
+            stack.enter_context(connected(conninfo))
         yield refused(app)
     with psycopg.connect(server.conninfo, autocommit=True) as conn:
         conn.execute("SET default_transaction_read_only = on")

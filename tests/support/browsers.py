@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from django.core.management import call_command
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
+from selenium.webdriver.support.expected_conditions import staleness_of
+from selenium.webdriver.support.wait import WebDriverWait
 
 from abs_project.demo import PAGE
 from tests.support.processes import DEADLINE, GUNICORN, Web, run, web_server
@@ -86,7 +88,9 @@ class Site:
         chromium.get(f"{self.url}/admin/login/?next={PAGE}")
         for field in ("username", "password"):
             chromium.find_element(By.NAME, field).send_keys(user)
-        chromium.find_element(By.CSS_SELECTOR, "[type=submit]").click()
+        submit = chromium.find_element(By.CSS_SELECTOR, "[type=submit]")
+        submit.click()
+        WebDriverWait(chromium, DEADLINE).until(staleness_of(submit), "the next page")
 
 
 def make_users() -> None:
