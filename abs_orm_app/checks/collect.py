@@ -12,7 +12,7 @@ from abs_orm_app.checks.finding import Finding
 from abs_orm_app.checks.lease_rules import lease_findings
 from abs_orm_app.checks.pooler_rules import pooler_findings
 from abs_orm_app.checks.server_rules import server_not_asked, session_findings
-from abs_orm_app.checks.system_checks import deployment_findings, settings_findings
+from abs_orm_app.checks.without_server import deployment_findings, settings_findings
 from abs_orm_app.environment import SettingsError, pool_processes
 from abs_orm_app.facts.connection_test import probe
 from abs_orm_app.facts.databases import Configured

@@ -8,7 +8,7 @@ import pytest
 
 from abs_orm_app.checks.adoption_rules import adoption_findings, unread_settings
 from abs_orm_app.checks.production_rules import deploy_findings
-from abs_orm_app.checks.system_checks import settings_findings
+from abs_orm_app.checks.without_server import settings_findings
 from abs_orm_app.environment import database_from_env
 from abs_orm_app.facts.databases import configured
 from tests.support.aliases import facts, from_env, ids

@@ -9,7 +9,7 @@ import pytest
 
 from abs_orm_app.checks.finding import Finding
 from abs_orm_app.checks.lease_rules import lease_findings
-from abs_orm_app.checks.system_checks import settings_findings
+from abs_orm_app.checks.without_server import settings_findings
 from abs_orm_app.facts.databases import configured
 from abs_orm_app.facts.report import Report, Usage, report
 from tests.support.aliases import facts, from_env, ids, pool

@@ -10,7 +10,7 @@ import pytest
 from django.conf import settings
 
 from abs_orm_app.checks.package_rules import PACKAGES, package_findings
-from abs_orm_app.checks.system_checks import settings_findings
+from abs_orm_app.checks.without_server import settings_findings
 from abs_orm_app.facts.databases import configured_databases
 from tests.support.projects import OURS, STOCK, database
 
