@@ -348,7 +348,7 @@ def origin(entry: dict[str, Any]) -> tuple[Any, ...]:
     """Return the parts of a DATABASES entry that define its connections: where they lead, as which
     user, and how they are set up and cleaned.
     """
-    extra = entry.get(KEY)
+    extra = entry.get(KEY)  # without a call, as each lease needs it
     if not isinstance(extra, dict):
         extra = app_options(entry)
     return (
